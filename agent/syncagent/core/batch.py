@@ -1,0 +1,61 @@
+"""What one shipment says of itself; the rows travel beside it as COPY bytes.
+
+Invariant: a batch is the range of cuts `(after, upto]` of one origin, in the state the rows had at
+`upto`, and names the context of every cut in that range, so that each row's own dot stays exact.
+"""
+
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+
+Form = Literal["plain", "exact"]
+
+
+class Table(msgspec.Struct, frozen=True, order=True):
+    """A table as every site knows it."""
+
+    schema: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+class Stream(msgspec.Struct, frozen=True):
+    """Rows of one table. `plain` rows have implicit stamps and only their columns; `exact` rows carry
+    `_stamp uuid, _cut int8, _deleted bool` before them. `size` is the length of the raw COPY bytes."""
+
+    table: Table
+    form: Form
+    columns: tuple[str, ...]
+    rows: int
+    size: int
+
+
+class CutContext(msgspec.Struct, frozen=True):
+    """The frontier the origin had when it made a cut."""
+
+    cut: int
+    frontier: dict[int, int]
+
+
+class BatchHeader(msgspec.Struct, frozen=True):
+    """`newest` is the largest clock (hlc) of any stamp in the batch, 0 if there is none."""
+
+    origin: int
+    after: int
+    upto: int
+    upto_id: UUID
+    contexts: tuple[CutContext, ...]
+    newest: int
+    streams: tuple[Stream, ...]
+
+    @property
+    def context(self) -> dict[int, int]:
+        """The frontier of the origin at `upto`."""
+        return self.contexts[-1].frontier
+
+    @property
+    def rows(self) -> int:
+        return sum(stream.rows for stream in self.streams)

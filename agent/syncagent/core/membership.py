@@ -1,0 +1,12 @@
+"""Who belongs to the cluster."""
+
+import msgspec
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Another site. Without an `address` it dials us; `sha256` is the hex digest of its DER certificate."""
+
+    name: str
+    node: int
+    address: str | None
+    sha256: str

@@ -1,0 +1,98 @@
+"""Every error syncagent raises on purpose: what happened, where, and what to do.
+
+    SyncagentError
+    ├── UsageError            the command or the configuration asks for something impossible
+    ├── RefusedError          the request was understood and may not be done
+    ├── DatabaseError         the site's PostgreSQL
+    │   ├── Unreachable       no connection, or it went away
+    │   ├── LacksPrivilege    a grant is missing
+    │   ├── Contended         a lock was not to be had in time: roll back, try again
+    │   ├── ConstraintBroken  rows that break a constraint of the table
+    │   ├── Inexact           plain rows met metadata: ask for the batch in exact form
+    │   └── DiskFull          no space left where PostgreSQL writes
+    ├── ProtocolError         a peer sent what the protocol does not allow
+    │   └── DamagedFrame      bytes that do not match their digest, or stop too early
+    └── TrustError            a certificate that is not listed, or not the one expected
+
+Invariant: a message never holds a password or a key; `hint` is a thing the reader can do.
+"""
+
+
+class SyncagentError(Exception):
+    """Base of all. `recoverable` says whether trying again unchanged can succeed."""
+
+    recoverable = False
+
+    def __init__(self, message: str, *, detail: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.hint = hint
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if self.detail:
+            parts.append(self.detail)
+        if self.hint:
+            parts.append(f"hint: {self.hint}")
+        return "\n".join(parts)
+
+
+class UsageError(SyncagentError):
+    """The command or the configuration asks for something impossible."""
+
+
+class RefusedError(SyncagentError):
+    """Understood, and may not be done."""
+
+
+class DatabaseError(SyncagentError):
+    """The site's PostgreSQL said no."""
+
+
+class Unreachable(DatabaseError):
+    """No connection to the site's PostgreSQL, or it went away."""
+
+    recoverable = True
+
+
+class LacksPrivilege(DatabaseError):
+    """The role lacks a grant."""
+
+
+class Contended(DatabaseError):
+    """A lock was not to be had in time; nothing was changed."""
+
+    recoverable = True
+
+
+class ConstraintBroken(DatabaseError):
+    """Rows of a batch break a constraint of their table."""
+
+    recoverable = True
+
+
+class Inexact(DatabaseError):
+    """Plain rows met metadata of their keys: the batch is needed in exact form."""
+
+    recoverable = True
+
+
+class DiskFull(DatabaseError):
+    """No space left where PostgreSQL writes."""
+
+    recoverable = True
+
+
+class ProtocolError(SyncagentError):
+    """A peer sent what the protocol does not allow."""
+
+
+class DamagedFrame(ProtocolError):
+    """Bytes that do not match their digest, or stop too early."""
+
+    recoverable = True
+
+
+class TrustError(SyncagentError):
+    """A certificate that is not listed, or not the one expected."""

@@ -1,0 +1,136 @@
+"""What the services need of the site's database.
+
+Invariant: a call either did all of what it says, durably where it says so, or nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from uuid import UUID
+
+from syncagent.core.batch import BatchHeader
+from syncagent.core.inbox import Position
+from syncagent.core.outbox import Group
+from syncagent.services.ports import Spool, SpoolFactory
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Where the site stands, read after every connect."""
+
+    last: int
+    last_id: UUID | None
+    context: dict[int, int]
+    positions: dict[int, Position]
+    floor: int
+    parked: int
+
+    @property
+    def frontier(self) -> dict[int, int]:
+        return {node: position.cut for node, position in self.positions.items()}
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """One group's batch, read under the snapshot of the cut that ends it."""
+
+    group: Group
+    header: BatchHeader
+    spool: Spool
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A committed, flushed cut."""
+
+    number: int
+    id: UUID
+    frontier: dict[int, int]
+    rows: int
+    empty: bool
+    shipments: tuple[Shipment, ...]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A committed merge: rows written, conflicts noticed, rows parked."""
+
+    taken: int
+    conflicts: int
+    parked: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asked of the agent."""
+
+    id: UUID
+    verb: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PeerState:
+    """What the agent knows of a peer, for people."""
+
+    node: int
+    linked: bool
+    paused: bool
+    frontier: dict[int, int]
+    parked: int
+    rtt: float | None
+    clock_offset: float | None
+    waiting: str | None
+    trouble: str | None
+
+
+class Origin(Protocol):
+    """The site as an origin."""
+
+    async def pending(self) -> bool:
+        """Whether a cut would find something committed that no cut has folded."""
+
+    async def cut(self, groups: Sequence[Group], *, force: bool, spools: SpoolFactory) -> Cut | None:
+        """Fold the log and read every group's rows in the same snapshot; None if there was nothing and
+        it is not forced. Raises Contended if a table is locked; nothing is changed then."""
+
+    async def cut_id(self, number: int) -> UUID | None:
+        """The id of a cut, while it is kept."""
+
+
+class Replica(Protocol):
+    """The site as a receiver."""
+
+    async def apply(self, header: BatchHeader, spool: Spool, *, attempt: int) -> Applied:
+        """Merge a batch and move the frontier in one transaction. `attempt` counts earlier refusals: from
+        the third on it waits for a refused row first. Raises Contended, Inexact, DatabaseError."""
+
+    async def retry_parked(self) -> int:
+        """Try parked rows again; returns how many are left."""
+
+
+class Keeper(Protocol):
+    """What keeps metadata small, and speaks with people."""
+
+    async def load(self) -> Loaded: ...
+
+    async def compact(self) -> int:
+        """Drop what is settled; returns how many entries went."""
+
+    async def trim(self) -> int:
+        """Empty slots of the log whose entries are all folded; returns how many."""
+
+    async def requests(self) -> list[Request]: ...
+
+    async def answer(self, request: UUID, answer: dict[str, Any]) -> None: ...
+
+    async def report(self, peers: Sequence[PeerState], waiting: str | None, trouble: str | None) -> None:
+        """Make the state visible in SQL."""
+
+    async def paused(self) -> set[int]:
+        """Peers whose batches are not to be applied for now."""
+
+    async def set_paused(self, nodes: Sequence[int], paused: bool) -> None: ...
+
+    async def blockers(self) -> str | None:
+        """Who holds what the merge waits for, in words; None if nobody."""

@@ -1,0 +1,132 @@
+"""Cuts: one REPEATABLE READ transaction that folds the log and reads the changed rows out.
+
+Invariant: bytes are handed out only after the commit of the cut that names them was flushed to disk.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from syncagent.core.batch import BatchHeader, CutContext, Stream, Table
+from syncagent.core.outbox import Group
+from syncagent.services.ports import Spool, SpoolFactory
+from syncagent.services.store import Cut, Shipment
+from syncagent.storage.borders import border
+
+_NOTHING = 21
+"""Length of a binary COPY of no rows: signature, flags, extension, trailer."""
+_context = msgspec.json.Decoder(dict[int, int])
+
+
+class _Stream:
+    """COPY output on its way into a spool; a COPY without rows leaves no trace."""
+
+    def __init__(self, spool: Spool, index: int) -> None:
+        self._spool, self._index = spool, index
+        self._held: list[bytes] | None = []
+        self.size = 0
+
+    async def write(self, data: bytes) -> None:
+        self.size += len(data)
+        if self._held is None:
+            await self._spool.write(self._index, data)
+            return
+        self._held.append(data)
+        if self.size > _NOTHING:
+            held, self._held = self._held, None
+            await self._spool.write(self._index, b"".join(held))
+
+
+class PostgresOrigin:
+    """The Origin of the services. `merging` excludes merges and compaction while a cut is made."""
+
+    def __init__(self, session: asyncpg.Connection, poll: asyncpg.Connection, merging: asyncio.Lock, node: int) -> None:
+        self._session, self._poll, self._merging, self._node = session, poll, merging, node
+
+    async def pending(self) -> bool:
+        with border():
+            return bool(await self._poll.fetchval("select syncagent._pending()"))
+
+    async def cut_id(self, number: int) -> UUID | None:
+        with border():
+            return await self._poll.fetchval("select id from syncagent.cut where number = $1", number)
+
+    async def cut(self, groups: Sequence[Group], *, force: bool, spools: SpoolFactory) -> Cut | None:
+        shipments: list[Shipment] = []
+        try:
+            async with self._merging:
+                with border():
+                    cut, settle = await self._cut(groups, force, spools, shipments)
+                    if settle:
+                        await self._session.fetchval("select syncagent._settle()")
+        except BaseException:
+            for shipment in shipments:
+                await shipment.spool.close()
+            raise
+        return cut
+
+    async def _cut(
+        self, groups: Sequence[Group], force: bool, spools: SpoolFactory, shipments: list[Shipment]
+    ) -> tuple[Cut | None, bool]:
+        session = self._session
+        transaction = session.transaction(isolation="repeatable_read")
+        await transaction.start()
+        try:
+            # Before the snapshot: a table that is rewritten after it would read as empty.
+            await session.execute("lock table syncagent.merge_lock in exclusive mode")
+            statement = await self._poll.fetchval("select syncagent._lock_statement()")
+            if statement is not None:
+                await session.execute(statement)
+            made = await session.fetchrow("select * from syncagent._fold($1)", force)
+            if made is not None:
+                for group in groups:
+                    shipments.append(await self._read(group, made["number"], made["id"], spools))
+                frontier = _context.decode(
+                    await session.fetchval(
+                        "select context::text from syncagent.context where node = $1 and cut = $2", self._node, made["number"]
+                    )
+                )
+        except BaseException:
+            await transaction.rollback()
+            raise
+        if made is None:
+            await transaction.rollback()
+            return None, bool(await session.fetchval("select exists (select from syncagent.settling)"))
+        await transaction.commit()
+        cut = Cut(made["number"], made["id"], frontier, made["rows"], made["rows"] == 0, tuple(shipments))
+        return cut, bool(made["settle"])
+
+    async def _read(self, group: Group, upto: int, upto_id: UUID, spools: SpoolFactory) -> Shipment:
+        """Read the range of one group into a spool, table by table, untouched."""
+        session = self._session
+        contexts = await session.fetch(
+            "select cut, context::text as context, newest from syncagent._contexts($1, $2)", group.after, upto
+        )
+        spool = spools(f"{self._node}:{group.after}-{upto}")
+        try:
+            streams: list[Stream] = []
+            for part in await session.fetch(
+                "select * from syncagent._shipment($1, $2, $3)", group.after, upto, group.plain
+            ):
+                output = _Stream(spool, len(streams))
+                status = await session.copy_from_query(part["query"], output=output.write, format="binary")
+                if rows := int(status.split()[1]):
+                    table = Table(part["schema_name"], part["table_name"])
+                    streams.append(Stream(table, part["form"], tuple(part["columns"]), rows, output.size))
+            await spool.seal()
+        except BaseException:
+            await spool.close()
+            raise
+        header = BatchHeader(
+            origin=self._node,
+            after=group.after,
+            upto=upto,
+            upto_id=upto_id,
+            contexts=tuple(CutContext(row["cut"], _context.decode(row["context"])) for row in contexts),
+            newest=max(row["newest"] for row in contexts),
+            streams=tuple(streams),
+        )
+        return Shipment(group, header, spool)

@@ -1,0 +1,60 @@
+"""Sessions of the agent: pinned settings, so that the same bytes come out of every site.
+
+Invariant: a session that is handed out has its work tables, its settings, and the role of the agent.
+"""
+
+import asyncpg
+
+from syncagent.core import limits
+from syncagent.errors import DatabaseError
+from syncagent.storage.borders import border
+
+PINNED = {
+    "search_path": "pg_catalog, pg_temp",
+    "datestyle": "ISO, MDY",
+    "timezone": "UTC",
+    "intervalstyle": "postgres",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
+    "lc_monetary": "C",
+    "default_transaction_isolation": "read committed",
+    "default_transaction_read_only": "off",
+    "statement_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "jit": "off",
+}
+OLDEST = 140000
+
+
+async def connect(dsn: str, purpose: str) -> asyncpg.Connection:
+    """A plain session. Raises Unreachable, DatabaseError (login, database, a server below 14)."""
+    with border():
+        connection = await asyncpg.connect(
+            dsn,
+            timeout=10,
+            server_settings={**PINNED, "application_name": f"syncagent {purpose}"},
+            statement_cache_size=200,
+        )
+        version = int(await connection.fetchval("select current_setting('server_version_num')"))
+    if version < OLDEST:
+        await connection.close(timeout=2)
+        raise DatabaseError(
+            f"this server is PostgreSQL {version // 10000}; syncagent needs 14 or newer", hint="upgrade the server"
+        )
+    return connection
+
+
+async def working(dsn: str, purpose: str, *, replica: bool) -> asyncpg.Connection:
+    """A session that moves rows: plans made for the sizes at hand, short lock waits, and, to apply,
+    `session_replication_role = replica`, so that neither triggers nor foreign keys fire."""
+    connection = await connect(dsn, purpose)
+    milliseconds = int(limits.LOCK_TIMEOUT * 1000)
+    with border():
+        await connection.execute(
+            f"set plan_cache_mode = force_custom_plan; set lock_timeout = {milliseconds}; set synchronous_commit = "
+            + ("off" if replica else "on")
+        )
+        if replica:
+            await connection.execute("set session_replication_role = replica")
+        await connection.execute("select syncagent._prepare_session()")
+    return connection

@@ -1,0 +1,193 @@
+-- syncagent: the SQL side of one site.
+--
+-- The application writes its own tables. Statement triggers append the keys each statement touched to
+-- `log` (30). The agent makes a *cut*: one REPEATABLE READ transaction that folds the log into version
+-- tables and reads the changed rows out with COPY (40). At the other sites it stages those bytes and merges
+-- them, set by set (50). What a person asks is answered by the views and functions of 60.
+--
+-- Names that start with an underscore are the agent's. One version table, one capture function and four
+-- merge functions are generated per attached table, with its number in their names (30).
+
+create schema syncagent;
+comment on schema syncagent is 'syncagent: multi-master replication. Managed by `syncagent db`; see syncagent.status';
+
+-- Who this database is -------------------------------------------------------------------------------------
+
+create table syncagent.local_site (
+    only_row    boolean primary key default true check (only_row),
+    site        uuid not null,
+    name        text not null,
+    node        integer not null check (node between 1 and 65535),
+    incarnation uuid not null,
+    tail        bigint not null
+);
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash';
+
+create table syncagent.member (
+    node integer primary key,
+    name text not null unique
+);
+comment on table syncagent.member is 'every site of the cluster, this one included; all of them count for stability';
+
+create table syncagent.replicated (
+    id          integer generated always as identity primary key,
+    relation    regclass not null unique,
+    schema_name name not null,
+    table_name  name not null,
+    strategy    text not null default 'lww' check (strategy in ('lww')),
+    key_columns name[] not null,
+    derived     boolean not null,
+    columns     name[] not null,
+    collected   uuid not null default '00000000-0000-0000-0000-000000000000',
+    text_hash   text not null default '',
+    attached_at timestamptz not null default now(),
+    unique (schema_name, table_name)
+);
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here';
+
+-- Captured statements --------------------------------------------------------------------------------------
+-- A ring of slots by the entry's own clock: two seconds each, sixteen of them. A slot is truncated once all it
+-- holds is folded, so a cut scans seconds of entries, without an index that every write would pay for.
+
+create table syncagent.log (
+    xid      xid8 not null,
+    relation integer not null,
+    op       "char" not null,
+    hlc      bigint not null,
+    keys     uuid[] not null,
+    odd      text[]
+) partition by list (((hlc >> 23) & 15));
+comment on table syncagent.log is 'one entry per captured statement: I, U or D and the keys it touched; odd carries the key columns of derived keys';
+
+do $$
+begin
+    for v_slot in 0..15 loop
+        execute format(
+            'create table syncagent.log_%s partition of syncagent.log for values in (%s) with (autovacuum_enabled = off)',
+            v_slot, v_slot);
+    end loop;
+end
+$$;
+
+-- What has been cut here -----------------------------------------------------------------------------------
+
+create table syncagent.cut (
+    number   bigint primary key,
+    id       uuid not null unique,
+    previous uuid,
+    taken    pg_snapshot not null,
+    rows     bigint not null,
+    newest   bigint not null,
+    made_at  timestamptz not null default clock_timestamp()
+);
+comment on table syncagent.cut is 'cuts of this site that some member has not applied yet, and the last one';
+
+create table syncagent.cut_keys (
+    cut      bigint not null,
+    relation integer not null,
+    keys     uuid[] not null
+);
+create index cut_keys_cut on syncagent.cut_keys (cut, relation);
+comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; the only record of rows with implicit stamps';
+
+create table syncagent.frontier (
+    node    integer primary key,
+    cut     bigint not null,
+    cut_id  uuid,
+    context jsonb not null default '{}',
+    applied_at timestamptz not null default clock_timestamp()
+);
+comment on table syncagent.frontier is 'the last cut applied of every origin, and what that origin had applied when it made it';
+
+create table syncagent.context (
+    node    integer not null,
+    cut     bigint not null,
+    context jsonb not null,
+    applied pg_snapshot,
+    primary key (node, cut)
+);
+comment on table syncagent.context is 'frontier of an origin at each of its cuts, until stable; applied is the snapshot in which it was applied here';
+
+-- What is unsettled ----------------------------------------------------------------------------------------
+
+create table syncagent.settling (
+    relation integer not null,
+    key      uuid not null,
+    primary key (relation, key)
+);
+comment on table syncagent.settling is 'rows found alive under a newer tombstone; the agent writes them anew';
+
+create table syncagent.parked_row (
+    relation integer not null,
+    key      uuid not null,
+    stamp    uuid not null,
+    node     integer not null,
+    cut      bigint not null,
+    image    text not null,
+    shown    jsonb not null,
+    sqlstate text not null,
+    reason   text not null,
+    since    timestamptz not null default clock_timestamp(),
+    primary key (relation, key)
+);
+comment on table syncagent.parked_row is 'rows that arrived and break a constraint here; retried after every batch';
+
+create table syncagent.conflict_record (
+    id            uuid primary key,
+    schema_name   name not null,
+    table_name    name not null,
+    key           uuid not null,
+    key_text      text not null,
+    kind          text not null,
+    strategy      text not null,
+    winning_stamp uuid not null,
+    losing_stamp  uuid not null,
+    winning_node  integer not null,
+    losing_node   integer not null,
+    winning_image jsonb,
+    losing_image  jsonb,
+    noticed_at    timestamptz not null default clock_timestamp(),
+    settled_how   text,
+    settled_at    timestamptz
+);
+create index conflict_record_key on syncagent.conflict_record (schema_name, table_name, key);
+create index conflict_record_time on syncagent.conflict_record (noticed_at);
+comment on table syncagent.conflict_record is 'every version that was overwritten unseen, with both images';
+
+-- The agent and its verbs ----------------------------------------------------------------------------------
+
+create table syncagent.merge_lock () with (autovacuum_enabled = off);
+comment on table syncagent.merge_lock is 'locked by a cut, a merge and a compaction, so that they exclude each other; always empty';
+
+create table syncagent.peer_state (
+    node       integer primary key,
+    linked     boolean not null default false,
+    paused     boolean not null default false,
+    frontier   jsonb not null default '{}',
+    parked     bigint not null default 0,
+    rtt        interval,
+    clock_offset interval,
+    waiting    text,
+    trouble    text,
+    changed_at timestamptz not null default clock_timestamp()
+);
+comment on table syncagent.peer_state is 'what the agent last knew of each peer: for people, never for the protocol';
+
+create table syncagent.agent_state (
+    only_row   boolean primary key default true check (only_row),
+    version    text not null,
+    started_at timestamptz not null,
+    waiting    text,
+    trouble    text
+);
+comment on table syncagent.agent_state is 'what the agent last said of itself';
+
+create table syncagent.request (
+    id          uuid primary key,
+    verb        text not null,
+    arguments   jsonb not null default '{}',
+    asked_at    timestamptz not null default clock_timestamp(),
+    answered_at timestamptz,
+    answer      jsonb
+);
+comment on table syncagent.request is 'what a person asked the running agent to do, and its answer';

@@ -1,0 +1,384 @@
+-- Capture: what a write costs the application, and how a table is attached.
+--
+-- Everything per table is generated here from templates. `{name}` in a template is replaced, in one pass, by
+-- values that are quoted already; the hash of all the text is kept, so that drift is visible.
+
+create function syncagent._render(p_template text, p_values jsonb) returns text
+    language sql immutable strict
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select string_agg(m[1] || case when p_values ? m[3] then p_values ->> m[3] else coalesce(m[2], '') end, '' order by n)
+    from regexp_matches(p_template, '([^{]*)(\{([a-z_]*)\}?)?', 'g') with ordinality as r (m, n)
+$$;
+comment on function syncagent._render is 'fill {names} of a template; values are never looked at again';
+
+create function syncagent._refuse_truncate() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    raise exception 'table %.% is replicated: TRUNCATE would not reach the other sites',
+            quote_ident(tg_table_schema), quote_ident(tg_table_name)
+        using errcode = 'SA001',
+              hint = format('select syncagent.truncate(%L)', format('%I.%I', tg_table_schema, tg_table_name));
+end
+$$;
+
+create function syncagent.truncate(p_table regclass) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_rows bigint;
+begin
+    execute format('delete from %s', p_table);
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$$;
+comment on function syncagent.truncate(regclass) is 'delete every row of a replicated table, here and at all sites; returns their number';
+
+-- Templates ------------------------------------------------------------------------------------------------
+
+create function syncagent._capture_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.capture_{id}() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+declare
+    v_rows bigint;
+begin
+    insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+    select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), k.keys {odd_array}
+    from (select array(select {key} from changed t limit 10000)) as k (keys)
+    where k.keys <> '{}';
+    get diagnostics v_rows = row_count;
+    if v_rows > 0 and (select count(*) from (select from changed limit 10001) as c) > 10000 then
+        insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+        select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
+        from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from changed t) as k
+        where k.chunk > 0
+        group by k.chunk;
+    end if;
+    return null;
+end
+$$;
+create function syncagent.capture_{id}_key() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+declare
+    t {table} := old;
+begin
+    insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+    values (pg_current_xact_id(), {id}, 'D', syncagent._tick(), array[{key}] {odd_old});
+    return null;
+end
+$$;
+revoke all on function syncagent.capture_{id}() from public;
+revoke all on function syncagent.capture_{id}_key() from public;
+create trigger syncagent_insert after insert on {table}
+    referencing new table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_update after update on {table}
+    referencing new table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_delete after delete on {table}
+    referencing old table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_key after update on {table}
+    for each row when ({key_changed}) execute function syncagent.capture_{id}_key();
+create trigger syncagent_truncate before truncate on {table}
+    for each statement execute function syncagent._refuse_truncate();
+$sql$ $template$;
+
+create function syncagent._version_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+{key_type}
+create type syncagent.row_{id} as ({stage_columns});
+create table syncagent.version_{id} (
+    key     uuid primary key,
+    stamp   uuid not null,
+    node    integer not null,
+    cut     bigint,
+    deleted boolean not null {version_key_types}
+) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+$sql$ $template$;
+
+create function syncagent._tokens(p_id integer) returns jsonb
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_table   syncagent.replicated;
+    v_name    text;
+    v_types   text[];  -- of the columns, as in the table
+    v_bases   text[];  -- the same, domains replaced by what they are made of
+    v_fixed   name[];  -- columns that UPDATE may not set
+    v_unique  name[];  -- columns of unique and exclusion constraints beside the key
+    v_n       integer;
+    v_odd     text;
+begin
+    select * into strict v_table from syncagent.replicated where id = p_id;
+    select format('%I.%I', n.nspname, c.relname) into strict v_name
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
+    v_n := cardinality(v_table.columns);
+    select array_agg(format_type(a.atttypid, -1) order by u.n),
+           array_agg(format_type(syncagent._base_type(a.atttypid), -1) order by u.n),
+           array_agg(a.attname) filter (where a.attidentity = 'a')
+    into strict v_types, v_bases, v_fixed
+    from unnest(v_table.columns) with ordinality as u (c, n)
+    join pg_attribute a on a.attrelid = v_table.relation and a.attname = u.c;
+    select array_agg(distinct a.attname) into v_unique
+    from pg_index i
+    join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = i.indexrelid and d.refobjid = i.indrelid and d.refobjsubid > 0
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = d.refobjsubid
+    where i.indrelid = v_table.relation and (i.indisunique or i.indisexclusion) and not i.indisprimary;
+    select array_agg(distinct a.attname) || v_unique into v_unique   -- constraints own their index: the columns hang on the constraint
+    from pg_constraint c cross join lateral unnest(c.conkey) as k (n)
+    join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.n
+    where c.conrelid = v_table.relation and c.contype in ('u', 'x');
+
+    return (
+        select jsonb_build_object(
+            'id', p_id, 'table', v_name, 'title', quote_literal(v_name),
+            'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
+            'columns', string_agg(format('%I', c), ', ' order by n),
+            'columns_typed', string_agg(format('c%s %s', n, v_types[n]), ', ' order by n),
+            'stage_columns', string_agg(format('c%s %s', n, v_bases[n]), ', ' order by n),
+            'stage_names', string_agg(format('c%s', n), ', ' order by n),
+            'stage_as_table', string_agg(format('s.c%s as %I', n, c), ', ' order by n),
+            't_columns', string_agg(format('t.%I', c), ', ' order by n),
+            's_columns', string_agg(format('s.c%s', n), ', ' order by n),
+            'v_columns', string_agg(case when k is null then format('t.%I', c) when v_table.derived then format('v.k%s', k) else 'v.key' end, ', ' order by n),
+            'k_columns', string_agg(case when k is null then format('t.%I', c) when v_table.derived then format('v.k%s', k) else 'k.key' end, ', ' order by n),
+            't_absent', format('t.%I is null', v_table.key_columns[1]),
+            't_eq_s', string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null),
+            'key_changed', string_agg(format('old.%1$I is distinct from new.%1$I', c), ' or ' order by k) filter (where k is not null),
+            'moved', coalesce(string_agg(format('t.%I is distinct from s.c%s', c, n), ' or ' order by n) filter (where k is null and c = any (v_unique)), 'false'),
+            'update', coalesce('update ' || v_name || ' t set '
+                || string_agg(format('%I = s.c%s', c, n), ', ' order by n) filter (where k is null and c <> all (coalesce(v_fixed, '{}')))
+                || format(' from (select s.*, %s as _key from pg_temp.stage_%s s) s join pg_temp.locked l on l.key = s._key', syncagent._stage_key(v_table), p_id)
+                || ' where t.ctid = l.tid and s._deleted is not true and not l.moved'
+                || ' and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);'
+                || ' get diagnostics v_rows = row_count; v_taken := v_taken + v_rows;', ''),
+            'stage', format('(select s.*, %s as _key from pg_temp.stage_%s s)', syncagent._stage_key(v_table), p_id)
+        ) || case when not v_table.derived then jsonb_build_object(
+            'key', format('t.%I', v_table.key_columns[1]), 'pinned', '',
+            't_eq_v', format('t.%I = v.key', v_table.key_columns[1]), 't_eq_f', format('t.%I = f.key', v_table.key_columns[1]),
+            't_eq_k', format('t.%I = k.key', v_table.key_columns[1]), 't_eq_kv', format('t.%I = k.key', v_table.key_columns[1]),
+            't_key_text', format('t.%I::text', v_table.key_columns[1]), 's_key_text', 's._key::text', 'v_key_text', 'v.key::text',
+            'odd_column', '', 'odd_array', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '',
+            'max_odd', 'null', 'unnest_entry', 'unnest(e.keys) as k (key)', 'decode_odd', '', 'key_type', '',
+            'version_key_types', '', 'version_key_columns', '', 'folded_key_columns', '', 's_key_columns', '',
+            'may_be_implicit', 'syncagent._timed(f.key)', 'key_of_text', 'p_key::uuid')
+        else jsonb_build_object(
+            'key', format('syncagent._name_uuid(row(%s)::text)', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
+            'pinned', E'\n    set datestyle = ''ISO, MDY'' set timezone = ''UTC'' set intervalstyle = ''postgres'' set extra_float_digits = 1 set bytea_output = ''hex''',
+            't_eq_v', string_agg(format('t.%I = v.k%s', c, k), ' and ' order by k) filter (where k is not null),
+            't_eq_f', string_agg(format('t.%I = o.k%s', c, k), ' and ' order by k) filter (where k is not null),
+            't_eq_k', 'false',
+            't_eq_kv', string_agg(format('t.%I = v.k%s', c, k), ' and ' order by k) filter (where k is not null),
+            't_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
+            's_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null)),
+            'v_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('v.k%s', k), ', ' order by k) filter (where k is not null)),
+            'odd_column', ', odd', 'max_odd', 'max(k.odd)', 'unnest_entry', 'unnest(e.keys, e.odd) as k (key, odd)',
+            'odd_array', format(', array(select row(%s)::text from changed t limit 10000)', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
+            'odd_agg', ', array_agg(k.odd)',
+            'odd_value', format(', row(%s)::text as odd', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
+            'odd_old', format(', array[row(%s)::text]', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
+            'odd_of_version', format(', array_agg(row(%s)::text)', string_agg(format('v.k%s', k), ', ' order by k) filter (where k is not null)),
+            'decode_odd', format('cross join lateral (select (f.odd::syncagent.key_%s).*) as o', p_id),
+            'key_type', format('create type syncagent.key_%s as (%s);', p_id, string_agg(format('k%s %s', k, v_bases[n]), ', ' order by k) filter (where k is not null)),
+            'version_key_types', ', ' || string_agg(format('k%s %s', k, v_bases[n]), ', ' order by k) filter (where k is not null),
+            'version_key_columns', ', ' || string_agg(format('k%s', k), ', ' order by k) filter (where k is not null),
+            'folded_key_columns', ', ' || string_agg(format('o.k%s', k), ', ' order by k) filter (where k is not null),
+            's_key_columns', ', ' || string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null),
+            'may_be_implicit', 'false',
+            'key_of_text', case count(k)
+                when 1 then format('syncagent._name_uuid(row(p_key::%s)::text)', max(v_bases[n]) filter (where k is not null))
+                else format('syncagent._name_uuid((p_key::syncagent.key_%s)::text)', p_id) end)
+        end
+        from (select u.c, u.n::integer, array_position(v_table.key_columns, u.c) as k from unnest(v_table.columns) with ordinality as u (c, n)) as u
+    );
+end
+$$;
+comment on function syncagent._tokens is 'what the templates of one attached table are filled with: quoted names, lists and join conditions';
+
+create function syncagent._base_type(p_type oid) returns oid
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with recursive up (oid, base) as (
+        select oid, typbasetype from pg_type where oid = p_type
+        union all
+        select t.oid, t.typbasetype from up join pg_type t on t.oid = up.base where up.base <> 0
+    ) select oid from up where base = 0
+$$;
+comment on function syncagent._base_type is 'the type below a domain';
+
+create function syncagent._stage_key(p_table syncagent.replicated) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case when p_table.derived then format('syncagent._name_uuid(row(%s)::text)', c.list) else c.list end
+    from (
+        select string_agg(format('s.c%s', array_position(p_table.columns, k.name)), ', ' order by k.n) as list
+        from unnest(p_table.key_columns) with ordinality as k (name, n)
+    ) as c
+$$;
+comment on function syncagent._stage_key is 'the row key of a staged row';
+
+-- Attach and detach ----------------------------------------------------------------------------------------
+
+create function syncagent._obstacles(p_table regclass, p_derive boolean)
+    returns table (problem text, hint text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with c as (
+        select c.*, n.nspname, format('%I.%I', n.nspname, c.relname) as name
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table
+    ), k as (
+        select count(*) as columns, bool_and(a.atttypid = 'uuid'::regtype) as uuid
+        from pg_index i cross join lateral unnest(i.indkey::smallint[]) as u (n)
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
+        where i.indrelid = p_table and i.indisprimary
+    )
+    select case c.relkind when 'v' then 'it is a view' when 'm' then 'it is a materialized view' when 'f' then 'it is a foreign table'
+                          when 'p' then 'it is partitioned' else 'it is not a table' end,
+           case c.relkind when 'v' then 'attach the tables below it' when 'm' then 'attach the tables below it'
+                          when 'p' then 'partitioned tables cannot be attached yet' else 'only ordinary tables can be attached' end
+    from c where c.relkind <> 'r'
+    union all
+    select 'it is a system table', 'only tables of the application can be attached'
+    from c where c.nspname in ('pg_catalog', 'information_schema', 'syncagent')
+    union all
+    select case c.relpersistence when 't' then 'it is temporary' else 'it is unlogged: a crash empties it' end,
+           case c.relpersistence when 't' then 'only permanent tables can be attached' else format('alter table %s set logged', c.name) end
+    from c where c.relkind = 'r' and c.relpersistence <> 'p'
+    union all
+    select 'it inherits, or others inherit from it', 'plain inheritance cannot be replicated' from c
+    where c.relkind = 'r' and exists (select from pg_inherits i where p_table in (i.inhrelid, i.inhparent))
+    union all
+    select 'it has no primary key', format('alter table %s add column id uuid not null default gen_random_uuid() primary key', c.name)
+    from c cross join k where c.relkind = 'r' and k.columns = 0
+    union all
+    select 'its primary key is not one uuid column', format('syncagent attach --derive-key %s', c.name)
+    from c cross join k where c.relkind = 'r' and k.columns > 0 and not (k.columns = 1 and k.uuid) and not p_derive
+    union all
+    select format('column %I is of type %s, which means something only inside this server', a.attname, format_type(a.atttypid, a.atttypmod)),
+           format('alter table %s alter column %I type text', c.name, a.attname)
+    from c join pg_attribute a on a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
+    where c.relkind = 'r' and (a.atttypid = any (array['oid', 'xid', 'cid', 'tid', 'xid8', 'pg_snapshot', 'pg_lsn']::regtype[])
+                               or format_type(a.atttypid, null) like 'reg%')
+    union all
+    select 'row-level security hides rows from the agent''s role', 'alter role the agent connects as: bypassrls'
+    from c where c.relkind = 'r' and c.relrowsecurity and row_security_active(p_table)
+    union all
+    select 'it is attached already', null from syncagent.replicated r where r.relation = p_table
+$$;
+comment on function syncagent._obstacles is 'why a table cannot be attached, and what mends it; no row if it can';
+
+create function syncagent._generate(p_id integer) returns text
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb := syncagent._tokens(p_id);
+    v_text   text;
+    v_hash   text;
+    r        record;
+begin
+    v_text := syncagent._render(
+        syncagent._version_template() || syncagent._capture_template() || syncagent._fold_template() || syncagent._settle_template()
+        || syncagent._compact_template() || syncagent._apply_template() || syncagent._inspect_template(), v_tokens);
+    v_hash := md5(v_text);
+    execute v_text;
+    for r in
+        select p.oid::regprocedure::text as name from pg_proc p
+        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', p_id)
+    loop
+        execute format('revoke all on function %s from public', r.name);
+        execute format('comment on function %s is %L', r.name, 'syncagent ' || v_hash);
+    end loop;
+    update syncagent.replicated set text_hash = v_hash where id = p_id;
+    return v_hash;
+end
+$$;
+comment on function syncagent._generate is 'make the version table, functions and triggers of an attached table; returns the hash of their text';
+
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean) returns integer
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_id      integer;
+    v_problem record;
+    v_tokens  jsonb;
+begin
+    select string_agg(problem, '; ') as problems, string_agg(o.hint, '; ') as hints into v_problem
+    from syncagent._obstacles(p_table, p_derive) as o;
+    if v_problem.problems is not null then
+        raise exception 'table % cannot be attached: %', p_table, v_problem.problems
+            using errcode = 'SA002', hint = coalesce(v_problem.hints, '');
+    end if;
+    insert into syncagent.replicated (relation, schema_name, table_name, key_columns, derived, columns)
+    select p_table, n.nspname, c.relname, k.names, not (cardinality(k.names) = 1 and k.uuid),
+           array(select a.attname from pg_attribute a
+                 where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    cross join lateral (
+        select array_agg(a.attname order by u.o) as names, bool_and(a.atttypid = 'uuid'::regtype) as uuid
+        from pg_index i cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (n, o)
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
+        where i.indrelid = p_table and i.indisprimary
+    ) as k
+    where c.oid = p_table
+    returning id into v_id;
+    perform syncagent._generate(v_id);
+    if p_ship_existing then
+        v_tokens := syncagent._tokens(v_id);
+        execute syncagent._render($sql$
+            insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+            select pg_current_xact_id(), {id}, 'I', syncagent._tick(), array_agg(k.key) {odd_agg}
+            from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from {table} t) as k
+            group by k.chunk $sql$, v_tokens);
+    end if;
+    return v_id;
+end
+$$;
+comment on function syncagent._attach is 'replicate a table from now on; its present rows are shipped too unless every site has them already';
+
+create function syncagent._detach(p_table regclass) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_id integer;
+    r    record;
+begin
+    delete from syncagent.replicated where relation = p_table returning id into v_id;
+    if v_id is null then
+        return false;
+    end if;
+    for r in select t.tgname from pg_trigger t where t.tgrelid = p_table and t.tgname in
+        ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
+    loop
+        execute format('drop trigger %I on %s', r.tgname, p_table);
+    end loop;
+    for r in
+        select p.oid::regprocedure::text as name from pg_proc p
+        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', v_id)
+    loop
+        execute format('drop function %s', r.name);
+    end loop;
+    execute format('drop table syncagent.version_%s', v_id);
+    execute format('drop type if exists syncagent.key_%s, syncagent.row_%1$s', v_id);
+    delete from syncagent.cut_keys where relation = v_id;
+    delete from syncagent.settling where relation = v_id;
+    delete from syncagent.parked_row where relation = v_id;
+    return true;
+end
+$$;
+comment on function syncagent._detach is 'stop replicating a table here; its rows stay';

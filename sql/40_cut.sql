@@ -1,0 +1,450 @@
+-- Cuts at the origin: fold the log into versions, ship what changed, forget what is settled.
+--
+-- One cut is one REPEATABLE READ transaction of the agent: it locks `merge_lock` and the attached tables (before
+-- its snapshot exists, so that a table rewritten meanwhile is not read as empty), folds, and reads the rows
+-- out with COPY. Its commit is flushed to disk; only then do bytes leave.
+
+create function syncagent._last_cut(out number bigint, out id uuid, out taken pg_snapshot,
+                                    out xmax xid8, out xip xid8[])
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select c.number, c.id, c.taken, coalesce(pg_snapshot_xmax(c.taken), '0'::xid8),
+           coalesce(array(select pg_snapshot_xip(c.taken)), '{}')
+    from (select) as always left join (select * from syncagent.cut order by number desc limit 1) as c on true
+$$;
+comment on function syncagent._last_cut is 'the newest cut, and the bounds that tell its unfolded log entries: xid >= xmax or xid in xip';
+
+create function syncagent._pending() returns boolean
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_last record := syncagent._last_cut();
+begin
+    return exists (select from syncagent.log where xid >= v_last.xmax or xid = any (v_last.xip))
+        or exists (select from syncagent.settling);
+end
+$$;
+comment on function syncagent._pending is 'whether a cut would find something to fold';
+
+create function syncagent._prepare_session() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set client_min_messages = warning
+    as $$
+begin
+    create temp table if not exists window_entry (
+        relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[]);
+    create temp table if not exists folded (key uuid, hlc bigint, born boolean, gone boolean, odd text);
+    create temp table if not exists locked (key uuid, tid tid, moved boolean);
+    create temp table if not exists verdict (
+        key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
+        trace boolean, sqlstate text, reason text);
+end
+$$;
+comment on function syncagent._prepare_session is 'work tables of one session of the agent';
+
+create function syncagent._empty(p_table regclass) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    -- a truncation makes every plan of the table anew; a small table is cheaper to delete from
+    if pg_relation_size(p_table) > 1048576 then
+        execute format('truncate %s', p_table);
+    elsif pg_relation_size(p_table) > 0 then
+        execute format('delete from %s', p_table);
+    end if;
+end
+$$;
+comment on function syncagent._empty is 'empty a work table';
+
+create function syncagent._lock_statement() returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select 'lock table only ' || string_agg(format('%I.%I', n.nspname, c.relname), ', only ' order by r.id) || ' in access share mode'
+    from syncagent.replicated r join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace
+$$;
+comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables; null if there are none';
+
+create function syncagent._fold(p_force boolean)
+    returns table (number bigint, id uuid, rows bigint, settle bigint)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_site   syncagent.local_site;
+    v_last   record := syncagent._last_cut();
+    v_number bigint := coalesce(v_last.number, 0) + 1;
+    v_id     uuid := gen_random_uuid();
+    v_rows   bigint := 0;
+    v_count  bigint;
+    v_newest bigint;
+    v_context jsonb;
+    r        record;
+begin
+    select * into strict v_site from syncagent.local_site;
+    perform syncagent._empty('pg_temp.window_entry');
+    insert into pg_temp.window_entry
+    select l.relation, l.xid, l.op, l.hlc, max(l.hlc) over (partition by l.xid), l.keys, l.odd
+    from syncagent.log l
+    where l.xid >= v_last.xmax or l.xid = any (v_last.xip);
+    get diagnostics v_count = row_count;
+    if v_count = 0 and not p_force then
+        return;
+    end if;
+    if v_count > 1000 then
+        analyze pg_temp.window_entry;
+    end if;
+
+    for r in
+        select t.id, t.collected from syncagent.replicated t
+        where t.id in (select w.relation from pg_temp.window_entry w) order by t.id
+    loop
+        perform syncagent._empty('pg_temp.folded');
+        execute format('select syncagent.fold_%s($1, $2, $3, $4)', r.id)
+            into v_count using v_number, v_site.node, v_site.tail, r.collected;
+        v_rows := v_rows + v_count;
+        insert into syncagent.cut_keys (cut, relation, keys)
+        select v_number, r.id, array_agg(k.key order by k.key)
+        from (select f.key, (row_number() over (order by f.key) - 1) / 10000 as chunk from pg_temp.folded f) as k
+        group by k.chunk;
+    end loop;
+
+    select coalesce(max(w.hlc), 0) into v_newest from pg_temp.window_entry w;
+    insert into syncagent.frontier (node, cut, cut_id) values (v_site.node, v_number, v_id)
+        on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, applied_at = excluded.applied_at;
+    select jsonb_object_agg(f.node, f.cut) into v_context from syncagent.frontier f;
+    update syncagent.frontier f set context = v_context where f.node = v_site.node;
+    insert into syncagent.context (node, cut, context) values (v_site.node, v_number, v_context);
+    insert into syncagent.cut (number, id, previous, taken, rows, newest)
+        values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows, v_newest);
+    return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling);
+end
+$$;
+comment on function syncagent._fold is 'make a cut in the current snapshot; no row if nothing was written and it is not forced';
+
+create function syncagent._fold_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.fold_{id}(p_cut bigint, p_node integer, p_tail bigint, p_collected uuid) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+#variable_conflict use_column
+declare
+    v_rows bigint;
+begin
+    -- A key's stamp is that of its last transaction. It was born here if its first entry is an insert and
+    -- none is a delete: triggers nest, and then the inner statement logs first.
+    insert into pg_temp.folded (key, hlc, born, gone, odd)
+    select k.key, max(e.tx_hlc),
+           coalesce(min(e.hlc) filter (where e.op in ('I', 'A')) = min(e.hlc), false) and not bool_or(e.op = 'D'),
+           bool_or(e.op = 'D'), {max_odd}
+    from pg_temp.window_entry e cross join lateral {unnest_entry}
+    where e.relation = {id}
+    group by k.key;
+    get diagnostics v_rows = row_count;
+    if v_rows > 1000 then
+        analyze pg_temp.folded;
+    end if;
+
+    -- An insert that ran while a tombstone of its key was applied: neither had seen the other.
+    insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
+        winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+    select syncagent._conflict_id({id}, f.key, w.stamp, v.stamp), {schema_literal}, {table_literal}, f.key,
+           {t_key_text}, 'insert/delete', 'lww',
+           greatest(w.stamp, v.stamp), least(w.stamp, v.stamp),
+           case when w.stamp > v.stamp then p_node else v.node end, case when w.stamp > v.stamp then v.node else p_node end,
+           case when w.stamp > v.stamp then to_jsonb(t) end, case when w.stamp > v.stamp then null else to_jsonb(t) end
+    from pg_temp.folded f
+    join syncagent.version_{id} v on v.key = f.key and v.deleted and v.node <> p_node
+    join syncagent.context c on c.node = v.node and c.cut = v.cut
+    join {table} t on {t_eq_v}
+    cross join lateral (select syncagent._stamp(f.hlc, p_tail)) as w (stamp)
+    where exists (
+        select from pg_temp.window_entry e
+        where e.relation = {id} and e.op = 'I' and f.key = any (e.keys)
+          and e.xid < pg_snapshot_xmax(c.applied) and not pg_visible_in_snapshot(e.xid, c.applied))
+    on conflict (id) do nothing;
+
+    -- A row that lives under a newer tombstone is written anew, right after this cut.
+    insert into syncagent.settling (relation, key)
+    select {id}, f.key
+    from pg_temp.folded f
+    join syncagent.version_{id} v on v.key = f.key and v.deleted and v.stamp > syncagent._stamp(f.hlc, p_tail)
+    join {table} t on {t_eq_v}
+    on conflict do nothing;
+
+    -- Rows that were born here need no entry; an absence that no delete explains is a loss, not a write.
+    insert into syncagent.version_{id} as v (key, stamp, node, cut, deleted {version_key_columns})
+    select f.key, syncagent._stamp(f.hlc, p_tail), p_node, p_cut, {t_absent} {folded_key_columns}
+    from (
+        select f.* from pg_temp.folded f
+        where not (f.born and {may_be_implicit} and syncagent._implicit(f.key) < syncagent._stamp(f.hlc, p_tail)
+                   and syncagent._implicit(f.key) > p_collected
+                   and not exists (select from syncagent.version_{id} x where x.key = f.key))
+    ) as f
+    {decode_odd}
+    left join {table} t on {t_eq_f}
+    where not ({t_absent}) or f.gone
+    on conflict (key) do update
+        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
+        where excluded.stamp >= v.stamp;
+    return v_rows;
+end
+$$;
+
+-- Rows whose stamp is implicit: their columns and nothing else.
+create function syncagent.ship_plain_{id}(bigint, bigint) returns table ({columns_typed})
+    language sql stable
+    as $$
+    select {t_columns}
+    from (
+        select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+        where c.relation = {id} and c.cut > $1 and c.cut <= $2
+        group by k.key order by k.key
+    ) as k
+    join {table} t on {t_eq_k}
+    where not exists (select from syncagent.version_{id} v where v.key = k.key)
+$$;
+
+-- Rows whose newest version is a local one, with stamp and cut; a live version without its row is a loss.
+create function syncagent.ship_exact_{id}(bigint, bigint)
+    returns table (_stamp uuid, _cut bigint, _deleted boolean, {columns_typed})
+    language sql stable
+    as $$
+    select v.stamp, v.cut, v.deleted, {v_columns}
+    from (
+        select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+        where c.relation = {id} and c.cut > $1 and c.cut <= $2
+        group by k.key order by k.key
+    ) as k
+    join syncagent.version_{id} v on v.key = k.key
+    left join {table} t on {t_eq_v} and not v.deleted
+    where v.node = (select node from syncagent.local_site) and (v.deleted or not ({t_absent}))
+$$;
+
+-- Both, for a receiver that must compare rows with implicit stamps as well: their _stamp is null.
+create function syncagent.ship_whole_{id}(bigint, bigint)
+    returns table (_stamp uuid, _cut bigint, _deleted boolean, {columns_typed})
+    language sql stable
+    as $$
+    select v.stamp, coalesce(v.cut, k.cut), coalesce(v.deleted, false), {k_columns}
+    from (
+        select k.key, max(c.cut) as cut from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+        where c.relation = {id} and c.cut > $1 and c.cut <= $2
+        group by k.key order by k.key
+    ) as k
+    left join syncagent.version_{id} v on v.key = k.key
+    left join {table} t on {t_eq_kv} and v.deleted is not true
+    where coalesce(v.node, (select node from syncagent.local_site)) = (select node from syncagent.local_site)
+      and (v.deleted or not ({t_absent}))
+$$;
+$sql$ $template$;
+
+create function syncagent._shipment(p_after bigint, p_upto bigint, p_plain boolean)
+    returns table (schema_name name, table_name name, form text, columns name[], query text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select r.schema_name, r.table_name, f.form, r.columns,
+           format('select * from syncagent.ship_%s_%s(%s, %s)', f.function, r.id, p_after, p_upto)
+    from syncagent.replicated r
+    cross join lateral (values ('plain', 'plain', p_plain), ('exact', 'exact', p_plain), ('exact', 'whole', not p_plain)) as f (form, function, wanted)
+    where f.wanted and exists (select from syncagent.cut_keys c where c.relation = r.id and c.cut > p_after and c.cut <= p_upto)
+    order by r.id, f.form desc
+$$;
+comment on function syncagent._shipment is 'the COPY queries that read the cuts after one and up to another; all in the snapshot of the last';
+
+create function syncagent._contexts(p_after bigint, p_upto bigint)
+    returns table (cut bigint, context jsonb, newest bigint)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select c.cut, c.context, k.newest
+    from syncagent.context c join syncagent.cut k on k.number = c.cut
+    where c.node = (select node from syncagent.local_site) and c.cut > p_after and c.cut <= p_upto
+    order by c.cut
+$$;
+comment on function syncagent._contexts is 'context and largest clock of each cut of a range';
+
+-- After a cut ----------------------------------------------------------------------------------------------
+
+create function syncagent._settle() returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_written bigint := 0;
+    v_count   bigint;
+    r         record;
+begin
+    for r in
+        select t.id from syncagent.replicated t where t.id in (select s.relation from syncagent.settling s) order by t.id
+    loop
+        execute format('select syncagent.settle_%s()', r.id) into v_count;
+        v_written := v_written + v_count;
+    end loop;
+    delete from syncagent.settling s where not exists (select from syncagent.replicated t where t.id = s.relation);
+    return v_written;
+end
+$$;
+comment on function syncagent._settle is 'write rows that live under a newer tombstone as writes of this site; returns how many';
+
+create function syncagent._settle_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.settle_{id}() returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+#variable_conflict use_column
+declare
+    v_last record := syncagent._last_cut();
+    v_keys uuid[];
+    v_rows bigint;
+begin
+    -- First the rows' locks, then, in a new snapshot, a second look: whoever wrote them since has settled them.
+    v_keys := array(
+        select k.key from (
+            select s.key from syncagent.settling s
+            join syncagent.version_{id} v on v.key = s.key
+            join {table} t on {t_eq_v}
+            where s.relation = {id} order by s.key limit 10000 for no key update of t skip locked
+        ) as k);
+    insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+    select pg_current_xact_id(), {id}, 'U', syncagent._tick(), array_agg(v.key) {odd_of_version}
+    from syncagent.version_{id} v
+    join {table} t on {t_eq_v}
+    where v.key = any (v_keys) and v.deleted
+      and not exists (
+        select from syncagent.log l
+        where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)) and v.key = any (l.keys))
+    having count(*) > 0;
+    get diagnostics v_rows = row_count;
+    -- what no row lives of is settled, too
+    delete from syncagent.settling s
+    where s.relation = {id}
+      and (s.key = any (v_keys)
+           or not exists (select from syncagent.version_{id} v join {table} t on {t_eq_v} where v.key = s.key and v.deleted));
+    return v_rows;
+end
+$$;
+$sql$ $template$;
+
+create function syncagent._stable() returns table (node integer, cut bigint)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select o.node,
+           min(case when p.node = s.node then coalesce(mine.cut, 0) else coalesce((theirs.context ->> o.node::text)::bigint, 0) end)
+    from syncagent.local_site s
+    cross join syncagent.member o
+    cross join syncagent.member p
+    left join syncagent.frontier mine on mine.node = o.node
+    left join syncagent.frontier theirs on theirs.node = p.node
+    group by o.node
+$$;
+comment on function syncagent._stable is 'per origin, the last cut that every member has said, in its own stream, to have applied';
+
+create function syncagent._compact(p_limit bigint) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_dropped bigint := 0;
+    v_count   bigint;
+    v_oldest  xid8;
+    v_full    boolean := false;
+    r         record;
+begin
+    select pg_snapshot_xmin(taken) into v_oldest from syncagent._last_cut();
+    if v_oldest is null then
+        return 0;
+    end if;
+    for r in select t.id from syncagent.replicated t order by t.id loop
+        execute format('select syncagent.compact_%s($1, $2)', r.id) into v_count using p_limit, v_oldest;
+        v_dropped := v_dropped + v_count;
+        v_full := v_full or v_count >= p_limit;
+    end loop;
+    if not v_full then
+        delete from syncagent.context c using syncagent._stable() s
+        where c.node = s.node and c.cut <= s.cut and (c.applied is null or pg_snapshot_xmax(c.applied) <= v_oldest);
+        delete from syncagent.cut_keys k using syncagent._stable() s, syncagent.local_site me
+        where s.node = me.node and k.cut <= s.cut;
+        delete from syncagent.cut c using syncagent._stable() s, syncagent.local_site me
+        where s.node = me.node and c.number <= s.cut and c.number < (select max(number) from syncagent.cut);
+    end if;
+    return v_dropped;
+end
+$$;
+comment on function syncagent._compact is 'drop metadata that every member is known to have; at most p_limit entries of each table';
+
+create function syncagent._compact_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.compact_{id}(p_limit bigint, p_oldest xid8) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_last record := syncagent._last_cut();
+    v_rows bigint;
+begin
+    with named as materialized (
+        select k.key from syncagent.log l cross join lateral unnest(l.keys) as k (key)
+        where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip))
+    ), settled as (
+        select v.key from syncagent.version_{id} v join syncagent._stable() s on s.node = v.node
+        where v.cut <= s.cut
+          and (v.deleted or v.stamp > syncagent._implicit(v.key))
+          and not (v.deleted and exists (
+                select from syncagent.context c
+                where c.node = v.node and c.cut = v.cut and pg_snapshot_xmax(c.applied) > p_oldest))
+          and not exists (select from syncagent.settling x where x.relation = {id} and x.key = v.key)
+          and not exists (select from syncagent.parked_row x where x.relation = {id} and x.key = v.key)
+          and not exists (select from named n where n.key = v.key)
+        limit p_limit
+    ), dropped as (
+        delete from syncagent.version_{id} v using settled s where v.key = s.key returning v.stamp, v.deleted
+    ), mark as (
+        update syncagent.replicated r set collected = greatest(r.collected, d.stamp)
+        from (select stamp from dropped where deleted order by stamp desc limit 1) as d
+        where r.id = {id}
+    )
+    select count(*) into v_rows from dropped;
+    return v_rows;
+end
+$$;
+$sql$ $template$;
+
+create function syncagent._trim(p_slot integer) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_slot regclass := format('syncagent.log_%s', p_slot)::regclass;
+    v_last record;
+    v_left boolean;
+begin
+    if pg_relation_size(v_slot) = 0 or (syncagent._wall() >> 23) & 15 = p_slot then
+        return false;
+    end if;
+    -- With this lock no transaction that wrote here is open, and the next statement sees all of them.
+    execute format('lock table only %s in access exclusive mode nowait', v_slot);
+    v_last := syncagent._last_cut();
+    execute format('select exists (select from %s where xid >= $1 or xid = any ($2))', v_slot)
+        into v_left using v_last.xmax, v_last.xip;
+    if v_left then
+        return false;
+    end if;
+    execute format('truncate only %s', v_slot);
+    return true;
+end
+$$;
+comment on function syncagent._trim is 'empty one slot of the log if everything in it is folded';

@@ -1,0 +1,509 @@
+-- Apply at the receiver: stage the bytes of a batch, then merge them in one READ COMMITTED transaction.
+--
+-- judge_N locks the rows and decides, in a later statement that sees all that committed before; write_N moves
+-- the rows. Nothing here waits long: a lock that is not free within the session's lock_timeout rolls the merge
+-- back, so the application never becomes a deadlock victim. Rows and frontier commit together.
+--
+-- SA101 contended: try again          SA102 plain rows met metadata: ask for the exact form
+-- SA103 another agent has moved on    SA104 the batch does not fit this site's tables: it waits
+
+create function syncagent._conflict_id(p_relation integer, p_key uuid, p_one uuid, p_other uuid) returns uuid
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select syncagent._name_uuid(format('%s.%s %s %s %s', quote_ident(schema_name), quote_ident(table_name), p_key,
+                                       least(p_one, p_other), greatest(p_one, p_other)))
+    from syncagent.replicated where id = p_relation
+$$;
+comment on function syncagent._conflict_id is 'the same for every site that meets the same pair of versions';
+
+create function syncagent._stage(p_schema name, p_table name, p_form text, p_columns name[], p_fresh boolean)
+    returns table (relation integer, stage text, stage_columns text[], schema_name name, table_name name)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set client_min_messages = warning
+    as $$
+declare
+    v_table syncagent.replicated;
+begin
+    select r.* into v_table from syncagent.replicated r where r.schema_name = p_schema and r.table_name = p_table;
+    if not found then
+        raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA104', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
+    end if;
+    if not (p_columns @> v_table.columns and p_columns <@ v_table.columns) then
+        raise exception 'table %.% has other columns here than at the origin', quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA104',
+                  detail = format('here: %s; there: %s', array_to_string(v_table.columns, ', '), array_to_string(p_columns, ', ')),
+                  hint = 'give both sites the same columns, then detach and attach the table where they changed';
+    end if;
+    if p_fresh then
+        execute format('select syncagent.stage_%s()', v_table.id);
+    end if;
+    return query
+    select v_table.id, format('stage_%s', v_table.id),
+           case when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] else '{}' end
+           || array(select 'c' || array_position(v_table.columns, u.c) from unnest(p_columns) with ordinality as u (c, n) order by n),
+           n.nspname, c.relname
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
+end
+$$;
+comment on function syncagent._stage is 'make the staging table of a stream, emptied if fresh; its name, its columns in the order of the stream, and the table';
+
+create function syncagent._may_copy(p_relation integer) returns boolean
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_last record := syncagent._last_cut();
+    v_free boolean;
+begin
+    execute format('select not exists (select from syncagent.version_%s)', p_relation) into v_free;
+    return v_free and not exists (
+        select from syncagent.log l where l.relation = p_relation and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)));
+end
+$$;
+comment on function syncagent._may_copy is 'whether plain rows can go straight into the table: nothing here is unsettled that they could meet';
+
+create function syncagent._apply_begin(p_origin integer, p_after bigint, p_contexts jsonb, p_newest bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_cut bigint;
+begin
+    select cut into v_cut from syncagent.frontier where node = p_origin;
+    if coalesce(v_cut, 0) <> p_after then
+        raise exception 'the frontier of node % is at cut %, the batch starts after cut %', p_origin, coalesce(v_cut, 0), p_after
+            using errcode = 'SA103';
+    end if;
+    perform syncagent._lift(p_newest);
+    insert into syncagent.context (node, cut, context)
+    select p_origin, (c ->> 'cut')::bigint, c -> 'frontier' from jsonb_array_elements(p_contexts) as c
+    on conflict (node, cut) do nothing;
+end
+$$;
+comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known';
+
+create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    update syncagent.context set applied = pg_current_snapshot()
+    where node = p_origin and cut > p_after and cut <= p_upto;
+    insert into syncagent.frontier as f (node, cut, cut_id, context)
+    select p_origin, p_upto, p_upto_id, c.context from syncagent.context c where c.node = p_origin and c.cut = p_upto
+    on conflict (node) do update
+        set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context, applied_at = clock_timestamp()
+        where f.cut = p_after;
+    if not found then
+        raise exception 'the frontier of node % moved meanwhile', p_origin using errcode = 'SA103';
+    end if;
+end
+$$;
+comment on function syncagent._apply_end is 'last step of a merge: the frontier moves with the rows, or not at all';
+
+create function syncagent._merge(p_relations integer[], p_origin integer, p_careful boolean)
+    returns table (taken bigint, conflicts bigint, parked bigint)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_taken bigint := 0;
+    v_conflicts bigint := 0;
+    v_parked bigint := 0;
+    v_count bigint;
+    v_id integer;
+begin
+    foreach v_id in array p_relations loop
+        perform syncagent._empty('pg_temp.locked'), syncagent._empty('pg_temp.verdict');
+        execute format('select syncagent.judge_%s($1, false)', v_id) into v_count using p_origin;
+        v_conflicts := v_conflicts + v_count;
+        if p_careful then
+            v_count := syncagent._write_carefully(v_id, p_origin);
+        else
+            execute format('select syncagent.write_%s($1)', v_id) into v_count using p_origin;
+        end if;
+        v_taken := v_taken + v_count;
+        v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
+    end loop;
+    return query select v_taken, v_conflicts, v_parked;
+end
+$$;
+comment on function syncagent._merge is 'merge what is staged of these tables; careful: park rows that break a constraint';
+
+create function syncagent._await_refused(p_relations integer[], p_milliseconds integer) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_waited boolean := false;
+    v_id     integer;
+begin
+    foreach v_id in array p_relations loop
+        execute format('select syncagent.await_%s($1)', v_id) into v_waited using p_milliseconds;
+        exit when v_waited;
+    end loop;
+    return v_waited;
+end
+$$;
+comment on function syncagent._await_refused is 'wait for one row that others hold, holding nothing else; the first step of a merge that was refused twice';
+
+create function syncagent._retry_parked() returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_before bigint := (select count(*) from syncagent.parked_row);
+    r        record;
+begin
+    for r in select distinct p.relation, p.node from syncagent.parked_row p join syncagent.replicated t on t.id = p.relation order by 1, 2 loop
+        perform syncagent._empty('pg_temp.locked'), syncagent._empty('pg_temp.verdict');
+        execute format('select syncagent.stage_%s()', r.relation);
+        execute format('select syncagent.unpark_%s($1)', r.relation) using r.node;
+        execute format('select syncagent.judge_%s($1, true)', r.relation) using r.node;
+        perform syncagent._write_carefully(r.relation, r.node);
+        execute format('truncate pg_temp.stage_%s', r.relation);
+    end loop;
+    return v_before - (select count(*) from syncagent.parked_row);
+end
+$$;
+comment on function syncagent._retry_parked is 'try parked rows again, those of one table and origin together; returns how many are parked no longer';
+
+create function syncagent._write_carefully(p_relation integer, p_origin integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_count bigint;
+    v_state text;
+    v_constraint text;
+begin
+    loop
+        begin
+            execute format('select syncagent.write_%s($1)', p_relation) into v_count using p_origin;
+            return v_count;
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate, v_constraint = constraint_name;
+            if left(v_state, 2) not in ('22', '23') then
+                raise;
+            end if;
+            if exists (select from pg_constraint c join syncagent.replicated t on t.relation = c.conrelid
+                       where t.id = p_relation and c.contype = 'p' and c.conname = v_constraint) then
+                raise exception 'a row with a key of the batch appeared meanwhile' using errcode = 'SA101';
+            end if;
+        end;
+        -- Rows that collide with rows outside the batch first: exact, whatever passes between rows inside it.
+        continue when syncagent._park_collisions(p_relation) > 0;
+        perform syncagent._park_breakers(p_relation, p_origin);
+    end loop;
+end
+$$;
+comment on function syncagent._write_carefully is 'write_N, parking the rows that a constraint refuses; ends because every round parks at least one';
+
+create function syncagent._park_collisions(p_relation integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb := syncagent._tokens(p_relation);
+    v_parked bigint := 0;
+    v_count  bigint;
+    r        record;
+begin
+    for r in
+        select quote_literal(c.relname) as name,
+               coalesce(' where ' || pg_get_expr(i.indpred, i.indrelid, true), '') as predicate,
+               (select string_agg(format('%s as e%s', pg_get_indexdef(i.indexrelid, k, true), k), ', ') from generate_series(1, i.indnkeyatts) k) as expressions,
+               (select string_agg(format('x.e%1$s = y.e%1$s', k), ' and ') from generate_series(1, i.indnkeyatts) k) as equal
+        from pg_index i join pg_class c on c.oid = i.indexrelid
+        join syncagent.replicated t on t.relation = i.indrelid
+        where t.id = p_relation and i.indisunique and not i.indisprimary
+    loop
+        execute syncagent._render($sql$
+            insert into pg_temp.verdict (key, loses, conflict, kind, incoming, sqlstate, reason)
+            select distinct on (x._key) x._key, true, false, 'parked', x._stamp, '23505', format('another row has the value of %s', {name})
+            from (select {expressions}, q._key, q._stamp from (
+                    select {stage_as_table}, s._key, s._stamp from {stage} s
+                    where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses)
+                 ) as q {predicate}) as x
+            join (select {expressions}, t._key from (select t.*, {key} as _key from {table} t) as t {predicate}) as y on {equal}
+            where x._key <> y._key
+              and not exists (
+                select from {stage} s where s._key = y._key
+                and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses))
+            $sql$,
+            v_tokens || jsonb_build_object('name', r.name, 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal));
+        get diagnostics v_count = row_count;
+        v_parked := v_parked + v_count;
+    end loop;
+    return v_parked;
+end
+$$;
+comment on function syncagent._park_collisions is 'mark staged rows whose unique values are held by rows outside the batch';
+
+create function syncagent._park_breakers(p_relation integer, p_origin integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_keys  uuid[];
+    v_low   integer := 1;
+    v_size  integer;
+    v_state text;
+    v_said  text;
+begin
+    -- Halve what is left until one row alone is refused beside all those accepted so far.
+    execute syncagent._render(
+        'select array(select s._key from {stage} s where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses) order by s._key)',
+        syncagent._tokens(p_relation)) into v_keys;
+    v_size := greatest(cardinality(v_keys), 1);
+    while v_low <= cardinality(v_keys) loop
+        begin
+            insert into pg_temp.verdict (key, loses, kind) select k, true, 'later' from unnest(v_keys[v_low + v_size :]) as k;
+            execute format('select syncagent.write_%s($1)', p_relation) using p_origin;
+            raise exception using errcode = 'SA000';
+        exception
+            when sqlstate 'SA000' then
+                v_low := v_low + v_size;
+                v_size := v_size * 2;
+                continue;
+            when others then
+                get stacked diagnostics v_state = returned_sqlstate, v_said = message_text;
+                if left(v_state, 2) not in ('22', '23') then
+                    raise;
+                end if;
+        end;
+        if v_size > 1 then
+            v_size := (v_size + 1) / 2;
+        else
+            insert into pg_temp.verdict (key, loses, conflict, kind, sqlstate, reason)
+            values (v_keys[v_low], true, false, 'parked', v_state, v_said);
+            v_low := v_low + 1;
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._park_breakers is 'mark staged rows that any other constraint refuses';
+
+create function syncagent._apply_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.stage_{id}() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set client_min_messages = warning
+    as $$
+begin
+    if to_regclass('pg_temp.stage_{id}') is null then
+        create temp table stage_{id} (_stamp uuid, _cut bigint, _deleted boolean, {stage_columns});
+    elsif pg_relation_size('pg_temp.stage_{id}') > 0 then
+        truncate pg_temp.stage_{id};
+    end if;
+end
+$$;
+
+create function syncagent.judge_{id}(p_origin integer, p_retry boolean) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+#variable_conflict use_column
+declare
+    v_last      record := syncagent._last_cut();
+    v_site      syncagent.local_site;
+    v_rows      bigint;
+    v_conflicts bigint := 0;
+begin
+    select * into strict v_site from syncagent.local_site;
+    insert into pg_temp.locked (key, tid, moved)
+    select s._key, t.ctid, {moved}
+    from {stage} s join {table} t on {t_eq_s}
+    order by s._key
+    for no key update of t nowait;
+    get diagnostics v_rows = row_count;
+    if v_rows > 1000 then
+        analyze pg_temp.locked;
+    end if;
+
+    -- Rows that meet nothing of their own kind here are simply taken; the others are compared.
+    with unfolded as materialized (
+        select k.key, syncagent._stamp(max(x.tx_hlc), v_site.tail) as stamp
+        from (
+            select l.relation, l.keys, max(l.hlc) over (partition by l.xid) as tx_hlc
+            from syncagent.log l where l.xid >= v_last.xmax or l.xid = any (v_last.xip)
+        ) as x cross join lateral unnest(x.keys) as k (key)
+        where x.relation = {id}
+        group by k.key
+    ), met as (
+        select s._key, s._cut, s._deleted, s._stamp is null as plain, v.node, v.cut, v.stamp as settled, u.stamp as fresh, l.tid,
+               coalesce(s._stamp, syncagent._implicit(s._key)) as incoming,
+               greatest(v.stamp, u.stamp, case when l.tid is not null then syncagent._implicit(s._key) end) as mine
+        from {stage} s
+        left join pg_temp.locked l on l.key = s._key
+        left join syncagent.version_{id} v on v.key = s._key
+        left join unfolded u on u.key = s._key
+        where v.key is not null or u.key is not null
+           or (l.tid is not null and (s._stamp is null or s._stamp <= syncagent._implicit(s._key)))
+    ), judged as (
+        select m.*,
+               m.incoming = m.mine and m.settled is null and m.fresh is null and m.plain as twice,
+               m._cut is null and (m.settled is not null or m.fresh is not null) as inexact,
+               m.incoming <> m.mine and case
+                   when m.fresh is not null and m.fresh >= coalesce(m.settled, m.fresh) then true
+                   when m.settled is null then false
+                   when m.cut is null then true
+                   when m.cut <= coalesce((theirs.context ->> m.node::text)::bigint, 0) then false
+                   else coalesce((ours.context ->> p_origin::text)::bigint, 0) < m._cut
+               end as concurrent
+        from met m
+        left join syncagent.context theirs on theirs.node = p_origin and theirs.cut = m._cut
+        left join syncagent.context ours on ours.node = m.node and ours.cut = m.cut
+    ), compared as (
+        select j.*, case when j.twice and w.here < w.there then 1 when j.twice and w.here > w.there then -1 else 0 end as larger
+        from judged j
+        left join {stage} s on j.twice and s._key = j._key
+        left join {table} t on j.twice and t.ctid = j.tid
+        cross join lateral (select row({t_columns})::text collate "C", row({s_columns})::text collate "C") as w (here, there)
+        where j.concurrent or j.mine >= j.incoming or j.inexact
+    )
+    insert into pg_temp.verdict (key, loses, conflict, kind, incoming, mine, my_node, trace, sqlstate)
+    select c._key,
+           case when c.twice then c.larger <= 0
+                when p_retry then c.mine > c.incoming
+                else c.mine >= c.incoming end,
+           (c.concurrent and not (c._deleted is true and c.tid is null)) or (c.twice and c.larger <> 0)
+               or (p_retry and c.mine > c.incoming),
+           case when p_retry and c.mine > c.incoming then 'parked'
+                when c.twice then 'insert/insert'
+                when c.incoming > c.mine then case when c._deleted then 'delete/update' when c.tid is null then 'update/delete' else 'update/update' end
+                else case when c.tid is null then 'delete/update' when c._deleted then 'update/delete' else 'update/update' end end,
+           c.incoming, c.mine, case when c.settled is null or c.fresh >= c.settled then v_site.node else c.node end,
+           c.mine > c.incoming and c.fresh = c.mine,
+           case when c.inexact then 'SA102' end
+    from compared c;
+    get diagnostics v_rows = row_count;
+    if v_rows = 0 then
+        return 0;
+    end if;
+    if exists (select from pg_temp.verdict d where d.sqlstate = 'SA102') then
+        raise exception 'plain rows of % met metadata', {title} using errcode = 'SA102';
+    end if;
+
+    insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
+        winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+    select syncagent._conflict_id({id}, d.key, d.mine, d.incoming), {schema_literal}, {table_literal}, d.key, {s_key_text}, d.kind, 'lww',
+           greatest(d.mine, d.incoming), least(d.mine, d.incoming),
+           case when d.loses then d.my_node else p_origin end, case when d.loses then p_origin else d.my_node end,
+           case when d.loses then i.here else i.there end, case when d.loses then i.there else i.here end
+    from pg_temp.verdict d
+    join {stage} s on s._key = d.key
+    left join pg_temp.locked l on l.key = d.key
+    cross join lateral (
+        select (select to_jsonb(t) from {table} t where t.ctid = l.tid) as here,
+               case when s._deleted is not true then (select to_jsonb(x) from (select {stage_as_table}) as x) end as there
+    ) as i
+    where d.conflict
+    on conflict (id) do nothing;
+    get diagnostics v_conflicts = row_count;
+    return v_conflicts;
+end
+$$;
+
+create function syncagent.await_{id}(p_milliseconds integer) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_free    uuid[];
+    v_refused uuid;
+begin
+    begin
+        v_free := array(select k._key from (
+            select s._key from {stage} s join {table} t on {t_eq_s} for no key update of t skip locked) as k);
+        raise exception using errcode = 'SA000';
+    exception when sqlstate 'SA000' then
+        null;
+    end;
+    select min(s._key::text)::uuid into v_refused from {stage} s join {table} t on {t_eq_s} where s._key <> all (v_free);
+    if v_refused is null then
+        return false;
+    end if;
+    perform set_config('lock_timeout', p_milliseconds::text, true);
+    perform from {stage} s join {table} t on {t_eq_s} where s._key = v_refused for no key update of t;
+    return true;
+end
+$$;
+
+create function syncagent.unpark_{id}(p_node integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})
+    select p.stamp, p.cut, false, (p.image::syncagent.row_{id}).*
+    from syncagent.parked_row p where p.relation = {id} and p.node = p_node;
+end
+$$;
+
+create function syncagent.write_{id}(p_origin integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_rows  bigint;
+    v_taken bigint := 0;
+begin
+    delete from {table} t using {stage} s join pg_temp.locked l on l.key = s._key
+    where t.ctid = l.tid and (s._deleted or l.moved)
+      and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
+    get diagnostics v_rows = row_count;
+    v_taken := v_taken + v_rows;
+    {update}
+    insert into {table} ({columns}) overriding system value
+    select {s_columns} from {stage} s left join pg_temp.locked l on l.key = s._key
+    where s._deleted is not true and (l.key is null or l.moved)
+      and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
+    get diagnostics v_rows = row_count;
+    v_taken := v_taken + v_rows;
+
+    insert into syncagent.version_{id} as v (key, stamp, node, cut, deleted {version_key_columns})
+    select s._key, s._stamp, p_origin, s._cut, s._deleted {s_key_columns}
+    from {stage} s left join pg_temp.verdict d on d.key = s._key and d.loses
+    where s._stamp is not null and (d.key is null or d.reason is not null)
+    on conflict (key) do update
+        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted;
+    delete from syncagent.version_{id} v using {stage} s
+    where s._stamp is null and v.key = s._key and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
+
+    -- An unfolded local write that wins keeps the stamp it was judged by.
+    insert into syncagent.version_{id} as v (key, stamp, node, cut, deleted {version_key_columns})
+    select d.key, d.mine, d.my_node, null, l.key is null {s_key_columns}
+    from pg_temp.verdict d join {stage} s on s._key = d.key left join pg_temp.locked l on l.key = d.key
+    where d.trace
+    on conflict (key) do update
+        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
+        where excluded.stamp > v.stamp;
+
+    delete from syncagent.parked_row p using {stage} s
+    where p.relation = {id} and p.key = s._key
+      and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses and (d.mine is null or d.mine <= p.stamp));
+    insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, shown, sqlstate, reason)
+    select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), p_origin, coalesce(s._cut, 0),
+           (select x::text from (select {stage_as_table}) as x), (select to_jsonb(x) from (select {stage_as_table}) as x),
+           d.sqlstate, d.reason
+    from pg_temp.verdict d join {stage} s on s._key = d.key
+    where d.reason is not null
+    on conflict (relation, key) do update
+        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, shown = excluded.shown,
+            sqlstate = excluded.sqlstate, reason = excluded.reason;
+    return v_taken;
+end
+$$;
+$sql$ $template$;
