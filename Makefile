@@ -1,0 +1,65 @@
+# Everything runs in .venv, which the first target that needs it makes. Only python3 (3.11 or newer) and make are needed.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+# Arguments for pytest, as in: make test ARGS="-k merge"
+ARGS   ?=
+
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: venv
+venv: $(READY) ## make .venv with everything the other targets need
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "syncagent needs Python 3.11 or newer; try: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+	  { echo "this Python cannot make environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "making $(VENV)" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-script-location \
+	  --constraint constraints.txt --editable '.[demo,test,dev]'
+	@touch $@
+
+.PHONY: check
+check: $(READY) ## lint, format, types, layers
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "to format: make format" >&2; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo >$(VENV)/layers.log || { cat $(VENV)/layers.log; exit 1; }
+
+.PHONY: format
+format: $(READY) ## format the code, and mend what ruff can
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+.PHONY: test
+test: check ## check, and every test on real PostgreSQL servers
+	@$(BIN)/pytest --quiet $(ARGS)
+
+.PHONY: soak
+soak: $(READY) ## the seeded tests with their full counts; SEED=n repeats one run
+	@$(BIN)/pytest -m soak --soak $(ARGS)
+
+.PHONY: test-matrix
+test-matrix: $(READY) ## the tests on PostgreSQL 14 to 18; fetches the versions that are missing
+	@$(BIN)/pytest --quiet --majors 14,15,16,17,18 $(ARGS)
+
+.PHONY: demo
+demo: $(READY) ## three sites on this machine: load, conflicts, a cut, a heal, a proof
+	@$(BIN)/syncagent demo
+
+.PHONY: bench
+bench: $(READY) ## the benchmarks, against PostgreSQL's own replication
+	@$(BIN)/syncagent bench
+
+.PHONY: clean
+clean: ## remove everything that was made here
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

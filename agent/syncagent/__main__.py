@@ -1,0 +1,5 @@
+"""`python -m syncagent` is `syncagent`."""
+
+from syncagent.cli.app import main
+
+main()

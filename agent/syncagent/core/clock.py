@@ -1,0 +1,34 @@
+"""The hybrid logical clock of a site, pure: the wall clock is an argument.
+
+The SQL side keeps it as a sequence; these functions say what that sequence must do.
+
+Invariant: the clock rises strictly, never steps back with the wall clock, and stands at or ahead of the
+wall clock after each tick, so that the time in a fresh key is below its transaction's stamp.
+"""
+
+from syncagent.core import limits, stamp
+
+LEAD = stamp.from_seconds(limits.CLOCK_LEAD)
+MAX_SKEW = stamp.from_seconds(limits.MAX_CLOCK_SKEW)
+
+
+def tick(clock: int, wall: int) -> int:
+    """The next value. A clock that fell behind is set a little ahead of the wall, so that the next ones
+    need no setting."""
+    drawn = clock + 1
+    return drawn if drawn >= wall else wall + LEAD + 1
+
+
+def lift(clock: int, seen: int) -> int:
+    """After a larger stamp was seen: the next tick is above it. Never lowers the clock."""
+    return max(clock, seen)
+
+
+def excess(seen: int, wall: int) -> int:
+    """How far a stamp is beyond what the wall clock allows, in hlc units; 0 if it is not."""
+    return max(0, seen - wall - MAX_SKEW)
+
+
+def too_far_ahead(seen: int, wall: int) -> bool:
+    """Such a stamp is held: applied, a clock in 2099 would win for ever; dropped, its rows would be lost."""
+    return excess(seen, wall) > 0

@@ -1,0 +1,316 @@
+"""The receiver's decisions: what to ask each origin for, and which complete batch may be applied next.
+
+It exists apart from the services so that every order of events can be tried without a database.
+
+Invariants: the batches held of one origin form a chain that starts at the position applied here;
+at most WINDOW batches of an origin are held or asked for; only a batch whose context is covered here
+and whose stamps are not ahead of the wall clock is handed out; one batch at a time is being applied.
+
+Calling sequence. Events go in, decisions come out; nothing is remembered outside:
+
+    inbox = Inbox(me, origins)
+    dropped = inbox.loaded(positions)         # after every connect to the database: what it has applied
+    inbox.linked(origin) / inbox.unlinked(origin)                   # a link came up / went away
+    for origin, want in inbox.wants(now): send                      # after ANY event, and when wake_in passes
+    inbox.receiving(origin, now)              # optional: bytes of the asked batch are coming in
+    kept = inbox.arrived(header, payload)     # complete and verified; not kept: close it; may raise ProtocolError
+    inbox.refused(origin, message, until)     # the origin answered Refused
+    entry = inbox.pick(now, wall)             # None, or the batch to apply; then exactly one of
+        inbox.applied(entry)                                        # committed
+        dropped = inbox.inexact(entry)                              # plain rows met metadata: ask again, exact
+        inbox.deferred(entry, reason, until)                        # rolled back: not before `until`
+        dropped = inbox.loaded(positions)                           # the connection went away in between
+    inbox.peek(now, wall)                     # what pick will give once the current one is applied: stage it
+    inbox.wake_in(now, wall)                  # seconds until a decision may change without an event
+
+`now` is monotonic seconds, `wall` the wall clock as a 60-bit hlc (stamp.from_seconds). `payload` is the
+caller's own (a spool); whatever the inbox drops is returned for closing.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, Literal, NamedTuple, TypeVar
+from uuid import UUID
+
+from syncagent.core import clock, frontier, limits, stamp
+from syncagent.core.batch import BatchHeader
+from syncagent.core.wire import Want
+from syncagent.errors import ProtocolError
+
+P = TypeVar("P")
+
+Reason = Literal[
+    "none", "unlinked", "paused", "refused", "asked", "causal", "clock", "deferred", "next", "applying"
+]
+
+
+class Position(NamedTuple):
+    """The last cut applied of an origin, and the id it had there."""
+
+    cut: int
+    id: UUID | None
+
+
+START = Position(0, None)
+
+
+@dataclass(frozen=True, eq=False)
+class Entry(Generic[P]):
+    """A complete batch that is held here; `order` is its place among all arrivals."""
+
+    header: BatchHeader
+    payload: P
+    order: int
+
+    @property
+    def origin(self) -> int:
+        return self.header.origin
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What an origin's stream waits for, in words a status line can show."""
+
+    reason: Reason
+    text: str
+
+
+@dataclass
+class _Origin(Generic[P]):
+    """One origin as the receiver sees it."""
+
+    applied: Position = START
+    linked: bool = False
+    paused: bool = False
+    exact: bool = False  # the batch after `applied` is wanted in exact form
+    asked: Want | None = None
+    asked_at: float = 0.0
+    held: list[Entry[P]] = field(default_factory=list)
+    attempts: int = 0  # failures of the first held batch
+    apply_after: float = 0.0
+    ask_after: float = 0.0
+    trouble: str = ""  # why apply_after or ask_after is set
+
+    def tail(self) -> Position:
+        """Where the chain of held batches ends: the next want starts there."""
+        return (
+            Position(self.held[-1].header.upto, self.held[-1].header.upto_id) if self.held else self.applied
+        )
+
+
+class Inbox(Generic[P]):
+    """See the module's docstring."""
+
+    def __init__(self, me: int, origins: Iterable[int] = ()) -> None:
+        self.me = me
+        self._positions: dict[int, Position] | None = None  # None: the database was not read yet
+        self._origins: dict[int, _Origin[P]] = {node: _Origin() for node in origins}
+        self._applying: Entry[P] | None = None
+        self._arrivals = 0
+
+    # ---- what the database has
+
+    def loaded(self, positions: Mapping[int, Position]) -> list[P]:
+        """The frontier as committed: after every connect, and when the fate of a commit is unknown."""
+        self._applying = None
+        self._positions = dict(positions)
+        dropped: list[P] = []
+        for node, origin in self._origins.items():
+            applied = positions.get(node, START)
+            if applied != origin.applied:
+                origin.applied, origin.attempts, origin.apply_after = applied, 0, 0.0
+            chain, at = [], applied.cut
+            for entry in origin.held:
+                if entry.header.after == at:
+                    chain.append(entry)
+                    at = entry.header.upto
+                else:
+                    dropped.append(entry.payload)
+            origin.held = chain
+            if origin.asked and (origin.asked.after, origin.asked.after_id) != origin.tail():
+                origin.asked = None
+        return dropped
+
+    @property
+    def frontier(self) -> dict[int, int]:
+        """The last cut applied here, per node."""
+        return {node: position.cut for node, position in (self._positions or {}).items()}
+
+    def _at(self, node: int) -> _Origin[P]:
+        known = (self._positions or {}).get(node, START)
+        return self._origins.setdefault(node, _Origin(applied=known))
+
+    # ---- links and wants
+
+    def linked(self, node: int) -> None:
+        """A new link: nothing asked over an older one counts any more."""
+        origin = self._at(node)
+        origin.linked, origin.asked, origin.ask_after = True, None, 0.0
+
+    def unlinked(self, node: int) -> None:
+        """The link is gone. What has arrived complete is kept."""
+        origin = self._at(node)
+        origin.linked, origin.asked = False, None
+
+    def pause(self, node: int, paused: bool = True) -> None:
+        """Neither ask this origin nor apply what it sent."""
+        self._at(node).paused = paused
+
+    def wants(self, now: float) -> list[tuple[int, Want]]:
+        """The wants to send now; they count as sent."""
+        out: list[tuple[int, Want]] = []
+        for node, origin in self._origins.items() if self._positions is not None else ():
+            if self._may_ask(origin, now):
+                cut, cut_id = origin.tail()
+                origin.asked = Want(after=cut, after_id=cut_id, plain=not origin.exact or bool(origin.held))
+                origin.asked_at = now
+                out.append((node, origin.asked))
+        return out
+
+    def _may_ask(self, origin: _Origin[P], now: float) -> bool:
+        if not origin.linked or origin.paused or len(origin.held) >= limits.WINDOW or now < origin.ask_after:
+            return False
+        return origin.asked is None or now - origin.asked_at >= limits.ASK_AGAIN
+
+    def receiving(self, node: int, now: float) -> None:
+        """Bytes are coming in: the want is being answered, do not repeat it."""
+        self._at(node).asked_at = now
+
+    def refused(self, node: int, message: str, until: float) -> None:
+        """The origin cannot serve our want; ask again after `until`, or over a new link."""
+        origin = self._at(node)
+        origin.asked, origin.ask_after, origin.trouble = None, until, message
+
+    # ---- batches
+
+    def arrived(self, header: BatchHeader, payload: P) -> bool:
+        """A complete batch. False: stale, twice, beyond a gap, or in a form that is not wanted any more."""
+        _check(header)
+        origin = self._origins.get(header.origin)
+        if origin is None or origin.asked is None or header.after != origin.asked.after:
+            return False
+        if not origin.asked.plain and any(stream.form == "plain" for stream in header.streams):
+            return False
+        self._arrivals += 1
+        origin.held.append(Entry(header, payload, self._arrivals))
+        origin.asked = None
+        return True
+
+    def pick(self, now: float, wall: int) -> Entry[P] | None:
+        """The batch to apply now, oldest first over all origins."""
+        if self._applying is not None:
+            return None
+        self._applying = self._oldest(now, wall, None)
+        return self._applying
+
+    def peek(self, now: float, wall: int) -> Entry[P] | None:
+        """The batch that pick will give if the one being applied succeeds."""
+        return self._oldest(now, wall, self._applying)
+
+    def _oldest(self, now: float, wall: int, done: Entry[P] | None) -> Entry[P] | None:
+        ready = []
+        for node, origin in self._origins.items():
+            held = [entry for entry in origin.held if entry is not done]
+            if held and self._blocked(node, origin, held[0], now, wall, done) is None:
+                ready.append(held[0])
+        return min(ready, key=lambda entry: entry.order, default=None)
+
+    def _blocked(
+        self, node: int, origin: _Origin[P], entry: Entry[P], now: float, wall: int, done: Entry[P] | None
+    ) -> Waiting | None:
+        """Why this batch may not be applied now, supposing `done` is."""
+        if origin.paused:
+            return Waiting("paused", "paused by the operator")
+        have = self.frontier if done is None else {**self.frontier, done.origin: done.header.upto}
+        lacks = frontier.missing(entry.header.context, have, origin=node, me=self.me)
+        if lacks:
+            names = ", ".join(f"cut {cut} of node {other}" for other, cut in sorted(lacks.items()))
+            return Waiting("causal", f"waits for {names}")
+        if clock.too_far_ahead(entry.header.newest, wall):
+            ahead = stamp.to_seconds(entry.header.newest - wall)
+            return Waiting("clock", f"held: the clock of node {node} is {ahead:.1f} s ahead of ours")
+        if now < origin.apply_after and entry is origin.held[0]:
+            return Waiting("deferred", origin.trouble)
+        return None
+
+    def applied(self, entry: Entry[P]) -> None:
+        """Rows and frontier are committed."""
+        origin = self._end(entry)
+        origin.held.remove(entry)
+        origin.applied = Position(entry.header.upto, entry.header.upto_id)
+        assert self._positions is not None
+        self._positions[entry.origin] = origin.applied
+        origin.exact, origin.attempts, origin.apply_after = False, 0, 0.0
+
+    def inexact(self, entry: Entry[P]) -> list[P]:
+        """Plain rows met metadata of their keys: forget the chain, ask for it in exact form."""
+        origin = self._end(entry)
+        dropped = [held.payload for held in origin.held]
+        origin.held, origin.asked, origin.exact = [], None, True
+        origin.attempts, origin.apply_after = 0, 0.0
+        return dropped
+
+    def deferred(self, entry: Entry[P], reason: str, until: float) -> None:
+        """It could not be applied and nothing was changed. Other origins go on."""
+        origin = self._end(entry)
+        origin.attempts += 1
+        origin.apply_after, origin.trouble = until, reason
+
+    def attempts(self, node: int) -> int:
+        """How often the first held batch of this origin was deferred."""
+        return self._at(node).attempts
+
+    def _end(self, entry: Entry[P]) -> _Origin[P]:
+        assert entry is self._applying, "only the batch that was picked can end"
+        self._applying = None
+        return self._origins[entry.origin]
+
+    # ---- for status and for the loop
+
+    def waiting(self, now: float, wall: int) -> dict[int, Waiting]:
+        """Per origin, what its stream waits for."""
+        return {node: self._waiting(node, origin, now, wall) for node, origin in self._origins.items()}
+
+    def _waiting(self, node: int, origin: _Origin[P], now: float, wall: int) -> Waiting:
+        if self._applying is not None and self._applying.origin == node:
+            return Waiting("applying", f"applying up to cut {self._applying.header.upto}")
+        if origin.held:
+            return self._blocked(node, origin, origin.held[0], now, wall, None) or Waiting(
+                "next", "about to be applied"
+            )
+        if origin.paused:
+            return Waiting("paused", "paused by the operator")
+        if not origin.linked:
+            return Waiting("unlinked", "no link")
+        if now < origin.ask_after:
+            return Waiting("refused", origin.trouble)
+        if origin.asked is not None:
+            return Waiting("asked", f"has everything up to cut {origin.asked.after}, asked for more")
+        return Waiting("none", "about to ask")
+
+    def wake_in(self, now: float, wall: int) -> float | None:
+        """Seconds until wants or pick may answer differently although nothing happens; None: never."""
+        waits = []
+        for origin in self._origins.values():
+            if origin.paused:
+                continue
+            if origin.held:
+                waits.append(origin.apply_after - now)
+                waits += [
+                    stamp.to_seconds(clock.excess(entry.header.newest, wall)) for entry in origin.held[:1]
+                ]
+            if origin.linked and len(origin.held) < limits.WINDOW:
+                waits.append(
+                    origin.asked_at + limits.ASK_AGAIN - now if origin.asked else origin.ask_after - now
+                )
+        return min((wait for wait in waits if wait > 0), default=None)
+
+
+def _check(header: BatchHeader) -> None:
+    """A batch must describe itself completely: each cut in its range has its context."""
+    cuts = [context.cut for context in header.contexts]
+    if header.after >= header.upto or cuts != list(range(header.after + 1, header.upto + 1)):
+        raise ProtocolError(
+            f"node {header.origin} sent a batch ({header.after}, {header.upto}] with the contexts of {len(cuts)} cuts",
+            hint="both sites must run the same version of syncagent; then restart the agent at the origin",
+        )

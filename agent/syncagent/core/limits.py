@@ -1,0 +1,62 @@
+"""Numbers that several parts rely on, and the relations between them that must hold.
+
+Invariant: every relation is asserted here, at import, so that a change of one number that breaks
+another part fails at once and by name. Times are seconds unless the name says otherwise.
+"""
+
+# ---- links
+FRAME_SIZE = 128 * 1024
+"""Largest piece of raw COPY bytes in one frame."""
+MESSAGE_SIZE = 4 * 1024 * 1024
+"""Largest control message or batch header; a header grows with tables and with cuts in its range."""
+SPOOL_MEMORY = 8 * 1024 * 1024
+"""Bytes of one batch kept in memory before the rest goes to a temporary file."""
+PING_INTERVAL = 5.0
+LINK_TIMEOUT = 20.0
+"""A link without any sign of life for so long is closed."""
+ASK_AGAIN = 60.0
+"""A want without an answer, and without a byte of one, is repeated. Repeating is harmless."""
+
+# ---- credit
+WINDOW = 2
+"""Batches of one origin at a receiver: one being applied, the next one on its way."""
+
+# ---- cuts
+CUT_INTERVAL = 0.005
+"""Least time between two cuts while peers wait: what commits meanwhile shares one."""
+KNOWLEDGE_INTERVAL = 1.0
+"""Least time before an empty cut is made only to tell what was applied here."""
+IDLE_CUT_INTERVAL = 5.0
+"""Least time between cuts that nobody asks for; they keep the unfolded log short."""
+BUSY_POLL = 0.002
+IDLE_POLL = 0.25
+"""How often the log is looked at: from busy to idle by doubling."""
+
+# ---- apply
+LOCK_TIMEOUT = 0.010
+"""How long a merge or a cut waits for a lock before it gives everything back."""
+DEADLOCK_TIMEOUT = 1.0
+"""PostgreSQL's default; the application must never be its victim because of the agent."""
+RETRY_FIRST = 0.010
+RETRY_MOST = 5.0
+"""Backoff of a batch that could not be applied."""
+
+# ---- clocks
+MAX_CLOCK_SKEW = 5.0
+"""A batch with a stamp further ahead of the wall clock is held."""
+CLOCK_LEAD = 0.002
+"""A clock that fell behind is set so far ahead of the wall."""
+
+MAX_NODE = 0xFFFF
+"""Node numbers are 1 .. MAX_NODE; zero is nobody."""
+
+assert FRAME_SIZE < MESSAGE_SIZE, "a frame fits into a message"
+assert FRAME_SIZE * 4 <= SPOOL_MEMORY, "the spool holds several frames before it spills"
+assert PING_INTERVAL * 3 < LINK_TIMEOUT < ASK_AGAIN, "a dead link is noticed before a want is repeated"
+assert WINDOW >= 2, "the next batch travels while one is applied"
+assert CUT_INTERVAL < KNOWLEDGE_INTERVAL < IDLE_CUT_INTERVAL, "work first, knowledge next, nobody last"
+assert BUSY_POLL <= CUT_INTERVAL, "polling does not delay a cut"
+assert IDLE_POLL < KNOWLEDGE_INTERVAL, "an idle poll is no reason to be late"
+assert LOCK_TIMEOUT * 10 <= DEADLOCK_TIMEOUT, "the agent gives way long before a deadlock is looked for"
+assert RETRY_FIRST >= LOCK_TIMEOUT, "a retry gives the lock's owner time"
+assert CLOCK_LEAD * 100 < MAX_CLOCK_SKEW, "a healthy clock is never mistaken for a wrong one"

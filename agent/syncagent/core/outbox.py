@@ -1,0 +1,191 @@
+"""The origin's decisions: when to make a cut, and which ranges of cuts to read out for whom.
+
+It exists apart from the services so that every order of events can be tried without a database.
+
+Invariants: a batch ends at a cut that was made for it, so its snapshot is open while it is read; each
+want is answered once; a peer without a want holds nobody; at rest no cut is made because of a cut that
+told nothing; a want for a cut that was never made here is refused.
+
+Calling sequence. Events go in, decisions come out:
+
+    outbox = Outbox()
+    outbox.loaded(last, last_id, context, frontier, floor, now)     # after every connect to the database
+    answer = outbox.asked(peer, want, id_here)           # a want; answer: None, or the Refused to send
+    outbox.unlinked(peer)                                # its link went away, and its want with it
+    outbox.learned(origin, upto, rows)                   # a batch of another origin was applied here
+    outbox.marked(request)                               # somebody wants a cut of what is committed now
+    plan = outbox.plan(now, pending)                     # after ANY event, and when wake_in passes
+    if plan:                                             # one cut transaction: fold, and read every group
+        ... for group in plan.groups: read (group.after, new cut] in the group's form into a spool
+        groups = outbox.cut_made(plan, number, id, frontier, empty, now)      # committed; before any byte leaves
+        ... send each group's spool to group.peers, then outbox.sent(peer); answer plan.marks with the frontier
+    outbox.wake_in(now, pending)                         # seconds until plan may answer differently
+
+`pending`: the log has entries that no cut has folded. `empty`: the cut folded none. If the cut fails,
+cut_made is not called and nothing was consumed: ask plan again after a pause. `id_here` is what the
+database holds as the id of cut `want.after` (None: not known any more); `outbox.last_id` saves the look
+when `want.after == outbox.last`. `now` is monotonic seconds.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+from syncagent.core import frontier as vectors
+from syncagent.core import limits
+from syncagent.core.wire import Refused, Want
+
+Cause = Literal["mark", "behind", "pending", "knowledge", "idle"]
+
+
+class Group(NamedTuple):
+    """Peers at the same position: one batch `(after, upto]` is read once and sent to all of them."""
+
+    after: int
+    plain: bool
+    peers: tuple[int, ...]
+
+
+class Plan(NamedTuple):
+    """A cut to make now, the batches to read under its snapshot, and the marks it answers."""
+
+    cause: Cause
+    groups: tuple[Group, ...]
+    marks: tuple[UUID, ...]
+
+
+class Outbox:
+    """See the module's docstring."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.last_id: UUID | None = None
+        self.floor = 0
+        self._context: dict[int, int] = {}
+        self._needed = 0  # the last cut that says something; later ones were made for a peer that lagged
+        self._news: dict[int, int] = {}  # the newest batch with rows applied here, per origin
+        self._cut_at = float("-inf")
+        self._wants: dict[int, Want] = {}
+        self._answering: dict[int, Want] = {}
+        self._marks: list[UUID] = []
+
+    # ---- events
+
+    def loaded(
+        self,
+        last: int,
+        last_id: UUID | None,
+        context: Mapping[int, int],
+        frontier: Mapping[int, int],
+        floor: int,
+        now: float,
+    ) -> None:
+        """The last cut in the database with its context, the frontier of now, and the cut up to which the
+        log is gone. What is not recorded is assumed: that everybody needs the last cut, and that what was
+        applied since is news.
+        """
+        self.last, self.last_id, self.floor = last, last_id, floor
+        self._context, self._news = dict(context), dict(frontier)
+        self._needed, self._cut_at = last, now
+
+    def asked(self, peer: int, want: Want, id_here: UUID | None) -> Refused | None:
+        """A peer wants what follows `want.after`. A newer want replaces the one before."""
+        refusal = self._refusal(want, id_here)
+        if refusal is not None:
+            self._wants.pop(peer, None)
+        elif self._answering.get(peer) != want:  # said twice while the answer is on its way
+            self._wants[peer] = want
+        return refusal
+
+    def _refusal(self, want: Want, id_here: UUID | None) -> Refused | None:
+        if want.after > self.last or (want.after > 0 and id_here is not None and id_here != want.after_id):
+            return Refused(
+                code="unknown-cut",
+                message=f"cut {want.after} that you applied was never made here; the last one is {self.last}",
+                hint="this database was restored or replaced; run `syncagent rejoin` at the site that went back",
+            )
+        if want.after < self.floor or (want.after > 0 and id_here is None):
+            return Refused(
+                code="log-cut",
+                message=f"the log after cut {want.after} is gone; it starts after cut {self.floor}",
+                hint="the site that was away must catch up by comparing rows",
+            )
+        return None
+
+    def unlinked(self, peer: int) -> None:
+        """The peer asks again over its next link."""
+        self._wants.pop(peer, None)
+        self._answering.pop(peer, None)
+
+    def sent(self, peer: int) -> None:
+        """The last answer has left, or was given up."""
+        self._answering.pop(peer, None)
+
+    def learned(self, origin: int, upto: int, rows: int) -> None:
+        """A batch of another origin was applied. An empty one is no news, else sites at rest would chatter."""
+        if rows:
+            self._news[origin] = max(upto, self._news.get(origin, 0))
+
+    def marked(self, request: UUID) -> None:
+        """The next cut answers this request."""
+        self._marks.append(request)
+
+    # ---- decisions
+
+    def plan(self, now: float, pending: bool) -> Plan | None:
+        """Should a cut be made now, and what is to be read under it."""
+        cause, due = self._due(pending)
+        if cause is None or now < due:
+            return None
+        positions: dict[tuple[int, bool], list[int]] = {}
+        for peer, want in sorted(self._wants.items()):
+            positions.setdefault((want.after, want.plain), []).append(peer)
+        groups = tuple(
+            Group(after, plain, tuple(peers)) for (after, plain), peers in sorted(positions.items())
+        )
+        return Plan(cause, groups, tuple(self._marks))
+
+    def wake_in(self, now: float, pending: bool) -> float | None:
+        """Seconds until plan says something, if nothing else happens; None: never."""
+        cause, due = self._due(pending)
+        return None if cause is None else max(0.0, due - now)
+
+    def _due(self, pending: bool) -> tuple[Cause | None, float]:
+        """Why a cut is to be made, and when."""
+        if self._marks:
+            return "mark", self._cut_at
+        if any(want.after < self._needed for want in self._wants.values()):
+            return "behind", self._cut_at + limits.CUT_INTERVAL
+        if pending and self._wants:
+            return "pending", self._cut_at + limits.CUT_INTERVAL
+        if self._wants and self._has_news(self._context):
+            return "knowledge", self._cut_at + limits.KNOWLEDGE_INTERVAL
+        if pending:
+            return "idle", self._cut_at + limits.IDLE_CUT_INTERVAL
+        return None, 0.0
+
+    def _has_news(self, context: Mapping[int, int]) -> bool:
+        return not vectors.covers(context, self._news)
+
+    def cut_made(
+        self, plan: Plan, number: int, cut_id: UUID, frontier: Mapping[int, int], empty: bool, now: float
+    ) -> tuple[Group, ...]:
+        """The cut is committed. Returns the groups with the peers that still want them."""
+        if not empty or plan.marks or self._has_news(self._context):
+            self._needed = number
+        self.last, self.last_id, self._context, self._cut_at = number, cut_id, dict(frontier), now
+        self._marks = [request for request in self._marks if request not in plan.marks]
+        groups = []
+        for group in plan.groups:
+            peers = tuple(peer for peer in group.peers if self._take(peer, group))
+            if peers:
+                groups.append(group._replace(peers=peers))
+        return tuple(groups)
+
+    def _take(self, peer: int, group: Group) -> bool:
+        """The want is answered by this group, unless it was replaced or its link went away meanwhile."""
+        want = self._wants.get(peer)
+        if want is None or (want.after, want.plain) != (group.after, group.plain):
+            return False
+        self._answering[peer] = self._wants.pop(peer)
+        return True

@@ -1,0 +1,95 @@
+"""What the services need of the world, as Protocols: they are tested against these, and run on them.
+
+Invariant: a service imports the core and this module, never a driver, a socket or a file.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Protocol
+
+from syncagent.core.batch import BatchHeader
+from syncagent.core.membership import Peer
+from syncagent.core.wire import Hello, Message
+from syncagent.errors import SyncagentError
+
+
+class Spool(Protocol):
+    """The bytes of one batch, one or more streams: written once, then read many times, also at once.
+
+    Memory stays bounded whatever the size. Who made a spool, or got it from `Link.batches`, closes it.
+    """
+
+    async def write(self, stream: int, data: bytes) -> None:
+        """Add raw COPY bytes to stream 0, 1, ...; a stream is finished once a later one is written."""
+
+    async def seal(self) -> None:
+        """No more writes; from here on it can be read."""
+
+    def read(self, stream: int) -> AsyncIterator[bytes]:
+        """The raw bytes of a stream, verified; DamagedFrame if they are not what was written."""
+
+    def frames(self) -> AsyncIterator[bytes]:
+        """The encoded frames of all streams and the end frame, as they travel."""
+
+    def sizes(self) -> list[int]:
+        """Raw bytes per stream."""
+
+    async def close(self) -> None:
+        """Give memory and disk back. Idempotent."""
+
+
+class SpoolFactory(Protocol):
+    def __call__(self, name: str) -> Spool:
+        """A new, empty spool; `name` says in messages which batch it is."""
+
+
+class Link(Protocol):
+    """A live connection with one peer, both ways. At most one per peer is given out at a time."""
+
+    @property
+    def peer(self) -> Peer: ...
+
+    @property
+    def hello(self) -> Hello:
+        """What the peer said of itself: site, incarnation, version."""
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds a control message takes there and back."""
+
+    @property
+    def clock_offset(self) -> float | None:
+        """Seconds the peer's wall clock is ahead of ours."""
+
+    async def send(self, message: Message) -> None:
+        """Control. Raises LinkDown once the link has ended, as `send_batch` does."""
+
+    def messages(self) -> AsyncIterator[Message]:
+        """Control, in order; ends with the link. Ping, Pong and Bye are dealt with inside. One reader."""
+
+    async def send_batch(self, header: BatchHeader, spool: Spool) -> None:
+        """Data. Returns when the last byte is handed to the socket; one at a time, callers queue up."""
+
+    def batches(self) -> AsyncIterator[tuple[BatchHeader, Spool]]:
+        """Data: batches that are complete and verified; ends with the link. One reader."""
+
+    async def close(self, reason: str) -> None:
+        """Begin to end the link: the peer is told why, iterators end, `on_link` is cancelled."""
+
+
+OnLink = Callable[[Link], Awaitable[None]]
+OnTrouble = Callable[[Peer | None, SyncagentError], None]
+
+
+class Network(Protocol):
+    """Keeps a link with every peer that can be had."""
+
+    async def start(self, on_link: OnLink, on_trouble: OnTrouble) -> None:
+        """Listen, and dial every peer that has an address, again and again.
+
+        `on_link` is awaited as the link's life: when it returns or raises, the link closes; when the
+        link ends, it is cancelled. `on_trouble` hears of refused certificates, protocol mismatch,
+        unreachable peers and links that broke (peer None: an unknown certificate).
+        """
+
+    async def stop(self) -> None:
+        """Every link is closed, every `on_link` has ended, no task and no socket is left. Idempotent."""

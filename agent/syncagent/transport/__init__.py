@@ -1,0 +1,1 @@
+"""Bytes between sites: certificates, frames, spools, links. Rows pass through and are never read."""

@@ -1,0 +1,251 @@
+"""Who is at the other end: mutual TLS 1.3 between certificates that are listed by their SHA-256.
+
+There is no authority. Every site has a self-signed certificate, and its peers list the digest. A dialer
+compares the digest inside the handshake, before its own certificate leaves. A server cannot do that:
+OpenSSL refuses a client certificate that is no trust anchor before Python sees it. So a peer introduces
+itself once, without a client certificate: it hands over the PEM, and if the digest is listed the
+certificate becomes an anchor of the running server. The list decides again on every request.
+
+Invariant: a certificate that is not listed opens nothing, whatever it claims to be.
+"""
+
+import asyncio
+import datetime as dt
+import hashlib
+import os
+import ssl
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from syncagent.core.membership import Peer
+from syncagent.errors import TrustError, UsageError
+
+# A pin is given up by taking it off the list, so nothing expires, and no clock is asked.
+NOT_BEFORE = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+NOT_AFTER = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
+KEY, CERTIFICATE = "key.pem", "certificate.pem"
+
+
+class Credentials(NamedTuple):
+    """A site's own key and certificate; `sha256` is what its peers list."""
+
+    key: Path
+    certificate: Path
+    sha256: str
+
+    @classmethod
+    def provide(cls, directory: Path, name: str) -> "Credentials":
+        """Load `key.pem` and `certificate.pem` of a directory, making what is missing. Blocks."""
+        key, certificate = directory / KEY, directory / CERTIFICATE
+        if not key.exists():
+            if certificate.exists():
+                raise UsageError(
+                    f"{certificate} is there, but its key {key} is not",
+                    hint="restore the key from a backup, or remove the certificate and give the peers the new one",
+                )
+            _write(key, _new_key(), mode=0o600)
+        if not certificate.exists():
+            _write(certificate, _self_signed(key.read_bytes(), name), mode=0o644)
+        return cls(key, certificate, digest_of_pem(certificate.read_text(encoding="ascii", errors="replace")))
+
+    def load_into(self, context: ssl.SSLContext) -> None:
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+        except (ssl.SSLError, OSError) as error:
+            raise UsageError(
+                f"{self.certificate} and {self.key} cannot be used together",
+                detail=str(error),
+                hint="restore both from one backup, or remove both and give the peers the new SHA-256",
+            ) from error
+
+
+def digest_of_pem(pem: str) -> str:
+    """SHA-256 of the DER inside, in hex; TrustError if there is no certificate in it."""
+    return digest(der_of_pem(pem))
+
+
+def der_of_pem(pem: str) -> bytes:
+    try:
+        return ssl.PEM_cert_to_DER_cert(pem)
+    except ValueError as error:
+        raise TrustError("this is not a certificate in PEM form", detail=str(error)) from error
+
+
+def digest(der: bytes) -> str:
+    return hashlib.sha256(der).hexdigest()
+
+
+def normal(sha256: str) -> str:
+    """A digest as people write it, with or without colons."""
+    return sha256.replace(":", "").strip().lower()
+
+
+# ---- the two ends of a handshake
+
+
+class WrongCertificate(ssl.SSLCertVerificationError):
+    """The server showed a certificate with another digest; raised by the handshake."""
+
+    def __init__(self, presented: str) -> None:
+        super().__init__(1, f"a certificate with SHA-256 {presented} was presented")
+        self.presented = presented
+
+
+class PinnedContext(ssl.SSLContext):
+    """A client's side: the handshake fails unless the server's certificate has this digest.
+
+    The check runs before the client's certificate and last handshake message are put on the wire.
+    """
+
+    pin: str
+
+    @classmethod
+    def to(cls, peer: Peer, credentials: Credentials | None) -> "PinnedContext":
+        """Without credentials the dialer stays anonymous."""
+        context = cls(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE  # the digest is compared instead, by _PinnedObject
+        context.sslobject_class = _PinnedObject
+        context.pin = normal(peer.sha256)
+        if credentials is not None:
+            credentials.load_into(context)
+        return context
+
+
+class _PinnedObject(ssl.SSLObject):
+    def do_handshake(self) -> None:
+        super().do_handshake()
+        assert isinstance(self.context, PinnedContext)
+        presented = digest(self.getpeercert(binary_form=True) or b"")
+        if presented != self.context.pin:
+            raise WrongCertificate(presented)
+
+
+class Trust:
+    """A server's side: the listed peers, and the certificates known of them so far."""
+
+    def __init__(self, site: str, credentials: Credentials, peers: Sequence[Peer], directory: Path) -> None:
+        """`directory` keeps the certificates of peers that have introduced themselves. Blocks."""
+        self._site = site
+        self._peers = {normal(peer.sha256): peer for peer in peers}
+        self._directory = directory
+        self._anchored: set[str] = set()
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
+        credentials.load_into(self.context)
+        self.context.verify_mode = ssl.CERT_OPTIONAL
+        self.context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        self.context.num_tickets = 0  # every connection shows its certificate
+        for pin, peer in self._peers.items():
+            with suppress(OSError, TrustError):  # what is kept is a copy: a damaged one is as good as none
+                der = der_of_pem(self._kept(peer).read_text(encoding="ascii", errors="replace"))
+                if digest(der) == pin:
+                    self._anchor(pin, der)
+
+    def identify(self, connection: ssl.SSLObject | None) -> Peer | None:
+        """The listed peer whose certificate this connection has proved, if any."""
+        der = connection.getpeercert(binary_form=True) if connection is not None else None
+        return self._peers.get(digest(der)) if der else None
+
+    async def introduce(self, pem: str) -> Peer:
+        """Accept a listed certificate for the handshakes to come; TrustError if it is not listed."""
+        der = der_of_pem(pem)
+        pin = digest(der)
+        peer = self._peers.get(pin)
+        if peer is None:
+            raise TrustError(
+                f"a certificate that calls itself {_name_in(der)!r} is not listed at site {self._site}",
+                detail=f"its SHA-256 is {pin}",
+                hint=f"if it is a site of this cluster, add a [[peer]] entry with its name, its node and"
+                f' sha256 = "{pin}" to config.toml of site {self._site}',
+            )
+        if pin not in self._anchored:
+            self._anchor(pin, der)
+            await asyncio.to_thread(
+                _write, self._kept(peer), ssl.DER_cert_to_PEM_cert(der).encode(), mode=0o644
+            )
+        return peer
+
+    def _anchor(self, pin: str, der: bytes) -> None:
+        try:
+            self.context.load_verify_locations(cadata=der)
+        except ssl.SSLError as error:
+            raise TrustError("OpenSSL does not accept this certificate", detail=str(error)) from error
+        self._anchored.add(pin)
+
+    def _kept(self, peer: Peer) -> Path:
+        return self._directory / f"{quote(peer.name, safe=' ')}.pem"
+
+
+# ---- making and keeping
+
+
+def _new_key() -> bytes:
+    return ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _self_signed(pem_key: bytes, name: str) -> bytes:
+    key = serialization.load_pem_private_key(pem_key, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise UsageError(
+            "the site's key is not an elliptic-curve key", hint=f"remove {KEY} to have a new one made"
+        )
+    try:
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        alternative = x509.SubjectAlternativeName([x509.DNSName(name)])
+    except ValueError as error:
+        raise UsageError(
+            f"{name!r} cannot be a site's name",
+            detail=str(error),
+            hint="use up to 63 ASCII letters, digits, - and _",
+        ) from error
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOT_BEFORE)
+        .not_valid_after(NOT_AFTER)
+        .add_extension(alternative, critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _name_in(der: bytes) -> str:
+    """What an unknown certificate says of itself: a claim, shown to help, never believed."""
+    try:
+        names = x509.load_der_x509_certificate(der).extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+        return ", ".join(names.value.get_values_for_type(x509.DNSName))[:64]
+    except (ValueError, x509.ExtensionNotFound):
+        return ""
+
+
+def _write(path: Path, data: bytes, *, mode: int) -> None:
+    """All of the file or nothing, with its rights from the first moment."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,1 @@
+"""Applications to try things on. Each is complete without the rest of the repository."""

@@ -1,0 +1,106 @@
+"""Fixtures for all tests: servers, databases, seeds and run counts."""
+
+import os
+import signal
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import hypothesis
+import pytest
+
+from syncagent.embedded import Server, scratch
+from tests.support.databases import Database, fresh_database
+from tests.support.postgres import FETCHED, MAJORS, Servers
+
+# The same examples in every run: a failure is the change's, not the day's. `--soak` looks for new ones.
+hypothesis.settings.register_profile("share", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("soak", deadline=None, max_examples=2000, print_blob=True)
+
+
+def _majors(text: str) -> tuple[int, ...]:
+    majors = tuple(int(part) for part in text.split(","))
+    if unknown := set(majors) - set(FETCHED):
+        raise ValueError(f"no such versions to test: {unknown}")
+    return majors
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--majors", type=_majors, default=MAJORS, help="PostgreSQL versions for the fixture `server`: 15,18"
+    )
+    parser.addoption("--soak", action="store_true", help="run the seeded tests with their full counts")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.load_profile("soak" if config.getoption("soak") else "share")
+    # Terminated, the run still stops its servers.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "server" in metafunc.fixturenames:
+        majors = metafunc.config.getoption("majors")
+        metafunc.parametrize(
+            "server", majors, ids=[f"pg{major}" for major in majors], indirect=True, scope="session"
+        )
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Servers]:
+    """One server per major version, for the whole run: `servers.of(15)`."""
+    with scratch("syncagent-tests-") as folder:
+        servers = Servers(folder)
+        try:
+            yield servers
+        finally:
+            servers.stop()
+
+
+@pytest.fixture
+def server15(servers: Servers) -> Server:
+    return servers.of(15)
+
+
+@pytest.fixture
+def server18(servers: Servers) -> Server:
+    return servers.of(18)
+
+
+@pytest.fixture
+def server(servers: Servers, request: pytest.FixtureRequest) -> Server:
+    """Runs the test once for each version of `--majors`."""
+    return servers.of(request.param)
+
+
+@pytest.fixture
+def make_database() -> Iterator[Callable[..., Database]]:
+    """`make_database(server, template="template1")`: a fresh database, dropped after the test."""
+    with ExitStack() as stack:
+        yield lambda server, template="template1": stack.enter_context(fresh_database(server, template))
+
+
+@pytest.fixture
+def database(server: Server, make_database: Callable[..., Database]) -> Database:
+    """A fresh, empty database, once on each version."""
+    return make_database(server)
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """What a test's randomness starts from: `SEED`, else a number of the test's own."""
+    seed = int(os.environ.get("SEED") or zlib.crc32(request.node.nodeid.encode()))
+    request.node.add_report_section("call", "seed", f"SEED={seed}")  # shown if the test fails
+    return seed
+
+
+@pytest.fixture
+def runs(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """`runs(share, full)`: how often a seeded test runs; `full` under `--soak`, once if `SEED` is given."""
+
+    def choose(share: int, full: int) -> int:
+        if os.environ.get("SEED"):
+            return 1
+        return full if request.config.getoption("soak") else share
+
+    return choose

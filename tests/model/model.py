@@ -1,0 +1,349 @@
+"""Executable model of the replication protocol.
+
+Random schedules over N sites: inserts, updates, deletes, re-inserts, cuts, pulls, coalesced pulls (one
+batch for a range of cuts, in the state of the last one), relays, compaction of row versions, collection of tombstones, keys inserted again after that, rows that
+vanish behind the protocol's back, and repairs whose messages arrive late. Every run checks:
+
+  convergence     when every batch is delivered and a last repair has run, all sites hold the same rows
+  no resurrection a row whose newest write is a delete is on no site
+  no false alarm  a conflict is recorded only between writes that are truly concurrent
+
+Ground truth is a full causal history per row, which the protocol itself never stores.
+Run:               python -m tests.model.model [RUNS] [FIRST_SEED] [--coalesced]
+Negative controls: ... --break stamp|causal|stable|filter|mark|onedot   (each must fail)
+"""
+
+import random
+import sys
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import permutations
+
+BREAKS = {
+    "stamp": "a cut ships whatever the row is now, not only what was written here",
+    "causal": "batches are applied in any order",
+    "stable": "applied here counts as stable",
+    "filter": "a listing older than what was collected here is taken",
+    "mark": "the collected mark is not asked",
+    "relog": "a lost row that came back is not sent again to who asked while it was lost",
+    "onedot": "the rows of a coalesced batch all get the dot and the context of its last cut",
+}
+BROKEN = None  # one of BREAKS
+
+
+@dataclass(frozen=True)
+class Version:
+    """A row version: stamp orders it, dot (origin, batch) says which cut it left in."""
+    stamp: tuple            # (hlc, node); an inserted row's implicit stamp is (time in its key, -1)
+    dot: tuple | None       # None: implicit, the row was inserted and never touched since
+    deleted: bool
+    value: int | None
+    history: frozenset      # ground truth only
+
+
+@dataclass
+class Batch:
+    number: int
+    rows: dict              # key -> Version
+    context: tuple          # what the origin had applied, per origin, when it cut this batch
+    dots: dict = None       # coalesced: key -> the cut that first saw its version
+    contexts: dict = None   # coalesced: cut -> context, for every cut in the range
+
+    def cut_of(self, key):
+        """The cut and the context under which a row travels."""
+        if self.dots is None or BROKEN == "onedot":
+            return self.number, self.context
+        return self.dots[key], self.contexts[self.dots[key]]
+
+
+@dataclass
+class Site:
+    me: int
+    n: int
+    skew: int
+    rows: dict = field(default_factory=dict)      # key -> value: the user's table
+    meta: dict = field(default_factory=dict)      # key -> (stamp, dot, deleted): the side table
+    log: dict = field(default_factory=dict)       # key -> stamp of the last write here since the last cut
+    cuts: int = 0
+    out: list = field(default_factory=list)
+    logged: dict = field(default_factory=dict)    # key -> the last cut that shipped it: the folded log
+    under: dict = field(default_factory=dict)     # key -> Version under the snapshot of the last cut
+    frontier: list = None                         # batches applied, per origin
+    known: list = None                            # per peer: the context of its last applied batch
+    contexts: dict = field(default_factory=dict)  # (origin, batch) -> context, kept until stable
+    relay: dict = field(default_factory=dict)     # (origin, batch) -> {key: stamp}, kept until stable
+    mark: tuple = (0, -2)                         # largest stamp of a tombstone collected here
+    hlc: int = 0
+    seen: dict = field(default_factory=dict)      # ground truth only: writes this site has seen
+    past: dict = field(default_factory=dict)      # ground truth only: writes the held version had seen
+
+    def __post_init__(self):
+        self.frontier = [0] * self.n
+        self.known = [tuple([0] * self.n) for _ in range(self.n)]
+
+    def stamp_of(self, key):
+        if key in self.meta:
+            return self.meta[key][0]
+        return (key[0], -1) if key in self.rows else None
+
+    def lost(self, key):
+        """Metadata says the row lives, the table says it does not: nothing to ship, a repair's work."""
+        return key in self.meta and not self.meta[key][2] and key not in self.rows
+
+    def write(self, key, value, deleted, now, write_id):
+        before = self.stamp_of(key)
+        self.hlc = max(now + self.skew, self.hlc + 1, before[0] + 1 if before else 0)
+        self.past[key] = self.seen[key] = self.seen.get(key, frozenset()) | {write_id}
+        self.meta[key] = ((self.hlc, self.me), (self.me, self.cuts + 1), deleted)
+        self.rows.pop(key, None) if deleted else self.rows.__setitem__(key, value)
+        self.log[key] = self.stamp_of(key)
+
+    def insert(self, key, value, now, write_id):
+        if key in self.meta or ((key[0], -1) <= self.mark and BROKEN != "mark"):
+            return self.write(key, value, False, now, write_id)     # a tombstone may still be somewhere
+        self.rows[key] = value
+        self.past[key] = self.seen[key] = frozenset([write_id])
+        self.log[key] = self.stamp_of(key)
+
+    def version(self, key):
+        stamp, dot, deleted = self.meta.get(key, ((key[0], -1), None, False))
+        return Version(stamp, dot, deleted, self.rows.get(key), self.past[key])
+
+    def cut(self):
+        self.cuts += 1
+        self.frontier[self.me] = self.cuts
+        rows = {k: self.version(k) for k, stamp in self.log.items()
+                if not self.lost(k) and (self.stamp_of(k) == stamp or (BROKEN == "stamp" and self.stamp_of(k)))}
+        self.log.clear()
+        self.logged.update({k: self.cuts for k, v in rows.items() if v.dot is None})
+        keys = sorted(self.logged.keys() | self.meta.keys())
+        self.under = {k: self.version(k) for k in keys if not self.lost(k) and (k in self.rows or k in self.meta)}
+        self.out.append(Batch(self.cuts, rows, tuple(self.frontier)))
+        self.contexts[self.me, self.cuts] = self.known[self.me] = tuple(self.frontier)
+
+    def coalesced(self, after):
+        """One batch for the cuts (after, cuts], in the state of the last one: each row with its own dot."""
+        dots = {k: v.dot[1] if v.dot else self.logged[k] for k, v in self.under.items()
+                if v.dot is None or v.dot[0] == self.me}
+        dots = {k: number for k, number in dots.items() if number > after}
+        return Batch(self.cuts, {k: self.under[k] for k in dots}, self.contexts[self.me, self.cuts], dots,
+                     {c: self.contexts[self.me, c] for c in range(after + 1, self.cuts + 1)})
+
+    def ready(self, origin, context):
+        """Causal delivery: everything the origin had seen is here."""
+        return BROKEN == "causal" or all(
+            self.frontier[o] >= context[o] for o in range(self.n) if o not in (origin, self.me))
+
+    def concurrent(self, key, origin, number, context):
+        if key not in self.meta:
+            return False                                  # implicit: in everybody's past
+        dot = self.meta[key][1]
+        if dot[1] <= context[dot[0]]:
+            return False                                  # the incoming write had seen ours
+        ours = self.contexts.get(dot)                     # None: written here, not cut yet
+        return not (ours and ours[origin] >= number)      # ours had seen the incoming one
+
+    def merge(self, origin, number, context, key, v, stats):
+        mine = self.stamp_of(key)
+        if mine is not None and v.stamp != mine:
+            here, there = self.past[key], v.history
+            truly = not (here <= there or there <= here)
+            found = self.concurrent(key, origin, number, context)
+            stats["compared"] += 1
+            if found:
+                stats["conflicts"] += 1
+                assert truly, "false alarm"
+            elif truly:
+                stats["met elsewhere"] += 1               # recorded where the pair first met
+        self.seen[key] = self.seen.get(key, frozenset()) | v.history
+        self.hlc = max(self.hlc, v.stamp[0])
+        if mine is None or v.stamp > mine:
+            self.take(key, v)
+
+    def take(self, key, v):
+        self.past[key] = v.history
+        self.seen[key] = self.seen.get(key, frozenset()) | v.history
+        if v.dot is None:
+            self.meta.pop(key, None)
+        else:
+            self.meta[key] = (v.stamp, v.dot, v.deleted)
+        self.rows.pop(key, None) if v.deleted else self.rows.__setitem__(key, v.value)
+
+    def apply(self, origin, batch, stats):
+        for key, v in batch.rows.items():
+            self.merge(origin, *batch.cut_of(key), key, self.dotted(origin, batch, key, v), stats)
+        self.frontier[origin] = batch.number
+        self.known[origin] = batch.context
+        for number, context in (batch.contexts or {batch.number: batch.context}).items():
+            self.contexts[origin, number] = context
+            self.relay[origin, number] = {}
+        for key, v in batch.rows.items():
+            self.relay[origin, batch.cut_of(key)[0]][key] = v.stamp
+
+    def dotted(self, origin, batch, key, v):
+        """The row with the dot it travels under; the same one, unless the batch has one dot for all."""
+        return v if v.dot is None else replace(v, dot=(origin, batch.cut_of(key)[0]))
+
+    def relay_for(self, origin, after):
+        """What this site holds of another origin's batches, for a peer that cannot reach it."""
+        for number in range(after + 1, self.frontier[origin] + 1):
+            keys = self.relay.get((origin, number))
+            if keys is None:
+                return
+            rows = {k: self.version(k) for k, stamp in keys.items() if self.stamp_of(k) == stamp and not self.lost(k)}
+            yield Batch(number, rows, self.contexts[origin, number])
+
+    def compact(self, stats):
+        """Drop metadata and tombstones whose write every site is known to have applied."""
+        self.known[self.me] = tuple(self.frontier)
+        for key, (_, (origin, number), deleted) in list(self.meta.items()):
+            if key not in self.log and self.stable(origin, number):
+                if deleted:
+                    self.mark = max(self.mark, self.meta[key][0])
+                del self.meta[key]
+                stats["tombstones collected" if deleted else "versions compacted"] += 1
+        for dot in list(self.relay):
+            if self.stable(*dot):
+                del self.relay[dot]
+
+    def stable(self, origin, number):
+        """Every site has said, in its own stream, that it applied this batch."""
+        if BROKEN == "stable":
+            return self.frontier[origin] >= number
+        return all(self.known[p][origin] >= number for p in range(self.n))
+
+    def listing(self):
+        """One side of a repair: what this site holds, read in the snapshot of a cut."""
+        self.cut()
+        return tuple(self.frontier), {k: self.version(k) for k in sorted(self.rows.keys() | self.meta.keys()) if not self.lost(k)}
+
+    def relog(self, key):
+        """A range read while the row was lost had to leave it out, and its reader counts as having it: send it again."""
+        self.hlc = max(self.hlc, self.stamp_of(key)[0]) + 1
+        self.past[key] = self.seen[key] = self.seen[key] | {(self.hlc, self.me)}    # a write of this site, of the same value
+        self.meta[key] = ((self.hlc, self.me), (self.me, self.cuts + 1), False)
+        self.log[key] = self.stamp_of(key)
+
+    def repair(self, context, theirs):
+        """Take from a peer's listing what this site should hold and does not."""
+        if any(self.frontier[o] < context[o] for o in range(self.n) if o != self.me):
+            return                                        # some of it is in flight, not lost: wait
+        collected = [min(self.known[p][o] for p in range(self.n)) for o in range(self.n)]
+        if BROKEN != "filter" and any(c < k for c, k in zip(context, collected)):
+            return                                        # older than what was collected here: ask again
+        for key, v in theirs.items():
+            mine = self.stamp_of(key)
+            if not v.deleted and self.rows.get(key) == v.value:
+                continue                                  # same row; metadata may be compacted on one side
+            if self.lost(key):
+                origin, number = self.meta[key][1]
+                if context[origin] >= number:             # they had our lost version, theirs is no older
+                    ours = origin == self.me and (v.dot is None or v.stamp == mine)
+                    self.take(key, v)
+                    if ours and BROKEN != "relog":
+                        self.relog(key)
+            elif mine is None or v.stamp > mine:
+                self.take(key, v)
+
+
+def deliver(sites, stats):
+    """Hand every site every batch it still lacks, in an order that causal delivery accepts."""
+    moved = True
+    while moved:
+        moved = False
+        for site, peer in permutations(sites, 2):
+            for batch in peer.out:
+                if batch.number == site.frontier[peer.me] + 1 and site.ready(peer.me, batch.context):
+                    site.apply(peer.me, batch, stats)
+                    moved = True
+
+
+def run(seed, stats, steps=400, coalesced=False):
+    rnd = random.Random(seed)
+    n = rnd.choice([2, 3, 4])
+    sites = [Site(i, n, rnd.randint(-5, 5)) for i in range(n)]
+    now = writes = 0
+    mail = []                                             # repair listings on their way
+    newest = {}                                           # ground truth: key -> (stamp, deleted)
+    lost = set()                                          # ground truth: keys of rows that vanished somewhere
+    again = set()                                         # ground truth: keys inserted again after a delete
+    for _ in range(steps):
+        now += rnd.randint(0, 2)
+        site, dice = rnd.choice(sites), rnd.random()
+        writes += 1
+        if dice < 0.10:
+            site.insert((max(0, now + site.skew), writes), writes, now, writes)
+        elif dice < 0.45 and site.rows:
+            site.write(rnd.choice(sorted(site.rows)), writes, False, now, writes)
+        elif dice < 0.52 and site.rows:
+            site.write(rnd.choice(sorted(site.rows)), None, True, now, writes)
+        elif dice < 0.56:
+            gone = sorted(k for k in newest if k not in site.rows and k in site.seen and newest[k][1]
+                          and k not in site.log and k not in lost)
+            if gone:
+                key = rnd.choice(gone)
+                due = (max(now + site.skew, site.hlc + 1), site.me)     # the stamp it must at least have
+                site.insert(key, writes, now, writes)
+                newest[key] = max(newest[key], (max(due, site.stamp_of(key)), False))
+                again.add(key)
+                stats["inserted again"] += 1
+        elif dice < 0.70:
+            site.cut()
+        elif dice < 0.88:
+            peer = rnd.choice([s for s in sites if s is not site])
+            batch = next((b for b in peer.out if b.number > site.frontier[peer.me]), None)
+            if coalesced and batch and rnd.random() < 0.7:
+                batch = peer.coalesced(site.frontier[peer.me])
+                stats["coalesced"] += len(batch.contexts) > 1
+            if batch and site.ready(peer.me, batch.context):
+                site.apply(peer.me, batch, stats)
+        elif dice < 0.93 and n > 2:
+            origin, via = rnd.sample([s for s in sites if s is not site], 2)
+            batch = next(via.relay_for(origin.me, site.frontier[origin.me]), None)
+            if batch and site.ready(origin.me, batch.context):
+                site.apply(origin.me, batch, stats)
+                stats["relayed"] += 1
+        elif dice < 0.95:
+            mail.append((rnd.choice([s for s in sites if s is not site]), site.listing()))
+        elif dice < 0.97 and mail:
+            peer, letter = mail.pop(rnd.randrange(len(mail)))
+            peer.repair(*letter)
+            stats["repairs"] += 1
+        elif dice < 0.975 and site.rows:
+            key = rnd.choice(sorted(site.rows))
+            if key not in site.log and key not in again:
+                del site.rows[key]                        # lost behind the protocol's back
+                lost.add(key)
+                stats["rows lost"] += 1
+        else:
+            site.compact(stats)
+        for key, (stamp, _, deleted) in site.meta.items():
+            if key not in newest or stamp > newest[key][0]:
+                newest[key] = (stamp, deleted)
+    for site in sites:
+        site.cut()
+    deliver(sites, stats)
+    listings = [site.listing() for site in sites]
+    deliver(sites, stats)
+    for a, b in permutations(range(n), 2):
+        sites[a].repair(*listings[b])
+    for site in sites:
+        site.cut()
+    deliver(sites, stats)
+    for key, (_, deleted) in newest.items():
+        assert not (deleted and any(key in s.rows for s in sites)), f"resurrected at seed {seed}"
+    for key in again:
+        assert newest[key][1] or all(key in s.rows for s in sites), f"re-insert lost at seed {seed}"
+    for site in sites[1:]:
+        assert site.rows == sites[0].rows, f"diverged at seed {seed}"
+    assert all(s.frontier == sites[0].frontier for s in sites), f"stuck at seed {seed}"
+
+
+if __name__ == "__main__":
+    BROKEN = sys.argv[sys.argv.index("--break") + 1] if "--break" in sys.argv else None
+    numbers = [int(a) for a in sys.argv[1:3] if a.isdigit()]
+    runs, first = (numbers + [2000, 0][len(numbers) :])[:2]
+    stats = Counter()
+    for seed in range(first, first + runs):
+        run(seed, stats, coalesced="--coalesced" in sys.argv or BROKEN == "onedot")
+    print(f"{runs} runs converged;", dict(stats))

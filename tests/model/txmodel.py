@@ -1,0 +1,433 @@
+"""Transactions over the replication model: open transactions, capture log, snapshot S2, fold, apply between.
+
+Local writes happen in transactions that stay open, roll back to savepoints, and commit later. Capture
+keeps (op, clock) per statement; a transaction's stamp is its last clock. A cut is two steps, the snapshot
+S2 and the fold; application commits, apply and compaction run in between. Checked per run:
+  convergence    the same rows everywhere, once all is delivered
+  no lost write  every committed write that no other write had seen is the final one or in a conflict
+  no false alarm a conflict is recorded only between truly concurrent writes
+Pulls may be coalesced: one batch for a range of cuts, read under the snapshot of the last one.
+Run:               python -m tests.model.txmodel [RUNS] [FIRST_SEED] [--coalesced]
+Negative controls: --break RULE[,RULE]: each of BREAKS must fail, given enough runs (trace needs thousands;
+settle, horizon and between are in txmodel_directed.py); --page: the eight rules that an earlier draft lacked.
+"""
+
+import random
+import sys
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from itertools import permutations
+
+BREAKS = {
+    "settle":  "a live row under a newer tombstone is only left unshipped",
+    "horizon": "a tombstone is collected while transactions that ran when it was applied are open or unfolded",
+    "trace":   "apply lets an unfolded local write win and leaves no version entry",
+    "order":   "implicit if the first entry is an insert, whatever follows",
+    "ahead":   "implicit, and compacted, although the key is above the stamp",
+    "odd":     "a key without a time gets an implicit stamp at its insert",
+    "relay":   "a relay reads the version table without the unfolded log",
+    "fold":    "the fold writes over a version that apply wrote after S2",
+    "between": "only version rows the fold writes are guarded against apply after S2, implicit rows are not",
+    "mark":    "the collected mark is not asked",
+    "uncut":   "compaction does not ask the log",
+    "lock":    "apply does not wait for the row locks of open transactions",
+    "stable":  "applied here counts as stable",
+    "onedot":  "the rows of a coalesced batch all get the dot and the context of its last cut",
+    "named":   "a resend takes every logged key without an entry for an implicit row of this site",
+}
+PAGE = {"settle", "horizon", "trace", "order", "ahead", "odd", "relay", "between"}
+BROKEN = set()  # of BREAKS
+UNCUT = 10 ** 9
+
+
+@dataclass(frozen=True)
+class Version:
+    stamp: tuple            # (clock, node); implicit: (time in the key, -1)
+    dot: tuple | None       # None: implicit
+    deleted: bool
+    value: int | None       # the id of the write
+    top: int                # ground truth: the write
+    history: frozenset      # ground truth: what it had seen, itself included
+
+
+@dataclass
+class Statement:
+    key: tuple
+    value: int | None       # None: delete
+    entries: list           # [(op, clock)], in the order in which the triggers fired
+    write: int
+    history: frozenset
+    fresh: bool             # no committed row was there: nothing that apply could find locked
+
+
+@dataclass
+class Batch:
+    number: int
+    rows: dict
+    context: tuple
+    dots: dict = None       # coalesced: key -> the cut that first saw its version
+    contexts: dict = None   # coalesced: cut -> context, for every cut in the range
+
+    def cut_of(self, key):
+        """The cut and the context under which a row travels."""
+        if self.dots is None or "onedot" in BROKEN:
+            return self.number, self.context
+        return self.dots[key], self.contexts[self.dots[key]]
+
+
+@dataclass
+class Site:
+    me: int
+    n: int
+    skew: int
+    rows: dict = field(default_factory=dict)
+    meta: dict = field(default_factory=dict)      # version table: key -> (stamp, dot, deleted)
+    log: list = field(default_factory=list)       # committed, unfolded: (xid, stamp, {key: [(op, clock)]})
+    open: dict = field(default_factory=dict)      # xid -> [Statement]
+    cutting: tuple = None                         # the snapshot S2 of a cut whose fold has not committed
+    settle: set = field(default_factory=set)      # rows found alive under a newer tombstone
+    beside: dict = field(default_factory=dict)    # key -> transactions that ran when its tombstone was applied
+    out: list = field(default_factory=list)
+    folded: dict = field(default_factory=dict)    # key -> the last cut that shipped it as an implicit row
+    under: tuple = ({}, {}, {})                   # rows, versions, past under the snapshot of the last cut, folded
+    frontier: list = None
+    known: list = None
+    contexts: dict = field(default_factory=dict)
+    relay: dict = field(default_factory=dict)
+    mark: tuple = (-1, -2)
+    hlc: int = 0
+    seen: dict = field(default_factory=dict)      # ground truth
+    past: dict = field(default_factory=dict)      # ground truth: key -> (write, history) of the version held
+
+    def __post_init__(self):
+        self.frontier = [0] * self.n
+        self.known = [tuple([0] * self.n) for _ in range(self.n)]
+
+    # ---- the application
+    def clock(self, now):
+        self.hlc = max(now + self.skew, self.hlc + 1)         # it looks at no key and at no version
+        return self.hlc
+
+    def holder(self, key):
+        return next((x for x, ss in self.open.items() if any(s.key == key for s in ss)), None)
+
+    def visible(self, xid, key):
+        mine = [s.value for s in self.open[xid] if s.key == key]
+        return mine[-1] if mine else self.rows.get(key)
+
+    def execute(self, xid, key, ops, write, now):
+        """One statement on one key; nothing if it would wait for another transaction or break the key."""
+        if self.holder(key) not in (None, xid) or (ops[0] == "insert") != (self.visible(xid, key) is None):
+            return
+        before = [s for s in self.open[xid] if s.key == key]
+        history = (before[-1].history if before else self.seen.get(key, frozenset())) | {write}
+        fired = reversed(ops) if len(ops) > 1 else ops        # nested: the inner statement's trigger fires first
+        self.open[xid].append(Statement(key, None if ops[-1] == "delete" else write, [(op, self.clock(now)) for op in fired],
+                                        write, history, key not in self.rows))
+
+    def commit(self, xid):
+        done = self.open.pop(xid)
+        entries = {}
+        for s in done:
+            self.rows.pop(s.key, None) if s.value is None else self.rows.__setitem__(s.key, s.value)
+            self.past[s.key] = s.write, s.history
+            self.seen[s.key] = self.seen.get(s.key, frozenset()) | s.history
+            entries.setdefault(s.key, []).extend(s.entries)
+        if done:
+            self.log.append((xid, (max(c for es in entries.values() for _, c in es), self.me), entries))
+        return done
+
+    # ---- versions
+    def logged(self, key, log=None):
+        return max((stamp for _, stamp, keys in (self.log if log is None else log) if key in keys), default=None)
+
+    def stamp_of(self, key):
+        known = [self.meta[key][0]] if key in self.meta else [(key[0], -1)] if key in self.rows else []
+        return max(known + [s for s in [self.logged(key)] if s], default=None)
+
+    def version(self, key):
+        stamp, dot, deleted = self.meta.get(key, ((key[0], -1), None, False))
+        return Version(stamp, dot, deleted, self.rows.get(key), *self.past[key])
+
+    # ---- cut: S2, then the fold
+    def cut_begin(self):
+        if self.cutting is None:
+            self.cutting = (dict(self.rows), dict(self.meta), list(self.log), list(self.frontier), self.mark, dict(self.past))
+
+    def cut_end(self, stats, conflicts):
+        if self.cutting is None:
+            return
+        rows, meta, log, frontier, mark, past = self.cutting
+        self.cutting = None
+        number = frontier[self.me] + 1
+        batch, writes = {}, {}
+        for key in {k: 1 for _, _, keys in log for k in keys}:
+            stamp, here = self.logged(key, log), meta.get(key)
+            ops = [op for op, _ in sorted((e for _, _, keys in log for e in keys.get(key, [])), key=lambda e: e[1])]
+            born = ops[0] == "insert" and ("order" in BROKEN or "delete" not in ops)
+            beside, tomb = self.beside.get(key, (set(), 0))
+            if here and here[2] and any(x in beside and key in keys for x, _, keys in log):
+                conflicts |= {tomb, past[key][0]}             # an insert that could not see this tombstone, nor it the insert
+            if here and here[0] > stamp:                      # a remote version has replaced it
+                if here[2] and key in rows:
+                    self.settle.add(key)
+                continue
+            implicit = (born and key in rows and here is None
+                        and ((key[0], -1) > mark or "mark" in BROKEN)
+                        and ((key[0], -1) < stamp or "ahead" in BROKEN) and (key[0] > 0 or "odd" in BROKEN))
+            if not implicit:
+                writes[key] = stamp, (self.me, number), key not in rows
+            s, d, gone = writes.get(key, ((key[0], -1), None, False))
+            batch[key] = Version(s, d, gone, rows.get(key), *past[key])
+        if any(self.meta.get(k) != meta.get(k) for k in (() if "fold" in BROKEN else writes if "between" in BROKEN else batch)):
+            stats["folds repeated"] += 1                      # 40001: the whole cut again
+            return
+        self.folded |= {k: number for k, v in batch.items() if v.dot is None or "named" in BROKEN}
+        self.under = rows, {**meta, **writes}, past
+        self.meta.update(writes)
+        del self.log[:len(log)]
+        self.frontier[self.me] = frontier[self.me] = number
+        self.out.append(Batch(number, batch, tuple(frontier)))
+        self.contexts[self.me, number] = self.known[self.me] = tuple(frontier)
+
+    def coalesced(self, after):
+        """One batch for the cuts (after, last], in the state of the last one: each row with its own dot."""
+        rows, meta, past = self.under
+        number, dots, batch = self.frontier[self.me], {}, {}
+        for key in sorted(self.folded.keys() | meta.keys()):
+            stamp, dot, deleted = meta.get(key, ((key[0], -1), None, False))
+            cut = dot[1] if dot else self.folded[key]
+            if (dot is None or dot[0] == self.me) and after < cut <= number and deleted == (key not in rows):
+                dots[key] = cut
+                batch[key] = Version(stamp, dot, deleted, rows.get(key), *past[key])
+        return Batch(number, batch, self.contexts[self.me, number], dots,
+                     {c: self.contexts[self.me, c] for c in range(after + 1, number + 1)})
+
+    def cut(self, stats, conflicts):
+        self.cut_end(stats, conflicts)
+        self.cut_begin()
+        self.cut_end(stats, conflicts)
+
+    def settling(self, write, now, truth):
+        """Under the row's lock: it lives, its version says deleted, nobody has written it since: a write of this site."""
+        for key in sorted(self.settle):
+            if self.holder(key) is None:
+                self.settle.discard(key)
+                if key in self.rows and self.meta.get(key, (0, 0, False))[2] and self.logged(key) is None:
+                    self.open[-1] = []
+                    self.execute(-1, key, ["update"], write, now)
+                    truth.extend(self.commit(-1))
+                    return
+
+    # ---- apply
+    def ready(self, origin, context):
+        return all(self.frontier[o] >= context[o] for o in range(self.n) if o not in (origin, self.me))
+
+    def refused(self, batch):
+        """A row lock or an uncommitted unique entry in the way: roll back, try later."""
+        for key, v in batch.rows.items():
+            for ss in self.open.values():
+                if any(s.key == key and not (s.fresh and v.deleted) for s in ss):
+                    return "lock" not in BROKEN               # a tombstone finds no row of an open insert
+        return False
+
+    def concurrent(self, key, origin, number, context):
+        if self.logged(key) is not None and self.logged(key) >= self.meta.get(key, ((-1, -2),))[0]:
+            return True                                       # not cut yet: nobody has seen it
+        if key not in self.meta:
+            return False
+        dot = self.meta[key][1]
+        if dot[1] <= context[dot[0]]:
+            return False
+        ours = self.contexts.get(dot)
+        return not (ours and ours[origin] >= number)
+
+    def merge(self, origin, number, context, key, v, stats, conflicts):
+        mine = self.stamp_of(key)
+        if mine is not None and v.stamp != mine:
+            top, here = self.past[key]
+            truly = not (here <= v.history or v.history <= here)
+            stats["compared"] += 1
+            if self.concurrent(key, origin, number, context):
+                stats["conflicts"] += 1
+                assert truly, "false alarm"
+                conflicts |= {top, v.top}
+        self.seen[key] = self.seen.get(key, frozenset()) | v.history
+        self.hlc = max(self.hlc, v.stamp[0])
+        twice = v.stamp == mine and v.dot is None and key not in self.meta and self.rows.get(key) != v.value
+        if twice:
+            conflicts |= {self.past[key][0], v.top}
+        if mine is None or v.stamp > mine or (twice and v.value > self.rows[key]):
+            self.past[key] = v.top, v.history
+            self.meta.pop(key, None) if v.dot is None else self.meta.__setitem__(key, (v.stamp, v.dot, v.deleted))
+            self.rows.pop(key, None) if v.deleted else self.rows.__setitem__(key, v.value)
+            if v.deleted:
+                self.beside[key] = set(self.open), v.top
+        elif self.logged(key) is not None and mine == self.logged(key) and "trace" not in BROKEN:
+            self.meta[key] = mine, (self.me, UNCUT), key not in self.rows
+
+    def apply(self, origin, batch, stats, conflicts):
+        if self.refused(batch):
+            stats["refused"] += 1
+            return False
+        for key, v in batch.rows.items():
+            if "onedot" in BROKEN and v.dot is not None:
+                v = replace(v, dot=(origin, batch.number))
+            self.merge(origin, *batch.cut_of(key), key, v, stats, conflicts)
+        self.frontier[origin] = batch.number
+        self.known[origin] = batch.context
+        for number, context in (batch.contexts or {batch.number: batch.context}).items():
+            self.contexts[origin, number] = context
+            self.relay[origin, number] = {}
+        for key, v in batch.rows.items():
+            self.relay[origin, batch.cut_of(key)[0]][key] = v.stamp
+        return True
+
+    def relay_for(self, origin, after):
+        keys = self.relay.get((origin, after + 1))
+        if keys is not None:
+            held = {k: self.meta[k][0] if k in self.meta else (k[0], -1) if k in self.rows else None for k in keys}
+            if "relay" not in BROKEN:                         # an unfolded write that is newer travels in its own cut
+                held = {k: self.stamp_of(k) for k in keys}
+            return Batch(after + 1, {k: self.version(k) for k, stamp in keys.items() if held[k] == stamp},
+                         self.contexts[origin, after + 1])
+
+    def compact(self, stats):
+        self.known[self.me] = tuple(self.frontier)
+        for key, (stamp, (origin, number), deleted) in list(self.meta.items()):
+            if (self.logged(key) is not None and "uncut" not in BROKEN) or not self.stable(origin, number) or key in self.settle:
+                continue
+            if not deleted and stamp < (key[0], -1) and "ahead" not in BROKEN:
+                continue                                      # implicit would be larger than what comes next
+            if deleted:
+                live = set(self.open) | {x for x, _, _ in self.log}
+                if "horizon" not in BROKEN and self.beside.get(key, (set(), 0))[0] & live:
+                    continue
+                self.mark = max(self.mark, stamp)
+            del self.meta[key]
+            stats["tombstones collected" if deleted else "versions compacted"] += 1
+        for dot in [d for d in self.relay if self.stable(*d)]:
+            del self.relay[dot]
+
+    def stable(self, origin, number):
+        if "stable" in BROKEN:
+            return self.frontier[origin] >= number
+        return all(self.known[p][origin] >= number for p in range(self.n))
+
+
+def deliver(sites, stats, conflicts):
+    moved = True
+    while moved:
+        moved = False
+        for site, peer in permutations(sites, 2):
+            for batch in peer.out:
+                if batch.number == site.frontier[peer.me] + 1 and site.ready(peer.me, batch.context):
+                    moved |= site.apply(peer.me, batch, stats, conflicts)
+
+
+def run(seed, stats, steps=400, coalesced=False):
+    rnd = random.Random(seed)
+    n = rnd.choice([2, 3, 4])
+    sites = [Site(i, n, rnd.randint(-5, 5)) for i in range(n)]
+    now, writes, truth, conflicts = 0, 0, [], set()
+    ends = rnd.choice([0.1, 0.3, 0.6, 1.0])                   # how soon transactions end
+    hot = rnd.choice([0.05, 0.30])                            # how many writes go to a few keys that every site makes
+    for _ in range(steps):
+        now += rnd.randint(0, 2)
+        site, dice = rnd.choice(sites), rnd.random()
+        writes += 1
+        if dice < 0.42:
+            xid = rnd.choice(sorted(site.open)) if site.open and (len(site.open) > 2 or rnd.random() < 0.5) else writes
+            site.open.setdefault(xid, [])
+            kind = rnd.random()
+            alive, gone = sorted(site.rows), sorted(k for k in site.seen if k not in site.rows)
+            if rnd.random() < hot:
+                key = (0, -rnd.randint(1, 3))
+                site.execute(xid, key, ["insert"] if key not in site.rows else rnd.choice([["delete"], ["update"]]), writes, now)
+            elif kind < 0.25:
+                site.execute(xid, (max(1, now + site.skew + rnd.choice([0, 0, 0, 2, 6])), writes), ["insert"], writes, now)
+            elif kind < 0.35:
+                site.execute(xid, (0, -rnd.randint(1, 3)), ["insert"], writes, now)
+            elif kind < 0.45 and gone:
+                site.execute(xid, rnd.choice(gone), ["insert"], writes, now)
+            elif kind < 0.85 and alive:
+                site.execute(xid, rnd.choice(alive), ["update"], writes, now)
+            elif kind < 0.95 and alive:
+                site.execute(xid, rnd.choice(alive), ["delete"], writes, now)
+            elif alive:
+                site.execute(xid, rnd.choice(alive), ["delete", "insert"], writes, now)
+            if rnd.random() < ends * 0.7:
+                truth += site.commit(xid)
+        elif dice < 0.50 and site.open:
+            xid = rnd.choice(sorted(site.open))
+            what = rnd.random()
+            if what < 0.7:
+                truth += site.commit(xid)
+            elif what < 0.85:
+                del site.open[xid]                            # rolled back
+            else:
+                del site.open[xid][rnd.randint(0, len(site.open[xid])):]   # to a savepoint
+        elif dice < 0.58:
+            site.cut_begin()
+        elif dice < 0.68:
+            site.cut_end(stats, conflicts)
+        elif dice < 0.88:
+            peer = rnd.choice([s for s in sites if s is not site])
+            batch = next((b for b in peer.out if b.number > site.frontier[peer.me]), None)
+            if coalesced and batch and rnd.random() < 0.7:
+                batch = peer.coalesced(site.frontier[peer.me])
+                stats["coalesced"] += len(batch.contexts) > 1
+            if batch and site.ready(peer.me, batch.context):
+                site.apply(peer.me, batch, stats, conflicts)
+        elif dice < 0.93 and n > 2:
+            origin, via = rnd.sample([s for s in sites if s is not site], 2)
+            batch = via.relay_for(origin.me, site.frontier[origin.me])
+            if batch and site.ready(origin.me, batch.context) and via.frontier[origin.me] >= batch.number:
+                stats["relayed"] += site.apply(origin.me, batch, stats, conflicts)
+        elif dice < 0.96 and "settle" not in BROKEN:
+            site.settling(writes, now, truth)
+        else:
+            site.compact(stats)
+    for site in sites:
+        for xid in sorted(site.open):
+            truth += site.commit(xid)
+    for turn in range(6):                                     # settling makes new writes: until all is quiet
+        for site in sites:
+            site.cut(stats, conflicts)
+        deliver(sites, stats, conflicts)
+        for site in sites:
+            while site.settle and "settle" not in BROKEN:
+                writes += 1
+                site.settling(writes, now, truth)
+    for site in sites[1:]:
+        assert site.rows == sites[0].rows, "diverged"
+    assert all(s.frontier == sites[0].frontier for s in sites), "stuck"
+    covered = {}
+    for s in truth:
+        covered.setdefault(s.key, []).append(s)
+    for key, ss in covered.items():
+        heads = [s for s in ss if not any(s.write in o.history and o is not s for o in ss)]
+        final = sites[0].rows.get(key)
+        won = [s for s in heads if s.value == final]
+        assert won, "the final state is nobody's newest write"
+        if final is None and len(won) == len(heads):
+            continue                                          # all of them deleted
+        assert all(s in won or s.write in conflicts for s in heads), "write lost, no conflict"
+
+
+if __name__ == "__main__":
+    if "--break" in sys.argv:
+        BROKEN = set(sys.argv[sys.argv.index("--break") + 1].split(","))
+    if "--page" in sys.argv:
+        BROKEN = BROKEN | PAGE
+    numbers = [int(a) for a in sys.argv[1:3] if a.isdigit()]
+    runs, first = (numbers + [2000, 0][len(numbers) :])[:2]
+    stats, failed, example = Counter(), Counter(), {}
+    for seed in range(first, first + runs):
+        try:
+            run(seed, stats, coalesced="--coalesced" in sys.argv or bool(BROKEN & {"onedot", "named"}))
+        except AssertionError as e:
+            failed[str(e)] += 1
+            example.setdefault(str(e), seed)
+    print(f"{runs} runs, broken: {sorted(BROKEN) or 'nothing'};", dict(failed) or "all hold", example, dict(stats))
+    sys.exit(bool(failed))

