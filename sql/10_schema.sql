@@ -19,9 +19,10 @@ create table syncagent.local_site (
     name        text not null,
     node        integer not null check (node between 1 and 65535),
     incarnation uuid not null,
-    tail        bigint not null
+    tail        bigint not null,
+    trimmed     bigint not null default 0
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten';
 
 create table syncagent.member (
     node integer primary key,

@@ -337,13 +337,21 @@ begin
     where c.oid = p_table
     returning id into v_id;
     perform syncagent._generate(v_id);
+    v_tokens := syncagent._tokens(v_id);
     if p_ship_existing then
-        v_tokens := syncagent._tokens(v_id);
         execute syncagent._render($sql$
             insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
             select pg_current_xact_id(), {id}, 'I', syncagent._tick(), array_agg(k.key) {odd_agg}
             from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from {table} t) as k
             group by k.chunk $sql$, v_tokens);
+    elsif not (select derived from syncagent.replicated where id = v_id) then
+        -- A key ahead of the clock is above the stamps of the writes to come: such a row needs an entry.
+        execute syncagent._render($sql$
+            insert into syncagent.version_{id} (key, stamp, node, cut, deleted)
+            select {key}, '00000000-0000-0000-0000-000000000000', (select node from syncagent.local_site), 0, false
+            from {table} t
+            where syncagent._timed({key})
+              and {key} >= (select syncagent._stamp(syncagent._tick(), tail) from syncagent.local_site) $sql$, v_tokens);
     end if;
     return v_id;
 end

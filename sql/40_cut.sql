@@ -376,8 +376,11 @@ begin
         where c.node = s.node and c.cut <= s.cut and (c.applied is null or pg_snapshot_xmax(c.applied) <= v_oldest);
         delete from syncagent.cut_keys k using syncagent._stable() s, syncagent.local_site me
         where s.node = me.node and k.cut <= s.cut;
+        -- the last stable cut itself stays: it is where a peer may stand
         delete from syncagent.cut c using syncagent._stable() s, syncagent.local_site me
-        where s.node = me.node and c.number <= s.cut and c.number < (select max(number) from syncagent.cut);
+        where s.node = me.node and c.number < s.cut;
+        update syncagent.local_site me set trimmed = s.cut
+        from syncagent._stable() s where s.node = me.node and s.cut > me.trimmed;
     end if;
     return v_dropped;
 end

@@ -342,7 +342,7 @@ begin
     ), met as (
         select s._key, s._cut, s._deleted, s._stamp is null as plain, v.node, v.cut, v.stamp as settled, u.stamp as fresh, l.tid,
                coalesce(s._stamp, syncagent._implicit(s._key)) as incoming,
-               greatest(v.stamp, u.stamp, case when l.tid is not null then syncagent._implicit(s._key) end) as mine
+               greatest(coalesce(v.stamp, case when l.tid is not null then syncagent._implicit(s._key) end), u.stamp) as mine
         from {stage} s
         left join pg_temp.locked l on l.key = s._key
         left join syncagent.version_{id} v on v.key = s._key

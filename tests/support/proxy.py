@@ -94,6 +94,7 @@ class Proxy:
         writers = [writer]
         try:
             if self._accepting:
+                await self._flows[THERE].wait()
                 far_reader, far_writer = await asyncio.open_connection(*self.target, limit=PIECE)
                 writers.append(far_writer)
                 async with asyncio.TaskGroup() as group:

@@ -184,3 +184,12 @@ async def test_its_rules_are_enforced(spools: Spools) -> None:
     await spool.close()
     with pytest.raises(RuntimeError, match="closed"):
         await read_all(spool.read(0))
+
+
+async def test_a_thread_that_comes_late_opens_nothing(spools: Spools) -> None:
+    """A writer that is cancelled at the disk leaves its thread behind, which may begin after the end."""
+    spool = spools("batch")
+    await spool.write(0, os.urandom(MIB))
+    await spool.close()
+    spool._spill()
+    assert spool._file is None

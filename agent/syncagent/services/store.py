@@ -3,7 +3,7 @@
 Invariant: a call either did all of what it says, durably where it says so, or nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -113,6 +113,9 @@ class Keeper(Protocol):
     """What keeps metadata small, and speaks with people."""
 
     async def load(self) -> Loaded: ...
+
+    async def on_request(self, ring: Callable[[], None]) -> None:
+        """`ring` is called whenever a person has asked something."""
 
     async def compact(self) -> int:
         """Drop what is settled; returns how many entries went."""

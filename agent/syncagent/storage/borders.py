@@ -34,17 +34,29 @@ def of_sqlstate(state: str, message: str, detail: str | None, hint: str | None) 
         return Contended(message, detail=detail, hint=hint)
     if state == "SA102":
         return Inexact(message, detail=detail, hint=hint)
+    if state == "SA103":
+        return Unreachable("this site's frontier moved under the agent", detail=message)
     if state in ("SA001", "SA002"):
         return RefusedError(message, detail=detail, hint=hint)
     if state.startswith(("22", "23")):
         return ConstraintBroken(message, detail=detail, hint=hint)
     if state == "53100":
-        return DiskFull(f"PostgreSQL has no space left: {message}", detail=detail, hint=hint or "free disk space at this server")
+        return DiskFull(
+            f"PostgreSQL has no space left: {message}",
+            detail=detail,
+            hint=hint or "free disk space at this server",
+        )
     if state == "42501":
-        return LacksPrivilege(message, detail=detail, hint=hint or "grant it to the role of the agent's dsn, see `syncagent doctor`")
+        return LacksPrivilege(
+            message,
+            detail=detail,
+            hint=hint or "grant it to the role of the agent's dsn, see `syncagent doctor`",
+        )
     if state in ("28P01", "28000"):
         return DatabaseError(
-            "PostgreSQL refused the login", detail=message, hint="check user and password in the dsn, or use a password file"
+            "PostgreSQL refused the login",
+            detail=message,
+            hint="check user and password in the dsn, or use a password file",
         )
     if state == "3D000":
         return DatabaseError(message, hint="create the database first, or correct the dsn")

@@ -5,6 +5,7 @@ Invariant: bytes are handed out only after the commit of the cut that names them
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -43,16 +44,24 @@ class _Stream:
 class PostgresOrigin:
     """The Origin of the services. `merging` excludes merges and compaction while a cut is made."""
 
-    def __init__(self, session: asyncpg.Connection, poll: asyncpg.Connection, merging: asyncio.Lock, node: int) -> None:
-        self._session, self._poll, self._merging, self._node = session, poll, merging, node
+    def __init__(
+        self, session: asyncpg.Connection, poll: asyncpg.Connection, merging: asyncio.Lock, node: int
+    ) -> None:
+        self._session, self._merging, self._node = session, merging, node
+        self._poll, self._polling = poll, asyncio.Lock()
 
     async def pending(self) -> bool:
-        with border():
-            return bool(await self._poll.fetchval("select syncagent._pending()"))
+        return bool(await self._ask("select syncagent._pending()"))
 
     async def cut_id(self, number: int) -> UUID | None:
-        with border():
-            return await self._poll.fetchval("select id from syncagent.cut where number = $1", number)
+        cut_id: UUID | None = await self._ask("select id from syncagent.cut where number = $1", number)
+        return cut_id
+
+    async def _ask(self, query: str, *arguments: object) -> Any:
+        """One value, on the session for questions."""
+        async with self._polling:
+            with border():
+                return await self._poll.fetchval(query, *arguments)
 
     async def cut(self, groups: Sequence[Group], *, force: bool, spools: SpoolFactory) -> Cut | None:
         shipments: list[Shipment] = []
@@ -77,7 +86,7 @@ class PostgresOrigin:
         try:
             # Before the snapshot: a table that is rewritten after it would read as empty.
             await session.execute("lock table syncagent.merge_lock in exclusive mode")
-            statement = await self._poll.fetchval("select syncagent._lock_statement()")
+            statement = await self._ask("select syncagent._lock_statement()")
             if statement is not None:
                 await session.execute(statement)
             made = await session.fetchrow("select * from syncagent._fold($1)", force)
@@ -86,7 +95,9 @@ class PostgresOrigin:
                     shipments.append(await self._read(group, made["number"], made["id"], spools))
                 frontier = _context.decode(
                     await session.fetchval(
-                        "select context::text from syncagent.context where node = $1 and cut = $2", self._node, made["number"]
+                        "select context::text from syncagent.context where node = $1 and cut = $2",
+                        self._node,
+                        made["number"],
                     )
                 )
         except BaseException:

@@ -54,7 +54,7 @@ class PostgresReplica:
     async def _stage(self, header: BatchHeader, spool: Spool) -> list["_Source"]:
         """Fill the staging tables with the exact streams; plain ones wait until it is known where they may go."""
         session = self._session
-        plain: list["_Source"] = []
+        plain: list[_Source] = []
         fresh: set[int] = set()
         for index, stream in enumerate(header.streams):
             target = await session.fetchrow(
@@ -75,7 +75,9 @@ class PostgresReplica:
         self._relations = sorted(fresh)
         return plain
 
-    async def _merge(self, header: BatchHeader, plain: list["_Source"], *, attempt: int, careful: bool) -> Applied:
+    async def _merge(
+        self, header: BatchHeader, plain: list["_Source"], *, attempt: int, careful: bool
+    ) -> Applied:
         session = self._session
         contexts = _encoder.encode(header.contexts).decode()
         transaction = session.transaction()
@@ -95,7 +97,9 @@ class PostgresReplica:
                 )
                 copied = 0
                 for source in plain:
-                    if not careful and await session.fetchval("select syncagent._may_copy($1)", source.relation):
+                    if not careful and await session.fetchval(
+                        "select syncagent._may_copy($1)", source.relation
+                    ):
                         copied += await source.copy(session)
                     else:
                         await source.stage(session)
@@ -107,7 +111,11 @@ class PostgresReplica:
                     careful,
                 )
                 await session.fetchval(
-                    "select syncagent._apply_end($1, $2, $3, $4)", header.origin, header.after, header.upto, header.upto_id
+                    "select syncagent._apply_end($1, $2, $3, $4)",
+                    header.origin,
+                    header.after,
+                    header.upto,
+                    header.upto_id,
                 )
                 await transaction.commit()
         except BaseException:
@@ -143,6 +151,3 @@ class _Source:
             format="binary",
         )
         return self._stream.rows
-
-
-

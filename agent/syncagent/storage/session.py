@@ -39,7 +39,8 @@ async def connect(dsn: str, purpose: str) -> asyncpg.Connection:
     if version < OLDEST:
         await connection.close(timeout=2)
         raise DatabaseError(
-            f"this server is PostgreSQL {version // 10000}; syncagent needs 14 or newer", hint="upgrade the server"
+            f"this server is PostgreSQL {version // 10000}; syncagent needs 14 or newer",
+            hint="upgrade the server",
         )
     return connection
 

@@ -190,6 +190,8 @@ class FileSpool:
 
     def _spill(self) -> None:
         with self._lock:
+            if self._closed:
+                return  # the writer was cancelled, and its thread began only after the end
             try:
                 if self._file is None:
                     self._file = _nameless(self._owner.directory)

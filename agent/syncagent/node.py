@@ -1,0 +1,212 @@
+"""Composition root: the only module that knows every part.
+
+A run is one stretch with the database: open the store, read where the site stands, let the loops work on
+inbox and outbox until the database goes away or the agent is stopped. Whatever ends a run, the next one
+starts from what is committed.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+from uuid import uuid4
+
+import structlog
+
+from syncagent import __version__
+from syncagent.core import backoff, stamp
+from syncagent.core.inbox import Inbox
+from syncagent.core.membership import Peer
+from syncagent.core.outbox import Outbox
+from syncagent.core.wire import PROTOCOL, Hello
+from syncagent.errors import SyncagentError, Unreachable
+from syncagent.services.applier import Applier
+from syncagent.services.cutter import Cutter
+from syncagent.services.exchange import Exchange
+from syncagent.services.housekeeper import Housekeeper
+from syncagent.services.lifecycle import Bell
+from syncagent.services.ports import Link, Spool
+from syncagent.settings import Settings
+from syncagent.storage.store import PostgresStore, opened
+from syncagent.transport.network import TlsNetwork
+from syncagent.transport.spool import Spools
+from syncagent.transport.tls import Credentials
+
+CLUSTER = "static"
+"""Until clusters have an identity of their own, the peers' certificates are the cluster."""
+
+
+class SystemClock:
+    """Where time and chance are read."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def wall(self) -> int:
+        return stamp.from_seconds(time.time())
+
+    def chance(self) -> float:
+        return random.random()
+
+
+async def run(settings: Settings, *, stop: asyncio.Event, on_ready: Callable[[], None] | None = None) -> None:
+    """Be the agent of a site until `stop` is set. Raises what trying again cannot mend."""
+    log = structlog.get_logger().bind(site=settings.name)
+    clock = SystemClock()
+    failures = 0
+    while not stop.is_set():
+        began = clock.now()
+        try:
+            await _run_once(settings, clock, log, stop, on_ready)
+        except* Unreachable as group:
+            failures = 1 if clock.now() - began > 30 else failures + 1
+            pause = backoff.delay(failures, clock.chance(), first=0.1, most=5.0)
+            log.warning("database away", reason=str(_first(group)), again_in=round(pause, 2))
+            await _until(stop, pause)
+        except* SyncagentError as group:
+            raise _first(group) from None
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _until(stop: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return
+
+
+async def _run_once(
+    settings: Settings,
+    clock: SystemClock,
+    log: structlog.stdlib.BoundLogger,
+    stop: asyncio.Event,
+    on_ready: Callable[[], None] | None,
+) -> None:
+    async with opened(
+        settings.dsn,
+        site=settings.site,
+        node=settings.node,
+        incarnation=settings.incarnation,
+        name=settings.name,
+        peers=settings.peers,
+    ) as store:
+        spools = Spools(settings.home / "spool")
+        network = TlsNetwork(
+            _hello(settings),
+            settings.peers,
+            Credentials.provide(settings.home, settings.name),
+            listen=settings.listen,
+            directory=settings.home / "peers",
+            spools=spools,
+        )
+        loops, exchange = await _assemble(settings, store, spools, clock)
+
+        async def on_link(link: Link) -> None:
+            log.info("link up", peer=link.peer.name)
+            try:
+                await exchange.on_link(link)
+            finally:
+                log.info("link down", peer=link.peer.name)
+
+        def on_trouble(peer: Peer | None, error: SyncagentError) -> None:
+            log.warning("trouble with a peer", peer=peer.name if peer else None, reason=str(error))
+            if peer is not None:
+                exchange.trouble(peer.node, str(error))
+
+        await network.start(on_link, on_trouble)
+        log.info(
+            "running",
+            node=settings.node,
+            listen=settings.listen,
+            peers=[peer.name for peer in settings.peers],
+        )
+        if on_ready is not None:
+            on_ready()
+        try:
+            await _work(loops, stop)
+        finally:
+            await network.stop()
+            log.info("stopped")
+
+
+async def _work(loops: list[Coroutine[Any, Any, None]], stop: asyncio.Event) -> None:
+    """Until `stop` is set, or a loop fails."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(loop) for loop in loops]
+        await stop.wait()
+        for task in tasks:
+            task.cancel()
+
+
+def _hello(settings: Settings) -> Hello:
+    return Hello(
+        protocol=PROTOCOL,
+        cluster=CLUSTER,
+        node=settings.node,
+        name=settings.name,
+        site=settings.site,
+        incarnation=settings.incarnation,
+        version=__version__,
+        session=uuid4(),
+    )
+
+
+async def _assemble(
+    settings: Settings, store: PostgresStore, spools: Spools, clock: SystemClock
+) -> tuple[list[Coroutine[Any, Any, None]], Exchange]:
+    """Inbox and outbox as the database says, and the loops that drive them."""
+    me, now = settings.node, clock.now()
+    asks, cuts, applies, news, asked = Bell(), Bell(), Bell(), Bell(), Bell()
+    loaded = await store.keeper.load()
+    inbox: Inbox[Spool] = Inbox(me, [peer.node for peer in settings.peers])
+    inbox.loaded(loaded.positions)
+    for node in await store.keeper.paused():
+        inbox.pause(node)
+    outbox = Outbox()
+    outbox.loaded(loaded.last, loaded.last_id, loaded.context, loaded.frontier, loaded.floor, now)
+    exchange = Exchange(
+        me, inbox, outbox, store.origin, clock, asks=asks, cuts=cuts, applies=applies, news=news
+    )
+    cutter = Cutter(store.origin, outbox, exchange, spools, clock, cuts=cuts, news=news)
+    applier = Applier(
+        store.replica,
+        store.keeper,
+        inbox,
+        outbox,
+        clock,
+        loaded.parked,
+        applies=applies,
+        others=(asks, cuts, news),
+    )
+    housekeeper = Housekeeper(
+        me,
+        settings.peers,
+        store.keeper,
+        inbox,
+        outbox,
+        exchange,
+        cutter,
+        applier,
+        clock,
+        news=news,
+        asked=asked,
+        others=(asks, applies, news),
+    )
+    await store.keeper.on_request(asked.ring)
+    loops = [
+        cutter.run(),
+        applier.run(),
+        exchange.ask(),
+        housekeeper.tidy(),
+        housekeeper.tell(),
+        housekeeper.serve(),
+    ]
+    return loops, exchange

@@ -1,0 +1,113 @@
+"""Applies batches, one at a time, in the order the inbox allows.
+
+Invariant: a batch that cannot be applied keeps its place and its bytes; nothing is skipped, and no
+origin waits for another one's trouble.
+"""
+
+import asyncio
+
+from syncagent.core import backoff, limits
+from syncagent.core.inbox import Entry, Inbox
+from syncagent.core.outbox import Outbox
+from syncagent.errors import Contended, Inexact, SyncagentError, Unreachable
+from syncagent.services.lifecycle import Bell, Clock
+from syncagent.services.ports import Spool
+from syncagent.services.store import Applied, Keeper, Replica
+
+_LONG = 0.1
+"""Seconds after which it is asked who is in the way of a merge."""
+_PARKED_AGAIN = 5.0
+
+
+class Applier:
+    """Counts what it did: `batches`, `rows`, `conflicts`; `parked` rows are those waiting now."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        keeper: Keeper,
+        inbox: Inbox[Spool],
+        outbox: Outbox,
+        clock: Clock,
+        parked: int,
+        *,
+        applies: Bell,
+        others: tuple[Bell, ...],
+    ) -> None:
+        self._replica, self._keeper, self._inbox, self._outbox, self._clock = (
+            replica,
+            keeper,
+            inbox,
+            outbox,
+            clock,
+        )
+        self._applies, self._others = applies, others
+        self.batches = self.rows = self.conflicts = 0
+        self.parked = parked
+        self._parked_at = clock.now()
+
+    async def run(self) -> None:
+        """For ever. Raises Unreachable when the database is gone."""
+        while True:
+            entry = self._inbox.pick(self._clock.now(), self._clock.wall())
+            if entry is not None:
+                await self._apply(entry)
+                for bell in self._others:
+                    bell.ring()
+            if self.parked and (entry is not None or self._clock.now() - self._parked_at >= _PARKED_AGAIN):
+                await self._retry_parked()
+            if entry is None:
+                wake = self._inbox.wake_in(self._clock.now(), self._clock.wall())
+                longest = _PARKED_AGAIN if self.parked else None
+                await self._applies.wait(min((s for s in (wake, longest) if s is not None), default=None))
+
+    async def _apply(self, entry: Entry[Spool]) -> None:
+        attempt = self._inbox.attempts(entry.origin)
+        merging = asyncio.ensure_future(self._replica.apply(entry.header, entry.payload, attempt=attempt))
+        who = None
+        try:
+            done, _ = await asyncio.wait([merging], timeout=_LONG if attempt else None)
+            if not done:
+                who = await self._keeper.blockers()
+            applied = await merging
+        except Inexact:
+            for spool in self._inbox.inexact(entry):
+                await spool.close()
+        except Unreachable:
+            raise
+        except SyncagentError as error:
+            self._defer(entry, error, attempt, who)
+        else:
+            await self._applied(entry, applied)
+        finally:
+            merging.cancel()
+
+    def _defer(self, entry: Entry[Spool], error: SyncagentError, attempt: int, who: str | None) -> None:
+        most = 0.25 if isinstance(error, Contended) else limits.RETRY_MOST
+        pause = backoff.delay(attempt + 1, self._clock.chance(), first=limits.RETRY_FIRST, most=most)
+        reason = " ".join(
+            part
+            for part in (
+                error.message,
+                f"(held by {who})" if who else None,
+                f"hint: {error.hint}" if error.hint else None,
+            )
+            if part
+        )
+        self._inbox.deferred(entry, f"refused {attempt + 1} times: {reason}", self._clock.now() + pause)
+
+    async def _applied(self, entry: Entry[Spool], applied: Applied) -> None:
+        self._inbox.applied(entry)
+        self._outbox.learned(entry.origin, entry.header.upto, entry.header.rows)
+        await entry.payload.close()
+        self.batches += 1
+        self.rows += applied.taken
+        self.conflicts += applied.conflicts
+        self.parked += applied.parked
+
+    async def _retry_parked(self) -> None:
+        self._parked_at = self._clock.now()
+        try:
+            self.parked = await self._replica.retry_parked()
+        except Contended:
+            return  # somebody holds one of the rows: next time

@@ -1,0 +1,83 @@
+"""Makes cuts when the outbox says so, and hands what was read to the links.
+
+Invariant: no byte of a batch is sent before the cut that ends it is committed; sending never holds up
+the next cut.
+"""
+
+import asyncio
+
+from syncagent.core import backoff, limits
+from syncagent.core.outbox import Outbox, Plan
+from syncagent.errors import SyncagentError, Unreachable
+from syncagent.services.exchange import Exchange
+from syncagent.services.lifecycle import Bell, Clock
+from syncagent.services.ports import SpoolFactory
+from syncagent.services.store import Cut, Origin
+
+
+class Cutter:
+    """`waiting` says what a cut waits for, `made` counts cuts."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        outbox: Outbox,
+        exchange: Exchange,
+        spools: SpoolFactory,
+        clock: Clock,
+        *,
+        cuts: Bell,
+        news: Bell,
+    ) -> None:
+        self._origin, self._outbox, self._exchange, self._spools, self._clock = (
+            origin,
+            outbox,
+            exchange,
+            spools,
+            clock,
+        )
+        self._cuts, self._news = cuts, news
+        self._failures = 0
+        self.waiting: str | None = None
+        self.made = 0
+
+    async def run(self) -> None:
+        """For ever. Raises Unreachable when the database is gone."""
+        poll = limits.BUSY_POLL
+        async with asyncio.TaskGroup() as sending:
+            while True:
+                pending = await self._origin.pending()
+                plan = self._outbox.plan(self._clock.now(), pending)
+                if plan is not None:
+                    await self._cut(plan, sending)
+                    poll = limits.BUSY_POLL
+                    continue
+                wake = self._outbox.wake_in(self._clock.now(), pending)
+                rung = await self._cuts.wait(poll if wake is None else min(poll, max(wake, 0.0005)))
+                poll = limits.BUSY_POLL if rung else min(poll * 2, limits.IDLE_POLL)
+
+    async def _cut(self, plan: Plan, sending: asyncio.TaskGroup) -> None:
+        try:
+            cut = await self._origin.cut(plan.groups, force=plan.cause != "pending", spools=self._spools)
+        except Unreachable:
+            raise
+        except SyncagentError as error:
+            self._failures += 1
+            self.waiting = f"no cut can be made: {error.message}"
+            self._news.ring()
+            pause = backoff.delay(
+                self._failures, self._clock.chance(), first=limits.RETRY_FIRST, most=limits.RETRY_MOST
+            )
+            await asyncio.sleep(pause)
+            return
+        self._failures, self.waiting = 0, None
+        if cut is not None:
+            await self._hand_out(plan, cut, sending)
+
+    async def _hand_out(self, plan: Plan, cut: Cut, sending: asyncio.TaskGroup) -> None:
+        self.made += 1
+        groups = self._outbox.cut_made(plan, cut.number, cut.id, cut.frontier, cut.empty, self._clock.now())
+        for shipment in cut.shipments:
+            sending.create_task(self._exchange.ship(shipment, groups))
+        await self._exchange.answer_marks(plan.marks, cut.frontier)
+        self._news.ring()

@@ -1,0 +1,186 @@
+"""Links with the peers: what they ask and send goes into inbox and outbox, what these decide goes out.
+
+Invariant: the state of a link ends with the link; a peer that comes back is asked anew from the
+frontier in the database.
+"""
+
+import asyncio
+from uuid import UUID
+
+from syncagent.core.inbox import Inbox
+from syncagent.core.outbox import Group, Outbox
+from syncagent.core.wire import LinkDown, Mark, Marked, Message, Progress, Refused, Want
+from syncagent.errors import SyncagentError
+from syncagent.services.lifecycle import Bell, Clock
+from syncagent.services.ports import Link, Spool
+from syncagent.services.store import Origin, Shipment
+
+_REFUSED_AGAIN = 15.0
+"""Seconds after which a refused want is repeated."""
+
+
+class Exchange:
+    """All links of the site. `news` rings whenever something about a peer changed."""
+
+    def __init__(
+        self,
+        me: int,
+        inbox: Inbox[Spool],
+        outbox: Outbox,
+        origin: Origin,
+        clock: Clock,
+        *,
+        asks: Bell,
+        cuts: Bell,
+        applies: Bell,
+        news: Bell,
+    ) -> None:
+        self._me, self._inbox, self._outbox, self._origin, self._clock = me, inbox, outbox, origin, clock
+        self._asks, self._cuts, self._applies, self._news = asks, cuts, applies, news
+        self.links: dict[int, Link] = {}
+        self.progress: dict[int, Progress] = {}
+        self.troubles: dict[int, str] = {}
+        self.marked: dict[UUID, dict[int, int]] = {}
+        self._askers: dict[UUID, Link | None] = {}
+        self._said: Progress | None = None
+
+    # ---- a link's life
+
+    async def on_link(self, link: Link) -> None:
+        node = link.peer.node
+        self.links[node] = link
+        self.troubles.pop(node, None)
+        self._inbox.linked(node)
+        self._wake()
+        try:
+            if self._said is not None:
+                await link.send(self._said)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._hear(link))
+                group.create_task(self._receive(link))
+        finally:
+            if self.links.get(node) is link:
+                del self.links[node]
+                self.progress.pop(node, None)
+                self._inbox.unlinked(node)
+                self._outbox.unlinked(node)
+            self._wake()
+
+    def _wake(self) -> None:
+        for bell in (self._asks, self._cuts, self._applies, self._news):
+            bell.ring()
+
+    async def _hear(self, link: Link) -> None:
+        async for message in link.messages():
+            await self._heard(link, message)
+
+    async def _heard(self, link: Link, message: Message) -> None:
+        node = link.peer.node
+        match message:
+            case Want():
+                known = (
+                    self._outbox.last_id
+                    if message.after == self._outbox.last
+                    else await self._origin.cut_id(message.after)
+                )
+                refusal = self._outbox.asked(node, message, known)
+                if refusal is not None:
+                    await link.send(refusal)
+                self._cuts.ring()
+            case Refused():
+                hint = f" ({message.hint})" if message.hint else ""
+                self._inbox.refused(node, message.message + hint, self._clock.now() + _REFUSED_AGAIN)
+                self._asks.ring()
+                self._news.ring()
+            case Progress():
+                self.progress[node] = message
+                self._news.ring()
+            case Mark():
+                self._askers[message.request] = link
+                self._outbox.marked(message.request)
+                self._cuts.ring()
+            case Marked():
+                self.marked[message.request] = message.frontier
+                self._news.ring()
+            case _:
+                pass
+
+    async def _receive(self, link: Link) -> None:
+        async for header, spool in link.batches():
+            if header.origin == link.peer.node and self._inbox.arrived(header, spool):
+                self._applies.ring()
+            else:
+                await spool.close()
+            self._asks.ring()
+
+    def trouble(self, node: int, what: str) -> None:
+        """The network says why there is no link, or why one broke."""
+        self.troubles[node] = what
+        self._news.ring()
+
+    # ---- out
+
+    async def ask(self) -> None:
+        """Send the wants of the inbox, for ever."""
+        while True:
+            for node, want in self._inbox.wants(self._clock.now()):
+                await self._send(node, want)
+            await self._asks.wait(self._inbox.wake_in(self._clock.now(), self._clock.wall()))
+
+    async def _send(self, node: int, message: Message) -> None:
+        link = self.links.get(node)
+        if link is None:
+            return
+        try:
+            await link.send(message)
+        except LinkDown:
+            return  # its on_link is about to end
+
+    async def ship(self, shipment: Shipment, groups: tuple[Group, ...]) -> None:
+        """Send one batch to every peer that still wants it, then give its bytes back."""
+        peers = next(
+            (g.peers for g in groups if (g.after, g.plain) == (shipment.group.after, shipment.group.plain)),
+            (),
+        )
+        try:
+            async with asyncio.TaskGroup() as group:
+                for node in peers:
+                    group.create_task(self._deliver(node, shipment))
+        finally:
+            await shipment.spool.close()
+
+    async def _deliver(self, node: int, shipment: Shipment) -> None:
+        try:
+            if (link := self.links.get(node)) is not None:
+                await link.send_batch(shipment.header, shipment.spool)
+        except SyncagentError as error:
+            self.troubles[node] = error.message
+        finally:
+            self._outbox.sent(node)
+            self._cuts.ring()
+
+    def mark(self, request: UUID) -> None:
+        """Ask for a cut here; `marked` will hold its frontier."""
+        self._askers[request] = None
+        self._outbox.marked(request)
+        self._cuts.ring()
+
+    async def mark_peer(self, node: int, request: UUID) -> None:
+        await self._send(node, Mark(request))
+
+    async def answer_marks(self, requests: tuple[UUID, ...], frontier: dict[int, int]) -> None:
+        for request in requests:
+            link = self._askers.pop(request, None)
+            if link is None:
+                self.marked[request] = frontier
+                self._news.ring()
+            elif self.links.get(link.peer.node) is link:
+                await self._send(link.peer.node, Marked(request, frontier))
+
+    async def gossip(self, progress: Progress) -> None:
+        """Tell every peer, unless it was told that already."""
+        if progress == self._said:
+            return
+        self._said = progress
+        for node in list(self.links):
+            await self._send(node, progress)

@@ -1,0 +1,317 @@
+"""One site's `config.toml`: read once at start, frozen, passed down.
+
+Invariant: what is loaded is whole and sound. A key that is not known, a peer named twice or a digest that
+is none stops the agent with the place and the remedy, before anything is connected.
+"""
+
+import difflib
+import math
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from syncagent.core import limits
+from syncagent.core.membership import Peer
+from syncagent.errors import SyncagentError, UsageError
+from syncagent.transport.addresses import host_and_port
+
+FILE = "config.toml"
+NOWHERE = "none"
+"""`listen` of a site that only dials out."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_PEER_HEADER = re.compile(r"\s*\[\[\s*[\"']?peer[\"']?\s*\]\]")
+_KEYS = ("name", "node", "site", "incarnation", "dsn", "listen", "advertise", "max_clock_skew", "peer")
+_PEER_KEYS = ("name", "node", "address", "sha256")
+
+T = TypeVar("T")
+
+_TEMPLATE = """\
+# This site of syncagent. `syncagent run` reads it at its start; restart the agent after a change.
+# The dsn may hold a password, and this folder the site's private key: keep both to yourself.
+
+name = {name}
+node = {node}
+site = {site}
+incarnation = {incarnation}
+dsn = {dsn}
+
+# Where peers reach this site; listen = "none" is for one that only dials out.
+listen = {listen}
+{advertise}
+# Batches of a peer whose clock is so many seconds ahead are held until time catches up.
+max_clock_skew = {max_clock_skew}
+
+# Every other site of the cluster, one entry each; `syncagent init` printed there what to write here.
+# Leave the address out if that site dials this one.
+#
+# [[peer]]
+# name = "tokyo"
+# node = 2
+# address = "tokyo.example.org:7400"
+# sha256 = "the 64 hexadecimal digits of its certificate"
+"""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a site is, and whom it knows. `listen` is HOST:PORT or "none"; `advertise` is what peers dial."""
+
+    home: Path
+    name: str
+    node: int
+    site: UUID
+    incarnation: UUID
+    dsn: str
+    listen: str
+    advertise: str | None = None
+    max_clock_skew: float = limits.MAX_CLOCK_SKEW
+    peers: tuple[Peer, ...] = ()
+
+    @property
+    def address(self) -> str | None:
+        """What peers write into their entry for this site; None if nobody can dial it."""
+        return None if self.listen == NOWHERE else self.advertise or self.listen
+
+
+def default_home() -> Path:
+    return Path("/var/lib/syncagent") if os.geteuid() == 0 else Path.home() / ".local/share/syncagent"
+
+
+def load(home: Path) -> Settings:
+    """The settings of a home. UsageError names the line or the entry, and what to do."""
+    path = home / FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text)
+    except FileNotFoundError:
+        raise UsageError(
+            f"{home} is not the home of a site: there is no {FILE}",
+            hint="name it with --home or SYNCAGENT_HOME, or make one with `syncagent init`",
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read", detail=error.strerror) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"{path} is not valid TOML",
+            detail=_sentence(str(error)),
+            hint="strings need quotes; a peer starts with [[peer]]",
+        ) from error
+    top = _Entry(path, "", values, _KEYS)
+    settings = Settings(
+        home=home,
+        name=top.checked("name", site_name),
+        node=top.checked("node", node_number),
+        site=top.uuid("site"),
+        incarnation=top.uuid("incarnation"),
+        dsn=top.text("dsn"),
+        listen=top.checked("listen", listen_address),
+        advertise=top.optional("advertise", address),
+        max_clock_skew=top.optional("max_clock_skew", _skew) or limits.MAX_CLOCK_SKEW,
+        peers=tuple(_peers(top, text)),
+    )
+    _distinct(settings, path)
+    return settings
+
+
+def write(settings: Settings) -> Path:
+    """Make `config.toml` in the settings' home, readable by its owner alone; never overwrites one."""
+    path = settings.home / FILE
+    advertise = f"advertise = {_quote(settings.advertise)}\n" if settings.advertise else ""
+    text = _TEMPLATE.format(
+        name=_quote(settings.name),
+        node=settings.node,
+        site=_quote(str(settings.site)),
+        incarnation=_quote(str(settings.incarnation)),
+        dsn=_quote(settings.dsn),
+        listen=_quote(settings.listen),
+        advertise=advertise,
+        max_clock_skew=settings.max_clock_skew,
+    )
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text + "".join(_entry(peer) for peer in settings.peers))
+        file.flush()
+        os.fsync(file.fileno())
+    return path
+
+
+# ---- one value each: raise UsageError with what is wrong with it
+
+
+def site_name(value: object) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise UsageError(
+            f"{value!r} cannot be a site's name", hint="use up to 63 ASCII letters, digits, - and _"
+        )
+    return value
+
+
+def node_number(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limits.MAX_NODE:
+        raise UsageError(
+            f"{value!r} is not a node number",
+            hint=f"use a number from 1 to {limits.MAX_NODE} that no other site has",
+        )
+    return value
+
+
+def address(value: object) -> str:
+    """HOST:PORT that can be dialled."""
+    host, port = host_and_port(_string(value))
+    if not host or not port:
+        raise UsageError(
+            f"{value!r} cannot be dialled", hint="give host and port, as in db1.example.org:7400"
+        )
+    return _string(value)
+
+
+def listen_address(value: object) -> str:
+    if value == NOWHERE:
+        return NOWHERE
+    host_and_port(_string(value))
+    return _string(value)
+
+
+def digest(value: object) -> str:
+    """A SHA-256 as people write it, with or without colons."""
+    plain = _string(value).replace(":", "").strip().lower()
+    if not _DIGEST.fullmatch(plain):
+        raise UsageError(
+            f"{value!r} is not a SHA-256 digest: it takes 64 hexadecimal digits",
+            hint="`syncagent init` printed it at that site; `syncagent doctor` there shows it again",
+        )
+    return plain
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise UsageError(f"{value!r} is not text", hint="put it in quotes")
+    return value
+
+
+def _skew(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise UsageError(f"{value!r} is not a number of seconds above zero")
+    return float(value)
+
+
+def _tables(value: object) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise UsageError("not a list of entries", hint="start each entry with the line [[peer]]")
+    return value
+
+
+# ---- entries
+
+
+class _Entry:
+    """A table of the file; every complaint says which."""
+
+    def __init__(self, path: Path, where: str, values: Mapping[str, Any], known: tuple[str, ...]) -> None:
+        self.path, self.where, self._values = path, where, values
+        for key in values:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                self.refuse(
+                    f"{key!r} is not a setting",
+                    f"write {near[0]}" if near else f"known are {', '.join(known)}",
+                )
+
+    def refuse(self, what: str, hint: str | None) -> NoReturn:
+        raise UsageError(f"{self.path}{self.where}: {what}", hint=hint)
+
+    def checked(self, key: str, check: Callable[[object], T]) -> T:
+        if key not in self._values:
+            self.refuse(f"{key} is missing", self._remedy(key))
+        try:
+            return check(self._values[key])
+        except SyncagentError as error:
+            self.refuse(f"{key}: {error.message}", error.hint)
+
+    def optional(self, key: str, check: Callable[[object], T]) -> T | None:
+        return self.checked(key, check) if key in self._values else None
+
+    def text(self, key: str) -> str:
+        return self.checked(key, _string) or self.refuse(f"{key} is empty", self._remedy(key))
+
+    def uuid(self, key: str) -> UUID:
+        value = self.text(key)
+        try:
+            return UUID(value)
+        except ValueError:
+            self.refuse(f"{key}: {value!r} is not a UUID", "restore the line that `syncagent init` wrote")
+
+    def _remedy(self, key: str) -> str:
+        return (
+            f'add a line like  {key} = "..."'
+            if self.where
+            else "restore the line that `syncagent init` wrote"
+        )
+
+
+def _peers(top: _Entry, text: str) -> list[Peer]:
+    entries = top.optional("peer", _tables) or []
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if _PEER_HEADER.match(line)]
+    peers = []
+    for index, values in enumerate(entries):
+        line = f", line {lines[index]}" if index < len(lines) else ""
+        entry = _Entry(top.path, f"{line}, [[peer]] {index + 1}", values, _PEER_KEYS)
+        peers.append(
+            Peer(
+                name=entry.checked("name", site_name),
+                node=entry.checked("node", node_number),
+                address=entry.optional("address", address),
+                sha256=entry.checked("sha256", digest),
+            )
+        )
+    return peers
+
+
+def _distinct(settings: Settings, path: Path) -> None:
+    """Names, numbers and certificates tell sites apart; two sites that share one would pass for each other."""
+    taken: dict[object, str] = {settings.name: "this site", settings.node: "this site"}
+    for index, peer in enumerate(settings.peers, 1):
+        for field, value in (("name", peer.name), ("node", peer.node), ("sha256", peer.sha256)):
+            if value in taken:
+                raise UsageError(
+                    f"{path}, [[peer]] {index}: {field} {value} belongs to {taken[value]} already",
+                    hint="list every other site once, and not this one",
+                )
+            taken[value] = f"[[peer]] {index}"
+        if peer.address is None and settings.listen == NOWHERE:
+            raise UsageError(
+                f"{path}, [[peer]] {index}: neither site can dial the other",
+                detail=f'This site has listen = "none", and {peer.name} has no address.',
+                hint="give one of them an address",
+            )
+
+
+def _entry(peer: Peer) -> str:
+    values: dict[str, str | int | None] = {
+        "name": peer.name,
+        "node": peer.node,
+        "address": peer.address,
+        "sha256": peer.sha256,
+    }
+    lines = (
+        f"{key} = {value if isinstance(value, int) else _quote(value)}\n"
+        for key, value in values.items()
+        if value is not None
+    )
+    return "\n[[peer]]\n" + "".join(lines)
+
+
+def _quote(value: str) -> str:
+    """A TOML basic string; JSON's escapes are TOML's, but for DEL."""
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,198 @@
+"""What keeps metadata small, and what speaks with people through the database.
+
+Invariant: nothing here decides about rows; losing any call of it loses time, never data.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from syncagent import __version__
+from syncagent.core.inbox import Position
+from syncagent.core.membership import Peer
+from syncagent.errors import Contended, RefusedError
+from syncagent.services.store import Loaded, PeerState, Request
+from syncagent.storage.borders import border
+
+AGENT_LOCK = (1937337955, 2)
+"""Advisory lock of the one agent of a site; whoever wants to know whether it runs looks for it."""
+_SLOTS = 16
+_CHUNK = 20_000
+_context = msgspec.json.Decoder(dict[int, int])
+_encoder = msgspec.json.Encoder()
+
+
+class PostgresKeeper:
+    """The Keeper of the services, on a session of its own that also holds the agent's lock."""
+
+    def __init__(
+        self, session: asyncpg.Connection, merging: asyncio.Lock, node: int, applier_pid: int
+    ) -> None:
+        self._session, self._merging, self._node, self._applier = session, merging, node, applier_pid
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def _talking(self) -> AsyncIterator[None]:
+        """The session serves one caller at a time."""
+        async with self._turn:
+            with border():
+                yield
+
+    async def on_request(self, ring: Callable[[], None]) -> None:
+        """`ring` is called whenever a person has asked something."""
+        async with self._talking():
+            await self._session.add_listener("syncagent_request", lambda *_: ring())
+
+    async def claim(self) -> None:
+        """Be the only agent of this site for as long as the session lives."""
+        async with self._talking():
+            if not await self._session.fetchval("select pg_try_advisory_lock($1, $2)", *AGENT_LOCK):
+                raise RefusedError(
+                    "another agent runs for this site",
+                    detail="it holds the agent's advisory lock in this database",
+                    hint="stop it first: there is one agent per site",
+                )
+
+    async def enter(self, site: UUID, incarnation: UUID, name: str, peers: Sequence[Peer]) -> None:
+        """Check that database and home belong together, and make the members those of the configuration."""
+        async with self._talking():
+            here = await self._session.fetchrow(
+                "select site, node, incarnation, name from syncagent.local_site"
+            )
+            if here is None or (here["site"], here["node"], here["incarnation"]) != (
+                site,
+                self._node,
+                incarnation,
+            ):
+                raise RefusedError(
+                    f"this database does not belong to the home of site {name}",
+                    detail=f"the database says {here['name']}, node {here['node']}"
+                    if here
+                    else "the database has no site",
+                    hint="check --home and dsn; a restored or cloned database needs a site of its own: `syncagent init`",
+                )
+            nodes, names = [self._node, *(p.node for p in peers)], [name, *(p.name for p in peers)]
+            async with self._session.transaction():
+                await self._session.execute(
+                    "delete from syncagent.member where node <> all ($1::int[])", nodes
+                )
+                await self._session.execute(
+                    "insert into syncagent.member (node, name) select * from unnest($1::int[], $2::text[])"
+                    " on conflict (node) do update set name = excluded.name",
+                    nodes,
+                    names,
+                )
+                await self._session.execute(
+                    "insert into syncagent.peer_state (node) select unnest($1::int[]) on conflict do nothing",
+                    [p.node for p in peers],
+                )
+                await self._session.execute(
+                    "delete from syncagent.peer_state where node <> all ($1::int[])", nodes
+                )
+                await self._session.execute(
+                    "insert into syncagent.agent_state (version, started_at) values ($1, $2) on conflict (only_row)"
+                    " do update set version = excluded.version, started_at = excluded.started_at, waiting = null, trouble = null",
+                    __version__,
+                    datetime.now(UTC),
+                )
+
+    async def load(self) -> Loaded:
+        async with self._talking():
+            positions = {
+                row["node"]: Position(row["cut"], row["cut_id"])
+                for row in await self._session.fetch("select node, cut, cut_id from syncagent.frontier")
+            }
+            context = await self._session.fetchval(
+                "select context::text from syncagent.frontier where node = $1", self._node
+            )
+            floor = await self._session.fetchval("select trimmed from syncagent.local_site")
+            parked = await self._session.fetchval("select count(*) from syncagent.parked_row")
+        mine = positions.get(self._node, Position(0, None))
+        return Loaded(
+            mine.cut, mine.id, _context.decode(context) if context else {}, positions, floor, parked
+        )
+
+    async def compact(self) -> int:
+        dropped = 0
+        while True:
+            async with self._merging, self._talking(), self._session.transaction():
+                await self._session.execute("lock table syncagent.merge_lock in exclusive mode")
+                count = await self._session.fetchval("select syncagent._compact($1)", _CHUNK)
+            dropped += count
+            if count < _CHUNK:
+                return dropped
+
+    async def trim(self) -> int:
+        trimmed = 0
+        for slot in range(_SLOTS):
+            try:
+                async with self._merging, self._talking():
+                    trimmed += await self._session.fetchval("select syncagent._trim($1)", slot)
+            except Contended:
+                continue  # somebody who wrote there has not ended: next time
+        return trimmed
+
+    async def requests(self) -> list[Request]:
+        async with self._talking():
+            rows = await self._session.fetch(
+                "select id, verb, arguments::text as arguments from syncagent.request where answered_at is null order by asked_at"
+            )
+        return [Request(row["id"], row["verb"], msgspec.json.decode(row["arguments"])) for row in rows]
+
+    async def answer(self, request: UUID, answer: dict[str, Any]) -> None:
+        async with self._talking():
+            await self._session.execute(
+                "update syncagent.request set answer = $2::text::jsonb, answered_at = clock_timestamp() where id = $1",
+                request,
+                _encoder.encode(answer).decode(),
+            )
+            await self._session.execute(
+                "delete from syncagent.request where answered_at < clock_timestamp() - interval '1 hour'"
+            )
+
+    async def report(self, peers: Sequence[PeerState], waiting: str | None, trouble: str | None) -> None:
+        async with self._talking():
+            for peer in peers:
+                await self._session.execute(
+                    "update syncagent.peer_state set linked = $2, frontier = $3::text::jsonb, parked = $4, rtt = $5,"
+                    " clock_offset = $6, waiting = $7, trouble = $8, changed_at = clock_timestamp() where node = $1",
+                    peer.node,
+                    peer.linked,
+                    _encoder.encode({str(node): cut for node, cut in peer.frontier.items()}).decode(),
+                    peer.parked,
+                    None if peer.rtt is None else timedelta(seconds=peer.rtt),
+                    None if peer.clock_offset is None else timedelta(seconds=peer.clock_offset),
+                    peer.waiting,
+                    peer.trouble,
+                )
+            await self._session.execute(
+                "update syncagent.agent_state set waiting = $1, trouble = $2", waiting, trouble
+            )
+
+    async def paused(self) -> set[int]:
+        async with self._talking():
+            rows = await self._session.fetch("select node from syncagent.peer_state where paused")
+        return {row["node"] for row in rows}
+
+    async def set_paused(self, nodes: Sequence[int], paused: bool) -> None:
+        async with self._talking():
+            await self._session.execute(
+                "update syncagent.peer_state set paused = $2 where node = any ($1::int[])",
+                list(nodes),
+                paused,
+            )
+
+    async def blockers(self) -> str | None:
+        async with self._talking():
+            row = await self._session.fetchrow(
+                "select string_agg(format('pid %s (%s)', a.pid, coalesce(nullif(a.application_name, ''), a.usename)), ', ') as who"
+                " from pg_stat_activity a where a.pid = any (pg_blocking_pids($1))",
+                self._applier,
+            )
+        return None if row is None else row["who"]

@@ -1,0 +1,58 @@
+"""The site's database as the services see it: four sessions, opened and closed together.
+
+Invariant: a store that was opened belongs to this agent alone until it is closed; when one session is
+lost all are given up, so that nothing half-connected goes on.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from uuid import UUID
+
+import asyncpg
+
+from syncagent.core.membership import Peer
+from syncagent.storage.borders import border
+from syncagent.storage.keeper import PostgresKeeper
+from syncagent.storage.origin import PostgresOrigin
+from syncagent.storage.replica import PostgresReplica
+from syncagent.storage.session import connect, working
+
+
+class PostgresStore:
+    """The parts of an open store."""
+
+    def __init__(self, origin: PostgresOrigin, replica: PostgresReplica, keeper: PostgresKeeper) -> None:
+        self.origin, self.replica, self.keeper = origin, replica, keeper
+
+
+@asynccontextmanager
+async def opened(
+    dsn: str, *, site: UUID, node: int, incarnation: UUID, name: str, peers: Sequence[Peer]
+) -> AsyncIterator[PostgresStore]:
+    """Connect, claim the site, prepare sessions. Raises Unreachable, RefusedError, LacksPrivilege, DatabaseError."""
+    async with AsyncExitStack() as stack:
+
+        async def session(purpose: str, replica: bool | None) -> asyncpg.Connection:
+            made = await (
+                connect(dsn, purpose) if replica is None else working(dsn, purpose, replica=replica)
+            )
+            stack.push_async_callback(_close, made)
+            return made
+
+        merging = asyncio.Lock()
+        applying = await session("apply", True)
+        replica = PostgresReplica(applying, merging)
+        keeping = await session("keep", None)
+        with border():
+            await keeping.execute("set lock_timeout = 200")
+        keeper = PostgresKeeper(keeping, merging, node, replica.pid)
+        await keeper.claim()
+        await keeper.enter(site, incarnation, name, peers)
+        origin = PostgresOrigin(await session("cut", False), await session("poll", None), merging, node)
+        yield PostgresStore(origin, replica, keeper)
+
+
+async def _close(session: asyncpg.Connection) -> None:
+    with border():
+        await session.close(timeout=2)
