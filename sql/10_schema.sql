@@ -8,7 +8,7 @@
 -- Names that start with an underscore are the agent's. One version table, one capture function and four
 -- merge functions are generated per attached table, with its number in their names (30).
 
-create schema syncagent;
+create schema if not exists syncagent; -- `migrations` makes it first, for its version table
 comment on schema syncagent is 'syncagent: multi-master replication. Managed by `syncagent db`; see syncagent.status';
 
 -- Who this database is -------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from syncagent.services.applier import Applier
 from syncagent.services.cutter import Cutter
 from syncagent.services.exchange import Exchange
 from syncagent.services.housekeeper import Housekeeper
-from syncagent.services.lifecycle import Bell
+from syncagent.services.lifecycle import Desk
 from syncagent.services.ports import Link, Spool
 from syncagent.settings import Settings
 from syncagent.storage.store import PostgresStore, opened
@@ -163,44 +163,19 @@ async def _assemble(
     settings: Settings, store: PostgresStore, spools: Spools, clock: SystemClock
 ) -> tuple[list[Coroutine[Any, Any, None]], Exchange]:
     """Inbox and outbox as the database says, and the loops that drive them."""
-    me, now = settings.node, clock.now()
-    asks, cuts, applies, news, asked = Bell(), Bell(), Bell(), Bell(), Bell()
     loaded = await store.keeper.load()
-    inbox: Inbox[Spool] = Inbox(me, [peer.node for peer in settings.peers])
+    inbox: Inbox[Spool] = Inbox(settings.node, [peer.node for peer in settings.peers])
     inbox.loaded(loaded.positions)
     for node in await store.keeper.paused():
         inbox.pause(node)
     outbox = Outbox()
-    outbox.loaded(loaded.last, loaded.last_id, loaded.context, loaded.frontier, loaded.floor, now)
-    exchange = Exchange(
-        me, inbox, outbox, store.origin, clock, asks=asks, cuts=cuts, applies=applies, news=news
-    )
-    cutter = Cutter(store.origin, outbox, exchange, spools, clock, cuts=cuts, news=news)
-    applier = Applier(
-        store.replica,
-        store.keeper,
-        inbox,
-        outbox,
-        clock,
-        loaded.parked,
-        applies=applies,
-        others=(asks, cuts, news),
-    )
-    housekeeper = Housekeeper(
-        me,
-        settings.peers,
-        store.keeper,
-        inbox,
-        outbox,
-        exchange,
-        cutter,
-        applier,
-        clock,
-        news=news,
-        asked=asked,
-        others=(asks, applies, news),
-    )
-    await store.keeper.on_request(asked.ring)
+    outbox.loaded(loaded.last, loaded.last_id, loaded.context, loaded.frontier, loaded.floor, clock.now())
+    desk = Desk(settings.node, inbox, outbox, clock)
+    exchange = Exchange(desk, store.origin)
+    cutter = Cutter(desk, store.origin, exchange, spools)
+    applier = Applier(desk, store.replica, store.keeper, loaded.parked)
+    housekeeper = Housekeeper(desk, settings.peers, store.keeper, exchange, cutter, applier)
+    await store.keeper.on_request(desk.bells.requests.ring)
     loops = [
         cutter.run(),
         applier.run(),

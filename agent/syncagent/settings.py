@@ -136,7 +136,7 @@ def write(settings: Settings) -> Path:
     )
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text + "".join(_entry(peer) for peer in settings.peers))
+        file.write(text + "".join(peer_entry(peer) for peer in settings.peers))
         file.flush()
         os.fsync(file.fileno())
     return path
@@ -293,7 +293,8 @@ def _distinct(settings: Settings, path: Path) -> None:
             )
 
 
-def _entry(peer: Peer) -> str:
+def peer_entry(peer: Peer) -> str:
+    """What other sites write about a peer."""
     values: dict[str, str | int | None] = {
         "name": peer.name,
         "node": peer.node,

@@ -7,10 +7,9 @@ origin waits for another one's trouble.
 import asyncio
 
 from syncagent.core import backoff, limits
-from syncagent.core.inbox import Entry, Inbox
-from syncagent.core.outbox import Outbox
+from syncagent.core.inbox import Entry
 from syncagent.errors import Contended, Inexact, SyncagentError, Unreachable
-from syncagent.services.lifecycle import Bell, Clock
+from syncagent.services.lifecycle import Desk
 from syncagent.services.ports import Spool
 from syncagent.services.store import Applied, Keeper, Replica
 
@@ -22,29 +21,12 @@ _PARKED_AGAIN = 5.0
 class Applier:
     """Counts what it did: `batches`, `rows`, `conflicts`; `parked` rows are those waiting now."""
 
-    def __init__(
-        self,
-        replica: Replica,
-        keeper: Keeper,
-        inbox: Inbox[Spool],
-        outbox: Outbox,
-        clock: Clock,
-        parked: int,
-        *,
-        applies: Bell,
-        others: tuple[Bell, ...],
-    ) -> None:
-        self._replica, self._keeper, self._inbox, self._outbox, self._clock = (
-            replica,
-            keeper,
-            inbox,
-            outbox,
-            clock,
-        )
-        self._applies, self._others = applies, others
+    def __init__(self, desk: Desk, replica: Replica, keeper: Keeper, parked: int) -> None:
+        self._desk, self._replica, self._keeper = desk, replica, keeper
+        self._inbox, self._clock = desk.inbox, desk.clock
         self.batches = self.rows = self.conflicts = 0
         self.parked = parked
-        self._parked_at = clock.now()
+        self._parked_at = desk.clock.now()
 
     async def run(self) -> None:
         """For ever. Raises Unreachable when the database is gone."""
@@ -52,14 +34,15 @@ class Applier:
             entry = self._inbox.pick(self._clock.now(), self._clock.wall())
             if entry is not None:
                 await self._apply(entry)
-                for bell in self._others:
-                    bell.ring()
+                self._desk.bells.ring()
             if self.parked and (entry is not None or self._clock.now() - self._parked_at >= _PARKED_AGAIN):
                 await self._retry_parked()
             if entry is None:
                 wake = self._inbox.wake_in(self._clock.now(), self._clock.wall())
                 longest = _PARKED_AGAIN if self.parked else None
-                await self._applies.wait(min((s for s in (wake, longest) if s is not None), default=None))
+                await self._desk.bells.applies.wait(
+                    min((s for s in (wake, longest) if s is not None), default=None)
+                )
 
     async def _apply(self, entry: Entry[Spool]) -> None:
         attempt = self._inbox.attempts(entry.origin)
@@ -98,7 +81,7 @@ class Applier:
 
     async def _applied(self, entry: Entry[Spool], applied: Applied) -> None:
         self._inbox.applied(entry)
-        self._outbox.learned(entry.origin, entry.header.upto, entry.header.rows)
+        self._desk.outbox.learned(entry.origin, entry.header.upto, entry.header.rows)
         await entry.payload.close()
         self.batches += 1
         self.rows += applied.taken

@@ -7,10 +7,10 @@ the next cut.
 import asyncio
 
 from syncagent.core import backoff, limits
-from syncagent.core.outbox import Outbox, Plan
+from syncagent.core.outbox import Plan
 from syncagent.errors import SyncagentError, Unreachable
 from syncagent.services.exchange import Exchange
-from syncagent.services.lifecycle import Bell, Clock
+from syncagent.services.lifecycle import Desk
 from syncagent.services.ports import SpoolFactory
 from syncagent.services.store import Cut, Origin
 
@@ -18,25 +18,9 @@ from syncagent.services.store import Cut, Origin
 class Cutter:
     """`waiting` says what a cut waits for, `made` counts cuts."""
 
-    def __init__(
-        self,
-        origin: Origin,
-        outbox: Outbox,
-        exchange: Exchange,
-        spools: SpoolFactory,
-        clock: Clock,
-        *,
-        cuts: Bell,
-        news: Bell,
-    ) -> None:
-        self._origin, self._outbox, self._exchange, self._spools, self._clock = (
-            origin,
-            outbox,
-            exchange,
-            spools,
-            clock,
-        )
-        self._cuts, self._news = cuts, news
+    def __init__(self, desk: Desk, origin: Origin, exchange: Exchange, spools: SpoolFactory) -> None:
+        self._origin, self._exchange, self._spools = origin, exchange, spools
+        self._outbox, self._clock, self._bells = desk.outbox, desk.clock, desk.bells
         self._failures = 0
         self.waiting: str | None = None
         self.made = 0
@@ -53,7 +37,7 @@ class Cutter:
                     poll = limits.BUSY_POLL
                     continue
                 wake = self._outbox.wake_in(self._clock.now(), pending)
-                rung = await self._cuts.wait(poll if wake is None else min(poll, max(wake, 0.0005)))
+                rung = await self._bells.cuts.wait(poll if wake is None else min(poll, max(wake, 0.0005)))
                 poll = limits.BUSY_POLL if rung else min(poll * 2, limits.IDLE_POLL)
 
     async def _cut(self, plan: Plan, sending: asyncio.TaskGroup) -> None:
@@ -64,14 +48,16 @@ class Cutter:
         except SyncagentError as error:
             self._failures += 1
             self.waiting = f"no cut can be made: {error.message}"
-            self._news.ring()
+            self._bells.news.ring()
             pause = backoff.delay(
                 self._failures, self._clock.chance(), first=limits.RETRY_FIRST, most=limits.RETRY_MOST
             )
             await asyncio.sleep(pause)
             return
         self._failures, self.waiting = 0, None
-        if cut is not None:
+        if cut is None:  # rows wait to be settled, and somebody holds them
+            await asyncio.sleep(limits.IDLE_POLL)
+        else:
             await self._hand_out(plan, cut, sending)
 
     async def _hand_out(self, plan: Plan, cut: Cut, sending: asyncio.TaskGroup) -> None:
@@ -80,4 +66,4 @@ class Cutter:
         for shipment in cut.shipments:
             sending.create_task(self._exchange.ship(shipment, groups))
         await self._exchange.answer_marks(plan.marks, cut.frontier)
-        self._news.ring()
+        self._bells.news.ring()

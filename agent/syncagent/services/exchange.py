@@ -7,12 +7,11 @@ frontier in the database.
 import asyncio
 from uuid import UUID
 
-from syncagent.core.inbox import Inbox
-from syncagent.core.outbox import Group, Outbox
+from syncagent.core.outbox import Group
 from syncagent.core.wire import LinkDown, Mark, Marked, Message, Progress, Refused, Want
 from syncagent.errors import SyncagentError
-from syncagent.services.lifecycle import Bell, Clock
-from syncagent.services.ports import Link, Spool
+from syncagent.services.lifecycle import Desk
+from syncagent.services.ports import Link
 from syncagent.services.store import Origin, Shipment
 
 _REFUSED_AGAIN = 15.0
@@ -20,23 +19,11 @@ _REFUSED_AGAIN = 15.0
 
 
 class Exchange:
-    """All links of the site. `news` rings whenever something about a peer changed."""
+    """All links of the site, and what came over them."""
 
-    def __init__(
-        self,
-        me: int,
-        inbox: Inbox[Spool],
-        outbox: Outbox,
-        origin: Origin,
-        clock: Clock,
-        *,
-        asks: Bell,
-        cuts: Bell,
-        applies: Bell,
-        news: Bell,
-    ) -> None:
-        self._me, self._inbox, self._outbox, self._origin, self._clock = me, inbox, outbox, origin, clock
-        self._asks, self._cuts, self._applies, self._news = asks, cuts, applies, news
+    def __init__(self, desk: Desk, origin: Origin) -> None:
+        self._desk, self._origin = desk, origin
+        self._inbox, self._outbox, self._clock, self._bells = desk.inbox, desk.outbox, desk.clock, desk.bells
         self.links: dict[int, Link] = {}
         self.progress: dict[int, Progress] = {}
         self.troubles: dict[int, str] = {}
@@ -51,7 +38,7 @@ class Exchange:
         self.links[node] = link
         self.troubles.pop(node, None)
         self._inbox.linked(node)
-        self._wake()
+        self._bells.ring()
         try:
             if self._said is not None:
                 await link.send(self._said)
@@ -64,11 +51,7 @@ class Exchange:
                 self.progress.pop(node, None)
                 self._inbox.unlinked(node)
                 self._outbox.unlinked(node)
-            self._wake()
-
-    def _wake(self) -> None:
-        for bell in (self._asks, self._cuts, self._applies, self._news):
-            bell.ring()
+            self._bells.ring()
 
     async def _hear(self, link: Link) -> None:
         async for message in link.messages():
@@ -86,37 +69,37 @@ class Exchange:
                 refusal = self._outbox.asked(node, message, known)
                 if refusal is not None:
                     await link.send(refusal)
-                self._cuts.ring()
+                self._bells.cuts.ring()
             case Refused():
                 hint = f" ({message.hint})" if message.hint else ""
                 self._inbox.refused(node, message.message + hint, self._clock.now() + _REFUSED_AGAIN)
-                self._asks.ring()
-                self._news.ring()
+                self._bells.asks.ring()
+                self._bells.news.ring()
             case Progress():
                 self.progress[node] = message
-                self._news.ring()
+                self._bells.news.ring()
             case Mark():
                 self._askers[message.request] = link
                 self._outbox.marked(message.request)
-                self._cuts.ring()
+                self._bells.cuts.ring()
             case Marked():
                 self.marked[message.request] = message.frontier
-                self._news.ring()
+                self._bells.news.ring()
             case _:
                 pass
 
     async def _receive(self, link: Link) -> None:
         async for header, spool in link.batches():
             if header.origin == link.peer.node and self._inbox.arrived(header, spool):
-                self._applies.ring()
+                self._bells.applies.ring()
             else:
                 await spool.close()
-            self._asks.ring()
+            self._bells.asks.ring()
 
     def trouble(self, node: int, what: str) -> None:
         """The network says why there is no link, or why one broke."""
         self.troubles[node] = what
-        self._news.ring()
+        self._bells.news.ring()
 
     # ---- out
 
@@ -125,7 +108,7 @@ class Exchange:
         while True:
             for node, want in self._inbox.wants(self._clock.now()):
                 await self._send(node, want)
-            await self._asks.wait(self._inbox.wake_in(self._clock.now(), self._clock.wall()))
+            await self._bells.asks.wait(self._inbox.wake_in(self._clock.now(), self._clock.wall()))
 
     async def _send(self, node: int, message: Message) -> None:
         link = self.links.get(node)
@@ -157,13 +140,13 @@ class Exchange:
             self.troubles[node] = error.message
         finally:
             self._outbox.sent(node)
-            self._cuts.ring()
+            self._bells.cuts.ring()
 
     def mark(self, request: UUID) -> None:
         """Ask for a cut here; `marked` will hold its frontier."""
         self._askers[request] = None
         self._outbox.marked(request)
-        self._cuts.ring()
+        self._bells.cuts.ring()
 
     async def mark_peer(self, node: int, request: UUID) -> None:
         await self._send(node, Mark(request))
@@ -173,7 +156,7 @@ class Exchange:
             link = self._askers.pop(request, None)
             if link is None:
                 self.marked[request] = frontier
-                self._news.ring()
+                self._bells.news.ring()
             elif self.links.get(link.peer.node) is link:
                 await self._send(link.peer.node, Marked(request, frontier))
 

@@ -9,16 +9,13 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from syncagent.core import frontier
-from syncagent.core.inbox import Inbox
 from syncagent.core.membership import Peer
-from syncagent.core.outbox import Outbox
 from syncagent.core.wire import Progress
 from syncagent.errors import Contended
 from syncagent.services.applier import Applier
 from syncagent.services.cutter import Cutter
 from syncagent.services.exchange import Exchange
-from syncagent.services.lifecycle import Bell, Clock
-from syncagent.services.ports import Spool
+from syncagent.services.lifecycle import Desk
 from syncagent.services.store import Keeper, PeerState, Request
 
 _TURN = 1.0
@@ -33,23 +30,22 @@ class Housekeeper:
 
     def __init__(
         self,
-        me: int,
+        desk: Desk,
         peers: tuple[Peer, ...],
         keeper: Keeper,
-        inbox: Inbox[Spool],
-        outbox: Outbox,
         exchange: Exchange,
         cutter: Cutter,
         applier: Applier,
-        clock: Clock,
-        *,
-        news: Bell,
-        asked: Bell,
-        others: tuple[Bell, ...],
     ) -> None:
-        self._me, self._peers, self._keeper, self._inbox, self._outbox = me, peers, keeper, inbox, outbox
-        self._exchange, self._cutter, self._applier, self._clock = exchange, cutter, applier, clock
-        self._news, self._asked, self._others = news, asked, others
+        self._me, self._inbox, self._outbox, self._clock, self._bells = (
+            desk.me,
+            desk.inbox,
+            desk.outbox,
+            desk.clock,
+            desk.bells,
+        )
+        self._peers, self._keeper = peers, keeper
+        self._exchange, self._cutter, self._applier = exchange, cutter, applier
         self._shown: tuple[list[PeerState], str | None] | None = None
         self._waits: dict[UUID, asyncio.Task[None]] = {}
         self._heard = asyncio.Condition()
@@ -71,7 +67,7 @@ class Housekeeper:
     async def tell(self) -> None:
         """Tell the peers how far this site is, and show what is known of them, for ever."""
         while True:
-            await self._news.wait(_TURN)
+            await self._bells.news.wait(_TURN)
             progress = Progress(
                 frontier=self._frontier(), parked=self._applier.parked, waiting=self._cutter.waiting
             )
@@ -119,7 +115,7 @@ class Housekeeper:
                             self._waits[request.id] = group.create_task(self._wait(request))
                     else:
                         await self._keeper.answer(request.id, await self._carry_out(request))
-                await self._asked.wait(5.0)
+                await self._bells.requests.wait(5.0)
 
     async def _carry_out(self, request: Request) -> dict[str, Any]:
         if request.verb not in ("pause", "resume"):
@@ -132,8 +128,7 @@ class Housekeeper:
         await self._keeper.set_paused(nodes, request.verb == "pause")
         for node in nodes:
             self._inbox.pause(node, request.verb == "pause")
-        for bell in self._others:
-            bell.ring()
+        self._bells.ring()
         return {"paused": sorted(await self._keeper.paused())}
 
     async def _wait(self, request: Request) -> None:

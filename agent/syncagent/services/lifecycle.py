@@ -1,10 +1,15 @@
-"""What every loop shares: the time, and a bell to be woken by.
+"""What every loop shares: the decisions of the core, the time, and the bells they wake each other by.
 
 Invariant: a ring is never lost: one that comes while its loop works wakes the next wait at once.
 """
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import Protocol
+
+from syncagent.core.inbox import Inbox
+from syncagent.core.outbox import Outbox
+from syncagent.services.ports import Spool
 
 
 class Clock(Protocol):
@@ -38,3 +43,30 @@ class Bell:
             return False
         self._rung.clear()
         return True
+
+
+@dataclass(frozen=True)
+class Bells:
+    """One per loop: wants to send, cuts to make, batches to apply, news to tell, requests to serve."""
+
+    asks: Bell = field(default_factory=Bell)
+    cuts: Bell = field(default_factory=Bell)
+    applies: Bell = field(default_factory=Bell)
+    news: Bell = field(default_factory=Bell)
+    requests: Bell = field(default_factory=Bell)
+
+    def ring(self) -> None:
+        """Something changed that every loop may care about."""
+        for bell in (self.asks, self.cuts, self.applies, self.news):
+            bell.ring()
+
+
+@dataclass(frozen=True)
+class Desk:
+    """The site's decisions while it is connected to its database: every service works at this one desk."""
+
+    me: int
+    inbox: Inbox[Spool]
+    outbox: Outbox
+    clock: Clock
+    bells: Bells = field(default_factory=Bells)

@@ -123,7 +123,7 @@ class PostgresKeeper:
         while True:
             async with self._merging, self._talking(), self._session.transaction():
                 await self._session.execute("lock table syncagent.merge_lock in exclusive mode")
-                count = await self._session.fetchval("select syncagent._compact($1)", _CHUNK)
+                count = int(await self._session.fetchval("select syncagent._compact($1)", _CHUNK))
             dropped += count
             if count < _CHUNK:
                 return dropped

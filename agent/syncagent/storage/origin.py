@@ -13,6 +13,7 @@ import msgspec
 
 from syncagent.core.batch import BatchHeader, CutContext, Stream, Table
 from syncagent.core.outbox import Group
+from syncagent.errors import Contended
 from syncagent.services.ports import Spool, SpoolFactory
 from syncagent.services.store import Cut, Shipment
 from syncagent.storage.borders import border
@@ -70,12 +71,19 @@ class PostgresOrigin:
                 with border():
                     cut, settle = await self._cut(groups, force, spools, shipments)
                     if settle:
-                        await self._session.fetchval("select syncagent._settle()")
+                        await self._settle()
         except BaseException:
             for shipment in shipments:
                 await shipment.spool.close()
             raise
         return cut
+
+    async def _settle(self) -> None:
+        try:
+            with border():
+                await self._session.fetchval("select syncagent._settle()")
+        except Contended:
+            return  # the row is being written: that settles it, or the next cut does
 
     async def _cut(
         self, groups: Sequence[Group], force: bool, spools: SpoolFactory, shipments: list[Shipment]
@@ -90,9 +98,10 @@ class PostgresOrigin:
             if statement is not None:
                 await session.execute(statement)
             made = await session.fetchrow("select * from syncagent._fold($1)", force)
+            frontier: dict[int, int] = {}
             if made is not None:
                 for group in groups:
-                    shipments.append(await self._read(group, made["number"], made["id"], spools))
+                    await self._read(group, made["number"], made["id"], spools, shipments)
                 frontier = _context.decode(
                     await session.fetchval(
                         "select context::text from syncagent.context where node = $1 and cut = $2",
@@ -110,7 +119,9 @@ class PostgresOrigin:
         cut = Cut(made["number"], made["id"], frontier, made["rows"], made["rows"] == 0, tuple(shipments))
         return cut, bool(made["settle"])
 
-    async def _read(self, group: Group, upto: int, upto_id: UUID, spools: SpoolFactory) -> Shipment:
+    async def _read(
+        self, group: Group, upto: int, upto_id: UUID, spools: SpoolFactory, shipments: list[Shipment]
+    ) -> None:
         """Read the range of one group into a spool, table by table, untouched."""
         session = self._session
         contexts = await session.fetch(
@@ -140,4 +151,4 @@ class PostgresOrigin:
             newest=max(row["newest"] for row in contexts),
             streams=tuple(streams),
         )
-        return Shipment(group, header, spool)
+        shipments.append(Shipment(group, header, spool))

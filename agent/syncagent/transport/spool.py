@@ -233,12 +233,12 @@ class FileSpool:
         if self._closed:
             return
         self._closed = True
-        try:
-            await asyncio.to_thread(self._close_file)
-        finally:
-            self._pending.clear()
-            self._offsets.clear()
-            self._owner.release(self._reserved)
+        self._pending.clear()
+        self._offsets.clear()
+        self._owner.release(self._reserved)
+        if self._reserved:  # a thread was at the file, or still is
+            closing = asyncio.get_running_loop().run_in_executor(None, self._close_file)
+            await asyncio.shield(closing)  # most are closed by a task that is being cancelled
 
     def _must_be(self, *, sealed: bool) -> None:
         if self._closed:

@@ -1,0 +1,154 @@
+"""`syncagent init`: a database and a folder become a site.
+
+Invariant: the home is written inside the database's transaction, and taken back if that fails, so that a
+refused or broken init leaves neither behind.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from syncagent.cli import render
+from syncagent.cli.options import HomeOption, JsonOption, home_of
+from syncagent.errors import RefusedError, SyncagentError
+
+if TYPE_CHECKING:
+    from syncagent.settings import Settings
+
+_EVERYWHERE = ("", "0.0.0.0", "::")
+
+
+def init(
+    dsn: Annotated[
+        str,
+        typer.Option(
+            envvar="SYNCAGENT_DSN", help="The site's database, as postgresql://user:password@host:5432/database."
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="The site's name: up to 63 ASCII letters, digits, - and _.")],
+    listen: Annotated[
+        str, typer.Option(help='HOST:PORT that the agent listens on, or "none" for a site that only dials out.')
+    ],
+    advertise: Annotated[
+        str | None, typer.Option(help="HOST:PORT that peers dial. [default: --listen]", show_default=False)
+    ] = None,
+    node: Annotated[int, typer.Option(help="The site's number, 1 to 65535; each site has its own, for ever.")] = 1,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a database a site: install the SQL side, make the site's key and certificate, write config.toml."""
+    from syncagent import settings as configuration
+
+    configuration.site_name(name)
+    configuration.node_number(node)
+    configuration.listen_address(listen)
+    if advertise is not None:
+        configuration.address(advertise)
+    settings, digest = _make(home_of(home), dsn, name, node, listen, advertise)
+    if listen.rpartition(":")[0].strip("[]") in _EVERYWHERE and not advertise and listen != configuration.NOWHERE:
+        render.say(f"note: peers cannot dial {listen}: tell them an address of this host, or use --advertise")
+    answer = {
+        "node": node,
+        "name": name,
+        "site": settings.site,
+        "listen": listen,
+        "advertise": settings.address,
+        "sha256": digest,
+        "home": str(settings.home),
+    }
+    if as_json:
+        render.json(answer)
+    else:
+        _tell(settings, digest)
+
+
+def _make(
+    home: Path, dsn: str, name: str, node: int, listen: str, advertise: str | None
+) -> "tuple[Settings, str]":
+    import asyncio
+
+    from syncagent import settings as configuration
+    from syncagent.storage import commands, installation
+    from syncagent.storage.session import connect
+    from syncagent.transport.tls import Credentials
+
+    _refuse_used(home)
+    url = commands.as_url(dsn)
+
+    async def agent_can_connect() -> None:
+        await (await connect(url, "init")).close()
+
+    with commands.connected(dsn) as connection, connection.transaction():
+        installation.preflight(connection)
+        asyncio.run(agent_can_connect())
+        site, incarnation = installation.settle(connection, name, node)
+        with _taken_back_on_failure(home):
+            credentials = Credentials.provide(home, name)
+            settings = configuration.Settings(
+                home=home,
+                name=name,
+                node=node,
+                site=site,
+                incarnation=incarnation,
+                dsn=url,
+                listen=listen,
+                advertise=advertise,
+            )
+            configuration.write(settings)
+            connection.commit()
+    return settings, credentials.sha256
+
+
+def _refuse_used(home: Path) -> None:
+    from syncagent.settings import FILE
+    from syncagent.transport.tls import CERTIFICATE, KEY
+
+    if home.exists() and not home.is_dir():
+        raise RefusedError(f"{home} is a file", hint="name a folder with --home")
+    found = [name for name in (FILE, KEY, CERTIFICATE) if (home / name).exists()]
+    if found:
+        raise RefusedError(
+            f"{home} is the home of a site already",
+            detail=f"It holds {', '.join(found)}.",
+            hint="choose another one with --home; remove this one only if its site is gone for good",
+        )
+
+
+@contextmanager
+def _taken_back_on_failure(home: Path) -> Iterator[None]:
+    """Make the home; on any failure it is as it was."""
+    new = [folder for folder in (home, *home.parents) if not folder.exists()]
+    before = set() if home in new else set(home.iterdir())
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        yield
+    except BaseException as problem:
+        if home.exists():
+            for path in set(home.iterdir()) - before:
+                path.unlink()
+        for folder in new:
+            if folder.exists():
+                folder.rmdir()
+        if isinstance(problem, OSError):
+            raise SyncagentError(
+                f"the home {home} cannot be written", detail=problem.strerror, hint="choose another one with --home"
+            ) from problem
+        raise
+
+
+def _tell(settings: "Settings", digest: str) -> None:
+    from rich.text import Text
+
+    from syncagent.core.membership import Peer
+    from syncagent.settings import peer_entry
+
+    entry = peer_entry(Peer(settings.name, settings.node, settings.address, digest)).strip()
+    render.show(
+        Text.assemble("Site ", (settings.name, "bold"), f", node {settings.node}, is ready in {settings.home}"),
+        Text("\nWrite this at the end of every other site's config.toml, and theirs into this one:\n"),
+        Text(entry, "green"),
+        Text("\nThen: syncagent attach TABLE...  and  syncagent run"),
+    )

@@ -1,0 +1,122 @@
+"""How answers look: JSON for programs, tables for people, and errors with what to do.
+
+Invariant: the answer alone goes to stdout; everything else goes to stderr.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from syncagent.errors import SyncagentError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_WIDE = 1000
+"""Where nobody looks at a terminal, lines are as long as they are."""
+
+
+def json(answer: object) -> None:
+    """One JSON document. Names keep their spelling; times are ISO 8601."""
+    import msgspec
+
+    text = msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
+    sys.stdout.write(text + "\n")
+
+
+def console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    file = sys.stderr if stderr else sys.stdout
+    return Console(file=file, highlight=False, width=None if file.isatty() else _WIDE)
+
+
+def show(*parts: "RenderableType") -> None:
+    """Print to stdout."""
+    screen = console()
+    for part in parts:
+        screen.print(part)
+
+
+def say(text: str) -> None:
+    """Talk: to stderr, as it is."""
+    sys.stderr.write(text + "\n")
+
+
+def grid(rows: Iterable[Sequence[object]], headings: Sequence[str]) -> "RenderableType":
+    """A table; a heading that starts with `>` is for numbers. What is in cells is never read as markup."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in headings:
+        right = heading.startswith(">")
+        table.add_column(heading.lstrip(">"), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(cell if isinstance(cell, Text) else Text(plain(cell)) for cell in row))
+    return table
+
+
+def facts(values: Mapping[str, object]) -> "RenderableType":
+    """Names and values, one a line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in values.items():
+        table.add_row(name, value if isinstance(value, Text) else Text(plain(value)))
+    return table
+
+
+def plain(value: object) -> str:
+    """A value as a person reads it."""
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.3g}"
+        case datetime():
+            return value.astimezone().isoformat(" ", "milliseconds")
+        case list() | tuple():
+            return ", ".join(plain(item) for item in value)
+        case _:
+            return str(value)
+
+
+def size(count: int | None) -> str:
+    """Bytes as a person reads them."""
+    if count is None:
+        return ""
+    value, unit = float(count), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007: the last one is used
+        if value < 1024 or unit == "TB":
+            break
+        value /= 1024
+    return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
+
+
+def error(problem: SyncagentError) -> None:
+    """What happened, where, and what to do."""
+    from rich.text import Text
+
+    screen = console(stderr=True)
+    screen.print(Text.assemble(("error: ", "bold red"), problem.message))
+    for line in (problem.detail or "").splitlines():
+        screen.print(Text(f"  {line}"))
+    for line in (problem.hint or "").splitlines():
+        screen.print(Text.assemble(("hint: ", "bold cyan"), line))
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """`1 row`, `2 rows`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def pairs(values: Mapping[str, Any] | None) -> str:
+    """A row's columns in one line."""
+    return "" if values is None else ", ".join(f"{name}={plain(value)}" for name, value in values.items())

@@ -1,0 +1,142 @@
+"""A verb's connection to the site's database, and the border where psycopg's errors become ours.
+
+Invariant: a message says where it tried to go and as whom, and never with what password; nothing is
+written outside an explicit transaction, so that a verb that fails has done nothing.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+from urllib.parse import quote, urlencode
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import dict_row
+
+from syncagent.errors import DatabaseError, SyncagentError, Unreachable, UsageError
+from syncagent.storage import session as agent_session
+from syncagent.storage.borders import of_sqlstate
+from syncagent.storage.keeper import AGENT_LOCK
+from syncagent.storage.migrations import require_current
+
+Connection = psycopg.Connection[dict[str, Any]]
+
+_CONNECT_SECONDS = 10
+# libpq tells the reason of a refused connection only in words; those of the server come in its language.
+_REASONS = (
+    ("password authentication failed", "check user and password in the dsn, or use a password file"),
+    ("no password supplied", "put the password into the dsn or into ~/.pgpass"),
+    ("no pg_hba.conf entry", "allow this host, user and database in the server's pg_hba.conf"),
+    ("does not exist", "create it first, or correct the dsn"),
+    ("Connection refused", "is the server running there, and does it listen on that address?"),
+    ("could not translate host name", "correct the host in the dsn"),
+    ("timeout", "is there a firewall between this host and the server?"),
+)
+
+
+@contextmanager
+def border() -> Iterator[None]:
+    """Everything that talks to psycopg runs inside."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise _ours(error) from error
+
+
+def _ours(error: psycopg.Error) -> SyncagentError:
+    if error.sqlstate is None:
+        return Unreachable("the connection to the site's PostgreSQL was lost", detail=str(error))
+    diagnosis = error.diag
+    return of_sqlstate(
+        error.sqlstate,
+        diagnosis.message_primary or str(error),
+        diagnosis.message_detail,
+        diagnosis.message_hint or None,
+    )
+
+
+@contextmanager
+def connected(dsn: str) -> Iterator[Connection]:
+    """A connection in autocommit mode to a server that is new enough.
+
+    Raises UsageError (the dsn), Unreachable, DatabaseError (login, database, version).
+    """
+    parameters = read_dsn(dsn)
+    try:
+        connection = psycopg.connect(
+            dsn,
+            autocommit=True,
+            row_factory=dict_row,
+            connect_timeout=_CONNECT_SECONDS,
+            application_name="syncagent command",
+        )
+    except psycopg.OperationalError as error:
+        _refused(parameters, str(error))
+    with border(), connection:
+        version = connection.info.server_version
+        if version < agent_session.OLDEST:
+            raise DatabaseError(
+                f"this server is PostgreSQL {version // 10000}; syncagent needs {agent_session.OLDEST // 10000} or newer",
+                detail=where(parameters),
+                hint="upgrade the server",
+            )
+        connection.execute("set statement_timeout = 0; set default_transaction_read_only = off")
+        yield connection
+
+
+@contextmanager
+def site_of(dsn: str) -> Iterator[Connection]:
+    """`connected`, where a site of exactly our version is installed. RefusedError if not."""
+    with connected(dsn) as connection:
+        require_current(connection)
+        yield connection
+
+
+def read_dsn(dsn: str) -> dict[str, Any]:
+    """The parts of a dsn; a UsageError never shows it, for it may hold a password."""
+    try:
+        return conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError:
+        raise UsageError(
+            "the dsn cannot be read", hint="write it as postgresql://user:password@host:5432/database"
+        ) from None
+
+
+def as_url(dsn: str) -> str:
+    """The dsn as a URL, which every driver reads; `host=... dbname=...` is libpq's own form."""
+    parameters = read_dsn(dsn)
+    if dsn.startswith(("postgresql://", "postgres://")):
+        return dsn
+    user, password = parameters.pop("user", None), parameters.pop("password", None)
+    login = (
+        ""
+        if user is None
+        else quote(user, safe="") + (f":{quote(password, safe='')}" if password else "") + "@"
+    )
+    database = quote(parameters.pop("dbname", ""), safe="")
+    return f"postgresql://{login}/{database}?{urlencode(parameters)}".rstrip("?")
+
+
+def where(parameters: dict[str, Any]) -> str:
+    """What was dialled, in words, without the password."""
+    host, port = parameters.get("host") or "the local socket", parameters.get("port") or 5432
+    place = f"{host}:{port}, database {parameters.get('dbname') or '(default)'}"
+    return f"{place}, user {parameters['user']}" if parameters.get("user") else place
+
+
+def _refused(parameters: dict[str, Any], said: str) -> NoReturn:
+    last = said.strip().splitlines()[-1] if said.strip() else "no reason given"
+    hint = next((hint for text, hint in _REASONS if text in said), "check the dsn and the server")
+    kind = DatabaseError if "FATAL" in said else Unreachable
+    message = "PostgreSQL refused the login" if "FATAL" in said else "cannot reach the site's PostgreSQL"
+    raise kind(f"{message} ({where(parameters)})", detail=last, hint=hint)
+
+
+def agent_runs(connection: Connection) -> bool:
+    """Whether an agent holds this site."""
+    row = connection.execute(
+        "select exists (select from pg_locks where locktype = 'advisory' and classid = %s and objid = %s and objsubid = 2"
+        " and granted and database = (select oid from pg_database where datname = current_database())) as runs",
+        AGENT_LOCK,
+    ).fetchone()
+    return bool(row and row["runs"])

@@ -1,0 +1,90 @@
+"""Making a database a site, and making it what it was before.
+
+Invariant: what the role may not do is found before anything is written, and everything that is written
+belongs to the caller's transaction.
+"""
+
+import secrets
+import time
+from uuid import UUID, uuid4
+
+from psycopg.errors import InsufficientPrivilege
+
+from syncagent.core import stamp
+from syncagent.errors import LacksPrivilege, RefusedError
+from syncagent.storage import migrations
+from syncagent.storage.commands import Connection, agent_runs
+
+_GRANT_EXISTS_FROM = 150000
+
+
+def preflight(connection: Connection) -> None:
+    """Raise unless this database can become a site. Changes nothing."""
+    if migrations.installed(connection) and (here := site(connection)):
+        raise RefusedError(
+            f"this database is the site {here['name']} already",
+            detail=f"node {here['node']}, site {here['site']}",
+            hint="use its home, or choose another database; `syncagent db uninstall --dsn ...` removes syncagent from it",
+        )
+    role = connection.execute(
+        "select current_user as name, quote_ident(current_user) as quoted, quote_ident(current_database()) as database,"
+        " has_database_privilege(current_database(), 'create') as creates"
+    ).fetchone()
+    assert role is not None
+    if not role["creates"] and not migrations.installed(connection):
+        raise LacksPrivilege(
+            f"role {role['name']} may not create a schema in this database",
+            hint=f"as its owner: grant create on database {role['database']} to {role['quoted']}",
+        )
+    if not may_apply(connection):
+        grants = connection.info.server_version >= _GRANT_EXISTS_FROM
+        raise LacksPrivilege(
+            f"role {role['name']} may not set session_replication_role",
+            detail="The agent needs it to apply rows without firing triggers and foreign keys a second time.",
+            hint=f"as a superuser: grant set on parameter session_replication_role to {role['quoted']}"
+            if grants
+            else f"PostgreSQL 14 knows no grant for it: alter role {role['quoted']} superuser",
+        )
+
+
+def may_apply(connection: Connection) -> bool:
+    """Whether the role can be the agent's: tried, for who may differs from provider to provider."""
+    try:
+        with connection.transaction(force_rollback=True):
+            connection.execute("set local session_replication_role = replica")
+    except InsufficientPrivilege:
+        return False
+    return True
+
+
+def site(connection: Connection) -> dict[str, object] | None:
+    """Who this database is; the SQL side must be there."""
+    return connection.execute("select name, node, site, incarnation from syncagent.local_site").fetchone()
+
+
+def settle(connection: Connection, name: str, node: int) -> tuple[UUID, UUID]:
+    """Install the SQL side and make this database a site; returns its site and incarnation."""
+    identity = stamp.pack(stamp.from_seconds(time.time()), node, secrets.randbits(46))
+    incarnation = uuid4()
+    migrations.upgrade(connection)
+    connection.execute(
+        "insert into syncagent.local_site (site, name, node, incarnation, tail)"
+        " values (%s, %s, %s, %s, syncagent._tail(%s, %s))",
+        (identity, name, node, incarnation, node, secrets.randbits(46)),
+    )
+    connection.execute("insert into syncagent.member (node, name) values (%s, %s)", (node, name))
+    return identity, incarnation
+
+
+def remove(connection: Connection) -> list[str]:
+    """Detach every table and drop the SQL side; returns the tables."""
+    if agent_runs(connection):
+        raise RefusedError("an agent is running for this site", hint="stop it first")
+    connection.execute("lock table syncagent.merge_lock in access exclusive mode")
+    tables = connection.execute(
+        "select relation, format('%I.%I', schema_name, table_name) as name from syncagent.replicated order by id"
+    ).fetchall()
+    for table in tables:
+        connection.execute("select syncagent._detach(%s::oid::regclass)", (table["relation"],))
+    connection.execute("drop schema syncagent cascade")
+    return [table["name"] for table in tables]
