@@ -86,6 +86,7 @@ comment on table syncagent.cut is 'cuts of this site that some member has not ap
 create table syncagent.cut_keys (
     cut      bigint not null,
     relation integer not null,
+    implicit boolean not null,
     keys     uuid[] not null
 );
 create index cut_keys_cut on syncagent.cut_keys (cut, relation);

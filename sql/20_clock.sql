@@ -117,13 +117,13 @@ $$;
 comment on function syncagent.uuid7() is 'a new key: UUID version 7 that says when and at which site its row was born';
 
 create function syncagent.stamp_time(p_stamp uuid) returns timestamptz
-    language sql immutable strict parallel safe
+    language sql immutable strict parallel safe security definer
     set search_path = pg_catalog, pg_temp
     as $$ select case when syncagent._timed(p_stamp) then to_timestamp(syncagent._hlc(p_stamp) / 4096000.0) end $$;
 comment on function syncagent.stamp_time(uuid) is 'when a stamp or a UUIDv7 key was made; null for a key without a time';
 
 create function syncagent.stamp_node(p_stamp uuid) returns integer
-    language sql immutable strict parallel safe
+    language sql immutable strict parallel safe security definer
     set search_path = pg_catalog, pg_temp
     as $$
     select case when syncagent._timed(p_stamp)
@@ -132,7 +132,7 @@ $$;
 comment on function syncagent.stamp_node(uuid) is 'node that made a stamp, or a key of syncagent.uuid7()';
 
 create function syncagent.uuid7_floor(p_time timestamptz) returns uuid
-    language sql immutable strict parallel safe
+    language sql immutable strict parallel safe security definer
     set search_path = pg_catalog, pg_temp
     as $$ select syncagent._stamp((date_part('epoch', p_time) * 4096000)::bigint, (-9223372036854775808)) $$;
 comment on function syncagent.uuid7_floor(timestamptz) is 'the smallest UUIDv7 of a moment: where id >= syncagent.uuid7_floor(now() - interval ''1 day'')';

@@ -171,7 +171,7 @@ begin
             'odd_column', '', 'odd_array', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '',
             'max_odd', 'null', 'unnest_entry', 'unnest(e.keys) as k (key)', 'decode_odd', '', 'key_type', '',
             'version_key_types', '', 'version_key_columns', '', 'folded_key_columns', '', 's_key_columns', '',
-            'may_be_implicit', 'syncagent._timed(f.key)', 'key_of_text', 'p_key::uuid')
+            'may_be_implicit', 'syncagent._timed(f.key)', 'key_of_text', 'p_key::uuid', 'named', '(select p_key::uuid as key) as f')
         else jsonb_build_object(
             'key', format('syncagent._name_uuid(row(%s)::text)', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             'pinned', E'\n    set datestyle = ''ISO, MDY'' set timezone = ''UTC'' set intervalstyle = ''postgres'' set extra_float_digits = 1 set bytea_output = ''hex''',
@@ -197,7 +197,10 @@ begin
             'may_be_implicit', 'false',
             'key_of_text', case count(k)
                 when 1 then format('syncagent._name_uuid(row(p_key::%s)::text)', max(v_bases[n]) filter (where k is not null))
-                else format('syncagent._name_uuid((p_key::syncagent.key_%s)::text)', p_id) end)
+                else format('syncagent._name_uuid((p_key::syncagent.key_%s)::text)', p_id) end,
+            'named', case count(k)
+                when 1 then format('(select p_key::%s as k1) as o', max(v_bases[n]) filter (where k is not null))
+                else format('(select (p_key::syncagent.key_%s).*) as o', p_id) end)
         end
         from (select u.c, u.n::integer, array_position(v_table.key_columns, u.c) as k from unnest(v_table.columns) with ordinality as u (c, n)) as u
     );
@@ -276,37 +279,78 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
     select 'row-level security hides rows from the agent''s role', 'alter role the agent connects as: bypassrls'
     from c where c.relkind = 'r' and c.relrowsecurity and row_security_active(p_table)
     union all
-    select 'it is attached already', null from syncagent.replicated r where r.relation = p_table
+    select 'it is attached already', '`syncagent tables` shows how' from syncagent.replicated r where r.relation = p_table
+    union all
+    select format('%s was attached under this name, before it was renamed', r.relation::regclass),
+           format('syncagent detach %s, or give it its name back', r.relation::regclass)
+    from c join syncagent.replicated r on r.schema_name = c.nspname and r.table_name = c.relname
+    where r.relation <> p_table and exists (select from pg_class x where x.oid = r.relation)
 $$;
 comment on function syncagent._obstacles is 'why a table cannot be attached, and what mends it; no row if it can';
+
+create function syncagent._text(p_id integer, out version text, out functions text, out hash text)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb := syncagent._tokens(p_id);
+begin
+    version := syncagent._render(syncagent._version_template(), v_tokens);
+    functions := syncagent._render(
+        syncagent._capture_template() || syncagent._fold_template() || syncagent._settle_template()
+        || syncagent._compact_template() || syncagent._apply_template() || syncagent._inspect_template(), v_tokens);
+    hash := md5(version || functions);
+end
+$$;
+comment on function syncagent._text is 'all SQL of one attached table, as it is to be now';
+
+create function syncagent._drop_functions(p_id integer, p_table regclass) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    r record;
+begin
+    for r in select t.tgname from pg_trigger t where t.tgrelid = p_table and t.tgname in
+        ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
+    loop
+        execute format('drop trigger %I on %s', r.tgname, p_table);
+    end loop;
+    for r in
+        select p.oid::regprocedure::text as name from pg_proc p
+        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', p_id)
+    loop
+        execute format('drop function %s', r.name);
+    end loop;
+end
+$$;
+comment on function syncagent._drop_functions is 'drop triggers and generated functions of an attached table';
 
 create function syncagent._generate(p_id integer) returns text
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_tokens jsonb := syncagent._tokens(p_id);
-    v_text   text;
-    v_hash   text;
-    r        record;
+    v_text record := syncagent._text(p_id);
+    r      record;
 begin
-    v_text := syncagent._render(
-        syncagent._version_template() || syncagent._capture_template() || syncagent._fold_template() || syncagent._settle_template()
-        || syncagent._compact_template() || syncagent._apply_template() || syncagent._inspect_template(), v_tokens);
-    v_hash := md5(v_text);
-    execute v_text;
+    perform syncagent._drop_functions(p_id, t.relation) from syncagent.replicated t where t.id = p_id;
+    if to_regclass(format('syncagent.version_%s', p_id)) is null then
+        execute v_text.version;
+    end if;
+    execute v_text.functions;
     for r in
         select p.oid::regprocedure::text as name from pg_proc p
         where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', p_id)
     loop
         execute format('revoke all on function %s from public', r.name);
-        execute format('comment on function %s is %L', r.name, 'syncagent ' || v_hash);
+        execute format('comment on function %s is %L', r.name, 'syncagent ' || v_text.hash);
     end loop;
-    update syncagent.replicated set text_hash = v_hash where id = p_id;
-    return v_hash;
+    update syncagent.replicated set text_hash = v_text.hash where id = p_id;
+    return v_text.hash;
 end
 $$;
-comment on function syncagent._generate is 'make the version table, functions and triggers of an attached table; returns the hash of their text';
+comment on function syncagent._generate is 'make the triggers and functions of an attached table, anew if they are there, and its version table if it is not; returns the hash of their text';
 
 create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean) returns integer
     language plpgsql volatile
@@ -316,6 +360,7 @@ declare
     v_id      integer;
     v_problem record;
     v_tokens  jsonb;
+    r         record;
 begin
     select string_agg(problem, '; ') as problems, string_agg(o.hint, '; ') as hints into v_problem
     from syncagent._obstacles(p_table, p_derive) as o;
@@ -323,6 +368,15 @@ begin
         raise exception 'table % cannot be attached: %', p_table, v_problem.problems
             using errcode = 'SA002', hint = coalesce(v_problem.hints, '');
     end if;
+    for r in
+        select x.relation from syncagent.replicated x
+        join pg_class c on c.oid = p_table and c.relname = x.table_name
+        join pg_namespace n on n.oid = c.relnamespace and n.nspname = x.schema_name
+        where not exists (select from pg_class d where d.oid = x.relation)
+    loop
+        lock table syncagent.merge_lock in exclusive mode;
+        perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
+    end loop;
     insert into syncagent.replicated (relation, schema_name, table_name, key_columns, derived, columns)
     select p_table, n.nspname, c.relname, k.names, not (cardinality(k.names) = 1 and k.uuid),
            array(select a.attname from pg_attribute a
@@ -364,23 +418,12 @@ create function syncagent._detach(p_table regclass) returns boolean
     as $$
 declare
     v_id integer;
-    r    record;
 begin
     delete from syncagent.replicated where relation = p_table returning id into v_id;
     if v_id is null then
         return false;
     end if;
-    for r in select t.tgname from pg_trigger t where t.tgrelid = p_table and t.tgname in
-        ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
-    loop
-        execute format('drop trigger %I on %s', r.tgname, p_table);
-    end loop;
-    for r in
-        select p.oid::regprocedure::text as name from pg_proc p
-        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', v_id)
-    loop
-        execute format('drop function %s', r.name);
-    end loop;
+    perform syncagent._drop_functions(v_id, p_table);
     execute format('drop table syncagent.version_%s', v_id);
     execute format('drop type if exists syncagent.key_%s, syncagent.row_%1$s', v_id);
     delete from syncagent.cut_keys where relation = v_id;

@@ -36,7 +36,7 @@ create function syncagent._prepare_session() returns void
 begin
     create temp table if not exists window_entry (
         relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[]);
-    create temp table if not exists folded (key uuid, hlc bigint, born boolean, gone boolean, odd text);
+    create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, gone boolean, odd text);
     create temp table if not exists locked (key uuid, tid tid, moved boolean);
     create temp table if not exists verdict (
         key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
@@ -59,6 +59,16 @@ begin
 end
 $$;
 comment on function syncagent._empty is 'empty a work table';
+
+create function syncagent._plan_for(p_table regclass, p_keys bigint) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- The planner takes every array for ten keys; for a good part of a table, reading it once is cheaper.
+    select set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > c.reltuples then 'off' else 'on' end, true)
+    from pg_class c where c.oid = p_table
+$$;
+comment on function syncagent._plan_for is 'until the end of the transaction, plan for so many keys of this table';
 
 create function syncagent._lock_statement() returns text
     language sql stable
@@ -101,19 +111,22 @@ begin
     end if;
 
     for r in
-        select t.id, t.collected from syncagent.replicated t
+        select t.id, t.collected from syncagent.replicated t join pg_class c on c.oid = t.relation
         where t.id in (select w.relation from pg_temp.window_entry w) order by t.id
     loop
         perform syncagent._empty('pg_temp.folded');
+        perform syncagent._plan_for(r.relation, (
+            select sum(cardinality(w.keys)) from pg_temp.window_entry w where w.relation = r.id));
         execute format('select syncagent.fold_%s($1, $2, $3, $4)', r.id)
             into v_count using v_number, v_site.node, v_site.tail, r.collected;
         v_rows := v_rows + v_count;
-        insert into syncagent.cut_keys (cut, relation, keys)
-        select v_number, r.id, array_agg(k.key order by k.key)
-        from (select f.key, (row_number() over (order by f.key) - 1) / 10000 as chunk from pg_temp.folded f) as k
-        group by k.chunk;
+        insert into syncagent.cut_keys (cut, relation, implicit, keys)
+        select v_number, r.id, k.implicit, array_agg(k.key order by k.key)
+        from (select f.key, f.implicit, (row_number() over (order by f.key) - 1) / 10000 as chunk from pg_temp.folded f) as k
+        group by k.implicit, k.chunk;
     end loop;
 
+    perform set_config('enable_nestloop', 'on', true);
     select coalesce(max(w.hlc), 0) into v_newest from pg_temp.window_entry w;
     insert into syncagent.frontier (node, cut, cut_id) values (v_site.node, v_number, v_id)
         on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, applied_at = excluded.applied_at;
@@ -140,13 +153,21 @@ declare
 begin
     -- A key's stamp is that of its last transaction. It was born here if its first entry is an insert and
     -- none is a delete: triggers nest, and then the inner statement logs first.
-    insert into pg_temp.folded (key, hlc, born, gone, odd)
-    select k.key, max(e.tx_hlc),
-           coalesce(min(e.hlc) filter (where e.op in ('I', 'A')) = min(e.hlc), false) and not bool_or(e.op = 'D'),
-           bool_or(e.op = 'D'), {max_odd}
-    from pg_temp.window_entry e cross join lateral {unnest_entry}
-    where e.relation = {id}
-    group by k.key;
+    insert into pg_temp.folded (key, hlc, implicit, gone, odd)
+    select f.key, f.hlc,
+           f.born and {may_be_implicit} and syncagent._implicit(f.key) < syncagent._stamp(f.hlc, p_tail)
+               and syncagent._implicit(f.key) > p_collected and v.key is null,
+           f.gone, f.odd
+    from (
+        select k.key, max(e.tx_hlc) as hlc,
+               coalesce(min(e.hlc) filter (where e.op = 'I') = min(e.hlc), false) and not bool_or(e.op = 'D') as born,
+               bool_or(e.op = 'D') as gone, {max_odd} as odd
+        from pg_temp.window_entry e cross join lateral {unnest_entry}
+        where e.relation = {id}
+        group by k.key
+    ) as f
+    left join syncagent.version_{id} v on f.born and v.key = f.key
+    order by f.key;
     get diagnostics v_rows = row_count;
     if v_rows > 1000 then
         analyze pg_temp.folded;
@@ -179,21 +200,20 @@ begin
     join {table} t on {t_eq_v}
     on conflict do nothing;
 
-    -- Rows that were born here need no entry; an absence that no delete explains is a loss, not a write.
-    insert into syncagent.version_{id} as v (key, stamp, node, cut, deleted {version_key_columns})
+    -- An absence that no delete explains is a loss, not a write. (Two statements cost half of ON CONFLICT.)
+    if exists (select from syncagent.version_{id}) then
+        update syncagent.version_{id} v
+        set stamp = syncagent._stamp(f.hlc, p_tail), node = p_node, cut = p_cut, deleted = {t_absent}
+        from pg_temp.folded f {decode_odd} left join {table} t on {t_eq_f}
+        where v.key = f.key and not f.implicit and (not ({t_absent}) or f.gone) and syncagent._stamp(f.hlc, p_tail) >= v.stamp;
+    end if;
+    insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
     select f.key, syncagent._stamp(f.hlc, p_tail), p_node, p_cut, {t_absent} {folded_key_columns}
-    from (
-        select f.* from pg_temp.folded f
-        where not (f.born and {may_be_implicit} and syncagent._implicit(f.key) < syncagent._stamp(f.hlc, p_tail)
-                   and syncagent._implicit(f.key) > p_collected
-                   and not exists (select from syncagent.version_{id} x where x.key = f.key))
-    ) as f
-    {decode_odd}
+    from pg_temp.folded f {decode_odd}
     left join {table} t on {t_eq_f}
-    where not ({t_absent}) or f.gone
-    on conflict (key) do update
-        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
-        where excluded.stamp >= v.stamp;
+    left join syncagent.version_{id} v on v.key = f.key
+    where not f.implicit and v.key is null and (not ({t_absent}) or f.gone)
+    order by f.key;
     return v_rows;
 end
 $$;
@@ -205,7 +225,7 @@ create function syncagent.ship_plain_{id}(bigint, bigint) returns table ({column
     select {t_columns}
     from (
         select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-        where c.relation = {id} and c.cut > $1 and c.cut <= $2
+        where c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2
         group by k.key order by k.key
     ) as k
     join {table} t on {t_eq_k}
@@ -220,7 +240,7 @@ create function syncagent.ship_exact_{id}(bigint, bigint)
     select v.stamp, v.cut, v.deleted, {v_columns}
     from (
         select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-        where c.relation = {id} and c.cut > $1 and c.cut <= $2
+        where c.relation = {id} and not c.implicit and c.cut > $1 and c.cut <= $2
         group by k.key order by k.key
     ) as k
     join syncagent.version_{id} v on v.key = k.key
@@ -247,15 +267,22 @@ $$;
 $sql$ $template$;
 
 create function syncagent._shipment(p_after bigint, p_upto bigint, p_plain boolean)
-    returns table (schema_name name, table_name name, form text, columns name[], query text)
+    returns table (schema_name name, table_name name, form text, columns name[], relation text, keys bigint, query text)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select r.schema_name, r.table_name, f.form, r.columns,
+    select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys,
            format('select * from syncagent.ship_%s_%s(%s, %s)', f.function, r.id, p_after, p_upto)
-    from syncagent.replicated r
-    cross join lateral (values ('plain', 'plain', p_plain), ('exact', 'exact', p_plain), ('exact', 'whole', not p_plain)) as f (form, function, wanted)
-    where f.wanted and exists (select from syncagent.cut_keys c where c.relation = r.id and c.cut > p_after and c.cut <= p_upto)
+    from syncagent.replicated r join pg_class t on t.oid = r.relation
+    cross join lateral (
+        select count(*) filter (where c.implicit) > 0 as implicit, count(*) filter (where not c.implicit) > 0 as stamped,
+               sum(cardinality(c.keys)) as keys
+        from syncagent.cut_keys c where c.relation = r.id and c.cut > p_after and c.cut <= p_upto
+    ) as k
+    cross join lateral (values
+        ('plain', 'plain', p_plain and k.implicit), ('exact', 'exact', p_plain and k.stamped),
+        ('exact', 'whole', not p_plain and (k.implicit or k.stamped))) as f (form, function, wanted)
+    where f.wanted
     order by r.id, f.form desc
 $$;
 comment on function syncagent._shipment is 'the COPY queries that read the cuts after one and up to another; all in the snapshot of the last';
@@ -284,7 +311,8 @@ declare
     r         record;
 begin
     for r in
-        select t.id from syncagent.replicated t where t.id in (select s.relation from syncagent.settling s) order by t.id
+        select t.id from syncagent.replicated t join pg_class c on c.oid = t.relation
+        where t.id in (select s.relation from syncagent.settling s) order by t.id
     loop
         execute format('select syncagent.settle_%s()', r.id) into v_count;
         v_written := v_written + v_count;

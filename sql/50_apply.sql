@@ -26,7 +26,8 @@ create function syncagent._stage(p_schema name, p_table name, p_form text, p_col
 declare
     v_table syncagent.replicated;
 begin
-    select r.* into v_table from syncagent.replicated r where r.schema_name = p_schema and r.table_name = p_table;
+    select r.* into v_table from syncagent.replicated r join pg_class c on c.oid = r.relation
+    where r.schema_name = p_schema and r.table_name = p_table;
     if not found then
         raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
@@ -160,7 +161,10 @@ declare
     v_before bigint := (select count(*) from syncagent.parked_row);
     r        record;
 begin
-    for r in select distinct p.relation, p.node from syncagent.parked_row p join syncagent.replicated t on t.id = p.relation order by 1, 2 loop
+    for r in
+        select distinct p.relation, p.node from syncagent.parked_row p
+        join syncagent.replicated t on t.id = p.relation join pg_class c on c.oid = t.relation order by 1, 2
+    loop
         perform syncagent._empty('pg_temp.locked'), syncagent._empty('pg_temp.verdict');
         execute format('select syncagent.stage_%s()', r.relation);
         execute format('select syncagent.unpark_%s($1)', r.relation) using r.node;
@@ -331,6 +335,13 @@ begin
     end if;
 
     -- Rows that meet nothing of their own kind here are simply taken; the others are compared.
+    if not exists (select from syncagent.version_{id})
+       and not exists (select from syncagent.log l
+                       where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)))
+       and (v_rows = 0 or not exists (
+            select from {stage} s where s._stamp is null or s._stamp <= syncagent._implicit(s._key))) then
+        return 0;
+    end if;
     with unfolded as materialized (
         select k.key, syncagent._stamp(max(x.tx_hlc), v_site.tail) as stamp
         from (
@@ -457,30 +468,53 @@ create function syncagent.write_{id}(p_origin integer) returns bigint
     as $$
 #variable_conflict use_column
 declare
-    v_rows  bigint;
-    v_taken bigint := 0;
+    v_staged  bigint;
+    v_deleted bigint;
+    v_plain   bigint;
+    v_locked  bigint;
+    v_moved   bigint;
+    v_rows    bigint;
+    v_taken   bigint := 0;
 begin
-    delete from {table} t using {stage} s join pg_temp.locked l on l.key = s._key
-    where t.ctid = l.tid and (s._deleted or l.moved)
-      and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
-    get diagnostics v_rows = row_count;
-    v_taken := v_taken + v_rows;
-    {update}
-    insert into {table} ({columns}) overriding system value
-    select {s_columns} from {stage} s left join pg_temp.locked l on l.key = s._key
-    where s._deleted is not true and (l.key is null or l.moved)
-      and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
-    get diagnostics v_rows = row_count;
-    v_taken := v_taken + v_rows;
+    -- One look at what there is to do spares the statements that would find nothing.
+    select count(*), count(*) filter (where s._deleted), count(*) filter (where s._stamp is null)
+    into v_staged, v_deleted, v_plain from pg_temp.stage_{id} s;
+    select count(*), count(*) filter (where l.moved) into v_locked, v_moved from pg_temp.locked l;
+    if v_locked > 0 and v_deleted + v_moved > 0 then
+        delete from {table} t using {stage} s join pg_temp.locked l on l.key = s._key
+        where t.ctid = l.tid and (s._deleted or l.moved)
+          and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
+        get diagnostics v_rows = row_count;
+        v_taken := v_taken + v_rows;
+    end if;
+    if v_locked > 0 and v_deleted < v_staged then
+        {update}
+    end if;
+    if v_locked < v_staged or v_moved > 0 then
+        insert into {table} ({columns}) overriding system value
+        select {s_columns} from {stage} s left join pg_temp.locked l on l.key = s._key
+        where s._deleted is not true and (l.key is null or l.moved)
+          and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
+        get diagnostics v_rows = row_count;
+        v_taken := v_taken + v_rows;
+    end if;
 
-    insert into syncagent.version_{id} as v (key, stamp, node, cut, deleted {version_key_columns})
+    if v_plain < v_staged and exists (select from syncagent.version_{id}) then
+        update syncagent.version_{id} v set stamp = s._stamp, node = p_origin, cut = s._cut, deleted = s._deleted
+        from {stage} s left join pg_temp.verdict d on d.key = s._key and d.loses
+        where v.key = s._key and s._stamp is not null and (d.key is null or d.reason is not null);
+    end if;
+    insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
     select s._key, s._stamp, p_origin, s._cut, s._deleted {s_key_columns}
-    from {stage} s left join pg_temp.verdict d on d.key = s._key and d.loses
-    where s._stamp is not null and (d.key is null or d.reason is not null)
-    on conflict (key) do update
-        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted;
-    delete from syncagent.version_{id} v using {stage} s
-    where s._stamp is null and v.key = s._key and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
+    from {stage} s
+    left join syncagent.version_{id} v on v.key = s._key
+    left join pg_temp.verdict d on d.key = s._key and d.loses
+    where s._stamp is not null and v.key is null and (d.key is null or d.reason is not null)
+    order by s._key;
+    if v_plain > 0 then
+        delete from syncagent.version_{id} v using {stage} s
+        where s._stamp is null and v.key = s._key and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
+    end if;
 
     -- An unfolded local write that wins keeps the stamp it was judged by.
     insert into syncagent.version_{id} as v (key, stamp, node, cut, deleted {version_key_columns})
@@ -491,9 +525,11 @@ begin
         set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
         where excluded.stamp > v.stamp;
 
-    delete from syncagent.parked_row p using {stage} s
-    where p.relation = {id} and p.key = s._key
-      and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses and (d.mine is null or d.mine <= p.stamp));
+    if exists (select from syncagent.parked_row p where p.relation = {id}) then
+        delete from syncagent.parked_row p using {stage} s
+        where p.relation = {id} and p.key = s._key
+          and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses and (d.mine is null or d.mine <= p.stamp));
+    end if;
     insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, shown, sqlstate, reason)
     select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), p_origin, coalesce(s._cut, 0),
            (select x::text from (select {stage_as_table}) as x), (select to_jsonb(x) from (select {stage_as_table}) as x),

@@ -1,4 +1,7 @@
 -- What people ask: views and functions that read, and never lock.
+--
+-- They are for a role that is not the agent's: `syncagent.grant_reader` gives it all of them and nothing
+-- else. Functions that views call run as their owner, for a view checks its reader's right to call them.
 
 create function syncagent._inspect_template() returns text
     language sql immutable
@@ -8,8 +11,290 @@ create function syncagent.key_of_{id}(p_key text) returns uuid
     set search_path = pg_catalog, pg_temp {pinned}
     as $$ select {key_of_text} $$;
 
-create function syncagent.exists_{id}(p_key uuid) returns boolean
+create function syncagent.row_of_{id}(p_key text) returns xid
     language sql stable
     set search_path = pg_catalog, pg_temp {pinned}
-    as $$ select exists (select from {table} t where {key} = p_key) $$;
+    as $$ select t.xmin from {named} join {table} t on {t_eq_f} $$;
 $sql$ $template$;
+
+-- The pieces ------------------------------------------------------------------------------------------------
+
+create function syncagent._entries() returns table (relation integer, entries bigint)
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+begin
+    for relation in select r.id from syncagent.replicated r order by r.id loop
+        execute format('select count(*) from syncagent.version_%s', relation) into entries;
+        return next;
+    end loop;
+end
+$$;
+comment on function syncagent._entries is 'version entries of each attached table: rows that are unsettled';
+
+create function syncagent._log_bytes() returns bigint
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$ select sum(pg_relation_size(i.inhrelid))::bigint from pg_inherits i where i.inhparent = 'syncagent.log'::regclass $$;
+comment on function syncagent._log_bytes is 'size of the log of captured statements';
+
+create function syncagent._agent_runs() returns boolean
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select exists (
+        select from pg_locks l
+        where l.locktype = 'advisory' and l.classid = 1937337955 and l.objid = 2 and l.objsubid = 2 and l.granted
+          and l.database = (select d.oid from pg_database d where d.datname = current_database()))
+$$;
+comment on function syncagent._agent_runs is 'whether an agent holds this site';
+
+create function syncagent._site_name(p_node integer) returns text
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$ select coalesce((select m.name from syncagent.member m where m.node = p_node), format('node %s', p_node)) $$;
+comment on function syncagent._site_name is 'name of a member; one that has left is known by its number';
+
+create function syncagent._key_text(p_shown jsonb, p_keys name[]) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case cardinality(p_keys) when 1 then p_shown ->> p_keys[1]::text else
+        '(' || string_agg(
+            case when v ~ '[(),"\\[:space:]]' or v = '' then '"' || replace(replace(v, '\', '\\'), '"', '""') || '"' else coalesce(v, '') end,
+            ',' order by n) || ')' end
+    from unnest(p_keys) with ordinality as k (name, n) cross join lateral (select p_shown ->> k.name::text) as s (v)
+$$;
+comment on function syncagent._key_text is 'the key of a row shown as JSON, spelled as why() and conflicts_of() take it';
+
+create function syncagent._commit_time(p_xid xid) returns timestamptz
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$ select case when current_setting('track_commit_timestamp')::boolean then pg_xact_commit_timestamp(p_xid) end $$;
+comment on function syncagent._commit_time is 'when a transaction committed here, if this server keeps that';
+
+-- The views -------------------------------------------------------------------------------------------------
+
+create view syncagent.replicated_table as
+select format('%I.%I', coalesce(n.nspname, r.schema_name), coalesce(c.relname, r.table_name)) as table_name,
+       r.key_columns::text[] as key_columns, r.derived, r.strategy, r.columns::text[] as columns,
+       case when c.reltuples >= 0 then c.reltuples::bigint end as estimated_rows,
+       e.entries as unsettled_rows,
+       (select count(*) from syncagent.parked_row p where p.relation = r.id) as parked_rows,
+       r.attached_at, c.oid is null as dropped
+from syncagent.replicated r
+join syncagent._entries() e on e.relation = r.id
+left join pg_class c on c.oid = r.relation
+left join pg_namespace n on n.oid = c.relnamespace;
+comment on view syncagent.replicated_table is 'attached tables; unsettled rows are those that some site may not have yet';
+
+create view syncagent.lag as
+with said as (
+    select s.node as receiver, f.node as origin, f.cut from syncagent.local_site s cross join syncagent.frontier f
+    union all
+    select f.node, c.key::integer, c.value::bigint from syncagent.frontier f cross join jsonb_each_text(f.context) as c
+    union all
+    select p.node, c.key::integer, c.value::bigint from syncagent.peer_state p cross join jsonb_each_text(p.frontier) as c
+), has as (
+    select receiver, origin, max(cut) as cut from said group by receiver, origin
+)
+select o.name as origin, r.name as receiver, o.node as origin_node, r.node as receiver_node,
+       greatest(coalesce(made.cut, 0) - coalesce(has.cut, 0), 0) as cuts, ours.rows, ours.seconds
+from syncagent.member o
+join syncagent.member r on r.node <> o.node
+left join has as made on made.origin = o.node and made.receiver = o.node
+left join has on has.origin = o.node and has.receiver = r.node
+left join lateral (
+    select coalesce(sum(c.rows), 0)::bigint as rows,
+           round(extract(epoch from coalesce(clock_timestamp() - min(c.made_at) filter (where c.rows > 0), '0'))::numeric, 3)::float8 as seconds
+    from syncagent.cut c where c.number > coalesce(has.cut, 0)
+) as ours on o.node = (select s.node from syncagent.local_site s);
+comment on view syncagent.lag is 'what each site has not applied of each other, as far as it is known here; rows and seconds only of this site''s own cuts';
+
+create view syncagent.site as
+select m.name, m.node, m.node = s.node as is_self,
+       case when m.node = s.node then case when syncagent._agent_runs() then 'running' else 'no agent' end
+            when not syncagent._agent_runs() then 'unknown'
+            when p.paused then 'paused' when p.linked then 'linked' else 'away' end as state,
+       case when m.node = s.node then s.site end as site,
+       case when m.node = s.node then s.incarnation end as incarnation,
+       case when m.node = s.node then a.version end as agent_version,
+       case when m.node = s.node then a.started_at end as agent_started_at
+from syncagent.local_site s
+cross join syncagent.member m
+left join syncagent.peer_state p on p.node = m.node
+left join syncagent.agent_state a on m.node = s.node;
+comment on view syncagent.site is 'the sites of the cluster: this one, and those its agent knows';
+
+create view syncagent.status as
+select m.name, m.node, m.is_self, m.state, coalesce(p.linked, false) as linked, coalesce(p.paused, false) as paused,
+       l.cuts as behind_cuts, l.rows as behind_rows, l.seconds as behind_seconds,
+       f.cut as applied_cut, f.applied_at,
+       case when m.is_self then (select count(*) from syncagent.parked_row) else p.parked end as parked,
+       case when m.is_self then a.waiting else p.waiting end as waiting,
+       case when m.is_self then a.trouble else p.trouble end as trouble,
+       (extract(epoch from p.rtt) * 1000)::float8 as rtt_ms,
+       extract(epoch from p.clock_offset)::float8 as clock_offset_seconds,
+       p.changed_at as known_since,
+       case when m.is_self then syncagent._log_bytes() end as log_bytes,
+       case when m.is_self then (select coalesce(sum(e.entries), 0)::bigint from syncagent._entries() e) end as unsettled_rows,
+       case when m.is_self then (select count(*) from syncagent.cut) end as kept_cuts,
+       case when m.is_self then (select count(*) from syncagent.conflict_record) end as conflicts
+from syncagent.site m
+left join syncagent.peer_state p on p.node = m.node
+left join syncagent.frontier f on f.node = m.node
+left join syncagent.agent_state a on m.is_self
+left join syncagent.lag l on l.receiver_node = m.node and l.origin_node = (select s.node from syncagent.local_site s);
+comment on view syncagent.status is 'every site: what it has not applied of this one (behind), what this one has applied of it, and what is the matter';
+
+create view syncagent.conflict as
+select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_text as key, c.kind, c.strategy,
+       syncagent._site_name(c.winning_node) as winner, syncagent._site_name(c.losing_node) as loser,
+       c.winning_image, c.losing_image, c.winning_stamp, c.losing_stamp,
+       syncagent.stamp_time(c.winning_stamp) as winning_time, syncagent.stamp_time(c.losing_stamp) as losing_time,
+       c.noticed_at, c.settled_how, c.settled_at
+from syncagent.conflict_record c;
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted';
+
+create view syncagent.parked as
+select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,
+       syncagent._site_name(p.node) as origin, p.sqlstate, p.reason, p.shown as image, p.stamp,
+       syncagent.stamp_time(p.stamp) as written_at, p.since
+from syncagent.parked_row p join syncagent.replicated r on r.id = p.relation;
+comment on view syncagent.parked is 'rows that arrived and break a constraint here; they are tried again after every batch';
+
+-- The story of a row ----------------------------------------------------------------------------------------
+
+create function syncagent._row(p_table regclass, p_key text, out relation integer, out key uuid)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    select r.id into relation from syncagent.replicated r where r.relation = p_table;
+    if not found then
+        raise exception 'table % is not attached', p_table
+            using errcode = 'SA003', hint = format('syncagent attach %s; `syncagent tables` lists those that are', p_table);
+    end if;
+    begin
+        execute format('select syncagent.key_of_%s($1)', relation) into strict key using p_key;
+    exception when data_exception then
+        raise exception 'the key % does not fit table %', quote_literal(p_key), p_table
+            using errcode = 'SA004', detail = sqlerrm,
+                  hint = (select format('its key is %s; several columns are written as (1,abc)', array_to_string(r.key_columns, ', '))
+                          from syncagent.replicated r where r.id = relation);
+    end;
+end
+$$;
+comment on function syncagent._row is 'attached table and row key of a key given as text';
+
+create function syncagent.conflicts_of(p_table regclass, p_key text) returns setof syncagent.conflict
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select c.*
+    from syncagent._row(p_table, p_key) as w
+    join syncagent.replicated r on r.id = w.relation
+    join syncagent.conflict_record x on (x.schema_name, x.table_name, x.key) = (r.schema_name, r.table_name, w.key)
+    join syncagent.conflict c on c.id = x.id
+    order by x.noticed_at, x.id
+$$;
+comment on function syncagent.conflicts_of(regclass, text) is 'the conflicts of one row, oldest first; the key as text, several columns as (1,abc)';
+
+create function syncagent.why(p_table regclass, p_key text)
+    returns table (what text, site text, at timestamptz, stamp uuid, cut bigint, detail text)
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_row     record;
+    v_here    xid;
+    v_last    record := syncagent._last_cut();
+    v_me      integer := (select s.node from syncagent.local_site s);
+    v_known   boolean := false;
+    v_version record;
+begin
+    select * into strict v_row from syncagent._row(p_table, p_key);
+    execute format('select syncagent.row_of_%s($1)', v_row.relation) into v_here using p_key;
+    execute format('select v.* from (select) as always left join syncagent.version_%s v on v.key = $1', v_row.relation)
+        into v_version using v_row.key;
+
+    return query
+    select 'written', syncagent._site_name(v_me), to_timestamp(l.hlc / 4096000.0), null::uuid, null::bigint,
+           format('%s in transaction %s, in no cut yet',
+                  case l.op when 'I' then 'inserted' when 'U' then 'updated' else 'deleted' end, l.xid)
+    from syncagent.log l
+    where l.relation = v_row.relation and v_row.key = any (l.keys) and (l.xid >= v_last.xmax or l.xid = any (v_last.xip))
+    order by l.hlc desc;
+    v_known := found;
+
+    if v_version.key is not null then
+        v_known := true;
+        return query
+        select case when v_version.deleted then 'deleted' else 'written' end, syncagent._site_name(v_version.node),
+               syncagent.stamp_time(v_version.stamp), v_version.stamp, v_version.cut,
+               case when v_version.cut is null then 'in no cut yet'
+                    when v_version.cut = 0 then 'before the table was attached, under a key ahead of the clock'
+                    else coalesce('unsettled: not known yet to be at ' || string_agg(m.name, ', ' order by m.node),
+                                  'every site has it; its entry goes with the next compaction') end
+        from (select) as always
+        left join syncagent.member m on v_version.cut > coalesce((
+            select case when m.node = v_me then f.cut else (x.context ->> v_version.node::text)::bigint end
+            from (select) as one
+            left join syncagent.frontier f on f.node = v_version.node
+            left join syncagent.frontier x on x.node = m.node), 0);
+    end if;
+
+    if not v_known then
+        return query
+        select case when v_here is null then 'absent' else 'settled' end, null::text, syncagent._commit_time(v_here),
+               case when v_here is not null then syncagent._implicit(v_row.key) end, null::bigint,
+               case when v_here is null then 'no site wrote it, or every site knows that it was deleted'
+                    else 'every site has it'
+                      || coalesce(format('; its key was made at %s', syncagent.stamp_time(v_row.key)), '')
+                      || case when syncagent._commit_time(v_here) is null
+                              then '; when it was last written is forgotten (the server''s track_commit_timestamp would keep it)' else '' end end;
+    end if;
+
+    return query
+    select 'settling', syncagent._site_name(v_me), null::timestamptz, null::uuid, null::bigint,
+           'lives here under a newer delete; the agent writes it anew'
+    from syncagent.settling s where s.relation = v_row.relation and s.key = v_row.key;
+
+    return query
+    select 'parked', syncagent._site_name(p.node), syncagent.stamp_time(p.stamp), p.stamp, p.cut,
+           format('waits here since %s: %s (%s)', p.since, p.reason, p.sqlstate)
+    from syncagent.parked_row p where p.relation = v_row.relation and p.key = v_row.key;
+
+    return query
+    select 'conflict', c.winner, c.winning_time, c.winning_stamp, null::bigint,
+           format('%s: won over %s (%s), which wrote %s; conflict %s', c.kind, c.loser,
+                  coalesce(c.losing_time::text, 'no time'), coalesce(c.losing_image::text, 'a delete'), c.id)
+    from syncagent.conflicts_of(p_table, p_key) as c order by c.noticed_at desc;
+end
+$$;
+comment on function syncagent.why(regclass, text) is
+    'the story of one row, newest first: unsettled (which site, when, stamp, cut, and who may not have it yet) or settled, parked, its conflicts';
+
+-- Who may call what -----------------------------------------------------------------------------------------
+
+create function syncagent.grant_reader(p_role regrole) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    execute format('grant usage on schema syncagent to %s', p_role);
+    execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
+                   ' syncagent.conflict, syncagent.parked to %s', p_role);
+    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text),'
+                   ' syncagent._entries(), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
+                   ' syncagent._key_text(jsonb, name[]) to %s', p_role);
+end
+$$;
+comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why() and conflicts_of(); they show rows of attached tables';
+
+revoke execute on all functions in schema syncagent from public;
+grant usage on schema syncagent to public;
+grant execute on function syncagent.uuid7(), syncagent.stamp_time(uuid), syncagent.stamp_node(uuid), syncagent.uuid7_floor(timestamptz),
+    syncagent.truncate(regclass) to public;

@@ -7,11 +7,13 @@ connects. A raise is one transaction. An agent works only with the version it wa
 import io
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from psycopg import Connection
+from psycopg.rows import scalar_row
 
 from syncagent import resources
-from syncagent.errors import RefusedError, SyncagentError
+from syncagent.errors import RefusedError
 
 _BASE = "base"
 _UPGRADE_LOCK = (1937337955, 3)
@@ -33,8 +35,8 @@ def newest() -> str:
 
 def script(since: str | None = None) -> str:
     """The SQL that leads from a version (None: from nothing) to the newest; made without a connection."""
-    from alembic import command  # noqa: PLC0415: it takes a third of a second
-    from alembic.config import Config  # noqa: PLC0415
+    from alembic import command
+    from alembic.config import Config
 
     if since is not None and since not in revisions():
         raise RefusedError(f"there is no version {since}", hint=f"known are {', '.join(revisions())}")
@@ -52,7 +54,7 @@ def run_script_beside(revision: str) -> None:
 
     Not by `op.execute`: it would read `{"a":1}` as a parameter and double every percent sign.
     """
-    from alembic import op  # noqa: PLC0415
+    from alembic import op
 
     text = Path(revision).with_suffix(".sql").read_text(encoding="utf-8")
     context = op.get_context()
@@ -66,16 +68,17 @@ def run_script_beside(revision: str) -> None:
 # ---- in a database, in the caller's transaction
 
 
-def installed(connection: Connection) -> str | None:
+def installed(connection: Connection[Any]) -> str | None:
     """The version of the SQL side here; None if there is none."""
-    present = connection.execute("select to_regclass('syncagent.schema_version') is not null").fetchone()
-    if present is None or not present[0]:
-        return None
-    row = connection.execute("select version_num from syncagent.schema_version").fetchone()
-    return None if row is None else str(row[0])
+    with connection.cursor(row_factory=scalar_row) as cursor:
+        cursor.execute("select to_regclass('syncagent.schema_version') is not null")
+        if not cursor.fetchone():
+            return None
+        cursor.execute("select version_num from syncagent.schema_version")
+        return cursor.fetchone()
 
 
-def upgrade(connection: Connection) -> tuple[str | None, str]:
+def upgrade(connection: Connection[Any]) -> tuple[str | None, str]:
     """Install, or raise to the newest version; returns the versions before and after."""
     connection.execute("select pg_advisory_xact_lock(%s, %s)", _UPGRADE_LOCK)
     before = installed(connection)
@@ -85,7 +88,7 @@ def upgrade(connection: Connection) -> tuple[str | None, str]:
     return before, newest()
 
 
-def require_current(connection: Connection) -> None:
+def require_current(connection: Connection[Any]) -> None:
     """Raise RefusedError unless the SQL side has exactly the version this agent was made for."""
     found = installed(connection)
     if found is None:

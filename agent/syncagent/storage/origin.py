@@ -133,6 +133,9 @@ class PostgresOrigin:
             for part in await session.fetch(
                 "select * from syncagent._shipment($1, $2, $3)", group.after, upto, group.plain
             ):
+                await session.fetchval(
+                    "select syncagent._plan_for($1::text::regclass, $2)", part["relation"], part["keys"]
+                )
                 output = _Stream(spool, len(streams))
                 status = await session.copy_from_query(part["query"], output=output.write, format="binary")
                 if rows := int(status.split()[1]):

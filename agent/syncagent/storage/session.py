@@ -22,6 +22,8 @@ PINNED = {
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
     "jit": "off",
+    "work_mem": "64MB",
+    "temp_buffers": "64MB",
 }
 OLDEST = 140000
 
