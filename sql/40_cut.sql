@@ -111,7 +111,7 @@ begin
     end if;
 
     for r in
-        select t.id, t.collected from syncagent.replicated t join pg_class c on c.oid = t.relation
+        select t.id, t.relation, t.collected from syncagent.replicated t join pg_class c on c.oid = t.relation
         where t.id in (select w.relation from pg_temp.window_entry w) order by t.id
     loop
         perform syncagent._empty('pg_temp.folded');

@@ -117,6 +117,7 @@ declare
     v_parked bigint := 0;
     v_count bigint;
     v_id integer;
+    v_seen pg_snapshot := pg_current_snapshot();
 begin
     foreach v_id in array p_relations loop
         perform syncagent._empty('pg_temp.locked'), syncagent._empty('pg_temp.verdict');
@@ -127,6 +128,7 @@ begin
         else
             execute format('select syncagent.write_%s($1)', v_id) into v_count using p_origin;
         end if;
+        execute format('select syncagent.recheck_%s($1)', v_id) using v_seen;
         v_taken := v_taken + v_count;
         v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
     end loop;
@@ -459,6 +461,24 @@ begin
     insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})
     select p.stamp, p.cut, false, (p.image::syncagent.row_{id}).*
     from syncagent.parked_row p where p.relation = {id} and p.node = p_node;
+end
+$$;
+
+-- Keys that had no row to lock: whoever inserted and deleted one since it was judged has committed by now,
+-- and from here on our uncommitted rows are in the way of the next.
+create function syncagent.recheck_{id}(p_seen pg_snapshot) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_last record := syncagent._last_cut();
+begin
+    if exists (
+        select from syncagent.log l cross join lateral unnest(l.keys) as k (key) join {stage} s on s._key = k.key
+        where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)) and not pg_visible_in_snapshot(l.xid, p_seen)
+    ) then
+        raise exception 'a row of % was written while it was merged', {title} using errcode = 'SA101';
+    end if;
 end
 $$;
 

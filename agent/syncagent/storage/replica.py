@@ -12,7 +12,7 @@ import msgspec
 
 from syncagent.core import limits
 from syncagent.core.batch import BatchHeader, Stream
-from syncagent.errors import ConstraintBroken
+from syncagent.errors import ConstraintBroken, Contended
 from syncagent.services.ports import Spool
 from syncagent.services.store import Applied
 from syncagent.storage.borders import border
@@ -97,9 +97,7 @@ class PostgresReplica:
                 )
                 copied = 0
                 for source in plain:
-                    if not careful and await session.fetchval(
-                        "select syncagent._may_copy($1)", source.relation
-                    ):
+                    if attempt == 0 and not careful and await source.may_copy(session):
                         copied += await source.copy(session)
                     else:
                         await source.stage(session)
@@ -142,6 +140,10 @@ class _Source:
         if self._stream.rows > _LARGE:
             await session.execute(f"analyze pg_temp.{self._target['stage']}")
 
+    async def may_copy(self, session: asyncpg.Connection) -> bool:
+        """Whether nothing is unsettled here that the rows could meet."""
+        return bool(await session.fetchval("select syncagent._may_copy($1)", self.relation))
+
     async def copy(self, session: asyncpg.Connection) -> int:
         await session.copy_to_table(
             self._target["table_name"],
@@ -150,4 +152,6 @@ class _Source:
             columns=list(self._stream.columns),
             format="binary",
         )
+        if not await self.may_copy(session):
+            raise Contended("the table was written while rows were copied into it")
         return self._stream.rows

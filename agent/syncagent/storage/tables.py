@@ -14,6 +14,7 @@ from typing import TypeVar
 from psycopg.errors import DeadlockDetected, InvalidName, LockNotAvailable
 
 from syncagent.errors import Contended, RefusedError, UsageError
+from syncagent.storage import drift
 from syncagent.storage.commands import Connection
 
 _TRY_MS = 300
@@ -224,6 +225,20 @@ def detach(connection: Connection, tables: Mapping[int, str], *, patience: float
     merge_lock = _oid(connection, "syncagent.merge_lock")
     assert merge_lock is not None
     _patiently(connection, [*tables, merge_lock], _ANYBODY, work, patience, on_wait)
+
+
+def regenerate(connection: Connection, *, patience: float, on_wait: OnWait) -> int:
+    """Make triggers and functions anew where they are not what they should be; returns for how many tables."""
+    stale = drift.stale(connection)
+
+    def work() -> None:
+        connection.execute("lock table syncagent.merge_lock in exclusive mode")
+        for relation, _, _ in stale:
+            connection.execute("select syncagent._generate(%s)", (relation,))
+
+    if stale:
+        _patiently(connection, [oid for _, oid, _ in stale], _ANYBODY, work, patience, on_wait)
+    return len(stale)
 
 
 # ---- locks

@@ -1,0 +1,240 @@
+"""What `syncagent doctor` looks at in a site's database.
+
+Invariant: it only reads; every finding says what is wrong in the words of whoever must mend it, and how.
+"""
+
+from collections.abc import Iterator
+from uuid import UUID
+
+from syncagent.core import limits
+from syncagent.storage import drift
+from syncagent.storage.commands import Connection, agent_runs
+from syncagent.storage.drift import Finding
+from syncagent.storage.installation import may_apply
+
+_LOG_BYTES = 256 * 1024 * 1024
+"""A log larger than this is not being folded or trimmed."""
+_OPEN_SECONDS = 300
+"""A transaction open for longer keeps the log and the versions from shrinking."""
+_CLOCK_SECONDS = 1.0
+
+
+def examine(connection: Connection, max_skew: float | None) -> list[Finding]:
+    """Everything that can be seen from the database."""
+    found = [*_server(connection)]
+    if wrong := drift.version(connection):
+        return [*found, *wrong]
+    return [
+        *found,
+        *drift.drift(connection),
+        *_agent(connection, max_skew or limits.MAX_CLOCK_SKEW),
+        *_open_transactions(connection),
+        *_foreign_keys(connection),
+        *_other_triggers(connection),
+        *_generated_keys(connection),
+        *_hidden_rows(connection),
+    ]
+
+
+def stranger(connection: Connection, site: UUID, incarnation: UUID) -> Finding | None:
+    """The database is not the one of the home."""
+    if drift.version(connection):
+        return None
+    row = connection.execute("select name, site, incarnation from syncagent.local_site").fetchone()
+    if row and (row["site"], row["incarnation"]) == (site, incarnation):
+        return None
+    who = f"is site {row['name']}" if row else "is no site"
+    return Finding(
+        "error",
+        f"the database of this home's dsn {who}: not the home's own",
+        "correct the dsn, or use the right home",
+    )
+
+
+def _server(connection: Connection) -> Iterator[Finding]:
+    if not may_apply(connection):
+        yield Finding(
+            "error",
+            "the role may not set session_replication_role: nothing can be applied",
+            "grant set on parameter session_replication_role to it (PostgreSQL 14: make it a superuser)",
+        )
+    settings = {
+        row["name"]: row["setting"]
+        for row in connection.execute(
+            "select name, setting from pg_settings where name = any (%s)", (list(_SETTINGS),)
+        )
+    }
+    for name, (bad, severity, why) in _SETTINGS.items():
+        if settings.get(name) == bad:
+            yield Finding(severity, f"{name} is {bad}: {why}", f"alter system set {name} = on")
+    row = connection.execute(
+        "select pg_is_in_recovery() as standby, getdatabaseencoding() as encoding,"
+        " (select setting::int from pg_settings where name = 'deadlock_timeout') as deadlock_ms"
+    ).fetchone()
+    assert row is not None
+    if row["standby"]:
+        yield Finding(
+            "error",
+            "this server is a standby: nothing can be written",
+            "use the primary's address in the dsn",
+        )
+    if row["encoding"] != "UTF8":
+        yield Finding(
+            "warning",
+            f"the database is in {row['encoding']}: other sites' text may not fit",
+            "use a UTF8 database",
+        )
+    if row["deadlock_ms"] < limits.LOCK_TIMEOUT * 10_000:
+        yield Finding(
+            "warning",
+            f"deadlock_timeout is {row['deadlock_ms']} ms: the application may become a deadlock's victim",
+            "alter system set deadlock_timeout = '1s'",
+        )
+
+
+_SETTINGS: dict[str, tuple[str, drift.Severity, str]] = {
+    "fsync": ("off", "warning", "a crash of the machine loses what other sites believe is here"),
+    "full_page_writes": ("off", "warning", "a crash of the machine can damage pages"),
+    "autovacuum": ("off", "warning", "dead versions pile up"),
+    "synchronous_commit": (
+        "off",
+        "note",
+        "a crash loses the application's last commits, unless they were cut",
+    ),
+}
+
+
+def _agent(connection: Connection, max_skew: float) -> Iterator[Finding]:
+    runs = agent_runs(connection)
+    if not runs:
+        yield Finding("error", "no agent is running: nothing is replicated", "syncagent run")
+    for site in connection.execute("select * from syncagent.status order by not is_self, node").fetchall():
+        name = site["name"]
+        if site["is_self"] and (site["log_bytes"] or 0) > _LOG_BYTES:
+            yield Finding(
+                "warning",
+                f"the log of captured writes holds {site['log_bytes'] // 2**20} MB",
+                "syncagent run" if not runs else "end the oldest transactions, see below",
+            )
+        if site["parked"] and site["is_self"]:
+            yield Finding("warning", f"{site['parked']} rows are parked", "syncagent parked list")
+        if not runs:
+            continue
+        if site["state"] in ("away", "paused"):
+            mend = (
+                f"syncagent resume {name}"
+                if site["paused"]
+                else "see its agent, the network, and config.toml of both"
+            )
+            yield Finding("warning", f"peer {name} is {site['state']}", mend)
+        for text in filter(None, (site["waiting"], site["trouble"])):
+            yield Finding("warning", f"{name}: {text}")
+        offset = abs(site["clock_offset_seconds"] or 0)
+        if offset > _CLOCK_SECONDS:
+            yield Finding(
+                "error" if offset > max_skew else "warning",
+                f"the clock of {name} is {site['clock_offset_seconds']:+.1f} s from ours",
+                "let both hosts keep time with NTP or chrony",
+            )
+    lead = connection.execute(
+        "select (s.last_value - syncagent._wall()) / 4096000.0 as seconds from syncagent.hlc s where s.is_called"
+    ).fetchone()
+    if lead and lead["seconds"] > _CLOCK_SECONDS:
+        yield Finding(
+            "warning",
+            f"this site's stamps run {lead['seconds']:.1f} s ahead of its clock: a clock was, or is, wrong",
+        )
+
+
+def _open_transactions(connection: Connection) -> Iterator[Finding]:
+    for row in connection.execute(
+        "select quote_literal(gid) as gid, owner, extract(epoch from now() - prepared)::bigint as seconds from pg_prepared_xacts"
+        " where database = current_database() order by prepared"
+    ):
+        yield Finding(
+            "error" if row["seconds"] > _OPEN_SECONDS else "warning",
+            f"transaction {row['gid']} of {row['owner']} has been prepared for {row['seconds']} s; what it wrote and locks waits",
+            f"commit prepared {row['gid']}, or rollback prepared {row['gid']}",
+        )
+    for row in connection.execute(
+        "select pid, coalesce(nullif(application_name, ''), usename) as who, state,"
+        " extract(epoch from clock_timestamp() - xact_start)::bigint as seconds from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid() and backend_xid is not null"
+        " and xact_start < clock_timestamp() - make_interval(secs => %s) order by xact_start",
+        (_OPEN_SECONDS,),
+    ):
+        yield Finding(
+            "warning",
+            f"pid {row['pid']} ({row['who']}, {row['state']}) has been in a transaction for {row['seconds']} s",
+            f"select pg_terminate_backend({row['pid']})",
+        )
+
+
+def _foreign_keys(connection: Connection) -> Iterator[Finding]:
+    for row in connection.execute(
+        """
+        select c.conname as name, c.conrelid::regclass::text as referring, c.confrelid::regclass::text as referred, r.id is not null as from_ours
+        from pg_constraint c
+        left join syncagent.replicated r on r.relation = c.conrelid left join syncagent.replicated d on d.relation = c.confrelid
+        where c.contype = 'f' and (r.id is null) <> (d.id is null) order by 2, 1
+        """
+    ).fetchall():
+        inside, outside = (
+            (row["referring"], row["referred"]) if row["from_ours"] else (row["referred"], row["referring"])
+        )
+        why = (
+            "rows of the first may arrive at sites that lack those of the second"
+            if row["from_ours"]
+            else f"deletes that arrive in {inside} leave rows of {outside} behind"
+        )
+        yield Finding(
+            "warning",
+            f"{row['referring']} refers to {row['referred']} ({row['name']}), and only {inside} is attached: {why}",
+            f"syncagent attach {outside}",
+        )
+
+
+def _other_triggers(connection: Connection) -> Iterator[Finding]:
+    for row in connection.execute(
+        "select quote_ident(t.tgname) as name, t.tgrelid::regclass::text as relation, t.tgenabled::text as state from pg_trigger t"
+        " join syncagent.replicated r on r.relation = t.tgrelid"
+        " where not t.tgisinternal and t.tgenabled in ('A', 'R') and t.tgname !~ '^syncagent_' order by 2, 1"
+    ):
+        yield Finding(
+            "warning",
+            f"trigger {row['name']} of {row['relation']} fires again where the agent applies rows",
+            f"alter table {row['relation']} enable trigger {row['name']}",
+        )
+
+
+def _generated_keys(connection: Connection) -> Iterator[Finding]:
+    """Integer keys that every site draws for itself meet as one row."""
+    for row in connection.execute(
+        """
+        select r.relation::regclass::text as relation, quote_ident(a.attname) as name
+        from syncagent.replicated r
+        join pg_attribute a on a.attrelid = r.relation and a.attname = any (r.key_columns)
+        left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+        where r.derived and cardinality(r.key_columns) = 1 and not a.attisdropped
+          and (a.attidentity <> '' or pg_get_expr(d.adbin, d.adrelid) like 'nextval(%')
+        order by 1
+        """
+    ):
+        sequence = f"pg_get_serial_sequence('{row['relation']}', '{row['name']}')"
+        yield Finding(
+            "warning",
+            f"{row['relation']}.{row['name']} is numbered here: two sites that draw one number make one row of two",
+            f"give each site its own numbers: an own start, and increment by the number of sites, for {sequence}",
+        )
+
+
+def _hidden_rows(connection: Connection) -> Iterator[Finding]:
+    for row in connection.execute(
+        "select r.relation::regclass::text as relation from syncagent.replicated r join pg_class c on c.oid = r.relation"
+        " where c.relrowsecurity and row_security_active(c.oid) order by 1"
+    ):
+        yield Finding(
+            "error",
+            f"row-level security hides rows of {row['relation']} from this role",
+            "alter role ... bypassrls",
+        )

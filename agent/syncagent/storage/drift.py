@@ -1,0 +1,242 @@
+"""What `syncagent db check` finds: the SQL side against what it should be.
+
+Invariant: an object is right if it is there and its body stands, to the letter, in the SQL that makes it;
+comments and hashes only say which of the two moved.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from syncagent import resources
+from syncagent.errors import RefusedError
+from syncagent.storage import migrations
+from syncagent.storage.commands import Connection
+
+Severity = Literal["error", "warning", "note"]
+
+_FUNCTION = re.compile(r"^create function syncagent\.(\w+)\(", re.MULTILINE)
+_RELATION = re.compile(r"^create (?:table|view|sequence) syncagent\.(\w+)\b(?!\{)", re.MULTILINE)
+_TRIGGERS = (
+    "syncagent_insert",
+    "syncagent_update",
+    "syncagent_delete",
+    "syncagent_key",
+    "syncagent_truncate",
+)
+_REGENERATE = "syncagent db upgrade"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be, and the command that mends it."""
+
+    severity: Severity
+    what: str
+    mend: str | None = None
+
+
+def version(connection: Connection) -> list[Finding]:
+    try:
+        migrations.require_current(connection)
+    except RefusedError as error:
+        return [Finding("error", error.message, error.hint)]
+    return []
+
+
+def drift(connection: Connection) -> list[Finding]:
+    """Everything that differs from this version; the version itself is right already."""
+    return [*_fixed(connection), *_generated(connection)]
+
+
+def _fixed(connection: Connection) -> Iterator[Finding]:
+    """The objects that every site has."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(resources.sql().glob("*.sql")))
+    mend = "restore it from `syncagent db sql`"
+    relations = {
+        row["relname"]
+        for row in connection.execute(
+            "select relname from pg_class where relnamespace = 'syncagent'::regnamespace"
+        )
+    }
+    for name in sorted(set(_RELATION.findall(text)) - relations):
+        yield Finding("error", f"syncagent.{name} is missing", mend)
+    bodies = _bodies(connection)
+    for name in sorted(set(_FUNCTION.findall(text))):
+        if name not in bodies:
+            yield Finding("error", f"function syncagent.{name} is missing", mend)
+        elif bodies[name]["prosrc"] not in text:
+            yield Finding("error", f"function syncagent.{name} has been changed", mend)
+
+
+def _bodies(connection: Connection) -> dict[str, dict[str, Any]]:
+    rows = connection.execute(
+        "select p.proname, p.prosrc, obj_description(p.oid, 'pg_proc') as comment"
+        " from pg_proc p where p.pronamespace = 'syncagent'::regnamespace"
+    )
+    return {row["proname"]: row for row in rows}
+
+
+def _generated(connection: Connection) -> Iterator[Finding]:
+    """The objects that each attached table has."""
+    bodies = _bodies(connection)
+    for table in connection.execute(
+        """
+        select r.id, r.text_hash, r.relation::oid::bigint as oid, format('%I.%I', r.schema_name, r.table_name) as attached_as,
+               format('%I.%I', n.nspname, c.relname) as name, c.oid is null as dropped,
+               to_regclass(format('syncagent.version_%s', r.id)) is null as lost
+        from syncagent.replicated r
+        left join pg_class c on c.oid = r.relation left join pg_namespace n on n.oid = c.relnamespace order by r.id
+        """
+    ).fetchall():
+        if table["dropped"]:
+            yield Finding(
+                "warning",
+                f"{table['attached_as']} is attached, but the application has dropped it",
+                f"syncagent detach {table['attached_as']}",
+            )
+            continue
+        if table["name"] != table["attached_as"]:
+            yield Finding(
+                "error",
+                f"{table['attached_as']} was renamed to {table['name']} after it was attached",
+                f"give it its name back, or: {_again(table['name'])}",
+            )
+            continue
+        if table["lost"]:
+            yield Finding(
+                "error",
+                f"syncagent.version_{table['id']} of {table['name']} is missing",
+                _again(table["name"]),
+            )
+            continue
+        columns = list(_columns(connection, table["id"], table["name"]))
+        yield from columns
+        if not any(finding.severity == "error" for finding in columns):
+            yield from _functions(connection, table, bodies)
+        yield from _triggers(connection, table["oid"], table["name"])
+
+
+def _columns(connection: Connection, relation: int, name: str) -> Iterator[Finding]:
+    """Columns of now against those of the time it was attached."""
+    again = _again(name)
+    for row in connection.execute(
+        """
+        select coalesce(t.name, a.attname) as name, a.attname is null as dropped, t.name is null as added,
+               format_type(syncagent._base_type(a.atttypid), -1) as now, t.type as before
+        from (
+            select u.name, format_type(k.atttypid, -1) as type
+            from syncagent.replicated r cross join lateral unnest(r.columns) with ordinality as u (name, n)
+            left join pg_attribute k on k.attrelid = to_regclass(format('syncagent.row_%%s', r.id)) and k.attnum = u.n
+            where r.id = %(id)s
+        ) as t
+        full join (
+            select a.attname, a.atttypid from pg_attribute a join syncagent.replicated r on r.relation = a.attrelid
+            where r.id = %(id)s and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+        ) as a on a.attname = t.name
+        """,
+        {"id": relation},
+    ):
+        if row["dropped"]:
+            yield Finding("error", f"column {row['name']} of {name} was dropped after it was attached", again)
+        elif row["added"]:
+            yield Finding(
+                "warning",
+                f"column {row['name']} of {name} was added after it was attached, and is not replicated",
+                again,
+            )
+        elif row["now"] != row["before"]:
+            yield Finding(
+                "error",
+                f"column {row['name']} of {name} is {row['now']} now, and was {row['before']} when it was attached",
+                again,
+            )
+    key = connection.execute(
+        """
+        select r.key_columns::text[] as before,
+               array(select a.attname::text from pg_index i cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (k, n)
+                     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.k
+                     where i.indrelid = r.relation and i.indisprimary order by u.n) as now
+        from syncagent.replicated r where r.id = %s
+        """,
+        (relation,),
+    ).fetchone()
+    if key and key["now"] != key["before"]:
+        yield Finding(
+            "error",
+            f"the primary key of {name} is ({', '.join(key['now'])}) now, and was ({', '.join(key['before'])})",
+            again,
+        )
+
+
+def _functions(
+    connection: Connection, table: dict[str, Any], bodies: dict[str, dict[str, Any]]
+) -> Iterator[Finding]:
+    text = connection.execute("select (syncagent._text(%s)).*", (table["id"],)).fetchone()
+    assert text is not None
+    if text["hash"] != table["text_hash"]:
+        yield Finding(
+            "error",
+            f"the functions of {table['name']} were made for another version or for other constraints",
+            _REGENERATE,
+        )
+        return
+    for name in _FUNCTION.findall(text["functions"]):
+        found = bodies.get(name)
+        if found is None:
+            yield Finding("error", f"function syncagent.{name} of {table['name']} is missing", _REGENERATE)
+        elif (
+            found["comment"] != f"syncagent {table['text_hash']}" or found["prosrc"] not in text["functions"]
+        ):
+            yield Finding(
+                "error", f"function syncagent.{name} of {table['name']} has been changed", _REGENERATE
+            )
+
+
+def _triggers(connection: Connection, oid: int, name: str) -> Iterator[Finding]:
+    found = {
+        row["tgname"]: row["tgenabled"]
+        for row in connection.execute(
+            "select tgname, tgenabled::text from pg_trigger where tgrelid = %s::bigint::oid and not tgisinternal",
+            (oid,),
+        )
+    }
+    for trigger in _TRIGGERS:
+        state = found.get(trigger)
+        if state is None:
+            yield Finding(
+                "error", f"trigger {trigger} of {name} is missing: writes are not replicated", _REGENERATE
+            )
+        elif state != "O":
+            how = {
+                "D": "disabled: writes are not replicated",
+                "R": "enabled for replicas only",
+                "A": "enabled always",
+            }
+            yield Finding(
+                "error",
+                f"trigger {trigger} of {name} is {how[state]}",
+                f"alter table {name} enable trigger {trigger}",
+            )
+
+
+def stale(connection: Connection) -> list[tuple[int, int, str]]:
+    """Attached tables whose generated functions are not what they should be: relation, oid, name."""
+    wrong = []
+    bodies = _bodies(connection)
+    for table in connection.execute(
+        "select r.id, r.text_hash, r.relation::oid::bigint as oid, format('%I.%I', n.nspname, c.relname) as name"
+        " from syncagent.replicated r join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace"
+        " where (r.schema_name, r.table_name) = (n.nspname, c.relname) order by r.id"
+    ).fetchall():
+        if any(finding.severity == "error" for finding in _columns(connection, table["id"], table["name"])):
+            continue
+        missing = [f for f in _triggers(connection, table["oid"], table["name"]) if f.mend == _REGENERATE]
+        if missing or any(_functions(connection, table, bodies)):
+            wrong.append((table["id"], table["oid"], table["name"]))
+    return wrong
+
+
+def _again(name: str) -> str:
+    return f"syncagent detach {name} && syncagent attach --existing keep {name}"
