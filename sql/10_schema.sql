@@ -58,6 +58,7 @@ create table syncagent.log (
     keys     uuid[] not null,
     odd      text[]
 ) partition by list (((hlc >> 23) & 15));
+alter table syncagent.log alter column keys set storage external;  -- random bits: compressing them is time lost
 comment on table syncagent.log is 'one entry per captured statement: I, U or D and the keys it touched; odd carries the key columns of derived keys';
 
 do $$
@@ -89,6 +90,7 @@ create table syncagent.cut_keys (
     implicit boolean not null,
     keys     uuid[] not null
 );
+alter table syncagent.cut_keys alter column keys set storage external;
 create index cut_keys_cut on syncagent.cut_keys (cut, relation);
 comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; the only record of rows with implicit stamps';
 

@@ -36,6 +36,7 @@ create function syncagent._prepare_session() returns void
 begin
     create temp table if not exists window_entry (
         relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[]);
+    alter table pg_temp.window_entry alter column keys set storage external;
     create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, gone boolean, odd text);
     create temp table if not exists locked (key uuid, tid tid, moved boolean);
     create temp table if not exists verdict (

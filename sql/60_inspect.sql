@@ -170,6 +170,7 @@ create function syncagent._row(p_table regclass, p_key text, out relation intege
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
+#variable_conflict use_variable
 begin
     select r.id into relation from syncagent.replicated r where r.relation = p_table;
     if not found then
@@ -237,7 +238,7 @@ begin
                case when v_version.cut is null then 'in no cut yet'
                     when v_version.cut = 0 then 'before the table was attached, under a key ahead of the clock'
                     else coalesce('unsettled: not known yet to be at ' || string_agg(m.name, ', ' order by m.node),
-                                  'every site has it; its entry goes with the next compaction') end
+                                  'every site has it') end
         from (select) as always
         left join syncagent.member m on v_version.cut > coalesce((
             select case when m.node = v_me then f.cut else (x.context ->> v_version.node::text)::bigint end
@@ -252,7 +253,7 @@ begin
                case when v_here is not null then syncagent._implicit(v_row.key) end, null::bigint,
                case when v_here is null then 'no site wrote it, or every site knows that it was deleted'
                     else 'every site has it'
-                      || coalesce(format('; its key was made at %s', syncagent.stamp_time(v_row.key)), '')
+                      || coalesce('; its key was made at ' || syncagent.stamp_time(v_row.key)::text, '')
                       || case when syncagent._commit_time(v_here) is null
                               then '; when it was last written is forgotten (the server''s track_commit_timestamp would keep it)' else '' end end;
     end if;

@@ -287,6 +287,36 @@ async def test_damage_on_the_way_ends_the_link_and_is_named(low: Site, high: Sit
     await spool.close()
 
 
+async def test_a_batch_that_is_not_as_announced_is_not_taken(low: Site, high: Site) -> None:
+    class Boasting(FileSpool):
+        def sizes(self) -> list[int]:
+            return [4]
+
+    there, _ = await linked(low, high)
+    spool = Boasting("batch", low.spools)
+    await spool.write(0, b"row")
+    await spool.seal()
+    await there.send_batch(header(1, 4), spool)
+    _, error = await high.trouble(DamagedFrame)
+    assert error.detail == "announced [4], found [3]"
+    await spool.close()
+
+
+@pytest.mark.parametrize("connection", ["control", "data"])
+@pytest.mark.parametrize("text", [False, True], ids=["bytes", "text"])
+async def test_nonsense_ends_the_link(low: Site, high: Site, connection: str, text: bool) -> None:
+    there, back = await linked(low, high)
+    socket = there._control if connection == "control" else there._data.result()
+    if text:
+        await socket.send_str("hello?")
+    else:
+        await socket.send_bytes(b"\xc1" * 50)
+    _, error = await high.trouble(ProtocolError)
+    await back.ended.wait()
+    _, told = await low.trouble(LinkDown)
+    assert error.message in str(told)
+
+
 async def test_no_room_for_a_batch_is_said_to_both(low: Site, high: Site) -> None:
     high.spools = Spools(high.home, memory=MIB, disk=2 * MIB)
     there, _ = await linked(low, high)
@@ -340,10 +370,10 @@ async def _until_closed(link: PeerLink) -> AsyncIterator[Message]:
 
 
 async def test_a_peer_that_does_not_answer_pings_is_given_up(low: Site, high: Site) -> None:
-    low.limits = high.limits = QUICK._replace(link_timeout=0.4, dial_timeout=0.5)
-    async with proxied(low, high) as (there, back, proxy):
+    low.limits = QUICK._replace(link_timeout=0.4, dial_timeout=0.5)
+    async with proxied(low, high) as (there, _, proxy):
         proxy.stop("there")
-        await asyncio.gather(there.ended.wait(), back.ended.wait())
+        await there.ended.wait()
         _, error = await low.trouble(LinkDown)
         assert "has not answered a ping for 0.4 s" in error.message
         assert error.hint is not None

@@ -351,6 +351,14 @@ async def test_stop_while_a_peer_hangs(low: Site, high: Site) -> None:
             await asyncio.gather(low.stop(), high.stop())
 
 
+async def test_stop_does_not_wait_for_a_caller_that_says_nothing(low: Site) -> None:
+    await low.start()
+    _, writer = await asyncio.open_connection("127.0.0.1", low.network.port)
+    async with asyncio.timeout(low.limits.dial_timeout / 2):
+        await low.stop()
+    writer.close()
+
+
 async def test_a_port_in_use_says_so(low: Site, high: Site) -> None:
     await high.start()
     low.listen = high.address

@@ -193,3 +193,17 @@ async def test_a_thread_that_comes_late_opens_nothing(spools: Spools) -> None:
     await spool.close()
     spool._spill()
     assert spool._file is None
+
+
+async def test_a_close_that_is_cancelled_closes_all_the_same(spools: Spools) -> None:
+    spool = await filled(spools, [[os.urandom(3 * MIB)]])
+    file = spool._file
+    assert file is not None
+    closer = asyncio.create_task(spool.close())
+    await asyncio.sleep(0)
+    closer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closer
+    await asyncio.to_thread(spool._close_file)  # waits for the thread that is at it
+    assert file.closed
+    assert spools.used == 0

@@ -4,16 +4,28 @@ Invariant: exit 0 done, 1 refused or unhealthy, 2 usage. Verbs import what they 
 that `--help` is quick.
 """
 
+import os
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
 
 import typer
 
 from syncagent import __version__
 from syncagent.cli import render
 from syncagent.cli.attach import attach
+from syncagent.cli.conflicts import conflicts
+from syncagent.cli.db import db
+from syncagent.cli.detach import detach
+from syncagent.cli.doctor import doctor
 from syncagent.cli.init import init
+from syncagent.cli.parked import parked
+from syncagent.cli.pause import pause, resume
 from syncagent.cli.run import run
+from syncagent.cli.status import status
+from syncagent.cli.tables import tables
+from syncagent.cli.wait import wait
+from syncagent.cli.why import why
 from syncagent.errors import SyncagentError, UsageError
 
 PREFIX = "SYNCAGENT"
@@ -44,13 +56,19 @@ def _root(
     pass
 
 
-for _verb in (init, attach, run):
+for _verb in (init, attach, detach, tables, run, status, wait, why, pause, resume, doctor):
     app.command()(_verb)
+for _name, _group in (("conflicts", conflicts), ("parked", parked), ("db", db)):
+    app.add_typer(_group, name=_name)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run one verb and exit."""
     try:
-        app()
+        app(arguments)
     except SyncagentError as error:
         render.error(error)
         sys.exit(2 if isinstance(error, UsageError) else 1)
+    except BrokenPipeError:  # whoever read the answer has had enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)

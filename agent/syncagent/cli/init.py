@@ -25,17 +25,21 @@ def init(
     dsn: Annotated[
         str,
         typer.Option(
-            envvar="SYNCAGENT_DSN", help="The site's database, as postgresql://user:password@host:5432/database."
+            envvar="SYNCAGENT_DSN",
+            help="The site's database, as postgresql://user:password@host:5432/database.",
         ),
     ],
     name: Annotated[str, typer.Option(help="The site's name: up to 63 ASCII letters, digits, - and _.")],
     listen: Annotated[
-        str, typer.Option(help='HOST:PORT that the agent listens on, or "none" for a site that only dials out.')
+        str,
+        typer.Option(help='HOST:PORT that the agent listens on, or "none" for a site that only dials out.'),
     ],
     advertise: Annotated[
         str | None, typer.Option(help="HOST:PORT that peers dial. [default: --listen]", show_default=False)
     ] = None,
-    node: Annotated[int, typer.Option(help="The site's number, 1 to 65535; each site has its own, for ever.")] = 1,
+    node: Annotated[
+        int, typer.Option(help="The site's number, 1 to 65535; each site has its own, for ever.")
+    ] = 1,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,7 +52,11 @@ def init(
     if advertise is not None:
         configuration.address(advertise)
     settings, digest = _make(home_of(home), dsn, name, node, listen, advertise)
-    if listen.rpartition(":")[0].strip("[]") in _EVERYWHERE and not advertise and listen != configuration.NOWHERE:
+    if (
+        listen.rpartition(":")[0].strip("[]") in _EVERYWHERE
+        and not advertise
+        and listen != configuration.NOWHERE
+    ):
         render.say(f"note: peers cannot dial {listen}: tell them an address of this host, or use --advertise")
     answer = {
         "node": node,
@@ -81,11 +89,11 @@ def _make(
     async def agent_can_connect() -> None:
         await (await connect(url, "init")).close()
 
-    with commands.connected(dsn) as connection, connection.transaction():
+    with commands.connected(dsn) as connection:
         installation.preflight(connection)
         asyncio.run(agent_can_connect())
-        site, incarnation = installation.settle(connection, name, node)
-        with _taken_back_on_failure(home):
+        with _taken_back_on_failure(home), connection.transaction():
+            site, incarnation = installation.settle(connection, name, node)
             credentials = Credentials.provide(home, name)
             settings = configuration.Settings(
                 home=home,
@@ -98,7 +106,6 @@ def _make(
                 advertise=advertise,
             )
             configuration.write(settings)
-            connection.commit()
     return settings, credentials.sha256
 
 
@@ -134,7 +141,9 @@ def _taken_back_on_failure(home: Path) -> Iterator[None]:
                 folder.rmdir()
         if isinstance(problem, OSError):
             raise SyncagentError(
-                f"the home {home} cannot be written", detail=problem.strerror, hint="choose another one with --home"
+                f"the home {home} cannot be written",
+                detail=problem.strerror,
+                hint="choose another one with --home",
             ) from problem
         raise
 
@@ -147,7 +156,9 @@ def _tell(settings: "Settings", digest: str) -> None:
 
     entry = peer_entry(Peer(settings.name, settings.node, settings.address, digest)).strip()
     render.show(
-        Text.assemble("Site ", (settings.name, "bold"), f", node {settings.node}, is ready in {settings.home}"),
+        Text.assemble(
+            "Site ", (settings.name, "bold"), f", node {settings.node}, is ready in {settings.home}"
+        ),
         Text("\nWrite this at the end of every other site's config.toml, and theirs into this one:\n"),
         Text(entry, "green"),
         Text("\nThen: syncagent attach TABLE...  and  syncagent run"),

@@ -13,16 +13,19 @@ from syncagent.errors import SyncagentError
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from syncagent.storage.drift import Finding
+
 _WIDE = 1000
 """Where nobody looks at a terminal, lines are as long as they are."""
 
 
-def json(answer: object) -> None:
-    """One JSON document. Names keep their spelling; times are ISO 8601."""
+def json(answer: object, *, line: bool = False) -> None:
+    """One JSON document, on one line if it is one of many. Times are ISO 8601."""
     import msgspec
 
-    text = msgspec.json.format(msgspec.json.encode(answer), indent=2).decode()
+    text = msgspec.json.format(msgspec.json.encode(answer), indent=-1 if line else 2).decode()
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 def console(*, stderr: bool = False) -> "Console":
@@ -71,6 +74,21 @@ def facts(values: Mapping[str, object]) -> "RenderableType":
     return table
 
 
+def findings(found: "Sequence[Finding]") -> "RenderableType":
+    """What a check found, and what mends it."""
+    from rich.text import Text
+
+    colours = {"error": "bold red", "warning": "yellow", "note": "dim"}
+    rows = [
+        (
+            Text(f.severity, colours[f.severity]),
+            Text(f.what) if f.mend is None else Text.assemble(f.what, "\n", (f.mend, "cyan")),
+        )
+        for f in found
+    ]
+    return grid(rows, ("", "what is found, and what mends it"))
+
+
 def plain(value: object) -> str:
     """A value as a person reads it."""
     match value:
@@ -82,8 +100,10 @@ def plain(value: object) -> str:
             return f"{value:.3g}"
         case datetime():
             return value.astimezone().isoformat(" ", "milliseconds")
-        case list() | tuple():
-            return ", ".join(plain(item) for item in value)
+        case dict() | list():
+            import msgspec
+
+            return msgspec.json.encode(value).decode()
         case _:
             return str(value)
 
@@ -92,12 +112,11 @@ def size(count: int | None) -> str:
     """Bytes as a person reads them."""
     if count is None:
         return ""
-    value, unit = float(count), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):  # noqa: B007: the last one is used
-        if value < 1024 or unit == "TB":
-            break
+    value, units = float(count), ["TB", "GB", "MB", "kB", "B"]
+    while value >= 1024 and len(units) > 1:
         value /= 1024
-    return f"{value:.0f} {unit}" if unit == "B" or value >= 10 else f"{value:.1f} {unit}"
+        units.pop()
+    return f"{value:.1f} {units[-1]}" if 0 < value < 10 and units[-1] != "B" else f"{value:.0f} {units[-1]}"
 
 
 def error(problem: SyncagentError) -> None:

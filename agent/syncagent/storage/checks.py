@@ -127,7 +127,7 @@ def _agent(connection: Connection, max_skew: float) -> Iterator[Finding]:
                 else "see its agent, the network, and config.toml of both"
             )
             yield Finding("warning", f"peer {name} is {site['state']}", mend)
-        for text in filter(None, (site["waiting"], site["trouble"])):
+        for text in filter(None, (None if site["paused"] else site["waiting"], site["trouble"])):
             yield Finding("warning", f"{name}: {text}")
         offset = abs(site["clock_offset_seconds"] or 0)
         if offset > _CLOCK_SECONDS:

@@ -13,7 +13,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
-from syncagent.errors import DatabaseError, SyncagentError, Unreachable, UsageError
+from syncagent.errors import DatabaseError, RefusedError, SyncagentError, Unreachable, UsageError
 from syncagent.storage import session as agent_session
 from syncagent.storage.borders import of_sqlstate
 from syncagent.storage.keeper import AGENT_LOCK
@@ -86,9 +86,13 @@ def connected(dsn: str) -> Iterator[Connection]:
 
 @contextmanager
 def site_of(dsn: str) -> Iterator[Connection]:
-    """`connected`, where a site of exactly our version is installed. RefusedError if not."""
+    """`connected`, where there is a site whose SQL side has exactly our version. RefusedError if not."""
     with connected(dsn) as connection:
         require_current(connection)
+        if not connection.execute("select from syncagent.local_site").rowcount:
+            raise RefusedError(
+                "this database is no site yet: only the SQL side is installed", hint="syncagent init"
+            )
         yield connection
 
 
@@ -125,11 +129,17 @@ def where(parameters: dict[str, Any]) -> str:
 
 
 def _refused(parameters: dict[str, Any], said: str) -> NoReturn:
-    last = said.strip().splitlines()[-1] if said.strip() else "no reason given"
     hint = next((hint for text, hint in _REASONS if text in said), "check the dsn and the server")
-    kind = DatabaseError if "FATAL" in said else Unreachable
-    message = "PostgreSQL refused the login" if "FATAL" in said else "cannot reach the site's PostgreSQL"
-    raise kind(f"{message} ({where(parameters)})", detail=last, hint=hint)
+    reason = (
+        next((line for line in said.splitlines() if "failed: " in line), said)
+        .rpartition("failed: ")[2]
+        .strip()
+    )
+    if "FATAL: " in said:  # the server itself said no
+        raise DatabaseError(
+            f"PostgreSQL refused the connection to {where(parameters)}", detail=reason, hint=hint
+        )
+    raise Unreachable(f"no PostgreSQL can be reached at {where(parameters)}", detail=reason, hint=hint)
 
 
 def agent_runs(connection: Connection) -> bool:

@@ -164,8 +164,8 @@ class PeerLink:
             await asyncio.wait([*parts, self._closing], return_when=asyncio.FIRST_COMPLETED)
             cause = _first_error(parts)
             self._end(_reason(cause))
-            if not listener.done():  # otherwise the peer is gone, or has said goodbye itself
-                await self._farewell(listener)
+            if not (listener.done() and isinstance(listener.exception(), LinkDown)):
+                await self._farewell(listener)  # otherwise the peer is gone, or has said goodbye itself
         finally:
             self._end("the agent stops")
             await _cancelled([listener, *helpers])
@@ -244,10 +244,13 @@ class PeerLink:
 
     async def _farewell(self, listener: "asyncio.Task[None]") -> None:
         """Say why, and wait a moment: a socket closed on unread bytes would take the words back."""
-        with suppress(TimeoutError, LinkDown):
+        with suppress(TimeoutError, LinkDown, ProtocolError):
             async with asyncio.timeout(LAST_WORDS):
                 await self._transmit(Bye(self._closing.result()))
-                await asyncio.wait([listener])
+                if not listener.done():
+                    await asyncio.wait([listener])
+                while await receive(self._control, self.peer) is not None:
+                    pass
 
     async def _discard(self) -> None:
         """Close what nobody has read, and end the iterators."""

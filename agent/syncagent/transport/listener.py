@@ -5,6 +5,7 @@ and that only for a listed certificate.
 """
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
@@ -85,7 +86,8 @@ class Listener:
         if self._server is not None:
             self._server.close()
             await self._runner.cleanup()
-            await self._server.wait_closed()
+            if sys.version_info >= (3, 13):
+                self._server.abort_clients()  # those still in their TLS handshake
 
     # ---- endpoints
 
