@@ -276,6 +276,10 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
     where c.relkind = 'r' and (a.atttypid = any (array['oid', 'xid', 'cid', 'tid', 'xid8', 'pg_snapshot', 'pg_lsn']::regtype[])
                                or format_type(a.atttypid, null) like 'reg%')
     union all
+    select 'the name of the table, of its schema or of a column holds $syncagent$', 'rename it'
+    from c where position('$syncagent$' in c.name) > 0
+       or exists (select from pg_attribute a where a.attrelid = p_table and position('$syncagent$' in a.attname) > 0)
+    union all
     select 'row-level security hides rows from the agent''s role', 'alter role the agent connects as: bypassrls'
     from c where c.relkind = 'r' and c.relrowsecurity and row_security_active(p_table)
     union all
@@ -296,9 +300,10 @@ declare
     v_tokens jsonb := syncagent._tokens(p_id);
 begin
     version := syncagent._render(syncagent._version_template(), v_tokens);
-    functions := syncagent._render(
+    functions := syncagent._render(replace(   -- no name may end a function's body: _obstacles keeps this quote from them
         syncagent._capture_template() || syncagent._fold_template() || syncagent._settle_template()
-        || syncagent._compact_template() || syncagent._apply_template() || syncagent._inspect_template(), v_tokens);
+        || syncagent._compact_template() || syncagent._apply_template() || syncagent._inspect_template(),
+        repeat('$', 2), '$syncagent$'), v_tokens);
     hash := md5(version || functions);
 end
 $$;

@@ -291,6 +291,9 @@ begin
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text),'
                    ' syncagent._entries(), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);
+    if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
+        execute format('grant select on syncagent.schema_version to %s', p_role);
+    end if;
 end
 $$;
 comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why() and conflicts_of(); they show rows of attached tables';

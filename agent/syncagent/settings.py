@@ -198,7 +198,9 @@ def _string(value: object) -> str:
 
 def _skew(value: object) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-        raise UsageError(f"{value!r} is not a number of seconds above zero")
+        raise UsageError(
+            f"{value!r} is not a number of seconds above zero", hint="leave the line out for the default"
+        )
     return float(value)
 
 

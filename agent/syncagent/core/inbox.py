@@ -3,8 +3,12 @@
 It exists apart from the services so that every order of events can be tried without a database.
 
 Invariants: the batches held of one origin form a chain that starts at the position applied here;
-at most WINDOW batches of an origin are held or asked for; only a batch whose context is covered here
-and whose stamps are not ahead of the wall clock is handed out; one batch at a time is being applied.
+at most WINDOW batches of an origin are held or asked for, more only while batches wait for each other;
+only what is covered here, together with what is handed out beside it, and whose stamps are not ahead of
+the wall clock, is handed out; one transaction at a time is being applied.
+
+A batch of several cuts has seen what its origin had applied at the last of them. So two of them can each
+lack the other: a knot. No order of them is causal, but one transaction that applies all of it is.
 
 Calling sequence. Events go in, decisions come out; nothing is remembered outside:
 
@@ -15,7 +19,8 @@ Calling sequence. Events go in, decisions come out; nothing is remembered outsid
     inbox.receiving(origin, now)              # optional: bytes of the asked batch are coming in
     kept = inbox.arrived(header, payload)     # complete and verified; not kept: close it; may raise ProtocolError
     inbox.refused(origin, message, until)     # the origin answered Refused
-    entry = inbox.pick(now, wall)             # None, or the batch to apply; then exactly one of
+    entry = inbox.pick(now, wall)             # None, or the batch to apply; then exactly one of those below
+    entries = inbox.pick_knot(now, wall)      # if there is none: batches to apply together; then, for each,
         inbox.applied(entry)                                        # committed
         dropped = inbox.inexact(entry)                              # plain rows met metadata: ask again, exact
         inbox.deferred(entry, reason, until)                        # rolled back: not before `until`
@@ -105,14 +110,14 @@ class Inbox(Generic[P]):
         self.me = me
         self._positions: dict[int, Position] | None = None  # None: the database was not read yet
         self._origins: dict[int, _Origin[P]] = {node: _Origin() for node in origins}
-        self._applying: Entry[P] | None = None
+        self._applying: list[Entry[P]] = []
         self._arrivals = 0
 
     # ---- what the database has
 
     def loaded(self, positions: Mapping[int, Position]) -> list[P]:
         """The frontier as committed: after every connect, and when the fate of a commit is unknown."""
-        self._applying = None
+        self._applying = []
         self._positions = dict(positions)
         dropped: list[P] = []
         for node, origin in self._origins.items():
@@ -159,16 +164,24 @@ class Inbox(Generic[P]):
     def wants(self, now: float) -> list[tuple[int, Want]]:
         """The wants to send now; they count as sent."""
         out: list[tuple[int, Want]] = []
+        tangled = self._tangled() if self._positions is not None else {}
         for node, origin in self._origins.items() if self._positions is not None else ():
-            if self._may_ask(origin, now):
+            if self._has_room(node, origin, tangled) and self._may_ask(origin, now):
                 cut, cut_id = origin.tail()
-                origin.asked = Want(after=cut, after_id=cut_id, plain=not origin.exact or bool(origin.held))
+                origin.asked = Want(after=cut, after_id=cut_id, plain=not origin.exact)
                 origin.asked_at = now
                 out.append((node, origin.asked))
         return out
 
+    def _has_room(self, node: int, origin: _Origin[P], tangled: Mapping[int, bool]) -> bool:
+        """A knot is closed by whoever lacks a batch, and sooner by all who send small ones meanwhile."""
+        if len(origin.held) < limits.WINDOW or tangled.get(node, False):
+            return True
+        size = sum(stream.size for entry in origin.held for stream in entry.header.streams)
+        return node in tangled and len(origin.held) < limits.KNOT_WINDOW and size < limits.KNOT_SIZE
+
     def _may_ask(self, origin: _Origin[P], now: float) -> bool:
-        if not origin.linked or origin.paused or len(origin.held) >= limits.WINDOW or now < origin.ask_after:
+        if not origin.linked or origin.paused or now < origin.ask_after:
             return False
         return origin.asked is None or now - origin.asked_at >= limits.ASK_AGAIN
 
@@ -198,14 +211,57 @@ class Inbox(Generic[P]):
 
     def pick(self, now: float, wall: int) -> Entry[P] | None:
         """The batch to apply now, oldest first over all origins."""
-        if self._applying is not None:
+        if self._applying:
             return None
-        self._applying = self._oldest(now, wall, None)
-        return self._applying
+        entry = self._oldest(now, wall, None)
+        self._applying = [] if entry is None else [entry]
+        return entry
+
+    def pick_knot(self, now: float, wall: int) -> list[Entry[P]]:
+        """The fewest batches that wait for nothing but each other, oldest first; for one transaction."""
+        if self._applying:
+            return []
+        closed = [knot for knot, lacking in map(self._knot, self._holding()) if not lacking]
+        free = [k for k in closed if all(self._hindered(entry, now, wall) is None for entry in k)]
+        smallest: list[Entry[P]] = min(free, key=len, default=[])
+        self._applying = sorted(smallest, key=lambda entry: entry.order)
+        return list(self._applying)
 
     def peek(self, now: float, wall: int) -> Entry[P] | None:
         """The batch that pick will give if the one being applied succeeds."""
-        return self._oldest(now, wall, self._applying)
+        return self._oldest(now, wall, self._applying[0] if len(self._applying) == 1 else None)
+
+    def _holding(self) -> list[int]:
+        return [node for node, origin in self._origins.items() if origin.held]
+
+    def _knot(self, node: int) -> tuple[list[Entry[P]], set[int]]:
+        """What must be applied together with the first batch of an origin, and whose batches it lacks."""
+        taken: dict[int, int] = {node: 1}
+        knot, seen, lacking = [self._origins[node].held[0]], 0, set()
+        while seen < len(knot):
+            entry, seen = knot[seen], seen + 1
+            for other, cut in self._lacks(entry, self.frontier).items():
+                held = self._at(other).held
+                reach = next((n for n, one in enumerate(held, 1) if one.header.upto >= cut), len(held))
+                knot += held[taken.get(other, 0) : reach]
+                taken[other] = max(reach, taken.get(other, 0))
+                if not held or held[-1].header.upto < cut:
+                    lacking.add(other)
+        return knot, lacking
+
+    def _tangled(self) -> dict[int, bool]:
+        """Origins whose batches wait for others or are waited for; true: more of its batches are."""
+        tangled: dict[int, bool] = {}
+        for node, origin in self._origins.items():
+            if origin.held and self._lacks(origin.held[0], self.frontier):
+                knot, lacking = self._knot(node)
+                for entry in knot:
+                    tangled.setdefault(entry.origin, False)
+                tangled.update(dict.fromkeys(lacking, True))
+        return tangled
+
+    def _lacks(self, entry: Entry[P], have: Mapping[int, int]) -> dict[int, int]:
+        return frontier.missing(entry.header.context, have, origin=entry.origin, me=self.me)
 
     def _oldest(self, now: float, wall: int, done: Entry[P] | None) -> Entry[P] | None:
         ready = []
@@ -222,10 +278,16 @@ class Inbox(Generic[P]):
         if origin.paused:
             return Waiting("paused", "paused by the operator")
         have = self.frontier if done is None else {**self.frontier, done.origin: done.header.upto}
-        lacks = frontier.missing(entry.header.context, have, origin=node, me=self.me)
-        if lacks:
+        if lacks := self._lacks(entry, have):
             names = ", ".join(f"cut {cut} of node {other}" for other, cut in sorted(lacks.items()))
             return Waiting("causal", f"waits for {names}")
+        return self._hindered(entry, now, wall)
+
+    def _hindered(self, entry: Entry[P], now: float, wall: int) -> Waiting | None:
+        """What keeps this batch back beside the batches of others."""
+        node, origin = entry.origin, self._origins[entry.origin]
+        if origin.paused:
+            return Waiting("paused", "paused by the operator")
         if clock.too_far_ahead(entry.header.newest, wall):
             ahead = stamp.to_seconds(entry.header.newest - wall)
             return Waiting("clock", f"held: the clock of node {node} is {ahead:.1f} s ahead of ours")
@@ -261,8 +323,8 @@ class Inbox(Generic[P]):
         return self._at(node).attempts
 
     def _end(self, entry: Entry[P]) -> _Origin[P]:
-        assert entry is self._applying, "only the batch that was picked can end"
-        self._applying = None
+        assert entry in self._applying, "only a batch that was picked can end"
+        self._applying.remove(entry)
         return self._origins[entry.origin]
 
     # ---- for status and for the loop
@@ -272,8 +334,8 @@ class Inbox(Generic[P]):
         return {node: self._waiting(node, origin, now, wall) for node, origin in self._origins.items()}
 
     def _waiting(self, node: int, origin: _Origin[P], now: float, wall: int) -> Waiting:
-        if self._applying is not None and self._applying.origin == node:
-            return Waiting("applying", f"applying up to cut {self._applying.header.upto}")
+        if applying := [entry for entry in self._applying if entry.origin == node]:
+            return Waiting("applying", f"applying up to cut {applying[-1].header.upto}")
         if origin.held:
             return self._blocked(node, origin, origin.held[0], now, wall, None) or Waiting(
                 "next", "about to be applied"
@@ -291,7 +353,8 @@ class Inbox(Generic[P]):
     def wake_in(self, now: float, wall: int) -> float | None:
         """Seconds until wants or pick may answer differently although nothing happens; None: never."""
         waits = []
-        for origin in self._origins.values():
+        tangled = self._tangled()
+        for node, origin in self._origins.items():
             if origin.paused:
                 continue
             if origin.held:
@@ -299,7 +362,7 @@ class Inbox(Generic[P]):
                 waits += [
                     stamp.to_seconds(clock.excess(entry.header.newest, wall)) for entry in origin.held[:1]
                 ]
-            if origin.linked and len(origin.held) < limits.WINDOW:
+            if origin.linked and self._has_room(node, origin, tangled):
                 waits.append(
                     origin.asked_at + limits.ASK_AGAIN - now if origin.asked else origin.ask_after - now
                 )

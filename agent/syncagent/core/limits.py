@@ -20,6 +20,9 @@ ASK_AGAIN = 60.0
 # ---- credit
 WINDOW = 2
 """Batches of one origin at a receiver: one being applied, the next one on its way."""
+KNOT_WINDOW = 32
+KNOT_SIZE = 16 * 1024 * 1024
+"""Batches, and their raw bytes, of one origin while they wait for those of others, and these for them."""
 
 # ---- cuts
 CUT_INTERVAL = 0.005
@@ -53,6 +56,7 @@ MAX_NODE = 0xFFFF
 assert FRAME_SIZE < MESSAGE_SIZE, "a frame fits into a message"
 assert FRAME_SIZE * 4 <= SPOOL_MEMORY, "the spool holds several frames before it spills"
 assert PING_INTERVAL * 3 < LINK_TIMEOUT < ASK_AGAIN, "a dead link is noticed before a want is repeated"
+assert KNOT_WINDOW > WINDOW, "a knot can be closed"
 assert WINDOW >= 2, "the next batch travels while one is applied"
 assert CUT_INTERVAL < KNOWLEDGE_INTERVAL < IDLE_CUT_INTERVAL, "work first, knowledge next, nobody last"
 assert BUSY_POLL <= CUT_INTERVAL, "polling does not delay a cut"

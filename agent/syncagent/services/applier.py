@@ -31,22 +31,27 @@ class Applier:
     async def run(self) -> None:
         """For ever. Raises Unreachable when the database is gone."""
         while True:
-            entry = self._inbox.pick(self._clock.now(), self._clock.wall())
-            if entry is not None:
-                await self._apply(entry)
+            entries = self._next()
+            if entries:
+                await self._apply(entries)
                 self._desk.bells.ring()
-            if self.parked and (entry is not None or self._clock.now() - self._parked_at >= _PARKED_AGAIN):
+            if self.parked and (entries or self._clock.now() - self._parked_at >= _PARKED_AGAIN):
                 await self._retry_parked()
-            if entry is None:
+            if not entries:
                 wake = self._inbox.wake_in(self._clock.now(), self._clock.wall())
                 longest = _PARKED_AGAIN if self.parked else None
                 await self._desk.bells.applies.wait(
                     min((s for s in (wake, longest) if s is not None), default=None)
                 )
 
-    async def _apply(self, entry: Entry[Spool]) -> None:
-        attempt = self._inbox.attempts(entry.origin)
-        merging = asyncio.ensure_future(self._replica.apply(entry.header, entry.payload, attempt=attempt))
+    def _next(self) -> list[Entry[Spool]]:
+        now, wall = self._clock.now(), self._clock.wall()
+        entry = self._inbox.pick(now, wall)
+        return self._inbox.pick_knot(now, wall) if entry is None else [entry]
+
+    async def _apply(self, entries: list[Entry[Spool]]) -> None:
+        attempt = max(self._inbox.attempts(entry.origin) for entry in entries)
+        merging = asyncio.ensure_future(self._merge(entries, attempt))
         who = None
         try:
             done, _ = await asyncio.wait([merging], timeout=_LONG if attempt else None)
@@ -54,18 +59,27 @@ class Applier:
                 who = await self._keeper.blockers()
             applied = await merging
         except Inexact:
-            for spool in self._inbox.inexact(entry):
-                await spool.close()
+            for entry in entries:
+                for spool in self._inbox.inexact(entry):
+                    await spool.close()
         except Unreachable:
             raise
         except SyncagentError as error:
-            self._defer(entry, error, attempt, who)
+            self._defer(entries, error, attempt, who)
         else:
-            await self._applied(entry, applied)
+            await self._applied(entries, applied)
         finally:
             merging.cancel()
 
-    def _defer(self, entry: Entry[Spool], error: SyncagentError, attempt: int, who: str | None) -> None:
+    async def _merge(self, entries: list[Entry[Spool]], attempt: int) -> Applied:
+        if len(entries) == 1:
+            return await self._replica.apply(entries[0].header, entries[0].payload, attempt=attempt)
+        parts = [(entry.header, entry.payload) for entry in entries]
+        return await self._replica.apply_knot(parts, attempt=attempt)
+
+    def _defer(
+        self, entries: list[Entry[Spool]], error: SyncagentError, attempt: int, who: str | None
+    ) -> None:
         most = 0.25 if isinstance(error, Contended) else limits.RETRY_MOST
         pause = backoff.delay(attempt + 1, self._clock.chance(), first=limits.RETRY_FIRST, most=most)
         reason = " ".join(
@@ -77,13 +91,15 @@ class Applier:
             )
             if part
         )
-        self._inbox.deferred(entry, f"refused {attempt + 1} times: {reason}", self._clock.now() + pause)
+        for entry in entries:
+            self._inbox.deferred(entry, f"refused {attempt + 1} times: {reason}", self._clock.now() + pause)
 
-    async def _applied(self, entry: Entry[Spool], applied: Applied) -> None:
-        self._inbox.applied(entry)
-        self._desk.outbox.learned(entry.origin, entry.header.upto, entry.header.rows)
-        await entry.payload.close()
-        self.batches += 1
+    async def _applied(self, entries: list[Entry[Spool]], applied: Applied) -> None:
+        for entry in entries:
+            self._inbox.applied(entry)
+            self._desk.outbox.learned(entry.origin, entry.header.upto, entry.header.rows)
+            await entry.payload.close()
+        self.batches += len(entries)
         self.rows += applied.taken
         self.conflicts += applied.conflicts
         self.parked += applied.parked

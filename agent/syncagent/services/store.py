@@ -59,6 +59,11 @@ class Applied:
     conflicts: int
     parked: int
 
+    def __add__(self, other: "Applied") -> "Applied":
+        return Applied(
+            self.taken + other.taken, self.conflicts + other.conflicts, self.parked + other.parked
+        )
+
 
 @dataclass(frozen=True)
 class Request:
@@ -104,6 +109,9 @@ class Replica(Protocol):
     async def apply(self, header: BatchHeader, spool: Spool, *, attempt: int) -> Applied:
         """Merge a batch and move the frontier in one transaction. `attempt` counts earlier refusals: from
         the third on it waits for a refused row first. Raises Contended, Inexact, DatabaseError."""
+
+    async def apply_knot(self, parts: Sequence[tuple[BatchHeader, Spool]], *, attempt: int) -> Applied:
+        """The same for batches that wait for each other: all in one transaction."""
 
     async def retry_parked(self) -> int:
         """Try parked rows again; returns how many are left."""

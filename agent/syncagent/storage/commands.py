@@ -16,7 +16,6 @@ from psycopg.rows import dict_row
 from syncagent.errors import DatabaseError, RefusedError, SyncagentError, Unreachable, UsageError
 from syncagent.storage import session as agent_session
 from syncagent.storage.borders import of_sqlstate
-from syncagent.storage.keeper import AGENT_LOCK
 from syncagent.storage.migrations import require_current
 
 Connection = psycopg.Connection[dict[str, Any]]
@@ -29,7 +28,7 @@ _REASONS = (
     ("no pg_hba.conf entry", "allow this host, user and database in the server's pg_hba.conf"),
     ("does not exist", "create it first, or correct the dsn"),
     ("Connection refused", "is the server running there, and does it listen on that address?"),
-    ("could not translate host name", "correct the host in the dsn"),
+    ("failed to resolve host", "correct the host in the dsn"),
     ("timeout", "is there a firewall between this host and the server?"),
 )
 
@@ -89,7 +88,7 @@ def site_of(dsn: str) -> Iterator[Connection]:
     """`connected`, where there is a site whose SQL side has exactly our version. RefusedError if not."""
     with connected(dsn) as connection:
         require_current(connection)
-        if not connection.execute("select from syncagent.local_site").rowcount:
+        if not connection.execute("select from syncagent.site").rowcount:
             raise RefusedError(
                 "this database is no site yet: only the SQL side is installed", hint="syncagent init"
             )
@@ -144,9 +143,5 @@ def _refused(parameters: dict[str, Any], said: str) -> NoReturn:
 
 def agent_runs(connection: Connection) -> bool:
     """Whether an agent holds this site."""
-    row = connection.execute(
-        "select exists (select from pg_locks where locktype = 'advisory' and classid = %s and objid = %s and objsubid = 2"
-        " and granted and database = (select oid from pg_database where datname = current_database())) as runs",
-        AGENT_LOCK,
-    ).fetchone()
+    row = connection.execute("select syncagent._agent_runs() as runs").fetchone()
     return bool(row and row["runs"])

@@ -66,7 +66,7 @@ def _fixed(connection: Connection) -> Iterator[Finding]:
     for name in sorted(set(_FUNCTION.findall(text))):
         if name not in bodies:
             yield Finding("error", f"function syncagent.{name} is missing", mend)
-        elif bodies[name]["prosrc"] not in text:
+        elif not _stands_in(text, bodies[name]["prosrc"], "$$", "$template$"):
             yield Finding("error", f"function syncagent.{name} has been changed", mend)
 
 
@@ -76,6 +76,10 @@ def _bodies(connection: Connection) -> dict[str, dict[str, Any]]:
         " from pg_proc p where p.pronamespace = 'syncagent'::regnamespace"
     )
     return {row["proname"]: row for row in rows}
+
+
+def _stands_in(text: str, body: str, *quotes: str) -> bool:
+    return any(f"{quote}{body}{quote}" in text for quote in quotes)
 
 
 def _generated(connection: Connection) -> Iterator[Finding]:
@@ -186,8 +190,8 @@ def _functions(
         found = bodies.get(name)
         if found is None:
             yield Finding("error", f"function syncagent.{name} of {table['name']} is missing", _REGENERATE)
-        elif (
-            found["comment"] != f"syncagent {table['text_hash']}" or found["prosrc"] not in text["functions"]
+        elif found["comment"] != f"syncagent {table['text_hash']}" or not _stands_in(
+            text["functions"], found["prosrc"], "$syncagent$"
         ):
             yield Finding(
                 "error", f"function syncagent.{name} of {table['name']} has been changed", _REGENERATE

@@ -82,9 +82,9 @@ def remove(connection: Connection) -> list[str]:
         raise RefusedError("an agent is running for this site", hint="stop it first")
     connection.execute("lock table syncagent.merge_lock in access exclusive mode")
     tables = connection.execute(
-        "select relation, format('%I.%I', schema_name, table_name) as name from syncagent.replicated order by id"
+        "select relation::oid::bigint as oid, format('%I.%I', schema_name, table_name) as name from syncagent.replicated order by id"
     ).fetchall()
     for table in tables:
-        connection.execute("select syncagent._detach(%s::oid::regclass)", (table["relation"],))
+        connection.execute("select syncagent._detach(%s::bigint::oid::regclass)", (table["oid"],))
     connection.execute("drop schema syncagent cascade")
     return [table["name"] for table in tables]

@@ -6,6 +6,9 @@ which is flushed, has said that they are here.
 """
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 
 import asyncpg
 import msgspec
@@ -35,27 +38,62 @@ class PostgresReplica:
 
     async def apply(self, header: BatchHeader, spool: Spool, *, attempt: int) -> Applied:
         with border():
-            plain = await self._stage(header, spool)
+            staged = await self._stage(header, spool)
+
+        async def merge(careful: bool) -> Applied:
+            async with AsyncExitStack() as turn, self._session.transaction():
+                if attempt >= _ROWS_FIRST:
+                    await self._take_refused(staged)
+                await turn.enter_async_context(self._alone())
+                return await self._merge(staged, attempt=attempt, careful=careful)
+
+        return await self._carefully(merge)
+
+    async def apply_knot(self, parts: Sequence[tuple[BatchHeader, Spool]], *, attempt: int) -> Applied:
+        """The staging tables serve one part after the other, so all happens inside the transaction."""
+
+        async def merge(careful: bool) -> Applied:
+            total = Applied(0, 0, 0)
+            async with AsyncExitStack() as turn, self._session.transaction():
+                for header, spool in parts if attempt >= _ROWS_FIRST else ():
+                    await self._take_refused(await self._stage(header, spool))
+                await turn.enter_async_context(self._alone())
+                for header, spool in parts:
+                    staged = await self._stage(header, spool)
+                    total += await self._merge(staged, attempt=attempt, careful=careful)
+            return total
+
+        return await self._carefully(merge)
+
+    async def _carefully(self, merge: Callable[[bool], Awaitable[Applied]]) -> Applied:
+        """Parking takes subtransactions and looks row by row: only if a constraint was broken."""
         try:
             with border():
-                return await self._merge(header, plain, attempt=attempt, careful=False)
+                return await merge(False)
         except ConstraintBroken:
             with border():
-                return await self._merge(header, plain, attempt=attempt, careful=True)
+                return await merge(True)
 
     async def retry_parked(self) -> int:
         session = self._session
         with border():
-            async with self._merging, session.transaction():
-                await session.execute("lock table syncagent.merge_lock in exclusive mode")
+            async with AsyncExitStack() as turn, session.transaction():
+                await turn.enter_async_context(self._alone())
                 await session.fetchval("select syncagent._retry_parked()")
                 return int(await session.fetchval("select count(*) from syncagent.parked_row"))
 
-    async def _stage(self, header: BatchHeader, spool: Spool) -> list["_Source"]:
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """No cut and no compaction meanwhile; left when the transaction has ended."""
+        async with self._merging:
+            await self._session.execute("lock table syncagent.merge_lock in exclusive mode")
+            yield
+
+    async def _stage(self, header: BatchHeader, spool: Spool) -> "_Staged":
         """Fill the staging tables with the exact streams; plain ones wait until it is known where they may go."""
         session = self._session
         plain: list[_Source] = []
-        fresh: set[int] = set()
+        relations: set[int] = set()
         for index, stream in enumerate(header.streams):
             target = await session.fetchrow(
                 "select * from syncagent._stage($1, $2, $3, $4, $5)",
@@ -66,61 +104,60 @@ class PostgresReplica:
                 not any(stream.table == earlier.table for earlier in header.streams[:index]),
             )
             assert target is not None
-            fresh.add(target["relation"])
+            relations.add(target["relation"])
             source = _Source(target, index, stream, spool)
             if stream.form == "plain":
                 plain.append(source)
             else:
                 await source.stage(session)
-        self._relations = sorted(fresh)
-        return plain
+        return _Staged(header, sorted(relations), plain)
 
-    async def _merge(
-        self, header: BatchHeader, plain: list["_Source"], *, attempt: int, careful: bool
-    ) -> Applied:
+    async def _take_refused(self, staged: "_Staged") -> None:
+        """Wait for a row that others hold while this transaction holds nothing else."""
         session = self._session
-        contexts = _encoder.encode(header.contexts).decode()
-        transaction = session.transaction()
-        await transaction.start()
-        try:
-            if attempt >= _ROWS_FIRST:
-                await session.fetchval("select syncagent._await_refused($1, $2)", self._relations, _WAIT_MS)
-                await session.execute(f"set local lock_timeout = {int(limits.LOCK_TIMEOUT * 1000)}")
-            async with self._merging:
-                await session.execute("lock table syncagent.merge_lock in exclusive mode")
-                await session.fetchval(
-                    "select syncagent._apply_begin($1, $2, $3::text::jsonb, $4)",
-                    header.origin,
-                    header.after,
-                    contexts,
-                    header.newest,
-                )
-                copied = 0
-                for source in plain:
-                    if attempt == 0 and not careful and await source.may_copy(session):
-                        copied += await source.copy(session)
-                    else:
-                        await source.stage(session)
-                result = await session.fetchrow(
-                    "select sum(taken)::bigint as taken, sum(conflicts)::bigint as conflicts, sum(parked)::bigint as parked"
-                    " from syncagent._merge($1, $2, $3)",
-                    self._relations,
-                    header.origin,
-                    careful,
-                )
-                await session.fetchval(
-                    "select syncagent._apply_end($1, $2, $3, $4)",
-                    header.origin,
-                    header.after,
-                    header.upto,
-                    header.upto_id,
-                )
-                await transaction.commit()
-        except BaseException:
-            await transaction.rollback()
-            raise
+        await session.fetchval("select syncagent._await_refused($1, $2)", staged.relations, _WAIT_MS)
+        await session.execute(f"set local lock_timeout = {int(limits.LOCK_TIMEOUT * 1000)}")
+
+    async def _merge(self, staged: "_Staged", *, attempt: int, careful: bool) -> Applied:
+        session, header = self._session, staged.header
+        await session.fetchval(
+            "select syncagent._apply_begin($1, $2, $3::text::jsonb, $4)",
+            header.origin,
+            header.after,
+            _encoder.encode(header.contexts).decode(),
+            header.newest,
+        )
+        copied = 0
+        for source in staged.plain:
+            if attempt == 0 and not careful and await source.may_copy(session):
+                copied += await source.copy(session)
+            else:
+                await source.stage(session)
+        result = await session.fetchrow(
+            "select sum(taken)::bigint as taken, sum(conflicts)::bigint as conflicts, sum(parked)::bigint as parked"
+            " from syncagent._merge($1, $2, $3)",
+            staged.relations,
+            header.origin,
+            careful,
+        )
+        await session.fetchval(
+            "select syncagent._apply_end($1, $2, $3, $4)",
+            header.origin,
+            header.after,
+            header.upto,
+            header.upto_id,
+        )
         assert result is not None
         return Applied(result["taken"] + copied, result["conflicts"], result["parked"])
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A batch whose exact rows are in the staging tables of `relations`."""
+
+    header: BatchHeader
+    relations: list[int]
+    plain: list["_Source"]
 
 
 class _Source:

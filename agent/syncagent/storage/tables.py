@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from psycopg.errors import DeadlockDetected, InvalidName, LockNotAvailable
+from psycopg import errors
 
 from syncagent.errors import Contended, RefusedError, UsageError
 from syncagent.storage import drift
@@ -115,7 +115,11 @@ def _oid(connection: Connection, name: str) -> int | None:
     for call in ("to_regclass(%s)", "to_regclass(quote_ident(%s))"):
         try:
             row = connection.execute(f"select {call}::oid::bigint as oid".encode(), (name,)).fetchone()
-        except InvalidName:
+        except (
+            errors.InvalidName,
+            errors.SyntaxError,
+            errors.FeatureNotSupported,
+        ):  # a.b.c is another database
             continue
         if row and row["oid"]:
             return int(row["oid"])
@@ -196,15 +200,15 @@ def attached(connection: Connection, names: Sequence[str]) -> dict[int, str]:
     for name in names:
         row = connection.execute(
             """
-            select r.relation::oid::bigint as oid, coalesce(format('%%I.%%I', n.nspname, c.relname),
-                                                            format('%%I.%%I', r.schema_name, r.table_name)) as name
+            select r.relation::oid::bigint as oid,
+                   case when c.oid is null then format('%%I.%%I', r.schema_name, r.table_name)
+                        else format('%%I.%%I', n.nspname, c.relname) end as name
             from syncagent.replicated r
             left join pg_class c on c.oid = r.relation left join pg_namespace n on n.oid = c.relnamespace
-            where r.relation = %(oid)s::bigint::oid
-               or c.oid is null and %(name)s in (r.table_name, format('%%I', r.table_name),
-                    format('%%s.%%s', r.schema_name, r.table_name), format('%%I.%%I', r.schema_name, r.table_name))
+            where r.relation = %s::bigint::oid
+               or c.oid is null and %s::text[] in (array[r.table_name::text], array[r.schema_name::text, r.table_name::text])
             """,
-            {"name": name, "oid": _oid(connection, name)},
+            (_oid(connection, name), _parts(connection, name)),
         ).fetchone()
         if row is None:
             raise RefusedError(
@@ -212,6 +216,15 @@ def attached(connection: Connection, names: Sequence[str]) -> dict[int, str]:
             )
         found[int(row["oid"])] = str(row["name"])
     return found
+
+
+def _parts(connection: Connection, name: str) -> list[str]:
+    """Schema and name, or name alone, without their quotes."""
+    try:
+        row = connection.execute("select parse_ident(%s) as parts", (name,)).fetchone()
+    except errors.InvalidParameterValue:
+        return [name]
+    return [] if row is None else row["parts"]
 
 
 def detach(connection: Connection, tables: Mapping[int, str], *, patience: float, on_wait: OnWait) -> None:
@@ -259,7 +272,7 @@ def _patiently(
             with connection.transaction():
                 connection.execute(f"set local lock_timeout = {_TRY_MS}".encode())
                 return work()
-        except (LockNotAvailable, DeadlockDetected):
+        except (errors.LockNotAvailable, errors.DeadlockDetected):
             held = _holders(connection, oids, compatible)
         if time.monotonic() >= deadline:
             raise Contended(

@@ -164,8 +164,8 @@ class PeerLink:
             await asyncio.wait([*parts, self._closing], return_when=asyncio.FIRST_COMPLETED)
             cause = _first_error(parts)
             self._end(_reason(cause))
-            if not (listener.done() and isinstance(listener.exception(), LinkDown)):
-                await self._farewell(listener)  # otherwise the peer is gone, or has said goodbye itself
+            if not _heard_the_end(listener):
+                await self._farewell(listener)
         finally:
             self._end("the agent stops")
             await _cancelled([listener, *helpers])
@@ -247,9 +247,8 @@ class PeerLink:
         with suppress(TimeoutError, LinkDown, ProtocolError):
             async with asyncio.timeout(LAST_WORDS):
                 await self._transmit(Bye(self._closing.result()))
-                if not listener.done():
-                    await asyncio.wait([listener])
-                while await receive(self._control, self.peer) is not None:
+                await asyncio.wait([listener])
+                while not _heard_the_end(listener) and await receive(self._control, self.peer) is not None:
                     pass
 
     async def _discard(self) -> None:
@@ -292,6 +291,11 @@ class PeerLink:
         return LinkDown(
             f"the connection with site {self.peer.name} was lost", detail=str(error) if error else None
         )
+
+
+def _heard_the_end(listener: "asyncio.Task[None]") -> bool:
+    """The peer is gone, or has said goodbye itself."""
+    return listener.done() and isinstance(listener.exception(), LinkDown)
 
 
 def _first_error(parts: Sequence["asyncio.Future[Any]"]) -> BaseException | None:

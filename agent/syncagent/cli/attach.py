@@ -1,0 +1,109 @@
+"""`syncagent attach`: from now on these tables are replicated."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from syncagent.cli import render
+from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, seconds
+from syncagent.errors import UsageError
+
+if TYPE_CHECKING:
+    from syncagent.storage.tables import Attached, Candidate
+
+LockTimeoutOption = Annotated[
+    float,
+    typer.Option(parser=seconds, metavar="TIME", help="How long to keep trying for a lock that others hold."),
+]
+
+
+def attach(
+    tables: Annotated[
+        list[str] | None, typer.Argument(help="Tables, named as in SQL.", show_default=False)
+    ] = None,
+    *,
+    every: Annotated[
+        bool, typer.Option("--all", envvar="SYNCAGENT_ATTACH_ALL", help="Every table that is not attached.")
+    ] = False,
+    schema: Annotated[
+        str | None, typer.Option(help="With --all: only tables of this schema.", show_default=False)
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="With --all: leave out, as in 'audit_*' or 'billing.*'.",
+            show_default=False,
+        ),
+    ] = None,
+    derive_key: Annotated[
+        bool, typer.Option("--derive-key", help="Accept primary keys that are not one uuid column.")
+    ] = False,
+    existing: Annotated[
+        Literal["ship", "keep"],
+        typer.Option(
+            help="Rows that are there: ship them to the others, or keep them, for every site has them."
+        ),
+    ] = "ship",
+    lock_timeout: LockTimeoutOption = "30s",  # type: ignore[assignment]
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    home: HomeOption = None,
+    dsn: DsnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Replicate tables from now on: all of those named, or none if one of them cannot be."""
+    from syncagent.storage import tables as storage
+    from syncagent.storage.commands import site_of
+
+    if bool(tables) == every:
+        raise UsageError("name tables, or use --all" if not tables else "name tables or use --all, not both")
+    if not every and (schema or exclude):
+        raise UsageError("--schema and --exclude choose among --all tables")
+    with site_of(dsn_of(home, dsn)) as connection:
+        chosen = (
+            storage.every(connection, schema, exclude or [], derive=derive_key)
+            if every
+            else storage.named(connection, tables or [], derive=derive_key)
+        )
+        if dry_run:
+            _foretell(chosen, as_json)
+            return
+        storage.refuse_obstacles(chosen)
+        done = storage.attach(
+            connection,
+            chosen,
+            derive=derive_key,
+            ship=existing == "ship",
+            patience=lock_timeout,
+            on_wait=lambda held: render.say(f"waiting: {held}"),
+        )
+    _tell(done, as_json)
+
+
+def _foretell(chosen: "list[Candidate]", as_json: bool) -> None:
+    if as_json:
+        render.json([{"table": c.name, "problems": c.problems, "hints": c.hints} for c in chosen])
+    else:
+        rows = [(c.name, "; ".join(c.problems) or "can be attached", "; ".join(c.hints)) for c in chosen]
+        render.show(render.grid(rows, ("table", "verdict", "what mends it")))
+    if any(c.problems for c in chosen):
+        raise typer.Exit(1)
+
+
+def _tell(done: "list[Attached]", as_json: bool) -> None:
+    if as_json:
+        render.json(done)
+        return
+    if not done:
+        render.say("nothing to attach: every table is attached, or excluded")
+        return
+    rows = [
+        (
+            a.table,
+            ", ".join(a.key) + (" (derived)" if a.derived else ""),
+            "kept" if a.shipped is None else f"{a.shipped:,}",
+        )
+        for a in done
+    ]
+    render.show(render.grid(rows, ("attached", "key", ">rows to ship")))
+    render.say("attach them at every other site, too: a site without a table waits for it")

@@ -1,0 +1,78 @@
+"""`syncagent doctor`: what is wrong, and the command that mends it."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from syncagent.cli import render
+from syncagent.cli.options import DsnOption, HomeOption, JsonOption, home_of
+from syncagent.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from syncagent.settings import Settings
+    from syncagent.storage.drift import Finding
+
+
+def doctor(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOption = False) -> None:
+    """Examine settings, grants, clocks, triggers, drift and disk; exit 1 if something is broken."""
+    from syncagent.settings import load
+    from syncagent.storage import checks
+    from syncagent.storage.commands import connected
+
+    folder = home_of(home)
+    settings: Settings | None = None
+    try:
+        settings = load(folder)
+    except UsageError:
+        if dsn is None:
+            raise
+    findings = _home(folder, settings) if settings else []
+    with connected(dsn or (settings.dsn if settings else "")) as connection:
+        findings += checks.examine(connection, settings.max_clock_skew if settings else None)
+        if settings and (found := checks.stranger(connection, settings.site, settings.incarnation)):
+            findings.append(found)
+    order = ("error", "warning", "note")
+    findings.sort(key=lambda finding: order.index(finding.severity))
+    if as_json:
+        render.json(findings)
+    else:
+        _tell(findings)
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _tell(findings: "list[Finding]") -> None:
+    if findings:
+        render.show(render.findings(findings))
+    errors = sum(finding.severity == "error" for finding in findings)
+    warnings = sum(finding.severity == "warning" for finding in findings)
+    if errors or warnings:
+        render.say(f"{render.counted(errors, 'error')}, {render.counted(warnings, 'warning')}")
+    else:
+        render.say("everything is as it should be")
+
+
+def _home(folder: "Path", settings: "Settings") -> "list[Finding]":
+    """The files of the home: secrets kept to their owner, the certificate that peers must list."""
+    from syncagent.errors import SyncagentError
+    from syncagent.settings import FILE
+    from syncagent.storage.drift import Finding
+    from syncagent.transport.tls import CERTIFICATE, KEY, digest_of_pem
+
+    found = [
+        Finding("error", f"{folder / name} can be read by others", f"chmod 600 {folder / name}")
+        for name in (FILE, KEY)
+        if (folder / name).exists() and (folder / name).stat().st_mode & 0o077
+    ]
+    try:
+        sha256 = digest_of_pem((folder / CERTIFICATE).read_text(encoding="ascii", errors="replace"))
+        found.append(Finding("note", f"peers list this site's certificate as sha256 = {sha256}"))
+    except (OSError, SyncagentError) as error:
+        found.append(
+            Finding("error", f"{folder / CERTIFICATE}: {error}", "restore it, or make the home anew")
+        )
+    if not settings.peers:
+        found.append(Finding("note", "this site has no peers", f"add [[peer]] entries to {folder / FILE}"))
+    return found

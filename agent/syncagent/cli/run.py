@@ -1,0 +1,74 @@
+"""`syncagent run`: the agent, in the foreground."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from syncagent.cli.options import HomeOption, JsonOption, home_of
+
+if TYPE_CHECKING:
+    from syncagent.settings import Settings
+
+
+def run(
+    home: HomeOption = None,
+    dsn: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SYNCAGENT_DSN",
+            help="Another way to the site's database than the home's.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Be the site's agent until SIGTERM or Ctrl-C. Talks on stderr; --json makes each line a JSON object."""
+    import asyncio
+
+    import msgspec
+
+    from syncagent import settings as configuration
+    from syncagent.storage.commands import as_url, site_of
+
+    settings = configuration.load(home_of(home))
+    if dsn is not None:
+        settings = msgspec.structs.replace(settings, dsn=as_url(dsn))
+    with site_of(settings.dsn):
+        pass  # the SQL side is of our version
+    _talk_on_stderr(as_json)
+    asyncio.run(_run(settings))
+
+
+async def _run(settings: "Settings") -> None:
+    import asyncio
+    import signal
+
+    from syncagent import node
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await node.run(settings, stop=stop)
+
+
+def _talk_on_stderr(as_json: bool) -> None:
+    import sys
+
+    import structlog
+
+    form: list[structlog.typing.Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *form,
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,121 @@
+"""`syncagent status`: how the sites stand to each other."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from syncagent.cli import render
+from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_EVERY = 1.0
+
+
+def status(
+    *,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every second, until Ctrl-C.")] = False,
+    home: HomeOption = None,
+    dsn: DsnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every site: lag in rows and seconds, what is held or parked and why, clocks, log size."""
+    from syncagent.storage import inspection
+    from syncagent.storage.commands import site_of
+
+    with site_of(dsn_of(home, dsn)) as connection:
+        if watch:
+            _watch(lambda: inspection.status(connection), as_json)
+            return
+        found = inspection.status(connection)
+    if as_json:
+        render.json(found)
+        return
+    render.show(_picture(found))
+    if found[0]["state"] != "running":
+        render.say("no agent is running for this site: start it with `syncagent run`")
+
+
+def _watch(look: Any, as_json: bool) -> None:
+    import time
+
+    from rich.live import Live
+
+    try:
+        if as_json:
+            while True:
+                render.json(look(), line=True)
+                time.sleep(_EVERY)
+        with Live(_picture(look()), console=render.console(), auto_refresh=False) as live:
+            while True:
+                live.update(_picture(look()), refresh=True)
+                time.sleep(_EVERY)
+    except KeyboardInterrupt:
+        return
+
+
+def _picture(found: list[dict[str, Any]]) -> "RenderableType":
+    from rich.console import Group
+    from rich.text import Text
+
+    me, peers = found[0], found[1:]
+    good = me["state"] == "running"
+    head = Text.assemble(
+        (me["name"], "bold"),
+        f", node {me['node']}: ",
+        ("agent running", "green") if good else ("no agent", "bold red"),
+    )
+    facts = [
+        f"log {render.size(me['log_bytes'])}",
+        f"{render.counted(me['unsettled_rows'], 'row')} unsettled",
+        f"{me['parked']:,} parked",
+        render.counted(me["conflicts"], "conflict"),
+    ]
+    parts: list[RenderableType] = [head, Text("  ".join(facts), "dim")]
+    if peers:
+        parts += [Text(""), render.grid([_line(peer) for peer in peers], _HEADINGS)]
+    else:
+        parts.append(Text("no peers: add [[peer]] entries to config.toml", "dim"))
+    for site in found:
+        for kind, colour in (("waiting", "yellow"), ("trouble", "red")):
+            if site[kind]:
+                parts.append(Text.assemble((f"{site['name']} {kind}: ", colour), site[kind]))
+    return Group(*parts)
+
+
+_HEADINGS = (
+    "peer",
+    ">node",
+    "state",
+    ">lacks cuts",
+    ">rows",
+    ">seconds",
+    ">applied of it",
+    ">ago",
+    ">parked",
+    ">rtt",
+    ">clock",
+)
+_COLOURS = {"linked": "green", "paused": "yellow", "away": "bold red", "unknown": "dim"}
+
+
+def _line(peer: dict[str, Any]) -> tuple[object, ...]:
+    from datetime import UTC, datetime
+
+    from rich.text import Text
+
+    ago = None if peer["applied_at"] is None else (datetime.now(UTC) - peer["applied_at"]).total_seconds()
+    return (
+        peer["name"],
+        peer["node"],
+        Text(peer["state"], _COLOURS.get(peer["state"], "")),
+        f"{peer['behind_cuts']:,}",
+        f"{peer['behind_rows'] or 0:,}",
+        f"{peer['behind_seconds'] or 0:.1f}",
+        "" if peer["applied_cut"] is None else f"cut {peer['applied_cut']:,}",
+        "" if ago is None else f"{max(ago, 0):.1f} s",
+        peer["parked"],
+        "" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.0f} ms",
+        "" if peer["clock_offset_seconds"] is None else f"{peer['clock_offset_seconds']:+.2f} s",
+    )

@@ -1,0 +1,130 @@
+"""How long after its commit a row is visible at the other site, while the application writes.
+
+Every 50 ms a probe row is written that carries the time; the other site is asked for it every two milliseconds. The
+time counts from the row's own clock, so the commit itself is in it.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import quantiles
+from uuid import UUID
+
+import psycopg
+
+from bench import orders
+from bench.lab import Lab
+from bench.native import Native
+from bench.ours import Ours
+from bench.pair import Stage
+from bench.report import Line, compared, middle
+from bench.workloads import CLIENTS, finish, pgbench
+from syncagent.errors import SyncagentError
+
+_RATE = 200
+_SECONDS = 20.0
+_WARM_UP = 1.0
+_EVERY = 0.05
+_LOOK = 0.002
+_GRACE = 15.0
+_LIMIT_MS = 100.0
+_PROBE = (
+    "insert into orders (id, customer, n, status, note, updated_at)"
+    " values (new_key(), gen_random_uuid(), 0, 'probe', '', clock_timestamp()) returning id, extract(epoch from updated_at)"
+)
+_ARRIVED = "select id from orders where id = any(%s)"
+
+
+class Probes:
+    """Writes probes in a thread of its own until `stop`."""
+
+    def __init__(self, dsn: str) -> None:
+        self.waiting: dict[UUID, float] = {}
+        self.lock = threading.Lock()
+        self._dsn = dsn
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+
+    def _write(self) -> None:
+        with psycopg.connect(self._dsn, autocommit=True) as connection:
+            while not self._stop.wait(_EVERY):
+                row = connection.execute(_PROBE).fetchone()
+                assert row is not None
+                with self.lock:
+                    self.waiting[row[0]] = float(row[1])
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def lag(lab: Lab, name: str) -> Line:
+    """The 99th percentile; the median is told beside it."""
+    seconds = max(2.0, _SECONDS * lab.scale)
+    halves: dict[str, list[float]] = {Ours.name: [], Native.name: []}
+    tails: dict[str, list[float]] = {Ours.name: [], Native.name: []}
+    for run, make in lab.turns(Native, Ours):
+        system = make()
+        with lab.replicating(system) as stage:
+            stage.settle()
+            with _load(stage, seconds):
+                half, tail = _measure(stage, seconds)
+            stage.await_row(stage.mark())
+            stage.compare()
+        halves[system.name].append(half)
+        tails[system.name].append(tail)
+        lab.say(f"{name} {run + 1}/{lab.runs} {system.name}: p50 {half:.1f} ms, p99 {tail:.1f} ms")
+    medians = {who: middle(values) for who, values in halves.items()}
+    return compared(
+        lab,
+        name,
+        "ms",
+        tails,
+        peer=Native.name,
+        cost=True,
+        limit=_LIMIT_MS,
+        extra={"percentile": 99, "p50": medians, "rate": _RATE},
+    )
+
+
+@contextmanager
+def _load(stage: Stage, seconds: float) -> Iterator[None]:
+    duration = f"--time={round(seconds + _WARM_UP + 1)}"
+    scripts = [orders.INSERT, orders.UPDATE]
+    with pgbench(stage, scripts, duration, f"--rate={_RATE}", commit="on", clients=CLIENTS) as process:
+        time.sleep(_WARM_UP)
+        yield
+        finish(process)
+
+
+def _measure(stage: Stage, seconds: float) -> tuple[float, float]:
+    """Median and 99th percentile, in milliseconds."""
+    lags: list[float] = []
+    probes = Probes(stage.dsns[0])
+    end = time.time() + seconds
+    try:
+        while time.time() < end:
+            lags += _arrivals(stage, probes)
+            time.sleep(_LOOK)
+    finally:
+        probes.stop()
+    while probes.waiting:
+        if time.time() > end + _GRACE:
+            raise SyncagentError(f"{len(probes.waiting)} probes did not arrive")
+        lags += _arrivals(stage, probes)
+        time.sleep(_LOOK)
+    cuts = quantiles(lags, n=100, method="inclusive")
+    return cuts[49] * 1000, cuts[98] * 1000
+
+
+def _arrivals(stage: Stage, probes: Probes) -> list[float]:
+    with probes.lock:
+        asked = list(probes.waiting)
+    if not asked:
+        return []
+    arrived = [row[0] for row in stage.b.execute(_ARRIVED, (asked,)).fetchall()]
+    now = time.time()
+    with probes.lock:
+        return [now - probes.waiting.pop(key) for key in arrived]

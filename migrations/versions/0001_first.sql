@@ -1,0 +1,2133 @@
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 20_clock.sql, 30_capture.sql, 40_cut.sql, 50_apply.sql, 60_inspect.sql. Frozen once released.
+
+-- syncagent: the SQL side of one site.
+--
+-- The application writes its own tables. Statement triggers append the keys each statement touched to
+-- `log` (30). The agent makes a *cut*: one REPEATABLE READ transaction that folds the log into version
+-- tables and reads the changed rows out with COPY (40). At the other sites it stages those bytes and merges
+-- them, set by set (50). What a person asks is answered by the views and functions of 60.
+--
+-- Names that start with an underscore are the agent's. One version table, one capture function and four
+-- merge functions are generated per attached table, with its number in their names (30).
+
+create schema if not exists syncagent; -- `migrations` makes it first, for its version table
+comment on schema syncagent is 'syncagent: multi-master replication. Managed by `syncagent db`; see syncagent.status';
+
+-- Who this database is -------------------------------------------------------------------------------------
+
+create table syncagent.local_site (
+    only_row    boolean primary key default true check (only_row),
+    site        uuid not null,
+    name        text not null,
+    node        integer not null check (node between 1 and 65535),
+    incarnation uuid not null,
+    tail        bigint not null,
+    trimmed     bigint not null default 0
+);
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten';
+
+create table syncagent.member (
+    node integer primary key,
+    name text not null unique
+);
+comment on table syncagent.member is 'every site of the cluster, this one included; all of them count for stability';
+
+create table syncagent.replicated (
+    id          integer generated always as identity primary key,
+    relation    regclass not null unique,
+    schema_name name not null,
+    table_name  name not null,
+    strategy    text not null default 'lww' check (strategy in ('lww')),
+    key_columns name[] not null,
+    derived     boolean not null,
+    columns     name[] not null,
+    collected   uuid not null default '00000000-0000-0000-0000-000000000000',
+    text_hash   text not null default '',
+    attached_at timestamptz not null default now(),
+    unique (schema_name, table_name)
+);
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here';
+
+-- Captured statements --------------------------------------------------------------------------------------
+-- A ring of slots by the entry's own clock: two seconds each, sixteen of them. A slot is truncated once all it
+-- holds is folded, so a cut scans seconds of entries, without an index that every write would pay for.
+
+create table syncagent.log (
+    xid      xid8 not null,
+    relation integer not null,
+    op       "char" not null,
+    hlc      bigint not null,
+    keys     uuid[] not null,
+    odd      text[]
+) partition by list (((hlc >> 23) & 15));
+alter table syncagent.log alter column keys set storage external;  -- random bits: compressing them is time lost
+comment on table syncagent.log is 'one entry per captured statement: I, U or D and the keys it touched; odd carries the key columns of derived keys';
+
+do $$
+begin
+    for v_slot in 0..15 loop
+        execute format(
+            'create table syncagent.log_%s partition of syncagent.log for values in (%s) with (autovacuum_enabled = off)',
+            v_slot, v_slot);
+    end loop;
+end
+$$;
+
+-- What has been cut here -----------------------------------------------------------------------------------
+
+create table syncagent.cut (
+    number   bigint primary key,
+    id       uuid not null unique,
+    previous uuid,
+    taken    pg_snapshot not null,
+    rows     bigint not null,
+    newest   bigint not null,
+    made_at  timestamptz not null default clock_timestamp()
+);
+comment on table syncagent.cut is 'cuts of this site that some member has not applied yet, and the last one';
+
+create table syncagent.cut_keys (
+    cut      bigint not null,
+    relation integer not null,
+    implicit boolean not null,
+    keys     uuid[] not null
+);
+alter table syncagent.cut_keys alter column keys set storage external;
+create index cut_keys_cut on syncagent.cut_keys (cut, relation);
+comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; the only record of rows with implicit stamps';
+
+create table syncagent.frontier (
+    node    integer primary key,
+    cut     bigint not null,
+    cut_id  uuid,
+    context jsonb not null default '{}',
+    applied_at timestamptz not null default clock_timestamp()
+);
+comment on table syncagent.frontier is 'the last cut applied of every origin, and what that origin had applied when it made it';
+
+create table syncagent.context (
+    node    integer not null,
+    cut     bigint not null,
+    context jsonb not null,
+    applied pg_snapshot,
+    primary key (node, cut)
+);
+comment on table syncagent.context is 'frontier of an origin at each of its cuts, until stable; applied is the snapshot in which it was applied here';
+
+-- What is unsettled ----------------------------------------------------------------------------------------
+
+create table syncagent.settling (
+    relation integer not null,
+    key      uuid not null,
+    primary key (relation, key)
+);
+comment on table syncagent.settling is 'rows found alive under a newer tombstone; the agent writes them anew';
+
+create table syncagent.parked_row (
+    relation integer not null,
+    key      uuid not null,
+    stamp    uuid not null,
+    node     integer not null,
+    cut      bigint not null,
+    image    text not null,
+    shown    jsonb not null,
+    sqlstate text not null,
+    reason   text not null,
+    since    timestamptz not null default clock_timestamp(),
+    primary key (relation, key)
+);
+comment on table syncagent.parked_row is 'rows that arrived and break a constraint here; retried after every batch';
+
+create table syncagent.conflict_record (
+    id            uuid primary key,
+    schema_name   name not null,
+    table_name    name not null,
+    key           uuid not null,
+    key_text      text not null,
+    kind          text not null,
+    strategy      text not null,
+    winning_stamp uuid not null,
+    losing_stamp  uuid not null,
+    winning_node  integer not null,
+    losing_node   integer not null,
+    winning_image jsonb,
+    losing_image  jsonb,
+    noticed_at    timestamptz not null default clock_timestamp(),
+    settled_how   text,
+    settled_at    timestamptz
+);
+create index conflict_record_key on syncagent.conflict_record (schema_name, table_name, key);
+create index conflict_record_time on syncagent.conflict_record (noticed_at);
+comment on table syncagent.conflict_record is 'every version that was overwritten unseen, with both images';
+
+-- The agent and its verbs ----------------------------------------------------------------------------------
+
+create table syncagent.merge_lock () with (autovacuum_enabled = off);
+comment on table syncagent.merge_lock is 'locked by a cut, a merge and a compaction, so that they exclude each other; always empty';
+
+create table syncagent.peer_state (
+    node       integer primary key,
+    linked     boolean not null default false,
+    paused     boolean not null default false,
+    frontier   jsonb not null default '{}',
+    parked     bigint not null default 0,
+    rtt        interval,
+    clock_offset interval,
+    waiting    text,
+    trouble    text,
+    changed_at timestamptz not null default clock_timestamp()
+);
+comment on table syncagent.peer_state is 'what the agent last knew of each peer: for people, never for the protocol';
+
+create table syncagent.agent_state (
+    only_row   boolean primary key default true check (only_row),
+    version    text not null,
+    started_at timestamptz not null,
+    waiting    text,
+    trouble    text
+);
+comment on table syncagent.agent_state is 'what the agent last said of itself';
+
+create table syncagent.request (
+    id          uuid primary key,
+    verb        text not null,
+    arguments   jsonb not null default '{}',
+    asked_at    timestamptz not null default clock_timestamp(),
+    answered_at timestamptz,
+    answer      jsonb
+);
+comment on table syncagent.request is 'what a person asked the running agent to do, and its answer';
+
+-- The clock of the site and the stamps made of it.
+--
+-- One sequence in units of 1/4096 ms: strictly rising over all backends, never back with the wall clock,
+-- surviving a crash. It runs at most two milliseconds ahead of the wall unless a larger stamp was seen, and
+-- never behind it, so that a key made just before a write is always below that write's stamp.
+
+create sequence syncagent.hlc as bigint minvalue 1 no cycle;
+comment on sequence syncagent.hlc is 'hybrid logical clock of this site, in 1/4096 ms since 1970';
+
+create function syncagent._wall() returns bigint
+    language sql volatile parallel safe
+    set search_path = pg_catalog, pg_temp
+    as $$ select (date_part('epoch', clock_timestamp()) * 4096000)::bigint $$;
+
+create function syncagent._raise_clock(p_floor bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    -- The block always rolls back, which releases the advisory lock even when the statement is cancelled
+    -- inside it; what setval and nextval did stays.
+    begin
+        perform pg_advisory_xact_lock(1937337955, 1);
+        if nextval('syncagent.hlc') < p_floor then
+            perform setval('syncagent.hlc', p_floor + 8192);
+        end if;
+        raise exception using errcode = 'SA000';
+    exception when sqlstate 'SA000' then
+        null;
+    end;
+end
+$$;
+comment on function syncagent._raise_clock is 'bring the clock to at least the floor, plus two milliseconds if it was behind';
+
+create function syncagent._tick() returns bigint
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_clock bigint := nextval('syncagent.hlc');
+    v_wall  bigint := (date_part('epoch', clock_timestamp()) * 4096000)::bigint;
+begin
+    if v_clock < v_wall then
+        perform syncagent._raise_clock(v_wall);
+        v_clock := nextval('syncagent.hlc');
+    end if;
+    return v_clock;
+end
+$$;
+comment on function syncagent._tick is 'the next clock value of this site';
+
+create function syncagent._lift(p_seen bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_clock bigint := syncagent._tick();
+begin
+    if p_seen - v_clock >= 8192 then
+        perform syncagent._raise_clock(p_seen + 1);
+    else
+        while v_clock <= p_seen loop
+            v_clock := nextval('syncagent.hlc');
+        end loop;
+    end if;
+end
+$$;
+comment on function syncagent._lift is 'after this every new clock value is larger than the one seen';
+
+-- Stamps: 48 bits of milliseconds, version 7, 12 bits of fraction and counter, variant, 16 bits of node, 46 bits.
+
+create function syncagent._tail(p_node integer, p_seed bigint) returns bigint
+    language sql immutable parallel safe
+    as $$ select (-9223372036854775808) | (p_node::bigint << 46) | (p_seed & 70368744177663) $$;
+comment on function syncagent._tail is 'lower half of a stamp';
+
+create function syncagent._stamp(p_hlc bigint, p_tail bigint) returns uuid
+    language sql immutable parallel safe
+    as $$ select pg_catalog.encode(pg_catalog.int8send(((p_hlc >> 12) << 16) | 28672 | (p_hlc & 4095)) || pg_catalog.int8send(p_tail), 'hex')::uuid $$;
+comment on function syncagent._stamp is 'the stamp with this clock and this lower half';
+
+create function syncagent._timed(p_key uuid) returns boolean
+    language sql immutable parallel safe
+    as $$ select (get_byte(uuid_send(p_key), 6) & 240) = 112 and (get_byte(uuid_send(p_key), 8) & 192) = 128 $$;
+comment on function syncagent._timed is 'whether a key says when its row was born (UUID version 7)';
+
+create function syncagent._implicit(p_key uuid) returns uuid
+    language sql immutable parallel safe
+    as $$ select case when syncagent._timed(p_key) then p_key else '00000000-0000-0000-0000-000000000000'::uuid end $$;
+comment on function syncagent._implicit is 'stamp of a row without a version entry: its key, or zero if the key has no time';
+
+create function syncagent._hlc(p_stamp uuid) returns bigint
+    language sql immutable strict parallel safe
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select (('x' || substr(v, 1, 12))::bit(48)::bigint << 12) | ('x' || substr(v, 14, 3))::bit(12)::integer
+    from (select replace(p_stamp::text, '-', '')) as t (v)
+$$;
+comment on function syncagent._hlc is 'clock of a stamp, in 1/4096 ms';
+
+create function syncagent._name_uuid(p_name text) returns uuid
+    language sql immutable strict parallel safe
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select encode(set_byte(set_byte(v, 6, (get_byte(v, 6) & 15) | 128), 8, (get_byte(v, 8) & 63) | 128), 'hex')::uuid
+    from (select substr(sha256(convert_to(p_name, 'UTF8')), 1, 16)) as t (v)
+$$;
+comment on function syncagent._name_uuid is 'name-based UUID (version 8) of a text: keys of derived rows, ids of conflicts';
+
+create function syncagent.uuid7() returns uuid
+    language sql volatile security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select syncagent._stamp(syncagent._tick(), syncagent._tail(coalesce((select node from syncagent.local_site), 0),
+        ('x' || left(replace(gen_random_uuid()::text, '-', ''), 12))::bit(48)::bigint))
+$$;
+comment on function syncagent.uuid7() is 'a new key: UUID version 7 that says when and at which site its row was born';
+
+create function syncagent.stamp_time(p_stamp uuid) returns timestamptz
+    language sql immutable strict parallel safe security definer
+    set search_path = pg_catalog, pg_temp
+    as $$ select case when syncagent._timed(p_stamp) then to_timestamp(syncagent._hlc(p_stamp) / 4096000.0) end $$;
+comment on function syncagent.stamp_time(uuid) is 'when a stamp or a UUIDv7 key was made; null for a key without a time';
+
+create function syncagent.stamp_node(p_stamp uuid) returns integer
+    language sql immutable strict parallel safe security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case when syncagent._timed(p_stamp)
+        then (('x' || substr(replace(p_stamp::text, '-', ''), 17, 16))::bit(64)::bigint >> 46 & 65535)::integer end
+$$;
+comment on function syncagent.stamp_node(uuid) is 'node that made a stamp, or a key of syncagent.uuid7()';
+
+create function syncagent.uuid7_floor(p_time timestamptz) returns uuid
+    language sql immutable strict parallel safe security definer
+    set search_path = pg_catalog, pg_temp
+    as $$ select syncagent._stamp((date_part('epoch', p_time) * 4096000)::bigint, (-9223372036854775808)) $$;
+comment on function syncagent.uuid7_floor(timestamptz) is 'the smallest UUIDv7 of a moment: where id >= syncagent.uuid7_floor(now() - interval ''1 day'')';
+
+-- Capture: what a write costs the application, and how a table is attached.
+--
+-- Everything per table is generated here from templates. `{name}` in a template is replaced, in one pass, by
+-- values that are quoted already; the hash of all the text is kept, so that drift is visible.
+
+create function syncagent._render(p_template text, p_values jsonb) returns text
+    language sql immutable strict
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select string_agg(m[1] || case when p_values ? m[3] then p_values ->> m[3] else coalesce(m[2], '') end, '' order by n)
+    from regexp_matches(p_template, '([^{]*)(\{([a-z_]*)\}?)?', 'g') with ordinality as r (m, n)
+$$;
+comment on function syncagent._render is 'fill {names} of a template; values are never looked at again';
+
+create function syncagent._refuse_truncate() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    raise exception 'table %.% is replicated: TRUNCATE would not reach the other sites',
+            quote_ident(tg_table_schema), quote_ident(tg_table_name)
+        using errcode = 'SA001',
+              hint = format('select syncagent.truncate(%L)', format('%I.%I', tg_table_schema, tg_table_name));
+end
+$$;
+
+create function syncagent.truncate(p_table regclass) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_rows bigint;
+begin
+    execute format('delete from %s', p_table);
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$$;
+comment on function syncagent.truncate(regclass) is 'delete every row of a replicated table, here and at all sites; returns their number';
+
+-- Templates ------------------------------------------------------------------------------------------------
+
+create function syncagent._capture_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.capture_{id}() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+declare
+    v_rows bigint;
+begin
+    insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+    select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), k.keys {odd_array}
+    from (select array(select {key} from changed t limit 10000)) as k (keys)
+    where k.keys <> '{}';
+    get diagnostics v_rows = row_count;
+    if v_rows > 0 and (select count(*) from (select from changed limit 10001) as c) > 10000 then
+        insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+        select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
+        from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from changed t) as k
+        where k.chunk > 0
+        group by k.chunk;
+    end if;
+    return null;
+end
+$$;
+create function syncagent.capture_{id}_key() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+declare
+    t {table} := old;
+begin
+    insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+    values (pg_current_xact_id(), {id}, 'D', syncagent._tick(), array[{key}] {odd_old});
+    return null;
+end
+$$;
+revoke all on function syncagent.capture_{id}() from public;
+revoke all on function syncagent.capture_{id}_key() from public;
+create trigger syncagent_insert after insert on {table}
+    referencing new table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_update after update on {table}
+    referencing new table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_delete after delete on {table}
+    referencing old table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_key after update on {table}
+    for each row when ({key_changed}) execute function syncagent.capture_{id}_key();
+create trigger syncagent_truncate before truncate on {table}
+    for each statement execute function syncagent._refuse_truncate();
+$sql$ $template$;
+
+create function syncagent._version_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+{key_type}
+create type syncagent.row_{id} as ({stage_columns});
+create table syncagent.version_{id} (
+    key     uuid primary key,
+    stamp   uuid not null,
+    node    integer not null,
+    cut     bigint,
+    deleted boolean not null {version_key_types}
+) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+$sql$ $template$;
+
+create function syncagent._tokens(p_id integer) returns jsonb
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_table   syncagent.replicated;
+    v_name    text;
+    v_types   text[];  -- of the columns, as in the table
+    v_bases   text[];  -- the same, domains replaced by what they are made of
+    v_fixed   name[];  -- columns that UPDATE may not set
+    v_unique  name[];  -- columns of unique and exclusion constraints beside the key
+    v_n       integer;
+    v_odd     text;
+begin
+    select * into strict v_table from syncagent.replicated where id = p_id;
+    select format('%I.%I', n.nspname, c.relname) into strict v_name
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
+    v_n := cardinality(v_table.columns);
+    select array_agg(format_type(a.atttypid, -1) order by u.n),
+           array_agg(format_type(syncagent._base_type(a.atttypid), -1) order by u.n),
+           array_agg(a.attname) filter (where a.attidentity = 'a')
+    into strict v_types, v_bases, v_fixed
+    from unnest(v_table.columns) with ordinality as u (c, n)
+    join pg_attribute a on a.attrelid = v_table.relation and a.attname = u.c;
+    select array_agg(distinct a.attname) into v_unique
+    from pg_index i
+    join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = i.indexrelid and d.refobjid = i.indrelid and d.refobjsubid > 0
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = d.refobjsubid
+    where i.indrelid = v_table.relation and (i.indisunique or i.indisexclusion) and not i.indisprimary;
+    select array_agg(distinct a.attname) || v_unique into v_unique   -- constraints own their index: the columns hang on the constraint
+    from pg_constraint c cross join lateral unnest(c.conkey) as k (n)
+    join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.n
+    where c.conrelid = v_table.relation and c.contype in ('u', 'x');
+
+    return (
+        select jsonb_build_object(
+            'id', p_id, 'table', v_name, 'title', quote_literal(v_name),
+            'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
+            'columns', string_agg(format('%I', c), ', ' order by n),
+            'columns_typed', string_agg(format('c%s %s', n, v_types[n]), ', ' order by n),
+            'stage_columns', string_agg(format('c%s %s', n, v_bases[n]), ', ' order by n),
+            'stage_names', string_agg(format('c%s', n), ', ' order by n),
+            'stage_as_table', string_agg(format('s.c%s as %I', n, c), ', ' order by n),
+            't_columns', string_agg(format('t.%I', c), ', ' order by n),
+            's_columns', string_agg(format('s.c%s', n), ', ' order by n),
+            'v_columns', string_agg(case when k is null then format('t.%I', c) when v_table.derived then format('v.k%s', k) else 'v.key' end, ', ' order by n),
+            'k_columns', string_agg(case when k is null then format('t.%I', c) when v_table.derived then format('v.k%s', k) else 'k.key' end, ', ' order by n),
+            't_absent', format('t.%I is null', v_table.key_columns[1]),
+            't_eq_s', string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null),
+            'key_changed', string_agg(format('old.%1$I is distinct from new.%1$I', c), ' or ' order by k) filter (where k is not null),
+            'moved', coalesce(string_agg(format('t.%I is distinct from s.c%s', c, n), ' or ' order by n) filter (where k is null and c = any (v_unique)), 'false'),
+            'update', coalesce('update ' || v_name || ' t set '
+                || string_agg(format('%I = s.c%s', c, n), ', ' order by n) filter (where k is null and c <> all (coalesce(v_fixed, '{}')))
+                || format(' from (select s.*, %s as _key from pg_temp.stage_%s s) s join pg_temp.locked l on l.key = s._key', syncagent._stage_key(v_table), p_id)
+                || ' where t.ctid = l.tid and s._deleted is not true and not l.moved'
+                || ' and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);'
+                || ' get diagnostics v_rows = row_count; v_taken := v_taken + v_rows;', ''),
+            'stage', format('(select s.*, %s as _key from pg_temp.stage_%s s)', syncagent._stage_key(v_table), p_id)
+        ) || case when not v_table.derived then jsonb_build_object(
+            'key', format('t.%I', v_table.key_columns[1]), 'pinned', '',
+            't_eq_v', format('t.%I = v.key', v_table.key_columns[1]), 't_eq_f', format('t.%I = f.key', v_table.key_columns[1]),
+            't_eq_k', format('t.%I = k.key', v_table.key_columns[1]), 't_eq_kv', format('t.%I = k.key', v_table.key_columns[1]),
+            't_key_text', format('t.%I::text', v_table.key_columns[1]), 's_key_text', 's._key::text', 'v_key_text', 'v.key::text',
+            'odd_column', '', 'odd_array', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '',
+            'max_odd', 'null', 'unnest_entry', 'unnest(e.keys) as k (key)', 'decode_odd', '', 'key_type', '',
+            'version_key_types', '', 'version_key_columns', '', 'folded_key_columns', '', 's_key_columns', '',
+            'may_be_implicit', 'syncagent._timed(f.key)', 'key_of_text', 'p_key::uuid', 'named', '(select p_key::uuid as key) as f')
+        else jsonb_build_object(
+            'key', format('syncagent._name_uuid(row(%s)::text)', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
+            'pinned', E'\n    set datestyle = ''ISO, MDY'' set timezone = ''UTC'' set intervalstyle = ''postgres'' set extra_float_digits = 1 set bytea_output = ''hex''',
+            't_eq_v', string_agg(format('t.%I = v.k%s', c, k), ' and ' order by k) filter (where k is not null),
+            't_eq_f', string_agg(format('t.%I = o.k%s', c, k), ' and ' order by k) filter (where k is not null),
+            't_eq_k', 'false',
+            't_eq_kv', string_agg(format('t.%I = v.k%s', c, k), ' and ' order by k) filter (where k is not null),
+            't_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
+            's_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null)),
+            'v_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('v.k%s', k), ', ' order by k) filter (where k is not null)),
+            'odd_column', ', odd', 'max_odd', 'max(k.odd)', 'unnest_entry', 'unnest(e.keys, e.odd) as k (key, odd)',
+            'odd_array', format(', array(select row(%s)::text from changed t limit 10000)', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
+            'odd_agg', ', array_agg(k.odd)',
+            'odd_value', format(', row(%s)::text as odd', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
+            'odd_old', format(', array[row(%s)::text]', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
+            'odd_of_version', format(', array_agg(row(%s)::text)', string_agg(format('v.k%s', k), ', ' order by k) filter (where k is not null)),
+            'decode_odd', format('cross join lateral (select (f.odd::syncagent.key_%s).*) as o', p_id),
+            'key_type', format('create type syncagent.key_%s as (%s);', p_id, string_agg(format('k%s %s', k, v_bases[n]), ', ' order by k) filter (where k is not null)),
+            'version_key_types', ', ' || string_agg(format('k%s %s', k, v_bases[n]), ', ' order by k) filter (where k is not null),
+            'version_key_columns', ', ' || string_agg(format('k%s', k), ', ' order by k) filter (where k is not null),
+            'folded_key_columns', ', ' || string_agg(format('o.k%s', k), ', ' order by k) filter (where k is not null),
+            's_key_columns', ', ' || string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null),
+            'may_be_implicit', 'false',
+            'key_of_text', case count(k)
+                when 1 then format('syncagent._name_uuid(row(p_key::%s)::text)', max(v_bases[n]) filter (where k is not null))
+                else format('syncagent._name_uuid((p_key::syncagent.key_%s)::text)', p_id) end,
+            'named', case count(k)
+                when 1 then format('(select p_key::%s as k1) as o', max(v_bases[n]) filter (where k is not null))
+                else format('(select (p_key::syncagent.key_%s).*) as o', p_id) end)
+        end
+        from (select u.c, u.n::integer, array_position(v_table.key_columns, u.c) as k from unnest(v_table.columns) with ordinality as u (c, n)) as u
+    );
+end
+$$;
+comment on function syncagent._tokens is 'what the templates of one attached table are filled with: quoted names, lists and join conditions';
+
+create function syncagent._base_type(p_type oid) returns oid
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with recursive up (oid, base) as (
+        select oid, typbasetype from pg_type where oid = p_type
+        union all
+        select t.oid, t.typbasetype from up join pg_type t on t.oid = up.base where up.base <> 0
+    ) select oid from up where base = 0
+$$;
+comment on function syncagent._base_type is 'the type below a domain';
+
+create function syncagent._stage_key(p_table syncagent.replicated) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case when p_table.derived then format('syncagent._name_uuid(row(%s)::text)', c.list) else c.list end
+    from (
+        select string_agg(format('s.c%s', array_position(p_table.columns, k.name)), ', ' order by k.n) as list
+        from unnest(p_table.key_columns) with ordinality as k (name, n)
+    ) as c
+$$;
+comment on function syncagent._stage_key is 'the row key of a staged row';
+
+-- Attach and detach ----------------------------------------------------------------------------------------
+
+create function syncagent._obstacles(p_table regclass, p_derive boolean)
+    returns table (problem text, hint text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with c as (
+        select c.*, n.nspname, format('%I.%I', n.nspname, c.relname) as name
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table
+    ), k as (
+        select count(*) as columns, bool_and(a.atttypid = 'uuid'::regtype) as uuid
+        from pg_index i cross join lateral unnest(i.indkey::smallint[]) as u (n)
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
+        where i.indrelid = p_table and i.indisprimary
+    )
+    select case c.relkind when 'v' then 'it is a view' when 'm' then 'it is a materialized view' when 'f' then 'it is a foreign table'
+                          when 'p' then 'it is partitioned' else 'it is not a table' end,
+           case c.relkind when 'v' then 'attach the tables below it' when 'm' then 'attach the tables below it'
+                          when 'p' then 'partitioned tables cannot be attached yet' else 'only ordinary tables can be attached' end
+    from c where c.relkind <> 'r'
+    union all
+    select 'it is a system table', 'only tables of the application can be attached'
+    from c where c.nspname in ('pg_catalog', 'information_schema', 'syncagent')
+    union all
+    select case c.relpersistence when 't' then 'it is temporary' else 'it is unlogged: a crash empties it' end,
+           case c.relpersistence when 't' then 'only permanent tables can be attached' else format('alter table %s set logged', c.name) end
+    from c where c.relkind = 'r' and c.relpersistence <> 'p'
+    union all
+    select 'it inherits, or others inherit from it', 'plain inheritance cannot be replicated' from c
+    where c.relkind = 'r' and exists (select from pg_inherits i where p_table in (i.inhrelid, i.inhparent))
+    union all
+    select 'it has no primary key', format('alter table %s add column id uuid not null default gen_random_uuid() primary key', c.name)
+    from c cross join k where c.relkind = 'r' and k.columns = 0
+    union all
+    select 'its primary key is not one uuid column', format('syncagent attach --derive-key %s', c.name)
+    from c cross join k where c.relkind = 'r' and k.columns > 0 and not (k.columns = 1 and k.uuid) and not p_derive
+    union all
+    select format('column %I is of type %s, which means something only inside this server', a.attname, format_type(a.atttypid, a.atttypmod)),
+           format('alter table %s alter column %I type text', c.name, a.attname)
+    from c join pg_attribute a on a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
+    where c.relkind = 'r' and (a.atttypid = any (array['oid', 'xid', 'cid', 'tid', 'xid8', 'pg_snapshot', 'pg_lsn']::regtype[])
+                               or format_type(a.atttypid, null) like 'reg%')
+    union all
+    select 'the name of the table, of its schema or of a column holds $syncagent$', 'rename it'
+    from c where position('$syncagent$' in c.name) > 0
+       or exists (select from pg_attribute a where a.attrelid = p_table and position('$syncagent$' in a.attname) > 0)
+    union all
+    select 'row-level security hides rows from the agent''s role', 'alter role the agent connects as: bypassrls'
+    from c where c.relkind = 'r' and c.relrowsecurity and row_security_active(p_table)
+    union all
+    select 'it is attached already', '`syncagent tables` shows how' from syncagent.replicated r where r.relation = p_table
+    union all
+    select format('%s was attached under this name, before it was renamed', r.relation::regclass),
+           format('syncagent detach %s, or give it its name back', r.relation::regclass)
+    from c join syncagent.replicated r on r.schema_name = c.nspname and r.table_name = c.relname
+    where r.relation <> p_table and exists (select from pg_class x where x.oid = r.relation)
+$$;
+comment on function syncagent._obstacles is 'why a table cannot be attached, and what mends it; no row if it can';
+
+create function syncagent._text(p_id integer, out version text, out functions text, out hash text)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb := syncagent._tokens(p_id);
+begin
+    version := syncagent._render(syncagent._version_template(), v_tokens);
+    functions := syncagent._render(replace(   -- no name may end a function's body: _obstacles keeps this quote from them
+        syncagent._capture_template() || syncagent._fold_template() || syncagent._settle_template()
+        || syncagent._compact_template() || syncagent._apply_template() || syncagent._inspect_template(),
+        repeat('$', 2), '$syncagent$'), v_tokens);
+    hash := md5(version || functions);
+end
+$$;
+comment on function syncagent._text is 'all SQL of one attached table, as it is to be now';
+
+create function syncagent._drop_functions(p_id integer, p_table regclass) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    r record;
+begin
+    for r in select t.tgname from pg_trigger t where t.tgrelid = p_table and t.tgname in
+        ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
+    loop
+        execute format('drop trigger %I on %s', r.tgname, p_table);
+    end loop;
+    for r in
+        select p.oid::regprocedure::text as name from pg_proc p
+        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', p_id)
+    loop
+        execute format('drop function %s', r.name);
+    end loop;
+end
+$$;
+comment on function syncagent._drop_functions is 'drop triggers and generated functions of an attached table';
+
+create function syncagent._generate(p_id integer) returns text
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_text record := syncagent._text(p_id);
+    r      record;
+begin
+    perform syncagent._drop_functions(p_id, t.relation) from syncagent.replicated t where t.id = p_id;
+    if to_regclass(format('syncagent.version_%s', p_id)) is null then
+        execute v_text.version;
+    end if;
+    execute v_text.functions;
+    for r in
+        select p.oid::regprocedure::text as name from pg_proc p
+        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', p_id)
+    loop
+        execute format('revoke all on function %s from public', r.name);
+        execute format('comment on function %s is %L', r.name, 'syncagent ' || v_text.hash);
+    end loop;
+    update syncagent.replicated set text_hash = v_text.hash where id = p_id;
+    return v_text.hash;
+end
+$$;
+comment on function syncagent._generate is 'make the triggers and functions of an attached table, anew if they are there, and its version table if it is not; returns the hash of their text';
+
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean) returns integer
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_id      integer;
+    v_problem record;
+    v_tokens  jsonb;
+    r         record;
+begin
+    select string_agg(problem, '; ') as problems, string_agg(o.hint, '; ') as hints into v_problem
+    from syncagent._obstacles(p_table, p_derive) as o;
+    if v_problem.problems is not null then
+        raise exception 'table % cannot be attached: %', p_table, v_problem.problems
+            using errcode = 'SA002', hint = coalesce(v_problem.hints, '');
+    end if;
+    for r in
+        select x.relation from syncagent.replicated x
+        join pg_class c on c.oid = p_table and c.relname = x.table_name
+        join pg_namespace n on n.oid = c.relnamespace and n.nspname = x.schema_name
+        where not exists (select from pg_class d where d.oid = x.relation)
+    loop
+        lock table syncagent.merge_lock in exclusive mode;
+        perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
+    end loop;
+    insert into syncagent.replicated (relation, schema_name, table_name, key_columns, derived, columns)
+    select p_table, n.nspname, c.relname, k.names, not (cardinality(k.names) = 1 and k.uuid),
+           array(select a.attname from pg_attribute a
+                 where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    cross join lateral (
+        select array_agg(a.attname order by u.o) as names, bool_and(a.atttypid = 'uuid'::regtype) as uuid
+        from pg_index i cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (n, o)
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
+        where i.indrelid = p_table and i.indisprimary
+    ) as k
+    where c.oid = p_table
+    returning id into v_id;
+    perform syncagent._generate(v_id);
+    v_tokens := syncagent._tokens(v_id);
+    if p_ship_existing then
+        execute syncagent._render($sql$
+            insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+            select pg_current_xact_id(), {id}, 'I', syncagent._tick(), array_agg(k.key) {odd_agg}
+            from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from {table} t) as k
+            group by k.chunk $sql$, v_tokens);
+    elsif not (select derived from syncagent.replicated where id = v_id) then
+        -- A key ahead of the clock is above the stamps of the writes to come: such a row needs an entry.
+        execute syncagent._render($sql$
+            insert into syncagent.version_{id} (key, stamp, node, cut, deleted)
+            select {key}, '00000000-0000-0000-0000-000000000000', (select node from syncagent.local_site), 0, false
+            from {table} t
+            where syncagent._timed({key})
+              and {key} >= (select syncagent._stamp(syncagent._tick(), tail) from syncagent.local_site) $sql$, v_tokens);
+    end if;
+    return v_id;
+end
+$$;
+comment on function syncagent._attach is 'replicate a table from now on; its present rows are shipped too unless every site has them already';
+
+create function syncagent._detach(p_table regclass) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_id integer;
+begin
+    delete from syncagent.replicated where relation = p_table returning id into v_id;
+    if v_id is null then
+        return false;
+    end if;
+    perform syncagent._drop_functions(v_id, p_table);
+    execute format('drop table syncagent.version_%s', v_id);
+    execute format('drop type if exists syncagent.key_%s, syncagent.row_%1$s', v_id);
+    delete from syncagent.cut_keys where relation = v_id;
+    delete from syncagent.settling where relation = v_id;
+    delete from syncagent.parked_row where relation = v_id;
+    return true;
+end
+$$;
+comment on function syncagent._detach is 'stop replicating a table here; its rows stay';
+
+-- Cuts at the origin: fold the log into versions, ship what changed, forget what is settled.
+--
+-- One cut is one REPEATABLE READ transaction of the agent: it locks `merge_lock` and the attached tables (before
+-- its snapshot exists, so that a table rewritten meanwhile is not read as empty), folds, and reads the rows
+-- out with COPY. Its commit is flushed to disk; only then do bytes leave.
+
+create function syncagent._last_cut(out number bigint, out id uuid, out taken pg_snapshot,
+                                    out xmax xid8, out xip xid8[])
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select c.number, c.id, c.taken, coalesce(pg_snapshot_xmax(c.taken), '0'::xid8),
+           coalesce(array(select pg_snapshot_xip(c.taken)), '{}')
+    from (select) as always left join (select * from syncagent.cut order by number desc limit 1) as c on true
+$$;
+comment on function syncagent._last_cut is 'the newest cut, and the bounds that tell its unfolded log entries: xid >= xmax or xid in xip';
+
+create function syncagent._pending() returns boolean
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_last record := syncagent._last_cut();
+begin
+    return exists (select from syncagent.log where xid >= v_last.xmax or xid = any (v_last.xip))
+        or exists (select from syncagent.settling);
+end
+$$;
+comment on function syncagent._pending is 'whether a cut would find something to fold';
+
+create function syncagent._prepare_session() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set client_min_messages = warning
+    as $$
+begin
+    create temp table if not exists window_entry (
+        relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[]);
+    alter table pg_temp.window_entry alter column keys set storage external;
+    create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, gone boolean, odd text);
+    create temp table if not exists locked (key uuid, tid tid, moved boolean);
+    create temp table if not exists verdict (
+        key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
+        trace boolean, sqlstate text, reason text);
+end
+$$;
+comment on function syncagent._prepare_session is 'work tables of one session of the agent';
+
+create function syncagent._empty(p_table regclass) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    -- a truncation makes every plan of the table anew; a small table is cheaper to delete from
+    if pg_relation_size(p_table) > 1048576 then
+        execute format('truncate %s', p_table);
+    elsif pg_relation_size(p_table) > 0 then
+        execute format('delete from %s', p_table);
+    end if;
+end
+$$;
+comment on function syncagent._empty is 'empty a work table';
+
+create function syncagent._plan_for(p_table regclass, p_keys bigint) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- The planner takes every array for ten keys; for a good part of a table, reading it once is cheaper.
+    select set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > c.reltuples then 'off' else 'on' end, true)
+    from pg_class c where c.oid = p_table
+$$;
+comment on function syncagent._plan_for is 'until the end of the transaction, plan for so many keys of this table';
+
+create function syncagent._lock_statement() returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select 'lock table only ' || string_agg(format('%I.%I', n.nspname, c.relname), ', only ' order by r.id) || ' in access share mode'
+    from syncagent.replicated r join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace
+$$;
+comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables; null if there are none';
+
+create function syncagent._fold(p_force boolean)
+    returns table (number bigint, id uuid, rows bigint, settle bigint)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_site   syncagent.local_site;
+    v_last   record := syncagent._last_cut();
+    v_number bigint := coalesce(v_last.number, 0) + 1;
+    v_id     uuid := gen_random_uuid();
+    v_rows   bigint := 0;
+    v_count  bigint;
+    v_newest bigint;
+    v_context jsonb;
+    r        record;
+begin
+    select * into strict v_site from syncagent.local_site;
+    perform syncagent._empty('pg_temp.window_entry');
+    insert into pg_temp.window_entry
+    select l.relation, l.xid, l.op, l.hlc, max(l.hlc) over (partition by l.xid), l.keys, l.odd
+    from syncagent.log l
+    where l.xid >= v_last.xmax or l.xid = any (v_last.xip);
+    get diagnostics v_count = row_count;
+    if v_count = 0 and not p_force then
+        return;
+    end if;
+    if v_count > 1000 then
+        analyze pg_temp.window_entry;
+    end if;
+
+    for r in
+        select t.id, t.relation, t.collected from syncagent.replicated t join pg_class c on c.oid = t.relation
+        where t.id in (select w.relation from pg_temp.window_entry w) order by t.id
+    loop
+        perform syncagent._empty('pg_temp.folded');
+        perform syncagent._plan_for(r.relation, (
+            select sum(cardinality(w.keys)) from pg_temp.window_entry w where w.relation = r.id));
+        execute format('select syncagent.fold_%s($1, $2, $3, $4)', r.id)
+            into v_count using v_number, v_site.node, v_site.tail, r.collected;
+        v_rows := v_rows + v_count;
+        insert into syncagent.cut_keys (cut, relation, implicit, keys)
+        select v_number, r.id, k.implicit, array_agg(k.key order by k.key)
+        from (select f.key, f.implicit, (row_number() over (order by f.key) - 1) / 10000 as chunk from pg_temp.folded f) as k
+        group by k.implicit, k.chunk;
+    end loop;
+
+    perform set_config('enable_nestloop', 'on', true);
+    select coalesce(max(w.hlc), 0) into v_newest from pg_temp.window_entry w;
+    insert into syncagent.frontier (node, cut, cut_id) values (v_site.node, v_number, v_id)
+        on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, applied_at = excluded.applied_at;
+    select jsonb_object_agg(f.node, f.cut) into v_context from syncagent.frontier f;
+    update syncagent.frontier f set context = v_context where f.node = v_site.node;
+    insert into syncagent.context (node, cut, context) values (v_site.node, v_number, v_context);
+    insert into syncagent.cut (number, id, previous, taken, rows, newest)
+        values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows, v_newest);
+    return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling);
+end
+$$;
+comment on function syncagent._fold is 'make a cut in the current snapshot; no row if nothing was written and it is not forced';
+
+create function syncagent._fold_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.fold_{id}(p_cut bigint, p_node integer, p_tail bigint, p_collected uuid) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+#variable_conflict use_column
+declare
+    v_rows bigint;
+begin
+    -- A key's stamp is that of its last transaction. It was born here if its first entry is an insert and
+    -- none is a delete: triggers nest, and then the inner statement logs first.
+    insert into pg_temp.folded (key, hlc, implicit, gone, odd)
+    select f.key, f.hlc,
+           f.born and {may_be_implicit} and syncagent._implicit(f.key) < syncagent._stamp(f.hlc, p_tail)
+               and syncagent._implicit(f.key) > p_collected and v.key is null,
+           f.gone, f.odd
+    from (
+        select k.key, max(e.tx_hlc) as hlc,
+               coalesce(min(e.hlc) filter (where e.op = 'I') = min(e.hlc), false) and not bool_or(e.op = 'D') as born,
+               bool_or(e.op = 'D') as gone, {max_odd} as odd
+        from pg_temp.window_entry e cross join lateral {unnest_entry}
+        where e.relation = {id}
+        group by k.key
+    ) as f
+    left join syncagent.version_{id} v on f.born and v.key = f.key
+    order by f.key;
+    get diagnostics v_rows = row_count;
+    if v_rows > 1000 then
+        analyze pg_temp.folded;
+    end if;
+
+    -- An insert that ran while a tombstone of its key was applied: neither had seen the other.
+    insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
+        winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+    select syncagent._conflict_id({id}, f.key, w.stamp, v.stamp), {schema_literal}, {table_literal}, f.key,
+           {t_key_text}, 'insert/delete', 'lww',
+           greatest(w.stamp, v.stamp), least(w.stamp, v.stamp),
+           case when w.stamp > v.stamp then p_node else v.node end, case when w.stamp > v.stamp then v.node else p_node end,
+           case when w.stamp > v.stamp then to_jsonb(t) end, case when w.stamp > v.stamp then null else to_jsonb(t) end
+    from pg_temp.folded f
+    join syncagent.version_{id} v on v.key = f.key and v.deleted and v.node <> p_node
+    join syncagent.context c on c.node = v.node and c.cut = v.cut
+    join {table} t on {t_eq_v}
+    cross join lateral (select syncagent._stamp(f.hlc, p_tail)) as w (stamp)
+    where exists (
+        select from pg_temp.window_entry e
+        where e.relation = {id} and e.op = 'I' and f.key = any (e.keys)
+          and e.xid < pg_snapshot_xmax(c.applied) and not pg_visible_in_snapshot(e.xid, c.applied))
+    on conflict (id) do nothing;
+
+    -- A row that lives under a newer tombstone is written anew, right after this cut.
+    insert into syncagent.settling (relation, key)
+    select {id}, f.key
+    from pg_temp.folded f
+    join syncagent.version_{id} v on v.key = f.key and v.deleted and v.stamp > syncagent._stamp(f.hlc, p_tail)
+    join {table} t on {t_eq_v}
+    on conflict do nothing;
+
+    -- An absence that no delete explains is a loss, not a write. (Two statements cost half of ON CONFLICT.)
+    if exists (select from syncagent.version_{id}) then
+        update syncagent.version_{id} v
+        set stamp = syncagent._stamp(f.hlc, p_tail), node = p_node, cut = p_cut, deleted = {t_absent}
+        from pg_temp.folded f {decode_odd} left join {table} t on {t_eq_f}
+        where v.key = f.key and not f.implicit and (not ({t_absent}) or f.gone) and syncagent._stamp(f.hlc, p_tail) >= v.stamp;
+    end if;
+    insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
+    select f.key, syncagent._stamp(f.hlc, p_tail), p_node, p_cut, {t_absent} {folded_key_columns}
+    from pg_temp.folded f {decode_odd}
+    left join {table} t on {t_eq_f}
+    left join syncagent.version_{id} v on v.key = f.key
+    where not f.implicit and v.key is null and (not ({t_absent}) or f.gone)
+    order by f.key;
+    return v_rows;
+end
+$$;
+
+-- Rows whose stamp is implicit: their columns and nothing else.
+create function syncagent.ship_plain_{id}(bigint, bigint) returns table ({columns_typed})
+    language sql stable
+    as $$
+    select {t_columns}
+    from (
+        select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+        where c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2
+        group by k.key order by k.key
+    ) as k
+    join {table} t on {t_eq_k}
+    where not exists (select from syncagent.version_{id} v where v.key = k.key)
+$$;
+
+-- Rows whose newest version is a local one, with stamp and cut; a live version without its row is a loss.
+create function syncagent.ship_exact_{id}(bigint, bigint)
+    returns table (_stamp uuid, _cut bigint, _deleted boolean, {columns_typed})
+    language sql stable
+    as $$
+    select v.stamp, v.cut, v.deleted, {v_columns}
+    from (
+        select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+        where c.relation = {id} and not c.implicit and c.cut > $1 and c.cut <= $2
+        group by k.key order by k.key
+    ) as k
+    join syncagent.version_{id} v on v.key = k.key
+    left join {table} t on {t_eq_v} and not v.deleted
+    where v.node = (select node from syncagent.local_site) and (v.deleted or not ({t_absent}))
+$$;
+
+-- Both, for a receiver that must compare rows with implicit stamps as well: their _stamp is null.
+create function syncagent.ship_whole_{id}(bigint, bigint)
+    returns table (_stamp uuid, _cut bigint, _deleted boolean, {columns_typed})
+    language sql stable
+    as $$
+    select v.stamp, coalesce(v.cut, k.cut), coalesce(v.deleted, false), {k_columns}
+    from (
+        select k.key, max(c.cut) as cut from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+        where c.relation = {id} and c.cut > $1 and c.cut <= $2
+        group by k.key order by k.key
+    ) as k
+    left join syncagent.version_{id} v on v.key = k.key
+    left join {table} t on {t_eq_kv} and v.deleted is not true
+    where coalesce(v.node, (select node from syncagent.local_site)) = (select node from syncagent.local_site)
+      and (v.deleted or not ({t_absent}))
+$$;
+$sql$ $template$;
+
+create function syncagent._shipment(p_after bigint, p_upto bigint, p_plain boolean)
+    returns table (schema_name name, table_name name, form text, columns name[], relation text, keys bigint, query text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys,
+           format('select * from syncagent.ship_%s_%s(%s, %s)', f.function, r.id, p_after, p_upto)
+    from syncagent.replicated r join pg_class t on t.oid = r.relation
+    cross join lateral (
+        select count(*) filter (where c.implicit) > 0 as implicit, count(*) filter (where not c.implicit) > 0 as stamped,
+               sum(cardinality(c.keys)) as keys
+        from syncagent.cut_keys c where c.relation = r.id and c.cut > p_after and c.cut <= p_upto
+    ) as k
+    cross join lateral (values
+        ('plain', 'plain', p_plain and k.implicit), ('exact', 'exact', p_plain and k.stamped),
+        ('exact', 'whole', not p_plain and (k.implicit or k.stamped))) as f (form, function, wanted)
+    where f.wanted
+    order by r.id, f.form desc
+$$;
+comment on function syncagent._shipment is 'the COPY queries that read the cuts after one and up to another; all in the snapshot of the last';
+
+create function syncagent._contexts(p_after bigint, p_upto bigint)
+    returns table (cut bigint, context jsonb, newest bigint)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select c.cut, c.context, k.newest
+    from syncagent.context c join syncagent.cut k on k.number = c.cut
+    where c.node = (select node from syncagent.local_site) and c.cut > p_after and c.cut <= p_upto
+    order by c.cut
+$$;
+comment on function syncagent._contexts is 'context and largest clock of each cut of a range';
+
+-- After a cut ----------------------------------------------------------------------------------------------
+
+create function syncagent._settle() returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_written bigint := 0;
+    v_count   bigint;
+    r         record;
+begin
+    for r in
+        select t.id from syncagent.replicated t join pg_class c on c.oid = t.relation
+        where t.id in (select s.relation from syncagent.settling s) order by t.id
+    loop
+        execute format('select syncagent.settle_%s()', r.id) into v_count;
+        v_written := v_written + v_count;
+    end loop;
+    delete from syncagent.settling s where not exists (select from syncagent.replicated t where t.id = s.relation);
+    return v_written;
+end
+$$;
+comment on function syncagent._settle is 'write rows that live under a newer tombstone as writes of this site; returns how many';
+
+create function syncagent._settle_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.settle_{id}() returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+#variable_conflict use_column
+declare
+    v_last record := syncagent._last_cut();
+    v_keys uuid[];
+    v_rows bigint;
+begin
+    -- First the rows' locks, then, in a new snapshot, a second look: whoever wrote them since has settled them.
+    v_keys := array(
+        select k.key from (
+            select s.key from syncagent.settling s
+            join syncagent.version_{id} v on v.key = s.key
+            join {table} t on {t_eq_v}
+            where s.relation = {id} order by s.key limit 10000 for no key update of t skip locked
+        ) as k);
+    insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+    select pg_current_xact_id(), {id}, 'U', syncagent._tick(), array_agg(v.key) {odd_of_version}
+    from syncagent.version_{id} v
+    join {table} t on {t_eq_v}
+    where v.key = any (v_keys) and v.deleted
+      and not exists (
+        select from syncagent.log l
+        where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)) and v.key = any (l.keys))
+    having count(*) > 0;
+    get diagnostics v_rows = row_count;
+    -- what no row lives of is settled, too
+    delete from syncagent.settling s
+    where s.relation = {id}
+      and (s.key = any (v_keys)
+           or not exists (select from syncagent.version_{id} v join {table} t on {t_eq_v} where v.key = s.key and v.deleted));
+    return v_rows;
+end
+$$;
+$sql$ $template$;
+
+create function syncagent._stable() returns table (node integer, cut bigint)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select o.node,
+           min(case when p.node = s.node then coalesce(mine.cut, 0) else coalesce((theirs.context ->> o.node::text)::bigint, 0) end)
+    from syncagent.local_site s
+    cross join syncagent.member o
+    cross join syncagent.member p
+    left join syncagent.frontier mine on mine.node = o.node
+    left join syncagent.frontier theirs on theirs.node = p.node
+    group by o.node
+$$;
+comment on function syncagent._stable is 'per origin, the last cut that every member has said, in its own stream, to have applied';
+
+create function syncagent._compact(p_limit bigint) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_dropped bigint := 0;
+    v_count   bigint;
+    v_oldest  xid8;
+    v_full    boolean := false;
+    r         record;
+begin
+    select pg_snapshot_xmin(taken) into v_oldest from syncagent._last_cut();
+    if v_oldest is null then
+        return 0;
+    end if;
+    for r in select t.id from syncagent.replicated t order by t.id loop
+        execute format('select syncagent.compact_%s($1, $2)', r.id) into v_count using p_limit, v_oldest;
+        v_dropped := v_dropped + v_count;
+        v_full := v_full or v_count >= p_limit;
+    end loop;
+    if not v_full then
+        delete from syncagent.context c using syncagent._stable() s
+        where c.node = s.node and c.cut <= s.cut and (c.applied is null or pg_snapshot_xmax(c.applied) <= v_oldest);
+        delete from syncagent.cut_keys k using syncagent._stable() s, syncagent.local_site me
+        where s.node = me.node and k.cut <= s.cut;
+        -- the last stable cut itself stays: it is where a peer may stand
+        delete from syncagent.cut c using syncagent._stable() s, syncagent.local_site me
+        where s.node = me.node and c.number < s.cut;
+        update syncagent.local_site me set trimmed = s.cut
+        from syncagent._stable() s where s.node = me.node and s.cut > me.trimmed;
+    end if;
+    return v_dropped;
+end
+$$;
+comment on function syncagent._compact is 'drop metadata that every member is known to have; at most p_limit entries of each table';
+
+create function syncagent._compact_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.compact_{id}(p_limit bigint, p_oldest xid8) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_last record := syncagent._last_cut();
+    v_rows bigint;
+begin
+    with named as materialized (
+        select k.key from syncagent.log l cross join lateral unnest(l.keys) as k (key)
+        where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip))
+    ), settled as (
+        select v.key from syncagent.version_{id} v join syncagent._stable() s on s.node = v.node
+        where v.cut <= s.cut
+          and (v.deleted or v.stamp > syncagent._implicit(v.key))
+          and not (v.deleted and exists (
+                select from syncagent.context c
+                where c.node = v.node and c.cut = v.cut and pg_snapshot_xmax(c.applied) > p_oldest))
+          and not exists (select from syncagent.settling x where x.relation = {id} and x.key = v.key)
+          and not exists (select from syncagent.parked_row x where x.relation = {id} and x.key = v.key)
+          and not exists (select from named n where n.key = v.key)
+        limit p_limit
+    ), dropped as (
+        delete from syncagent.version_{id} v using settled s where v.key = s.key returning v.stamp, v.deleted
+    ), mark as (
+        update syncagent.replicated r set collected = greatest(r.collected, d.stamp)
+        from (select stamp from dropped where deleted order by stamp desc limit 1) as d
+        where r.id = {id}
+    )
+    select count(*) into v_rows from dropped;
+    return v_rows;
+end
+$$;
+$sql$ $template$;
+
+create function syncagent._trim(p_slot integer) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_slot regclass := format('syncagent.log_%s', p_slot)::regclass;
+    v_last record;
+    v_left boolean;
+begin
+    if pg_relation_size(v_slot) = 0 or (syncagent._wall() >> 23) & 15 = p_slot then
+        return false;
+    end if;
+    -- With this lock no transaction that wrote here is open, and the next statement sees all of them.
+    execute format('lock table only %s in access exclusive mode nowait', v_slot);
+    v_last := syncagent._last_cut();
+    execute format('select exists (select from %s where xid >= $1 or xid = any ($2))', v_slot)
+        into v_left using v_last.xmax, v_last.xip;
+    if v_left then
+        return false;
+    end if;
+    execute format('truncate only %s', v_slot);
+    return true;
+end
+$$;
+comment on function syncagent._trim is 'empty one slot of the log if everything in it is folded';
+
+-- Apply at the receiver: stage the bytes of a batch, then merge them in one READ COMMITTED transaction.
+--
+-- judge_N locks the rows and decides, in a later statement that sees all that committed before; write_N moves
+-- the rows. Nothing here waits long: a lock that is not free within the session's lock_timeout rolls the merge
+-- back, so the application never becomes a deadlock victim. Rows and frontier commit together.
+--
+-- SA101 contended: try again          SA102 plain rows met metadata: ask for the exact form
+-- SA103 another agent has moved on    SA104 the batch does not fit this site's tables: it waits
+
+create function syncagent._conflict_id(p_relation integer, p_key uuid, p_one uuid, p_other uuid) returns uuid
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select syncagent._name_uuid(format('%s.%s %s %s %s', quote_ident(schema_name), quote_ident(table_name), p_key,
+                                       least(p_one, p_other), greatest(p_one, p_other)))
+    from syncagent.replicated where id = p_relation
+$$;
+comment on function syncagent._conflict_id is 'the same for every site that meets the same pair of versions';
+
+create function syncagent._stage(p_schema name, p_table name, p_form text, p_columns name[], p_fresh boolean)
+    returns table (relation integer, stage text, stage_columns text[], schema_name name, table_name name)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set client_min_messages = warning
+    as $$
+declare
+    v_table syncagent.replicated;
+begin
+    select r.* into v_table from syncagent.replicated r join pg_class c on c.oid = r.relation
+    where r.schema_name = p_schema and r.table_name = p_table;
+    if not found then
+        raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA104', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
+    end if;
+    if not (p_columns @> v_table.columns and p_columns <@ v_table.columns) then
+        raise exception 'table %.% has other columns here than at the origin', quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA104',
+                  detail = format('here: %s; there: %s', array_to_string(v_table.columns, ', '), array_to_string(p_columns, ', ')),
+                  hint = 'give both sites the same columns, then detach and attach the table where they changed';
+    end if;
+    if p_fresh then
+        execute format('select syncagent.stage_%s()', v_table.id);
+    end if;
+    return query
+    select v_table.id, format('stage_%s', v_table.id),
+           case when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] else '{}' end
+           || array(select 'c' || array_position(v_table.columns, u.c) from unnest(p_columns) with ordinality as u (c, n) order by n),
+           n.nspname, c.relname
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
+end
+$$;
+comment on function syncagent._stage is 'make the staging table of a stream, emptied if fresh; its name, its columns in the order of the stream, and the table';
+
+create function syncagent._may_copy(p_relation integer) returns boolean
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_last record := syncagent._last_cut();
+    v_free boolean;
+begin
+    execute format('select not exists (select from syncagent.version_%s)', p_relation) into v_free;
+    return v_free and not exists (
+        select from syncagent.log l where l.relation = p_relation and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)));
+end
+$$;
+comment on function syncagent._may_copy is 'whether plain rows can go straight into the table: nothing here is unsettled that they could meet';
+
+create function syncagent._apply_begin(p_origin integer, p_after bigint, p_contexts jsonb, p_newest bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_cut bigint;
+begin
+    select cut into v_cut from syncagent.frontier where node = p_origin;
+    if coalesce(v_cut, 0) <> p_after then
+        raise exception 'the frontier of node % is at cut %, the batch starts after cut %', p_origin, coalesce(v_cut, 0), p_after
+            using errcode = 'SA103';
+    end if;
+    perform syncagent._lift(p_newest);
+    insert into syncagent.context (node, cut, context)
+    select p_origin, (c ->> 'cut')::bigint, c -> 'frontier' from jsonb_array_elements(p_contexts) as c
+    on conflict (node, cut) do nothing;
+end
+$$;
+comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known';
+
+create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    update syncagent.context set applied = pg_current_snapshot()
+    where node = p_origin and cut > p_after and cut <= p_upto;
+    insert into syncagent.frontier as f (node, cut, cut_id, context)
+    select p_origin, p_upto, p_upto_id, c.context from syncagent.context c where c.node = p_origin and c.cut = p_upto
+    on conflict (node) do update
+        set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context, applied_at = clock_timestamp()
+        where f.cut = p_after;
+    if not found then
+        raise exception 'the frontier of node % moved meanwhile', p_origin using errcode = 'SA103';
+    end if;
+end
+$$;
+comment on function syncagent._apply_end is 'last step of a merge: the frontier moves with the rows, or not at all';
+
+create function syncagent._merge(p_relations integer[], p_origin integer, p_careful boolean)
+    returns table (taken bigint, conflicts bigint, parked bigint)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_taken bigint := 0;
+    v_conflicts bigint := 0;
+    v_parked bigint := 0;
+    v_count bigint;
+    v_id integer;
+    v_seen pg_snapshot := pg_current_snapshot();
+begin
+    foreach v_id in array p_relations loop
+        perform syncagent._empty('pg_temp.locked'), syncagent._empty('pg_temp.verdict');
+        execute format('select syncagent.judge_%s($1, false)', v_id) into v_count using p_origin;
+        v_conflicts := v_conflicts + v_count;
+        if p_careful then
+            v_count := syncagent._write_carefully(v_id, p_origin);
+        else
+            execute format('select syncagent.write_%s($1)', v_id) into v_count using p_origin;
+        end if;
+        execute format('select syncagent.recheck_%s($1)', v_id) using v_seen;
+        v_taken := v_taken + v_count;
+        v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
+    end loop;
+    return query select v_taken, v_conflicts, v_parked;
+end
+$$;
+comment on function syncagent._merge is 'merge what is staged of these tables; careful: park rows that break a constraint';
+
+create function syncagent._await_refused(p_relations integer[], p_milliseconds integer) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_waited boolean := false;
+    v_id     integer;
+begin
+    foreach v_id in array p_relations loop
+        execute format('select syncagent.await_%s($1)', v_id) into v_waited using p_milliseconds;
+        exit when v_waited;
+    end loop;
+    return v_waited;
+end
+$$;
+comment on function syncagent._await_refused is 'wait for one row that others hold, holding nothing else; the first step of a merge that was refused twice';
+
+create function syncagent._retry_parked() returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_before bigint := (select count(*) from syncagent.parked_row);
+    r        record;
+begin
+    for r in
+        select distinct p.relation, p.node from syncagent.parked_row p
+        join syncagent.replicated t on t.id = p.relation join pg_class c on c.oid = t.relation order by 1, 2
+    loop
+        perform syncagent._empty('pg_temp.locked'), syncagent._empty('pg_temp.verdict');
+        execute format('select syncagent.stage_%s()', r.relation);
+        execute format('select syncagent.unpark_%s($1)', r.relation) using r.node;
+        execute format('select syncagent.judge_%s($1, true)', r.relation) using r.node;
+        perform syncagent._write_carefully(r.relation, r.node);
+        execute format('truncate pg_temp.stage_%s', r.relation);
+    end loop;
+    return v_before - (select count(*) from syncagent.parked_row);
+end
+$$;
+comment on function syncagent._retry_parked is 'try parked rows again, those of one table and origin together; returns how many are parked no longer';
+
+create function syncagent._write_carefully(p_relation integer, p_origin integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_count bigint;
+    v_state text;
+    v_constraint text;
+begin
+    loop
+        begin
+            execute format('select syncagent.write_%s($1)', p_relation) into v_count using p_origin;
+            return v_count;
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate, v_constraint = constraint_name;
+            if left(v_state, 2) not in ('22', '23') then
+                raise;
+            end if;
+            if exists (select from pg_constraint c join syncagent.replicated t on t.relation = c.conrelid
+                       where t.id = p_relation and c.contype = 'p' and c.conname = v_constraint) then
+                raise exception 'a row with a key of the batch appeared meanwhile' using errcode = 'SA101';
+            end if;
+        end;
+        -- Rows that collide with rows outside the batch first: exact, whatever passes between rows inside it.
+        continue when syncagent._park_collisions(p_relation) > 0;
+        perform syncagent._park_breakers(p_relation, p_origin);
+    end loop;
+end
+$$;
+comment on function syncagent._write_carefully is 'write_N, parking the rows that a constraint refuses; ends because every round parks at least one';
+
+create function syncagent._park_collisions(p_relation integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb := syncagent._tokens(p_relation);
+    v_parked bigint := 0;
+    v_count  bigint;
+    r        record;
+begin
+    for r in
+        select quote_literal(c.relname) as name,
+               coalesce(' where ' || pg_get_expr(i.indpred, i.indrelid, true), '') as predicate,
+               (select string_agg(format('%s as e%s', pg_get_indexdef(i.indexrelid, k, true), k), ', ') from generate_series(1, i.indnkeyatts) k) as expressions,
+               (select string_agg(format('x.e%1$s = y.e%1$s', k), ' and ') from generate_series(1, i.indnkeyatts) k) as equal
+        from pg_index i join pg_class c on c.oid = i.indexrelid
+        join syncagent.replicated t on t.relation = i.indrelid
+        where t.id = p_relation and i.indisunique and not i.indisprimary
+    loop
+        execute syncagent._render($sql$
+            insert into pg_temp.verdict (key, loses, conflict, kind, incoming, sqlstate, reason)
+            select distinct on (x._key) x._key, true, false, 'parked', x._stamp, '23505', format('another row has the value of %s', {name})
+            from (select {expressions}, q._key, q._stamp from (
+                    select {stage_as_table}, s._key, s._stamp from {stage} s
+                    where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses)
+                 ) as q {predicate}) as x
+            join (select {expressions}, t._key from (select t.*, {key} as _key from {table} t) as t {predicate}) as y on {equal}
+            where x._key <> y._key
+              and not exists (
+                select from {stage} s where s._key = y._key
+                and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses))
+            $sql$,
+            v_tokens || jsonb_build_object('name', r.name, 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal));
+        get diagnostics v_count = row_count;
+        v_parked := v_parked + v_count;
+    end loop;
+    return v_parked;
+end
+$$;
+comment on function syncagent._park_collisions is 'mark staged rows whose unique values are held by rows outside the batch';
+
+create function syncagent._park_breakers(p_relation integer, p_origin integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_keys  uuid[];
+    v_low   integer := 1;
+    v_size  integer;
+    v_state text;
+    v_said  text;
+begin
+    -- Halve what is left until one row alone is refused beside all those accepted so far.
+    execute syncagent._render(
+        'select array(select s._key from {stage} s where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses) order by s._key)',
+        syncagent._tokens(p_relation)) into v_keys;
+    v_size := greatest(cardinality(v_keys), 1);
+    while v_low <= cardinality(v_keys) loop
+        begin
+            insert into pg_temp.verdict (key, loses, kind) select k, true, 'later' from unnest(v_keys[v_low + v_size :]) as k;
+            execute format('select syncagent.write_%s($1)', p_relation) using p_origin;
+            raise exception using errcode = 'SA000';
+        exception
+            when sqlstate 'SA000' then
+                v_low := v_low + v_size;
+                v_size := v_size * 2;
+                continue;
+            when others then
+                get stacked diagnostics v_state = returned_sqlstate, v_said = message_text;
+                if left(v_state, 2) not in ('22', '23') then
+                    raise;
+                end if;
+        end;
+        if v_size > 1 then
+            v_size := (v_size + 1) / 2;
+        else
+            insert into pg_temp.verdict (key, loses, conflict, kind, sqlstate, reason)
+            values (v_keys[v_low], true, false, 'parked', v_state, v_said);
+            v_low := v_low + 1;
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._park_breakers is 'mark staged rows that any other constraint refuses';
+
+create function syncagent._apply_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.stage_{id}() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set client_min_messages = warning
+    as $$
+begin
+    if to_regclass('pg_temp.stage_{id}') is null then
+        create temp table stage_{id} (_stamp uuid, _cut bigint, _deleted boolean, {stage_columns});
+    elsif pg_relation_size('pg_temp.stage_{id}') > 0 then
+        truncate pg_temp.stage_{id};
+    end if;
+end
+$$;
+
+create function syncagent.judge_{id}(p_origin integer, p_retry boolean) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+#variable_conflict use_column
+declare
+    v_last      record := syncagent._last_cut();
+    v_site      syncagent.local_site;
+    v_rows      bigint;
+    v_conflicts bigint := 0;
+begin
+    select * into strict v_site from syncagent.local_site;
+    insert into pg_temp.locked (key, tid, moved)
+    select s._key, t.ctid, {moved}
+    from {stage} s join {table} t on {t_eq_s}
+    order by s._key
+    for no key update of t nowait;
+    get diagnostics v_rows = row_count;
+    if v_rows > 1000 then
+        analyze pg_temp.locked;
+    end if;
+
+    -- Rows that meet nothing of their own kind here are simply taken; the others are compared.
+    if not exists (select from syncagent.version_{id})
+       and not exists (select from syncagent.log l
+                       where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)))
+       and (v_rows = 0 or not exists (
+            select from {stage} s where s._stamp is null or s._stamp <= syncagent._implicit(s._key))) then
+        return 0;
+    end if;
+    with unfolded as materialized (
+        select k.key, syncagent._stamp(max(x.tx_hlc), v_site.tail) as stamp
+        from (
+            select l.relation, l.keys, max(l.hlc) over (partition by l.xid) as tx_hlc
+            from syncagent.log l where l.xid >= v_last.xmax or l.xid = any (v_last.xip)
+        ) as x cross join lateral unnest(x.keys) as k (key)
+        where x.relation = {id}
+        group by k.key
+    ), met as (
+        select s._key, s._cut, s._deleted, s._stamp is null as plain, v.node, v.cut, v.stamp as settled, u.stamp as fresh, l.tid,
+               coalesce(s._stamp, syncagent._implicit(s._key)) as incoming,
+               greatest(coalesce(v.stamp, case when l.tid is not null then syncagent._implicit(s._key) end), u.stamp) as mine
+        from {stage} s
+        left join pg_temp.locked l on l.key = s._key
+        left join syncagent.version_{id} v on v.key = s._key
+        left join unfolded u on u.key = s._key
+        where v.key is not null or u.key is not null
+           or (l.tid is not null and (s._stamp is null or s._stamp <= syncagent._implicit(s._key)))
+    ), judged as (
+        select m.*,
+               m.incoming = m.mine and m.settled is null and m.fresh is null and m.plain as twice,
+               m._cut is null and (m.settled is not null or m.fresh is not null) as inexact,
+               m.incoming <> m.mine and case
+                   when m.fresh is not null and m.fresh >= coalesce(m.settled, m.fresh) then true
+                   when m.settled is null then false
+                   when m.cut is null then true
+                   when m.cut <= coalesce((theirs.context ->> m.node::text)::bigint, 0) then false
+                   else coalesce((ours.context ->> p_origin::text)::bigint, 0) < m._cut
+               end as concurrent
+        from met m
+        left join syncagent.context theirs on theirs.node = p_origin and theirs.cut = m._cut
+        left join syncagent.context ours on ours.node = m.node and ours.cut = m.cut
+    ), compared as (
+        select j.*, case when j.twice and w.here < w.there then 1 when j.twice and w.here > w.there then -1 else 0 end as larger
+        from judged j
+        left join {stage} s on j.twice and s._key = j._key
+        left join {table} t on j.twice and t.ctid = j.tid
+        cross join lateral (select row({t_columns})::text collate "C", row({s_columns})::text collate "C") as w (here, there)
+        where j.concurrent or j.mine >= j.incoming or j.inexact
+    )
+    insert into pg_temp.verdict (key, loses, conflict, kind, incoming, mine, my_node, trace, sqlstate)
+    select c._key,
+           case when c.twice then c.larger <= 0
+                when p_retry then c.mine > c.incoming
+                else c.mine >= c.incoming end,
+           (c.concurrent and not (c._deleted is true and c.tid is null)) or (c.twice and c.larger <> 0)
+               or (p_retry and c.mine > c.incoming),
+           case when p_retry and c.mine > c.incoming then 'parked'
+                when c.twice then 'insert/insert'
+                when c.incoming > c.mine then case when c._deleted then 'delete/update' when c.tid is null then 'update/delete' else 'update/update' end
+                else case when c.tid is null then 'delete/update' when c._deleted then 'update/delete' else 'update/update' end end,
+           c.incoming, c.mine, case when c.settled is null or c.fresh >= c.settled then v_site.node else c.node end,
+           c.mine > c.incoming and c.fresh = c.mine,
+           case when c.inexact then 'SA102' end
+    from compared c;
+    get diagnostics v_rows = row_count;
+    if v_rows = 0 then
+        return 0;
+    end if;
+    if exists (select from pg_temp.verdict d where d.sqlstate = 'SA102') then
+        raise exception 'plain rows of % met metadata', {title} using errcode = 'SA102';
+    end if;
+
+    insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
+        winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+    select syncagent._conflict_id({id}, d.key, d.mine, d.incoming), {schema_literal}, {table_literal}, d.key, {s_key_text}, d.kind, 'lww',
+           greatest(d.mine, d.incoming), least(d.mine, d.incoming),
+           case when d.loses then d.my_node else p_origin end, case when d.loses then p_origin else d.my_node end,
+           case when d.loses then i.here else i.there end, case when d.loses then i.there else i.here end
+    from pg_temp.verdict d
+    join {stage} s on s._key = d.key
+    left join pg_temp.locked l on l.key = d.key
+    cross join lateral (
+        select (select to_jsonb(t) from {table} t where t.ctid = l.tid) as here,
+               case when s._deleted is not true then (select to_jsonb(x) from (select {stage_as_table}) as x) end as there
+    ) as i
+    where d.conflict
+    on conflict (id) do nothing;
+    get diagnostics v_conflicts = row_count;
+    return v_conflicts;
+end
+$$;
+
+create function syncagent.await_{id}(p_milliseconds integer) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_free    uuid[];
+    v_refused uuid;
+begin
+    begin
+        v_free := array(select k._key from (
+            select s._key from {stage} s join {table} t on {t_eq_s} for no key update of t skip locked) as k);
+        raise exception using errcode = 'SA000';
+    exception when sqlstate 'SA000' then
+        null;
+    end;
+    select min(s._key::text)::uuid into v_refused from {stage} s join {table} t on {t_eq_s} where s._key <> all (v_free);
+    if v_refused is null then
+        return false;
+    end if;
+    perform set_config('lock_timeout', p_milliseconds::text, true);
+    perform from {stage} s join {table} t on {t_eq_s} where s._key = v_refused for no key update of t;
+    return true;
+end
+$$;
+
+create function syncagent.unpark_{id}(p_node integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})
+    select p.stamp, p.cut, false, (p.image::syncagent.row_{id}).*
+    from syncagent.parked_row p where p.relation = {id} and p.node = p_node;
+end
+$$;
+
+-- Keys that had no row to lock: whoever inserted and deleted one since it was judged has committed by now,
+-- and from here on our uncommitted rows are in the way of the next.
+create function syncagent.recheck_{id}(p_seen pg_snapshot) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_last record := syncagent._last_cut();
+begin
+    if exists (
+        select from syncagent.log l cross join lateral unnest(l.keys) as k (key) join {stage} s on s._key = k.key
+        where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)) and not pg_visible_in_snapshot(l.xid, p_seen)
+    ) then
+        raise exception 'a row of % was written while it was merged', {title} using errcode = 'SA101';
+    end if;
+end
+$$;
+
+create function syncagent.write_{id}(p_origin integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_staged  bigint;
+    v_deleted bigint;
+    v_plain   bigint;
+    v_locked  bigint;
+    v_moved   bigint;
+    v_rows    bigint;
+    v_taken   bigint := 0;
+begin
+    -- One look at what there is to do spares the statements that would find nothing.
+    select count(*), count(*) filter (where s._deleted), count(*) filter (where s._stamp is null)
+    into v_staged, v_deleted, v_plain from pg_temp.stage_{id} s;
+    select count(*), count(*) filter (where l.moved) into v_locked, v_moved from pg_temp.locked l;
+    if v_locked > 0 and v_deleted + v_moved > 0 then
+        delete from {table} t using {stage} s join pg_temp.locked l on l.key = s._key
+        where t.ctid = l.tid and (s._deleted or l.moved)
+          and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
+        get diagnostics v_rows = row_count;
+        v_taken := v_taken + v_rows;
+    end if;
+    if v_locked > 0 and v_deleted < v_staged then
+        {update}
+    end if;
+    if v_locked < v_staged or v_moved > 0 then
+        insert into {table} ({columns}) overriding system value
+        select {s_columns} from {stage} s left join pg_temp.locked l on l.key = s._key
+        where s._deleted is not true and (l.key is null or l.moved)
+          and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
+        get diagnostics v_rows = row_count;
+        v_taken := v_taken + v_rows;
+    end if;
+
+    if v_plain < v_staged and exists (select from syncagent.version_{id}) then
+        update syncagent.version_{id} v set stamp = s._stamp, node = p_origin, cut = s._cut, deleted = s._deleted
+        from {stage} s left join pg_temp.verdict d on d.key = s._key and d.loses
+        where v.key = s._key and s._stamp is not null and (d.key is null or d.reason is not null);
+    end if;
+    insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
+    select s._key, s._stamp, p_origin, s._cut, s._deleted {s_key_columns}
+    from {stage} s
+    left join syncagent.version_{id} v on v.key = s._key
+    left join pg_temp.verdict d on d.key = s._key and d.loses
+    where s._stamp is not null and v.key is null and (d.key is null or d.reason is not null)
+    order by s._key;
+    if v_plain > 0 then
+        delete from syncagent.version_{id} v using {stage} s
+        where s._stamp is null and v.key = s._key and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
+    end if;
+
+    -- An unfolded local write that wins keeps the stamp it was judged by.
+    insert into syncagent.version_{id} as v (key, stamp, node, cut, deleted {version_key_columns})
+    select d.key, d.mine, d.my_node, null, l.key is null {s_key_columns}
+    from pg_temp.verdict d join {stage} s on s._key = d.key left join pg_temp.locked l on l.key = d.key
+    where d.trace
+    on conflict (key) do update
+        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
+        where excluded.stamp > v.stamp;
+
+    if exists (select from syncagent.parked_row p where p.relation = {id}) then
+        delete from syncagent.parked_row p using {stage} s
+        where p.relation = {id} and p.key = s._key
+          and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses and (d.mine is null or d.mine <= p.stamp));
+    end if;
+    insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, shown, sqlstate, reason)
+    select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), p_origin, coalesce(s._cut, 0),
+           (select x::text from (select {stage_as_table}) as x), (select to_jsonb(x) from (select {stage_as_table}) as x),
+           d.sqlstate, d.reason
+    from pg_temp.verdict d join {stage} s on s._key = d.key
+    where d.reason is not null
+    on conflict (relation, key) do update
+        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, shown = excluded.shown,
+            sqlstate = excluded.sqlstate, reason = excluded.reason;
+    return v_taken;
+end
+$$;
+$sql$ $template$;
+
+-- What people ask: views and functions that read, and never lock.
+--
+-- They are for a role that is not the agent's: `syncagent.grant_reader` gives it all of them and nothing
+-- else. Functions that views call run as their owner, for a view checks its reader's right to call them.
+
+create function syncagent._inspect_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.key_of_{id}(p_key text) returns uuid
+    language sql stable
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$ select {key_of_text} $$;
+
+create function syncagent.row_of_{id}(p_key text) returns xid
+    language sql stable
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$ select t.xmin from {named} join {table} t on {t_eq_f} $$;
+$sql$ $template$;
+
+-- The pieces ------------------------------------------------------------------------------------------------
+
+create function syncagent._entries() returns table (relation integer, entries bigint)
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+begin
+    for relation in select r.id from syncagent.replicated r order by r.id loop
+        execute format('select count(*) from syncagent.version_%s', relation) into entries;
+        return next;
+    end loop;
+end
+$$;
+comment on function syncagent._entries is 'version entries of each attached table: rows that are unsettled';
+
+create function syncagent._log_bytes() returns bigint
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$ select sum(pg_relation_size(i.inhrelid))::bigint from pg_inherits i where i.inhparent = 'syncagent.log'::regclass $$;
+comment on function syncagent._log_bytes is 'size of the log of captured statements';
+
+create function syncagent._agent_runs() returns boolean
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select exists (
+        select from pg_locks l
+        where l.locktype = 'advisory' and l.classid = 1937337955 and l.objid = 2 and l.objsubid = 2 and l.granted
+          and l.database = (select d.oid from pg_database d where d.datname = current_database()))
+$$;
+comment on function syncagent._agent_runs is 'whether an agent holds this site';
+
+create function syncagent._site_name(p_node integer) returns text
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$ select coalesce((select m.name from syncagent.member m where m.node = p_node), format('node %s', p_node)) $$;
+comment on function syncagent._site_name is 'name of a member; one that has left is known by its number';
+
+create function syncagent._key_text(p_shown jsonb, p_keys name[]) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case cardinality(p_keys) when 1 then p_shown ->> p_keys[1]::text else
+        '(' || string_agg(
+            case when v ~ '[(),"\\[:space:]]' or v = '' then '"' || replace(replace(v, '\', '\\'), '"', '""') || '"' else coalesce(v, '') end,
+            ',' order by n) || ')' end
+    from unnest(p_keys) with ordinality as k (name, n) cross join lateral (select p_shown ->> k.name::text) as s (v)
+$$;
+comment on function syncagent._key_text is 'the key of a row shown as JSON, spelled as why() and conflicts_of() take it';
+
+create function syncagent._commit_time(p_xid xid) returns timestamptz
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$ select case when current_setting('track_commit_timestamp')::boolean then pg_xact_commit_timestamp(p_xid) end $$;
+comment on function syncagent._commit_time is 'when a transaction committed here, if this server keeps that';
+
+-- The views -------------------------------------------------------------------------------------------------
+
+create view syncagent.replicated_table as
+select format('%I.%I', coalesce(n.nspname, r.schema_name), coalesce(c.relname, r.table_name)) as table_name,
+       r.key_columns::text[] as key_columns, r.derived, r.strategy, r.columns::text[] as columns,
+       case when c.reltuples >= 0 then c.reltuples::bigint end as estimated_rows,
+       e.entries as unsettled_rows,
+       (select count(*) from syncagent.parked_row p where p.relation = r.id) as parked_rows,
+       r.attached_at, c.oid is null as dropped
+from syncagent.replicated r
+join syncagent._entries() e on e.relation = r.id
+left join pg_class c on c.oid = r.relation
+left join pg_namespace n on n.oid = c.relnamespace;
+comment on view syncagent.replicated_table is 'attached tables; unsettled rows are those that some site may not have yet';
+
+create view syncagent.lag as
+with said as (
+    select s.node as receiver, f.node as origin, f.cut from syncagent.local_site s cross join syncagent.frontier f
+    union all
+    select f.node, c.key::integer, c.value::bigint from syncagent.frontier f cross join jsonb_each_text(f.context) as c
+    union all
+    select p.node, c.key::integer, c.value::bigint from syncagent.peer_state p cross join jsonb_each_text(p.frontier) as c
+), has as (
+    select receiver, origin, max(cut) as cut from said group by receiver, origin
+)
+select o.name as origin, r.name as receiver, o.node as origin_node, r.node as receiver_node,
+       greatest(coalesce(made.cut, 0) - coalesce(has.cut, 0), 0) as cuts, ours.rows, ours.seconds
+from syncagent.member o
+join syncagent.member r on r.node <> o.node
+left join has as made on made.origin = o.node and made.receiver = o.node
+left join has on has.origin = o.node and has.receiver = r.node
+left join lateral (
+    select coalesce(sum(c.rows), 0)::bigint as rows,
+           round(extract(epoch from coalesce(clock_timestamp() - min(c.made_at) filter (where c.rows > 0), '0'))::numeric, 3)::float8 as seconds
+    from syncagent.cut c where c.number > coalesce(has.cut, 0)
+) as ours on o.node = (select s.node from syncagent.local_site s);
+comment on view syncagent.lag is 'what each site has not applied of each other, as far as it is known here; rows and seconds only of this site''s own cuts';
+
+create view syncagent.site as
+select m.name, m.node, m.node = s.node as is_self,
+       case when m.node = s.node then case when syncagent._agent_runs() then 'running' else 'no agent' end
+            when not syncagent._agent_runs() then 'unknown'
+            when p.paused then 'paused' when p.linked then 'linked' else 'away' end as state,
+       case when m.node = s.node then s.site end as site,
+       case when m.node = s.node then s.incarnation end as incarnation,
+       case when m.node = s.node then a.version end as agent_version,
+       case when m.node = s.node then a.started_at end as agent_started_at
+from syncagent.local_site s
+cross join syncagent.member m
+left join syncagent.peer_state p on p.node = m.node
+left join syncagent.agent_state a on m.node = s.node;
+comment on view syncagent.site is 'the sites of the cluster: this one, and those its agent knows';
+
+create view syncagent.status as
+select m.name, m.node, m.is_self, m.state, coalesce(p.linked, false) as linked, coalesce(p.paused, false) as paused,
+       l.cuts as behind_cuts, l.rows as behind_rows, l.seconds as behind_seconds,
+       f.cut as applied_cut, f.applied_at,
+       case when m.is_self then (select count(*) from syncagent.parked_row) else p.parked end as parked,
+       case when m.is_self then a.waiting else p.waiting end as waiting,
+       case when m.is_self then a.trouble else p.trouble end as trouble,
+       (extract(epoch from p.rtt) * 1000)::float8 as rtt_ms,
+       extract(epoch from p.clock_offset)::float8 as clock_offset_seconds,
+       p.changed_at as known_since,
+       case when m.is_self then syncagent._log_bytes() end as log_bytes,
+       case when m.is_self then (select coalesce(sum(e.entries), 0)::bigint from syncagent._entries() e) end as unsettled_rows,
+       case when m.is_self then (select count(*) from syncagent.cut) end as kept_cuts,
+       case when m.is_self then (select count(*) from syncagent.conflict_record) end as conflicts
+from syncagent.site m
+left join syncagent.peer_state p on p.node = m.node
+left join syncagent.frontier f on f.node = m.node
+left join syncagent.agent_state a on m.is_self
+left join syncagent.lag l on l.receiver_node = m.node and l.origin_node = (select s.node from syncagent.local_site s);
+comment on view syncagent.status is 'every site: what it has not applied of this one (behind), what this one has applied of it, and what is the matter';
+
+create view syncagent.conflict as
+select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_text as key, c.kind, c.strategy,
+       syncagent._site_name(c.winning_node) as winner, syncagent._site_name(c.losing_node) as loser,
+       c.winning_image, c.losing_image, c.winning_stamp, c.losing_stamp,
+       syncagent.stamp_time(c.winning_stamp) as winning_time, syncagent.stamp_time(c.losing_stamp) as losing_time,
+       c.noticed_at, c.settled_how, c.settled_at
+from syncagent.conflict_record c;
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted';
+
+create view syncagent.parked as
+select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,
+       syncagent._site_name(p.node) as origin, p.sqlstate, p.reason, p.shown as image, p.stamp,
+       syncagent.stamp_time(p.stamp) as written_at, p.since
+from syncagent.parked_row p join syncagent.replicated r on r.id = p.relation;
+comment on view syncagent.parked is 'rows that arrived and break a constraint here; they are tried again after every batch';
+
+-- The story of a row ----------------------------------------------------------------------------------------
+
+create function syncagent._row(p_table regclass, p_key text, out relation integer, out key uuid)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_variable
+begin
+    select r.id into relation from syncagent.replicated r where r.relation = p_table;
+    if not found then
+        raise exception 'table % is not attached', p_table
+            using errcode = 'SA003', hint = format('syncagent attach %s; `syncagent tables` lists those that are', p_table);
+    end if;
+    begin
+        execute format('select syncagent.key_of_%s($1)', relation) into strict key using p_key;
+    exception when data_exception then
+        raise exception 'the key % does not fit table %', quote_literal(p_key), p_table
+            using errcode = 'SA004', detail = sqlerrm,
+                  hint = (select format('its key is %s; several columns are written as (1,abc)', array_to_string(r.key_columns, ', '))
+                          from syncagent.replicated r where r.id = relation);
+    end;
+end
+$$;
+comment on function syncagent._row is 'attached table and row key of a key given as text';
+
+create function syncagent.conflicts_of(p_table regclass, p_key text) returns setof syncagent.conflict
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select c.*
+    from syncagent._row(p_table, p_key) as w
+    join syncagent.replicated r on r.id = w.relation
+    join syncagent.conflict_record x on (x.schema_name, x.table_name, x.key) = (r.schema_name, r.table_name, w.key)
+    join syncagent.conflict c on c.id = x.id
+    order by x.noticed_at, x.id
+$$;
+comment on function syncagent.conflicts_of(regclass, text) is 'the conflicts of one row, oldest first; the key as text, several columns as (1,abc)';
+
+create function syncagent.why(p_table regclass, p_key text)
+    returns table (what text, site text, at timestamptz, stamp uuid, cut bigint, detail text)
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_row     record;
+    v_here    xid;
+    v_last    record := syncagent._last_cut();
+    v_me      integer := (select s.node from syncagent.local_site s);
+    v_known   boolean := false;
+    v_version record;
+begin
+    select * into strict v_row from syncagent._row(p_table, p_key);
+    execute format('select syncagent.row_of_%s($1)', v_row.relation) into v_here using p_key;
+    execute format('select v.* from (select) as always left join syncagent.version_%s v on v.key = $1', v_row.relation)
+        into v_version using v_row.key;
+
+    return query
+    select 'written', syncagent._site_name(v_me), to_timestamp(l.hlc / 4096000.0), null::uuid, null::bigint,
+           format('%s in transaction %s, in no cut yet',
+                  case l.op when 'I' then 'inserted' when 'U' then 'updated' else 'deleted' end, l.xid)
+    from syncagent.log l
+    where l.relation = v_row.relation and v_row.key = any (l.keys) and (l.xid >= v_last.xmax or l.xid = any (v_last.xip))
+    order by l.hlc desc;
+    v_known := found;
+
+    if v_version.key is not null then
+        v_known := true;
+        return query
+        select case when v_version.deleted then 'deleted' else 'written' end, syncagent._site_name(v_version.node),
+               syncagent.stamp_time(v_version.stamp), v_version.stamp, v_version.cut,
+               case when v_version.cut is null then 'in no cut yet'
+                    when v_version.cut = 0 then 'before the table was attached, under a key ahead of the clock'
+                    else coalesce('unsettled: not known yet to be at ' || string_agg(m.name, ', ' order by m.node),
+                                  'every site has it') end
+        from (select) as always
+        left join syncagent.member m on v_version.cut > coalesce((
+            select case when m.node = v_me then f.cut else (x.context ->> v_version.node::text)::bigint end
+            from (select) as one
+            left join syncagent.frontier f on f.node = v_version.node
+            left join syncagent.frontier x on x.node = m.node), 0);
+    end if;
+
+    if not v_known then
+        return query
+        select case when v_here is null then 'absent' else 'settled' end, null::text, syncagent._commit_time(v_here),
+               case when v_here is not null then syncagent._implicit(v_row.key) end, null::bigint,
+               case when v_here is null then 'no site wrote it, or every site knows that it was deleted'
+                    else 'every site has it'
+                      || coalesce('; its key was made at ' || syncagent.stamp_time(v_row.key)::text, '')
+                      || case when syncagent._commit_time(v_here) is null
+                              then '; when it was last written is forgotten (the server''s track_commit_timestamp would keep it)' else '' end end;
+    end if;
+
+    return query
+    select 'settling', syncagent._site_name(v_me), null::timestamptz, null::uuid, null::bigint,
+           'lives here under a newer delete; the agent writes it anew'
+    from syncagent.settling s where s.relation = v_row.relation and s.key = v_row.key;
+
+    return query
+    select 'parked', syncagent._site_name(p.node), syncagent.stamp_time(p.stamp), p.stamp, p.cut,
+           format('waits here since %s: %s (%s)', p.since, p.reason, p.sqlstate)
+    from syncagent.parked_row p where p.relation = v_row.relation and p.key = v_row.key;
+
+    return query
+    select 'conflict', c.winner, c.winning_time, c.winning_stamp, null::bigint,
+           format('%s: won over %s (%s), which wrote %s; conflict %s', c.kind, c.loser,
+                  coalesce(c.losing_time::text, 'no time'), coalesce(c.losing_image::text, 'a delete'), c.id)
+    from syncagent.conflicts_of(p_table, p_key) as c order by c.noticed_at desc;
+end
+$$;
+comment on function syncagent.why(regclass, text) is
+    'the story of one row, newest first: unsettled (which site, when, stamp, cut, and who may not have it yet) or settled, parked, its conflicts';
+
+-- Who may call what -----------------------------------------------------------------------------------------
+
+create function syncagent.grant_reader(p_role regrole) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    execute format('grant usage on schema syncagent to %s', p_role);
+    execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
+                   ' syncagent.conflict, syncagent.parked to %s', p_role);
+    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text),'
+                   ' syncagent._entries(), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
+                   ' syncagent._key_text(jsonb, name[]) to %s', p_role);
+    if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
+        execute format('grant select on syncagent.schema_version to %s', p_role);
+    end if;
+end
+$$;
+comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why() and conflicts_of(); they show rows of attached tables';
+
+revoke execute on all functions in schema syncagent from public;
+grant usage on schema syncagent to public;
+grant execute on function syncagent.uuid7(), syncagent.stamp_time(uuid), syncagent.stamp_node(uuid), syncagent.uuid7_floor(timestamptz),
+    syncagent.truncate(regclass) to public;

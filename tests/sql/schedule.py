@@ -1,0 +1,583 @@
+"""Random schedules on real PostgreSQL, with the ground truth kept beside them.
+
+It exists because the rules of the protocol were found by programs that know everything (tests/model);
+here the SQL side is put through the same schedules: transactions that stay open, savepoints, statements
+that nest, hot keys, keys ahead of the clock and without a time, cuts for some peers and not for others,
+late and coalesced batches, compaction, trimming, clocks that jump.
+
+Each write has a number, which is also the value it leaves in the row; `seen` says which writes its
+writer had seen. What must hold at the end: every site has the same rows; each committed write that no
+other had seen is final or in a conflict; no conflict is between writes of which one had seen the other.
+On the way every fold and every merge is compared, key by key, with `core/merge.py`.
+"""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from syncagent.core import merge, stamp
+from syncagent.core.frontier import Frontier
+from syncagent.core.merge import Dot, Incoming, Local, Version, Window
+from syncagent.errors import Contended, Inexact
+from syncagent.services.store import Shipment
+from tests.support.lab import Memory, Site
+
+SCHEMA = """
+create table item (id uuid primary key, value int not null, note text);
+create function nested() returns trigger language plpgsql as $$
+begin
+    if tg_op = 'INSERT' and new.note = 'vanish' then
+        delete from item where id = new.id;
+    elsif tg_op = 'DELETE' and current_setting('app.reborn', true) <> '' then
+        insert into item values (old.id, current_setting('app.reborn')::int);
+    end if;
+    return null;
+end $$;
+create trigger nested after insert or delete on item for each row execute function nested();
+"""
+_HOT = [UUID(f"00000000-0000-4000-8000-00000000000{n}") for n in range(1, 4)]
+_AHEAD = (0, 0, 0, 2, 6, 3_600_000)
+"""Milliseconds by which a new key may be ahead of the clock."""
+_OPS: dict[str, merge.Op] = {"I": "insert", "U": "update", "D": "delete"}
+_frontier = msgspec.json.Decoder(dict[int, int])
+
+
+@dataclass
+class Write:
+    """One write of one key. `shown` is the value of the row it leaves; None: no row."""
+
+    number: int
+    key: UUID
+    shown: int | None
+    seen: frozenset[int]
+    fresh: bool = False  # no committed row was there: nothing that apply could find locked
+
+
+@dataclass
+class Transaction:
+    session: asyncpg.Connection
+    writes: list[Write] = field(default_factory=list)
+    savepoints: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A row of a batch. Without a stamp it is implicit; without a cut it came in the plain form."""
+
+    key: UUID
+    stamp: UUID | None
+    cut: int | None
+    deleted: bool
+    value: int | None
+
+
+@dataclass
+class State:
+    """What a site holds, read from its tables."""
+
+    rows: dict[UUID, int]
+    entries: dict[UUID, Version]
+    logged: dict[UUID, list[tuple[int, str, UUID]]]  # unfolded: clock of the entry, op, stamp of its transaction
+    contexts: dict[tuple[int, int], dict[int, int]]
+    mark: UUID
+
+    def local(self, key: UUID) -> Local:
+        logged = max((stamp for _, _, stamp in self.logged.get(key, ())), default=None)
+        content = _content(key, self.rows[key]) if key in self.rows else None
+        return Local(key in self.rows, self.entries.get(key), logged, content)
+
+
+class Actor:
+    """A site, its application, and what is true of it."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.rows: dict[UUID, int] = {}
+        self.past: dict[UUID, int] = {}  # the write that the site's version of a key is
+        self.seen: dict[UUID, frozenset[int]] = {}
+        self.open: list[Transaction] = []
+        self.idle: list[asyncpg.Connection] = []
+        self.xids: set[str] = set()
+        self.noticed: set[UUID] = set()
+        self.settling = False  # a fold has found such a row
+
+    def holder(self, key: UUID) -> Transaction | None:
+        return next((tx for tx in self.open if any(w.key == key for w in tx.writes)), None)
+
+    def visible(self, tx: Transaction, key: UUID) -> int | None:
+        mine = [w.shown for w in tx.writes if w.key == key]
+        return mine[-1] if mine else self.rows.get(key)
+
+    async def begin(self) -> Transaction:
+        session = self.idle.pop() if self.idle else await self.site.session(lock_timeout="3s")
+        await session.execute("begin")
+        self.open.append(Transaction(session))
+        return self.open[-1]
+
+    def end(self, tx: Transaction) -> None:
+        self.open.remove(tx)
+        self.idle.append(tx.session)
+
+
+class Run:
+    """One schedule."""
+
+    def __init__(self, seed: int, sites: Sequence[Site]) -> None:
+        self.rnd = random.Random(seed)
+        self.actors = [Actor(site) for site in sites]
+        self.by_node = {actor.site.node: actor for actor in self.actors}
+        self.writes: dict[int, Write] = {}
+        self.committed: list[Write] = []
+        self.stamped: dict[tuple[UUID, UUID], int] = {}  # (key, stamp) -> write
+        self.settled: dict[int, int] = {}  # a value -> the write by which its site repeated it
+        self.conflicts: set[int] = set()
+        self.flights: dict[tuple[int, int], Shipment] = {}
+        self.exactly: set[tuple[int, int]] = set()
+        self.trace: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.trace.append(text)
+
+    async def run(self, steps: int) -> None:
+        rnd = self.rnd
+        self.ends = rnd.choice([0.1, 0.3, 0.6, 1.0])  # how soon transactions end
+        self.hot = rnd.choice([0.05, 0.30])
+        for actor in self.actors:
+            await actor.site.clock_ahead(rnd.choice([0, 0, 0.01, 1, 3600]))
+        for _ in range(steps):
+            await self.step(rnd.choice(self.actors))
+        await self.finish()
+        await self.judge()
+
+    async def step(self, actor: Actor) -> None:
+        rnd, dice = self.rnd, self.rnd.random()
+        if dice < 0.45:
+            await self.statement(actor)
+        elif dice < 0.53:
+            await self.end_one(actor)
+        elif dice < 0.68:
+            peers = [other for other in self.actors if other is not actor and rnd.random() < 0.7]
+            await self.cut(actor, peers, busy=rnd.random() < 0.3)
+        elif dice < 0.90:
+            await self.apply(actor, rnd.choice([other for other in self.actors if other is not actor]))
+        elif dice < 0.95:
+            self.say(f"{actor.site.node} compacts {await actor.site.compact()}")
+        elif dice < 0.97:
+            self.say(f"{actor.site.node} trims {await actor.site.store.keeper.trim()}")
+        else:
+            seconds = rnd.choice([0.005, 2, 5])
+            self.say(f"{actor.site.node} clock +{seconds} s")
+            await actor.site.do(
+                f"select setval('syncagent.hlc', nextval('syncagent.hlc') + {int(seconds * 4096000)})"
+            )
+
+    # ---- the application
+
+    async def statement(self, actor: Actor) -> None:
+        rnd = self.rnd
+        tx = rnd.choice(actor.open) if actor.open and (len(actor.open) > 2 or rnd.random() < 0.5) else None
+        tx = tx or await actor.begin()
+        if rnd.random() < 0.15:
+            await tx.session.execute(f"savepoint s{len(tx.savepoints)}")
+            tx.savepoints.append(len(tx.writes))
+        await self.write(actor, tx)
+        if rnd.random() < self.ends * 0.7:
+            await self.commit(actor, tx)
+
+    async def write(self, actor: Actor, tx: Transaction) -> None:
+        """One statement, unless it would wait for another transaction."""
+        rnd = self.rnd
+        free = [k for k in sorted(actor.seen) if actor.holder(k) in (None, tx)]
+        alive = [k for k in free if actor.visible(tx, k) is not None]
+        gone = [k for k in free if actor.visible(tx, k) is None]
+        dice = rnd.random()
+        if dice < self.hot:
+            key = rnd.choice(_HOT)
+            if actor.holder(key) in (None, tx):
+                there = actor.visible(tx, key) is not None
+                await self.change(actor, tx, rnd.choice(["delete", "update", "upsert"]) if there else "insert", [key])
+        elif (dice := rnd.random()) < 0.30:
+            keys = [await self.new_key(actor) for _ in range(rnd.choice([1, 1, 3]))]
+            await self.change(actor, tx, rnd.choice(["insert", "insert", "upsert", "vanish"]), keys)
+        elif dice < 0.38 and gone:
+            await self.change(actor, tx, rnd.choice(["insert", "upsert"]), [rnd.choice(gone)])
+        elif dice < 0.45 and alive:
+            await self.change(actor, tx, "rekey", [rnd.choice(alive), await self.new_key(actor)])
+        elif dice < 0.75 and alive:
+            await self.change(actor, tx, "update", rnd.sample(alive, min(len(alive), rnd.choice([1, 1, 4]))))
+        elif dice < 0.85 and alive:
+            await self.change(actor, tx, "delete", rnd.sample(alive, min(len(alive), rnd.choice([1, 1, 3]))))
+        elif alive:
+            await self.change(actor, tx, rnd.choice(["reborn", "reborn nested", "upsert"]), [rnd.choice(alive)])
+
+    async def new_key(self, actor: Actor) -> UUID:
+        if self.rnd.random() < 0.2:
+            return UUID(int=self.rnd.getrandbits(128), version=4)
+        clock = await actor.site.one("select syncagent._tick()")
+        return stamp.pack(
+            clock + self.rnd.choice(_AHEAD) * stamp.UNITS_PER_MS, actor.site.node, self.rnd.getrandbits(46)
+        )
+
+    async def change(self, actor: Actor, tx: Transaction, kind: str, keys: list[UUID]) -> None:
+        numbers = range(len(self.writes) + 1, len(self.writes) + 1 + len(keys))
+        pairs = list(zip(keys, numbers, strict=True))
+        await tx.session.execute(_sql(kind, pairs))
+        self.say(f"{actor.site.node} tx{id(tx) % 1000} {kind} " + ", ".join(f"{_short(k)}={n}" for k, n in pairs))
+        for key, number in pairs:
+            gone = kind in ("delete", "vanish") or (kind == "rekey" and key == keys[0])
+            before = [w.seen for w in tx.writes if w.key == key]
+            seen = (before[-1] if before else actor.seen.get(key, frozenset())) | {number}
+            self.writes[number] = Write(number, key, None if gone else number, seen, key not in actor.rows)
+            tx.writes.append(self.writes[number])
+
+    async def end_one(self, actor: Actor) -> None:
+        if not actor.open:
+            return
+        tx, dice = self.rnd.choice(actor.open), self.rnd.random()
+        if dice < 0.7:
+            await self.commit(actor, tx)
+        elif dice < 0.85 or not tx.savepoints:
+            self.say(f"{actor.site.node} tx{id(tx) % 1000} rolls back")
+            await tx.session.execute("rollback")
+            actor.end(tx)
+        else:
+            back = self.rnd.randrange(len(tx.savepoints))
+            self.say(f"{actor.site.node} tx{id(tx) % 1000} rolls back to {back}")
+            await tx.session.execute(f"rollback to s{back}")
+            del tx.writes[tx.savepoints[back] :]
+            del tx.savepoints[back + 1 :]
+
+    async def commit(self, actor: Actor, tx: Transaction) -> None:
+        site = actor.site
+        xid = await tx.session.fetchval("select pg_current_xact_id_if_assigned()::text")
+        await tx.session.execute("commit")
+        actor.end(tx)
+        if tx.writes:
+            clock = await site.one("select max(hlc) from syncagent.log where xid = $1::text::xid8", xid)
+            version = stamp.pack(clock, site.node, 12345 + site.node)
+            actor.xids.add(xid)
+            for write in tx.writes:
+                self.now_true(actor, write, version)
+            self.say(f"{site.node} tx{id(tx) % 1000} commits {version}")
+
+    def now_true(self, actor: Actor, write: Write, version: UUID) -> None:
+        if write.shown is None:
+            actor.rows.pop(write.key, None)
+        else:
+            actor.rows[write.key] = write.shown
+        actor.past[write.key] = write.number
+        actor.seen[write.key] = actor.seen.get(write.key, frozenset()) | write.seen
+        self.stamped[write.key, version] = write.number
+        self.committed.append(write)
+
+    # ---- the agent
+
+    async def cut(self, actor: Actor, peers: Sequence[Actor], *, busy: bool = False) -> None:
+        site = actor.site
+        before = await self.state(actor)
+
+        async def meanwhile() -> None:
+            for _ in range(3):
+                await (self.statement(actor) if self.rnd.random() < 0.6 else self.end_one(actor))
+
+        self.say(f"{site.node} cuts for {[p.site.node for p in peers]}")
+        for plain in (True, False):
+            chosen = [p for p in peers if ((p.site.node, site.node) in self.exactly) != plain]
+            cut = await site.cut(
+                *(p.site for p in chosen), plain=plain, force=plain, during=meanwhile if busy else None
+            )
+            if cut is None:
+                # nothing to fold, but peers that want the exact form must have it
+                cut = await site.cut(*(p.site for p in chosen), plain=plain) if chosen else None
+            for peer, shipment in zip(chosen, cut.shipments if cut else (), strict=True):
+                self.flights[site.node, peer.site.node] = shipment
+                self.exactly.discard((peer.site.node, site.node))
+            if plain:
+                assert cut is not None
+                await self.compare_fold(actor, before, cut.number)
+        await self.notice_settling(actor)
+        await self.notice_conflicts(actor)
+
+    async def compare_fold(self, actor: Actor, before: State, number: int) -> None:
+        after, site = await self.state(actor), actor.site
+        named = dict(
+            await site.rows(
+                "select k, bool_and(c.implicit) from syncagent.cut_keys c, unnest(c.keys) k where c.cut = $1 group by k",
+                number,
+            )
+        )
+        assert named.keys() == before.logged.keys()
+        for key, entries in before.logged.items():
+            ops = [_OPS[op] for _, op, _ in sorted(entries)]
+            local = before.local(key)
+            assert local.logged is not None
+            window = Window(ops, local.logged, local.alive, local.entry)
+            expected = merge.fold(key, window, Dot(site.node, number), before.mark)
+            assert after.entries.get(key) == expected.entry, f"fold of {key}: {expected}"
+            assert named[key] == (expected.outcome == "implicit"), f"fold of {key}: {expected}"
+            actor.settling |= expected.outcome == "settle"
+
+    async def notice_settling(self, actor: Actor) -> None:
+        """Writes that the agent made of its own: rows that lived under a newer tombstone."""
+        if not actor.settling:
+            return
+        found = await actor.site.rows(
+            "select l.xid::text, k, max(l.hlc) from syncagent.log l, unnest(l.keys) k where l.xid::text <> all ($1)"
+            " group by 1, 2",
+            [*actor.xids, *(await self.own_xids(actor))],
+        )
+        for xid, key, clock in found:
+            actor.xids.add(xid)
+            number, value = len(self.writes) + 1, actor.rows[key]
+            self.writes[number] = Write(number, key, value, actor.seen[key] | {number})
+            self.settled[value] = number
+            self.now_true(actor, self.writes[number], stamp.pack(clock, actor.site.node, 12345 + actor.site.node))
+            self.say(f"{actor.site.node} settles {_short(key)}={value} as write {number}")
+
+    async def own_xids(self, actor: Actor) -> list[str]:
+        found = [await tx.session.fetchval("select pg_current_xact_id_if_assigned()::text") for tx in actor.open]
+        return [xid for xid in found if xid is not None]
+
+    async def apply(self, actor: Actor, origin: Actor, beside: Mapping[int, int] | None = None) -> bool:
+        """Whether the batch on its way was applied; `beside`: cuts of others that count as applied."""
+        way = origin.site.node, actor.site.node
+        shipment = self.flights.get(way)
+        if shipment is None:
+            return False
+        header = shipment.header
+        if header.after != (await actor.site.frontier()).get(header.origin, 0):
+            del self.flights[way]
+            return False
+        if not await actor.site.ready(header, beside):
+            return False
+        rows = await _decode(shipment)
+        before = await self.state(actor)
+        try:
+            await actor.site.apply(shipment)
+        except Contended:
+            self.say(f"{way[1]} refuses {header.after}-{header.upto} of {way[0]}")
+            assert self.in_the_way(actor, rows), "refused for no reason"
+            return False
+        except Inexact:
+            self.exactly.add((way[1], way[0]))
+            del self.flights[way]
+            return False
+        del self.flights[way]
+        self.say(f"{way[1]} applies {header.after}-{header.upto} of {way[0]}: {[(_short(r.key), r.value) for r in rows]}")
+        await self.compare_merge(actor, before, header.origin, rows)
+        await self.notice_conflicts(actor)
+        return True
+
+    def in_the_way(self, actor: Actor, rows: Iterable[Shipped]) -> bool:
+        """Is a row of the batch being written here? A tombstone finds no row of an open insert."""
+        return any(
+            w.key == row.key and not (w.fresh and row.deleted)
+            for row in rows
+            for tx in actor.open
+            for w in tx.writes
+        )
+
+    async def compare_merge(self, actor: Actor, before: State, origin: int, rows: Sequence[Shipped]) -> None:
+        """Hold what the merge did to the core's verdict; then learn what the site holds now."""
+        after = await self.state(actor)
+        for row in rows:
+            write = self.writes[self.write_of(row.key, row.stamp, row.value)]
+            local = before.local(row.key)
+            implicit = row.stamp is None
+            content = None if row.value is None else _content(row.key, row.value)
+            version = stamp.implicit(row.key) if row.stamp is None else row.stamp
+            incoming = Incoming(version, Dot(origin, row.cut), row.deleted, content)
+            # a plain row comes without its cut; then it met no metadata, and no context is asked
+            context = after.contexts[origin, row.cut] if row.cut is not None else {}
+            verdict = merge.merge(row.key, local, incoming, actor.site.node, context, _lookup(before))
+            taken = verdict.action == "take"
+            assert after.entries.get(row.key) == verdict.entry, f"merge of {row}: {verdict}"
+            shown = row.value if taken else before.rows.get(row.key)
+            assert after.rows.get(row.key) == shown, f"merge of {row} with {local}: {verdict}"
+            assert not implicit or not row.deleted
+            actor.seen[row.key] = actor.seen.get(row.key, frozenset()) | write.seen
+            if taken:
+                actor.past[row.key] = write.number
+        actor.rows = after.rows
+
+    async def state(self, actor: Actor) -> State:
+        site = actor.site
+        entries = {
+            key: Version(version, Dot(node, cut), deleted)
+            for key, (version, node, cut, deleted) in (await site.versions("item")).items()
+        }
+        logged: dict[UUID, list[tuple[int, str, UUID]]] = {}
+        for key, clock, op, last in await site.rows(
+            "select k, l.hlc, l.op::text, l.last from syncagent._last_cut() c,"
+            " (select *, max(hlc) over (partition by xid) as last from syncagent.log) l, unnest(l.keys) k"
+            " where l.xid >= c.xmax or l.xid = any (c.xip)"
+        ):
+            version = stamp.pack(last, site.node, 12345 + site.node)
+            logged.setdefault(key, []).append((clock, op, version))
+        contexts = {
+            (node, cut): _frontier.decode(context)
+            for node, cut, context in await site.rows("select node, cut, context::text from syncagent.context")
+        }
+        rows = dict(await site.rows("select id, value from item"))
+        return State(rows, entries, logged, contexts, await site.one("select collected from syncagent.replicated"))
+
+    async def notice_conflicts(self, actor: Actor) -> None:
+        for conflict, kind, key, high, low, won, lost in await actor.site.rows(
+            "select id, kind, key, winning_stamp, losing_stamp, (winning_image ->> 'value')::int,"
+            " (losing_image ->> 'value')::int from syncagent.conflict_record where id <> all ($1)",
+            list(actor.noticed),
+        ):
+            actor.noticed.add(conflict)
+            one, other = (self.writes[self.write_of(key, *v)] for v in ((high, won), (low, lost)))
+            self.say(f"{actor.site.node} notices {kind} on {_short(key)}: {one.number} and {other.number}")
+            self.conflicts |= {one.number, other.number}
+            # that one kind is recorded on suspicion: the insert ran while the tombstone was applied
+            assert kind == "insert/delete" or (
+                one.number not in other.seen and other.number not in one.seen
+            ), f"false alarm: {kind} of {one} and {other}"
+
+    def write_of(self, key: UUID, version: UUID | None, value: int | None) -> int:
+        """The write that made a version; a live row of that version must show its value."""
+        number = self.stamped.get((key, version)) if version is not None else None
+        if number is None:
+            assert value is not None, f"nobody wrote {key} with stamp {version}"
+            number = self.settled.get(value, value)
+        assert self.writes[number].shown == value, f"{key} {version} shows {value}, not {self.writes[number]}"
+        return number
+
+    # ---- the end
+
+    async def finish(self) -> None:
+        for actor in self.actors:
+            for tx in list(actor.open):
+                await self.commit(actor, tx)
+        quiet = 0
+        for _ in range(20):
+            for actor in self.actors:
+                await self.cut(actor, [other for other in self.actors if other is not actor])
+            moved = [await self.apply_all(actor) for actor in self.actors]
+            busy = not all(moved) or [a for a in self.actors if await a.site.store.origin.pending()]
+            quiet = 0 if busy or [a for a in self.actors if await self.behind(a)] else quiet + 1
+            if quiet > 2:  # once more, and once more, so that each knows what the others know
+                return
+        raise AssertionError("stuck: the sites never come to rest")
+
+    async def apply_all(self, actor: Actor) -> bool:
+        """Whether every other site's batch was applied. Coalesced batches may wait for one another for
+        ever: those that miss nothing but each other go together."""
+        others = [other for other in self.actors if other is not actor]
+        left = [other for other in others if not await self.apply(actor, other)]
+        left = [other for other in left if not await self.apply(actor, other)]
+        flights = [self.flights.get((other.site.node, actor.site.node)) for other in left]
+        heads = {f.header.origin: f.header.upto for f in flights if f is not None}
+        return all([await self.apply(actor, other, beside=heads) for other in left])
+
+    async def behind(self, actor: Actor) -> bool:
+        """Has a cut with rows not been applied here?"""
+        here = await actor.site.frontier()
+        for other in self.actors:
+            newest = await other.site.one("select coalesce(max(cut), 0) from syncagent.cut_keys")
+            if here.get(other.site.node, 0) < newest:
+                return True
+        return False
+
+    async def judge(self) -> None:
+        final = [dict(await actor.site.rows("select id, value from item")) for actor in self.actors]
+        assert all(rows == final[0] for rows in final[1:]), "diverged"
+        of_key: dict[UUID, list[Write]] = {}
+        for write in self.committed:
+            of_key.setdefault(write.key, []).append(write)
+        for key, writes in of_key.items():
+            heads = [w for w in writes if not any(w.number in o.seen for o in writes if o is not w)]
+            won = [w for w in heads if w.shown == final[0].get(key)]
+            assert won, f"the final state of {key} is nobody's newest write: {heads}"
+            if len(won) == len(heads) and key not in final[0]:
+                continue  # all of them deleted
+            lost = [w for w in heads if w not in won and w.number not in self.conflicts]
+            assert not lost, f"lost without a conflict: {lost}"
+        for actor in self.actors:
+            await actor.site.compact()
+            left = [
+                key
+                for key, (version, *_) in (await actor.site.versions("item")).items()
+                if version > stamp.implicit(key)
+            ]
+            assert not left, f"site {actor.site.node} keeps metadata of what is settled: {left}"
+
+
+def _lookup(state: State) -> Any:
+    def contexts(dot: Dot) -> Frontier | None:
+        return None if dot.cut is None else state.contexts.get((dot.node, dot.cut))
+
+    return contexts
+
+
+def _content(key: UUID, value: int) -> bytes:
+    """A row as text, as judge compares two implicit ones."""
+    return f"({key},{value},)".encode()
+
+
+def _short(key: UUID) -> str:
+    return key.hex[6:16]
+
+
+def _sql(kind: str, pairs: Sequence[tuple[UUID, int]]) -> str:
+    values = ", ".join(f"('{key}'::uuid, {number})" for key, number in pairs)
+    keys = ", ".join(f"'{key}'" for key, _ in pairs)
+    key, number = pairs[0]
+    return {
+        "insert": f"insert into item values {values}",
+        "vanish": f"insert into item select k, n, 'vanish' from (values {values}) v (k, n)",
+        "upsert": f"insert into item values {values} on conflict (id) do update set value = excluded.value",
+        "update": f"update item set value = n from (values {values}) v (k, n) where id = k",
+        "delete": f"delete from item where id in ({keys})",
+        "rekey": f"update item set id = '{pairs[-1][0]}', value = {pairs[-1][1]} where id = '{key}'",
+        "reborn": f"with gone as (delete from item where id = '{key}' returning id)"
+        f" insert into item select id, {number} from gone",
+        "reborn nested": f"select set_config('app.reborn', '{number}', false); delete from item where id = '{key}';"
+        " select set_config('app.reborn', '', false)",
+    }[kind]
+
+
+async def _decode(shipment: Shipment) -> list[Shipped]:
+    """The rows of a batch of this schema, from their COPY bytes."""
+    rows = []
+    for index, stream in enumerate(shipment.header.streams):
+        assert stream.columns == ("id", "value", "note")
+        async for data in shipment.spool.read(index):
+            for fields in _tuples(data):
+                head = fields if stream.form == "exact" else [None, None, b"\0", *fields]
+                version, cut, deleted, key, value, _ = head
+                rows.append(
+                    Shipped(
+                        UUID(bytes=key),
+                        UUID(bytes=version) if version else None,
+                        int.from_bytes(cut) if cut else None,
+                        deleted == b"\1",
+                        int.from_bytes(value) if value else None,
+                    )
+                )
+    assert len({row.key for row in rows}) == len(rows), "a key twice in one batch"
+    return rows
+
+
+def _tuples(data: bytes) -> Iterable[list[bytes | None]]:
+    """The tuples of a binary COPY."""
+    at = 19
+    while (width := int.from_bytes(data[at : at + 2], signed=True)) >= 0:
+        at += 2
+        fields: list[bytes | None] = []
+        for _ in range(width):
+            size = int.from_bytes(data[at : at + 4], signed=True)
+            at += 4
+            fields.append(data[at : at + size] if size >= 0 else None)
+            at += max(size, 0)
+        yield fields
+
+
+__all__ = ["SCHEMA", "Memory", "Run"]

@@ -1,0 +1,486 @@
+"""A laboratory: sites with real servers, real agents as processes, and links that can be cut.
+
+Sites are made by the command line, once per server, and copied for each test: a copied database and home
+are what `syncagent init` and `attach` left. Every link runs through a proxy of its own. Whatever a test
+did, at its end every agent stops when told, and none has met an error that nobody expected.
+"""
+
+import asyncio
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import psycopg
+from psycopg import sql
+
+from syncagent.embedded import Server, free_port
+from syncagent.embedded.server import Setting
+from tests.support.databases import Database
+from tests.support.postgres import binaries
+from tests.support.proxy import Proxy
+from tests.support.waiting import until
+
+T = TypeVar("T")
+
+NAMES = ("berlin", "tokyo", "lima", "oslo")
+SMALL: dict[str, Setting] = {
+    "shared_buffers": "32MB",
+    "max_connections": 40,
+    "checkpoint_timeout": "1h",
+    "log_checkpoints": False,
+    "log_min_messages": "warning",
+}
+TABLES = """
+create table customer (id uuid primary key, name text not null, credit numeric(12, 2) not null, note text);
+create table item (id bigint primary key, name text not null, stock integer not null);
+create table line (customer uuid, position integer, quantity integer not null, text text, primary key (customer, position));
+"""
+"""A key with a time, an integer key, and one of two columns."""
+_numbers = count(1)
+_STOP_SECONDS = 15.0
+_FAULTS = ("Traceback", "never retrieved", "never awaited", "internal error")
+
+
+class Network:
+    """The proxies, on an event loop of their own, so that tests can be plain functions."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="network")
+        self._thread.start()
+        self._proxies: list[Proxy] = []
+
+    def proxy(self, port: int) -> Proxy:
+        async def start() -> Proxy:
+            return await Proxy(port).__aenter__()
+
+        self._proxies.append(proxy := self._do(start()))
+        return proxy
+
+    def cut(self, *proxies: Proxy) -> None:
+        """Connections are reset, and new ones refused."""
+
+        async def cut() -> None:
+            for proxy in proxies:
+                proxy.refuse()
+            for proxy in proxies:
+                await proxy.cut()
+
+        self._do(cut())
+
+    def heal(self, *proxies: Proxy) -> None:
+        async def heal() -> None:
+            for proxy in proxies:
+                proxy.accept()
+                proxy.resume()
+
+        self._do(heal())
+
+    def freeze(self, *proxies: Proxy) -> None:
+        """Bytes are taken no more, and nobody is told."""
+
+        async def freeze() -> None:
+            for proxy in proxies:
+                proxy.stop()
+
+        self._do(freeze())
+
+    def _do(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(10)
+
+    def close(self) -> None:
+        async def close() -> None:
+            for proxy in self._proxies:
+                await proxy.__aexit__()
+
+        self._do(close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+@dataclass(frozen=True)
+class Mould:
+    """A site as the command line made it, to be copied."""
+
+    server: Server
+    database: str
+    home: Path
+    name: str
+    node: int
+    sha256: str
+
+
+class Site:
+    """One site: a database, a home, and an agent when it runs."""
+
+    def __init__(self, mould: Mould, folder: Path, network: Network) -> None:
+        self.name, self.node, self.sha256, self.server = mould.name, mould.node, mould.sha256, mould.server
+        self.home, self.log = folder / mould.name, folder / f"{mould.name}.log"
+        self.network = network
+        self.port = free_port()
+        self.database = Database(self.server, f"c{next(_numbers)}")
+        self.server.start()
+        self.server.execute(
+            sql.SQL("create database {} template {}").format(
+                sql.Identifier(self.database.name), sql.Identifier(mould.database)
+            )
+        )
+        shutil.copytree(mould.home, self.home)
+        self._agent: subprocess.Popen[bytes] | None = None
+        self.ways: dict[str, Proxy] = {}
+        """How each peer dials this site."""
+        self._set("dsn", self.dsn)
+        self._set("listen", f"127.0.0.1:{self.port}")
+
+    def __repr__(self) -> str:
+        return f"{self.name} ({self.server.binaries.version})"
+
+    @property
+    def dsn(self) -> str:
+        return self.database.dsn
+
+    def _set(self, key: str, value: str) -> None:
+        path = self.home / "config.toml"
+        text, found = re.subn(rf"(?m)^{key} = .*$", f"{key} = {json.dumps(value)}", path.read_text())
+        assert found == 1
+        path.write_text(text)
+
+    # ---- who knows whom
+
+    def only_dials(self) -> None:
+        """`listen = "none"`, before the site gets to know its peers."""
+        self._set("listen", "none")
+        self.port = 0
+
+    def meet(self, peer: "Site", *, sha256: str | None = None) -> None:
+        """Write a peer into config.toml; it is dialled through a proxy of its own, if it listens."""
+        entry: dict[str, Any] = {"name": peer.name, "node": peer.node, "sha256": sha256 or peer.sha256}
+        if peer.port:
+            peer.ways[self.name] = self.network.proxy(peer.port)
+            entry["address"] = peer.ways[self.name].address
+        with (self.home / "config.toml").open("a") as file:
+            file.write(
+                "\n[[peer]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
+            )
+
+    # ---- the agent
+
+    def start(self) -> None:
+        assert self._agent is None, "it runs already"
+        self._agent = self.spawn(self.log)
+
+    def spawn(self, log: Path) -> subprocess.Popen[bytes]:
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "syncagent", "run", "--home", self.home, "--json"],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+    def stop(self) -> None:
+        """SIGTERM; it must end by itself, and well."""
+        if (agent := self._agent) is None:
+            return
+        self._agent = None
+        agent.send_signal(signal.SIGTERM)
+        try:
+            code = agent.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            agent.kill()
+            agent.wait()
+            raise AssertionError(f"the agent of {self.name} did not stop when told") from None
+        assert code == 0, f"the agent of {self.name} ended with exit code {code}"
+
+    def kill(self) -> None:
+        """SIGKILL to the agent."""
+        assert self._agent is not None
+        self._agent.kill()
+        self._agent.wait()
+        self._agent = None
+
+    @property
+    def agent(self) -> psutil.Process:
+        assert self._agent is not None
+        assert self._agent.poll() is None, f"the agent of {self.name} ended by itself:\n{self.log_tail()}"
+        return psutil.Process(self._agent.pid)
+
+    @property
+    def runs(self) -> bool:
+        return self._agent is not None
+
+    def said(self) -> list[dict[str, Any]]:
+        """What the agent has logged."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def log_tail(self, lines: int = 25) -> str:
+        return "\n".join(self.log.read_text().splitlines()[-lines:]) if self.log.exists() else ""
+
+    # ---- people
+
+    def syncagent(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """One verb on this site's home."""
+        return subprocess.run(
+            [sys.executable, "-m", "syncagent", *arguments, "--home", self.home],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    def attach(self, *tables: str) -> None:
+        done = self.syncagent("attach", *tables, "--derive-key")
+        assert done.returncode == 0, done.stderr
+
+    def execute(self, statement: str, parameters: tuple[Any, ...] | None = None) -> list[tuple[Any, ...]]:
+        return self.database.execute(statement, parameters)
+
+    def connect(self, isolation: str | None = None) -> "psycopg.Connection[tuple[Any, ...]]":
+        """An application's connection."""
+        options = (
+            f"-c default_transaction_isolation={isolation.replace(' ', chr(92) + ' ')}" if isolation else ""
+        )
+        return psycopg.connect(self.dsn, application_name="application", options=options)
+
+    def scalar(self, query: str, parameters: tuple[Any, ...] | None = None) -> Any:
+        return self.execute(query, parameters)[0][0]
+
+    def peer(self, other: "Site") -> dict[str, Any]:
+        """What this site's agent shows of a peer."""
+        with self.database.connect() as connection:
+            cursor = connection.cursor(row_factory=psycopg.rows.dict_row)
+            cursor.execute("select * from syncagent.peer_state where node = %s", (other.node,))
+            row = cursor.fetchone()
+        assert row is not None
+        return row
+
+    def state(self) -> str:
+        """Where the site stands, for whoever reads a failure."""
+        if not self.server.running:
+            return "its server is down"
+        return "\n".join(
+            str(row)
+            for query in (
+                "select 'last cut', number, rows, newest, made_at from syncagent.cut order by number desc limit 3",
+                "select 'frontier', node, cut, context, applied_at from syncagent.frontier order by node",
+                "select 'peer', node, linked, paused, frontier, parked, rtt, waiting, trouble from syncagent.peer_state order by node",
+                "select 'agent', waiting, trouble from syncagent.agent_state",
+                "select 'activity', application_name, state, wait_event, now() - state_change, left(query, 100)"
+                " from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()",
+            )
+            for row in self.execute(query)
+        )
+
+    def tell_agent(self, verb: str, **arguments: Any) -> None:
+        """A request, as the verbs write it."""
+        self.execute(
+            "insert into syncagent.request (id, verb, arguments) values (gen_random_uuid(), %s, %s::jsonb)",
+            (verb, json.dumps(arguments)),
+        )
+        self.execute("notify syncagent_request")
+
+    def unsettled(self) -> dict[str, int]:
+        """Metadata that must be gone some time after the last write."""
+        with self.database.connect() as connection:
+            names = connection.execute(
+                "select relname::text from pg_class where relnamespace = 'syncagent'::regnamespace and relkind = 'r'"
+                " and (relname ~ '^(version|log)_[0-9]+$' or relname = any ('{cut_keys,settling,parked_row}'))"
+            ).fetchall()
+            counted = {
+                name: connection.execute(
+                    sql.SQL("select count(*) from syncagent.{}").format(sql.Identifier(name))
+                ).fetchall()[0][0]
+                for (name,) in names
+            }
+        return {name: rows for name, rows in counted.items() if rows}
+
+    def deadlocks(self) -> int:
+        return int(self.scalar("select deadlocks from pg_stat_database where datname = current_database()"))
+
+    def close(self) -> None:
+        self.server.start()  # the test may have stopped it
+        self.server.execute(
+            sql.SQL("drop database {} with (force)").format(sql.Identifier(self.database.name))
+        )
+
+
+class Cluster:
+    """Sites that know each other, each in a full mesh unless the test says otherwise."""
+
+    def __init__(self, sites: Sequence[Site], network: Network) -> None:
+        self.sites, self.network = list(sites), network
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    def introduce(self) -> None:
+        for site in self.sites:
+            for peer in self.sites:
+                if peer is not site:
+                    site.meet(peer)
+
+    def start(self) -> None:
+        for site in self.sites:
+            site.start()
+
+    def links(self, site: Site, peer: Site | None = None) -> list[Proxy]:
+        """The proxies between a site and a peer, or all others, whoever dials."""
+        others = [other for other in self.sites if other is not site and peer in (None, other)]
+        ways = [(site.ways.get(other.name), other.ways.get(site.name)) for other in others]
+        return [proxy for pair in ways for proxy in pair if proxy is not None]
+
+    def cut_off(self, site: Site, peer: Site | None = None) -> None:
+        self.network.cut(*self.links(site, peer))
+
+    def heal(self, site: Site, peer: Site | None = None) -> None:
+        self.network.heal(*self.links(site, peer))
+
+    # ---- equality
+
+    def differences(self, tables: Sequence[str] = ("customer", "item", "line")) -> dict[str, list[Any]]:
+        """Tables that are not the same everywhere, computed by plain SQL: rows and digest at each site."""
+        found = {table: [digest(site, table) for site in self.sites] for table in tables}
+        return {table: seen for table, seen in found.items() if len(set(seen)) > 1}
+
+    def converges(self, seconds: float = 30.0, tables: Sequence[str] = ("customer", "item", "line")) -> None:
+        """Wait until every site has everything committed by now; then all tables must be equal."""
+        marks = self._marks()
+
+        def everywhere() -> bool:
+            for site in self.sites:
+                assert not site.runs or site.agent
+            return all(
+                site.scalar("select count(*) from customer where id = any (%s)", (marks,)) == len(marks)
+                for site in self.sites
+            )
+
+        until(everywhere, f"marks at {self.sites}", seconds)
+        until_none(lambda: self.differences(tables), "tables that differ", seconds)
+
+    def _marks(self) -> list[Any]:
+        return [
+            site.scalar("insert into customer values (syncagent.uuid7(), 'mark', 0, null) returning id")
+            for site in self.sites
+        ]
+
+    def settles(self, seconds: float = 30.0) -> None:
+        """Wait until no metadata is left anywhere."""
+        until_none(
+            lambda: {site.name: left for site in self.sites if (left := site.unsettled())},
+            "metadata left",
+            seconds,
+        )
+
+    def faults(self) -> list[str]:
+        """Lines of the agents' logs that no agent may ever write."""
+        return [
+            f"{site.name}: {line}"
+            for site in self.sites
+            for line in (site.log.read_text().splitlines() if site.log.exists() else [])
+            if any(fault in line for fault in _FAULTS)
+        ]
+
+
+def until_none(look: Callable[[], dict[str, T]], what: str, seconds: float) -> None:
+    """Wait until `look` finds nothing; what it found last is in the message."""
+    found: dict[str, T] = {}
+
+    def nothing() -> bool:
+        found.clear()
+        found.update(look())
+        return not found
+
+    try:
+        until(nothing, f"no {what}", seconds)
+    except AssertionError as late:
+        raise AssertionError(f"{what} after {seconds:g} s: {found}") from late
+
+
+def digest(site: Site, table: str) -> tuple[int, str]:
+    """Rows and digest over all columns, the same on every version of PostgreSQL."""
+    ((rows, found),) = site.execute(
+        f"select count(*), coalesce(md5(string_agg(t::text, ';' order by t::text collate \"C\")), '') from {table} t"
+    )
+    return rows, found
+
+
+class Laboratory:
+    """Servers for a whole run of the tests, and clusters made on them in a second."""
+
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        self._folder, self._durable = folder, durable
+        self._moulds: dict[tuple[int, int], Mould] = {}
+        self._servers: list[Server] = []
+
+    @contextmanager
+    def cluster(self, *majors: int, prepare: Callable[[Cluster], None] | None = None) -> Iterator[Cluster]:
+        """One site per major version; agents are not started. `prepare` runs before they meet."""
+        network = Network()
+        folder = self._folder / f"cluster{next(_numbers)}"
+        folder.mkdir()
+        cluster = Cluster([], network)
+        try:
+            for place, major in enumerate(majors):
+                cluster.sites.append(Site(self._mould(place, major), folder, network))
+            (prepare or Cluster.introduce)(cluster)
+            yield cluster
+            for site in cluster:
+                site.stop()
+            assert not cluster.faults()
+        except BaseException:
+            for site in cluster:
+                sys.stdout.write(f"---- {site}\n{site.state()}\n")
+            raise
+        finally:
+            for site in cluster:
+                if site.runs:
+                    site.kill()
+                sys.stdout.write(f"---- log of {site}\n{site.log_tail()}\n")
+                site.close()
+            network.close()
+
+    def _mould(self, place: int, major: int) -> Mould:
+        """The site that the command line makes; later ones are copies of it."""
+        if (place, major) not in self._moulds:
+            name, node = NAMES[place], place + 1
+            server = Server(
+                binaries(major), self._folder / f"{name}{major}", settings=SMALL, durable=self._durable
+            )
+            self._servers.append(server)
+            server.start()
+            database = Database(server, "mould")
+            server.execute(sql.SQL("create database mould"))
+            database.execute(TABLES)
+            home = self._folder / f"{name}{major}.home"
+            said = _ask(
+                *("init", "--dsn", database.dsn, "--name", name, "--node", str(node)),
+                *("--listen", "127.0.0.1:1", "--home", str(home), "--json"),
+            )
+            _ask("attach", "--all", "--derive-key", "--home", str(home), "--json")
+            self._moulds[place, major] = Mould(server, "mould", home, name, node, said["sha256"])
+        return self._moulds[place, major]
+
+    def stop(self) -> None:
+        for server in self._servers:
+            server.stop()
+
+
+def _ask(*arguments: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", "syncagent", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
