@@ -26,7 +26,7 @@ from syncagent.services.cutter import Cutter
 from syncagent.services.exchange import Exchange
 from syncagent.services.housekeeper import Housekeeper
 from syncagent.services.lifecycle import Desk
-from syncagent.services.ports import Link, Spool
+from syncagent.core.ports import Link, Spool
 from syncagent.settings import Settings
 from syncagent.storage.store import PostgresStore, opened
 from syncagent.transport.network import TlsNetwork

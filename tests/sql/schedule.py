@@ -24,7 +24,7 @@ from syncagent.core import merge, stamp
 from syncagent.core.frontier import Frontier
 from syncagent.core.merge import Dot, Incoming, Local, Version, Window
 from syncagent.errors import Contended, Inexact
-from syncagent.services.store import Shipment
+from syncagent.core.store import Shipment
 from tests.support.lab import Memory, Site
 
 SCHEMA = """

@@ -20,12 +20,26 @@ from syncagent.core.membership import Peer
 from syncagent.core.outbox import Group
 from syncagent.embedded import Server
 from syncagent.errors import Inexact
-from syncagent.services.store import Applied, Cut, Shipment
+from syncagent.core.store import Applied, Cut, Shipment
 from syncagent.storage.store import PostgresStore, opened
 
 Row = tuple[Any, ...]
 Change = tuple[str, str, str]
 """One mutation of the SQL side: file, what stands there once, what stands there instead."""
+
+ITEM = "create table item (id uuid primary key, value int, note text)"
+"""The schema of tests that need no special one."""
+
+
+def key(number: int) -> str:
+    """A key that was made long ago."""
+    return f"01900000-0000-7000-8000-{number:012x}"
+
+
+def timeless(number: int) -> str:
+    """A key that does not say when it was made."""
+    return f"00000000-0000-4000-8000-{number:012x}"
+
 
 _ATTACH_ALL = """
     select syncagent._attach(c.oid::regclass, true, false) from pg_class c join pg_namespace n on n.oid = c.relnamespace

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -215,10 +216,11 @@ async def test_what_is_no_agent_says_so(low: Site, high: Site) -> None:
     high.credentials.load_into(context)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
-        await writer.drain()
-        writer.close()
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            await writer.drain()
+        writer.transport.abort()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
     await low.start(high.peer(f"127.0.0.1:{server.sockets[0].getsockname()[1]}"))

@@ -20,8 +20,10 @@ Connection = psycopg.AsyncConnection
 Task = Callable[[Connection], Awaitable[None]]
 
 _CLERKS = 2
-_RECENT = 60
-"""Purchases that are still talked about: among those every office looks for work."""
+_RECENT = 200
+"""Purchases that are still talked about."""
+_OWN = 0.8
+"""How often an office looks after a purchase of its own, rather than of another one."""
 _BUSY = 12
 """Products that everybody wants."""
 _VOUCHERS_PER_OFFICE = 1_000_000
@@ -107,11 +109,12 @@ class Office:
         return self._random.choice(self._customers)
 
     async def _recent(self, connection: Connection, status: str) -> UUID | None:
-        """A purchase of late, of any office."""
+        """A purchase of late; now and then one of another office."""
+        own = self._random.random() < _OWN
         found = await connection.execute(
-            "select id from (select id, status from shop.purchase order by id desc limit %s) as p"
-            " where status = %s order by id offset %s limit 1",
-            (_RECENT, status, self._random.randrange(_RECENT // 2)),
+            "select id from (select id, status, office from shop.purchase order by id desc limit %s) as p"
+            " where status = %s and (office = %s) = %s order by id offset %s limit 1",
+            (_RECENT, status, self.number, own, self._random.randrange(_RECENT // 8)),
         )
         row = await found.fetchone()
         return row[0] if row else None

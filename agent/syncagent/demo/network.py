@@ -1,7 +1,7 @@
 """The lines between the offices: TCP forwarders on loopback, one for each who may dial whom, that can be cut.
 
 Invariant: agents reach each other through these lines only, so a site that is cut off is really cut off:
-its open connections are reset and nobody gets a new one, while its database and its agent go on.
+its open connections break off and nobody gets a new one, while its database and its agent go on.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class Line:
         await self.cut()
 
     async def cut(self) -> None:
-        """Reset what is open; refuse what comes, until it is mended."""
+        """Break off what is open and what comes, until it is mended."""
         self.up = False
         for talk in self._talks:
             talk.cancel()

@@ -8,6 +8,7 @@ import random
 import secrets
 import time
 from dataclasses import dataclass
+from itertools import product
 from uuid import UUID
 
 import psycopg
@@ -109,13 +110,14 @@ TABLES = (
 STAR = "ESPRESSO-1"
 """The product whose price two offices will change at the same time; the load leaves it alone."""
 
-_CUSTOMERS, _PRODUCTS, _VOUCHERS = 600, 240, 300
+_CUSTOMERS, _PRODUCTS, _VOUCHERS = 800, 1000, 300
 _FIRST = ("Ada", "Bruno", "Chiyo", "Dalia", "Emre", "Frida", "Goro", "Hanna", "Inti", "Jonas", "Kaori", "Luz")
 _LAST = ("Alva", "Brandt", "Castro", "Doi", "Egger", "Flores", "Goto", "Huber", "Ito", "Jung", "Kern", "Lima")
 _STREETS = ("Harbour St", "Market Sq", "Station Rd", "Garden Way", "Mill Lane", "Hill St")
 _KINDS = ("Grinder", "Kettle", "Filter", "Cup", "Scale", "Tamper", "Beans", "Pitcher", "Dripper", "Brush")
 _SORTS = ("Classic", "Travel", "Pro", "Mini", "Copper", "Glass")
 _SIZES = ("S", "M", "L", "XL")
+_COLOURS = ("black", "white", "red", "blue", "steel")
 
 
 def key() -> UUID:
@@ -144,9 +146,7 @@ def fill(dsn: str, cities: list[str], rng: random.Random) -> None:
     """What the shop had before it opened other offices, by the application's role."""
     offices = [(number, city.capitalize()) for number, city in enumerate(cities, 1)]
     customers = [(key(), name(rng), address(rng)) for _ in range(_CUSTOMERS)]
-    goods = [f"{sort} {kind} {size}" for kind in _KINDS for sort in _SORTS for size in _SIZES][
-        : _PRODUCTS - 1
-    ]
+    goods = [" ".join(words) for words in product(_SORTS, _KINDS, _SIZES, _COLOURS)][: _PRODUCTS - 1]
     products = [(key(), STAR, "Espresso machine", 399)] + [
         (key(), f"SKU-{number:04}", good, rng.randint(5, 120)) for number, good in enumerate(goods, 1)
     ]

@@ -53,12 +53,12 @@ async def _perform(demo: Demo) -> Proof:
     ):
         try:
             proof = await _on_stage(demo.choices, folder, screen)
-            screen.say("Agents and servers are stopped.")
-            return proof
         except* (SyncagentError, psycopg.Error) as group:
             raise _first(group) from None
         except* asyncio.CancelledError:
             raise Interrupted(f"interrupted by {heard[0].name}: everything was stopped") from None
+        screen.say("Agents and servers are stopped.")
+        return proof
 
 
 async def _on_stage(choices: Choices, folder: Path, screen: Screen) -> Proof:

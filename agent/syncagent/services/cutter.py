@@ -11,8 +11,8 @@ from syncagent.core.outbox import Plan
 from syncagent.errors import SyncagentError, Unreachable
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
-from syncagent.services.ports import SpoolFactory
-from syncagent.services.store import Cut, Origin
+from syncagent.core.ports import SpoolFactory
+from syncagent.core.store import Cut, Origin
 
 
 class Cutter:

@@ -16,7 +16,7 @@ from syncagent.services.applier import Applier
 from syncagent.services.cutter import Cutter
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
-from syncagent.services.store import Keeper, PeerState, Request
+from syncagent.core.store import Keeper, PeerState, Request
 
 _TURN = 1.0
 """Seconds between two looks at what could be dropped."""

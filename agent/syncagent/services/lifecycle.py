@@ -9,7 +9,7 @@ from typing import Protocol
 
 from syncagent.core.inbox import Inbox
 from syncagent.core.outbox import Outbox
-from syncagent.services.ports import Spool
+from syncagent.core.ports import Spool
 
 
 class Clock(Protocol):

@@ -88,7 +88,7 @@ def _generated(connection: Connection) -> Iterator[Finding]:
     for table in connection.execute(
         """
         select r.id, r.text_hash, r.relation::oid::bigint as oid, format('%I.%I', r.schema_name, r.table_name) as attached_as,
-               format('%I.%I', n.nspname, c.relname) as name, c.oid is null as dropped,
+               case when c.oid is not null then format('%I.%I', n.nspname, c.relname) end as name, c.oid is null as dropped,
                to_regclass(format('syncagent.version_%s', r.id)) is null as lost
         from syncagent.replicated r
         left join pg_class c on c.oid = r.relation left join pg_namespace n on n.oid = c.relnamespace order by r.id

@@ -17,7 +17,7 @@ from syncagent import __version__
 from syncagent.core.inbox import Position
 from syncagent.core.membership import Peer
 from syncagent.errors import Contended, RefusedError
-from syncagent.services.store import Loaded, PeerState, Request
+from syncagent.core.store import Loaded, PeerState, Request
 from syncagent.storage.borders import border
 
 AGENT_LOCK = (1937337955, 2)

@@ -14,8 +14,8 @@ import msgspec
 from syncagent.core.batch import BatchHeader, CutContext, Stream, Table
 from syncagent.core.outbox import Group
 from syncagent.errors import Contended
-from syncagent.services.ports import Spool, SpoolFactory
-from syncagent.services.store import Cut, Shipment
+from syncagent.core.ports import Spool, SpoolFactory
+from syncagent.core.store import Cut, Shipment
 from syncagent.storage.borders import border
 
 _NOTHING = 21

@@ -95,7 +95,9 @@ class TlsNetwork:
                 await listener.start()
                 self._listener = listener
             self._running = True
-            self._dialling = [self._effort(self._keep_linked(peer)) for peer in self._peers if peer.address]
+            for peer in self._peers:
+                if peer.address:
+                    self._effort(self._keep_linked(peer)).add_done_callback(_raise_alarm)
 
     async def stop(self) -> None:
         async with self._switch:
@@ -231,9 +233,9 @@ class TlsNetwork:
         return task
 
 
-def _raise_alarm(task: asyncio.Task[None]) -> None:
+def _raise_alarm(task: asyncio.Future[Any]) -> None:
     """Errors of ours were reported; anything else is a fault of the program, for its supervisor."""
     if not task.cancelled() and (error := task.exception()):
         task.get_loop().call_exception_handler(
-            {"message": "a link ended with an internal error", "exception": error, "task": task}
+            {"message": "an internal error ended a link", "exception": error, "future": task}
         )

@@ -1,4 +1,4 @@
-"""What the services need of the world, as Protocols: they are tested against these, and run on them.
+"""What the services need of the network, as Protocols: they are tested against these, and run on them.
 
 Invariant: a service imports the core and this module, never a driver, a socket or a file.
 """

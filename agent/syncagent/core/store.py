@@ -11,7 +11,7 @@ from uuid import UUID
 from syncagent.core.batch import BatchHeader
 from syncagent.core.inbox import Position
 from syncagent.core.outbox import Group
-from syncagent.services.ports import Spool, SpoolFactory
+from syncagent.core.ports import Spool, SpoolFactory
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,301 @@
+"""What the log says of the application's writes, whatever way they were made."""
+
+import asyncio
+
+import asyncpg
+import pytest
+
+from syncagent.embedded import Server
+from tests.sql.conftest import Sites
+from tests.support.lab import ITEM, Site, exchange, key, same, ship, timeless
+
+
+async def entries(site: Site) -> list[str]:
+    """Operations logged and not yet folded, in the order of their clocks, with the number of keys."""
+    return [
+        f"{op}{keys}"
+        for op, keys in await site.rows(
+            "select op::text, cardinality(keys) from syncagent.log, syncagent._last_cut() c"
+            " where xid >= c.xmax or xid = any (c.xip) order by hlc"
+        )
+    ]
+
+
+# ---- order
+
+
+async def test_log_order_is_not_commit_order(sites: Sites, server: Server) -> None:
+    a, b = await sites(ITEM, server, server)
+    held = await a.holding(f"insert into item values ('{key(0)}', 0)")
+    for number in range(1, 20):
+        await a.do(f"insert into item values ('{key(number)}', {number})")
+
+    first = await ship(a, b)
+    await held.execute("commit")
+    second = await ship(a, b)
+
+    assert (first.taken, second.taken) == (19, 1)  # none waited for the held one, which is neither lost nor twice
+    assert len(await same("item", a, b)) == 20
+
+
+async def test_savepoint_rolled_back(sites: Sites, server: Server) -> None:
+    a, b = await sites(ITEM, server, server)
+    held = await a.holding(
+        f"insert into item values ('{key(1)}', 1)",
+        "savepoint s",
+        f"update item set value = 2; insert into item values ('{key(2)}', 2)",
+        "rollback to s",
+        f"insert into item values ('{key(3)}', 3)",
+    )
+    await held.execute("commit")
+
+    await exchange(a, b)
+
+    assert [row[0] for row in await b.rows("select value from item order by id")] == [1, 3]
+
+
+# ---- statements that fire others
+
+
+async def test_after_row_trigger_deletes_the_row_it_fired_for(sites: Sites, server: Server) -> None:
+    # The outer statement is logged last, and says insert or update.
+    schema = f"""{ITEM};
+        create function reap() returns trigger language plpgsql as
+            'begin delete from item where id = new.id; return null; end';
+        create trigger reap after insert or update on item for each row when (new.note = 'reap') execute function reap()"""
+    a, b = await sites(schema, server, server)
+    await a.do(f"insert into item values ('{key(1)}', 1), ('{key(2)}', 2)")
+    await exchange(a, b)
+
+    await a.do(f"update item set note = 'reap' where id = '{key(1)}'", f"insert into item values ('{key(3)}', 3, 'reap')")
+    await exchange(a, b)
+
+    assert len(await same("item", a, b)) == 1
+
+
+async def test_common_table_expression_deletes_and_inserts_again(sites: Sites, server: Server) -> None:
+    # The insert is logged first, as if the row were new.
+    a, b = await sites(ITEM, server, server)
+    await a.do(f"insert into item values ('{key(1)}', 1)")
+    await exchange(a, b)
+
+    await a.do("with old as (delete from item returning id) insert into item select id, 2 from old")
+    await exchange(a, b)
+
+    assert await b.one("select value from item") == 2
+
+
+async def test_after_delete_trigger_inserts_again(sites: Sites, server: Server) -> None:
+    schema = f"""{ITEM};
+        create function reborn() returns trigger language plpgsql as
+            'begin insert into item values (old.id, old.value + 1); return null; end';
+        create trigger reborn after delete on item for each row execute function reborn()"""
+    a, b = await sites(schema, server, server)
+    await a.do(f"insert into item values ('{key(1)}', 1)")
+    await exchange(a, b)
+
+    await a.do("delete from item")
+    await exchange(a, b)
+
+    assert await b.one("select value from item") == 2
+    await same("item", a, b)
+
+
+async def test_before_trigger_hides_the_write(sites: Sites, server: Server) -> None:
+    schema = f"""{ITEM};
+        create function keep() returns trigger language plpgsql as 'begin return null; end';
+        create trigger keep before update on item for each row execute function keep()"""
+    a, b = await sites(schema, server, server)
+    await a.do(f"insert into item values ('{key(1)}', 1)")
+    await exchange(a, b)
+
+    await a.do("update item set value = 2")
+
+    assert await entries(a) == []
+
+
+# ---- kinds of writes
+
+
+async def test_every_kind_of_write_reaches_the_other_site(sites: Sites, server: Server) -> None:
+    a, b = await sites(ITEM, server, server)
+    await a.app.copy_records_to_table("item", records=[(key(n), n, "copy") for n in range(1, 9)])
+    await exchange(a, b)
+    writes = [
+        f"insert into item values ('{key(1)}', 10), ('{key(20)}', 20) on conflict (id) do update set value = excluded.value",
+        f"insert into item values ('{key(2)}', 0) on conflict do nothing",
+        f"update item set id = '{key(30)}' where id = '{key(3)}'",
+        f"with gone as (delete from item where id = '{key(4)}' returning *) update item set note = gone.note || '!'"
+        f" from gone where item.id = '{key(5)}'",
+        f"update only item set value = 60 where id = '{key(6)}' returning *",
+    ]
+    if server.binaries.major >= 15:
+        writes.append(
+            f"merge into item using (values ('{key(7)}'::uuid), ('{key(8)}'), ('{key(70)}')) v (k) on id = k"
+            f" when matched and k = '{key(7)}' then delete when matched then update set value = 80"
+            " when not matched then insert values (k, 70)"
+        )
+
+    await a.do(*writes)
+    await exchange(a, b)
+
+    await same("item", a, b)
+
+
+async def test_prepared_transaction(sites: Sites, server: Server) -> None:
+    a, b = await sites(ITEM, server, server)
+    prepared = await a.holding(f"insert into item values ('{key(1)}', 1)")
+    await prepared.execute("prepare transaction 'one'")
+    await a.do(f"insert into item values ('{key(2)}', 2)")
+
+    await exchange(a, b)
+    assert [row[0] for row in await b.rows("select value from item")] == [2]
+    await a.do("commit prepared 'one'")
+    await exchange(a, b)
+
+    assert len(await same("item", a, b)) == 2
+
+
+async def test_statement_of_no_rows_leaves_no_entry(sites: Sites, server: Server) -> None:
+    (a,) = await sites(ITEM, server)
+
+    await a.do("update item set value = 1", "delete from item", "insert into item select from generate_series(1, 0)")
+
+    assert await entries(a) == []
+    assert not await a.store.origin.pending()
+
+
+async def test_statement_of_many_rows_is_logged_in_chunks(sites: Sites, server: Server) -> None:
+    a, b = await sites(f"{ITEM}; create table odd (n int primary key)", server, server)
+
+    await a.do(
+        "insert into item select syncagent.uuid7(), n from generate_series(1, 25000) n",
+        "insert into odd select generate_series(1, 10001)",
+    )
+
+    assert sorted(await entries(a)) == ["I1", "I10000", "I10000", "I10000", "I5000"]
+    await exchange(a, b)
+    assert len(await same("item", a, b)) == 25_000
+    assert len(await same("odd", a, b)) == 10_001
+
+
+async def test_truncate_is_refused(sites: Sites, server: Server) -> None:
+    a, b = await sites(ITEM, server, server)
+    await a.do(f"insert into item values ('{key(1)}', 1)")
+    await exchange(a, b)
+
+    with pytest.raises(asyncpg.PostgresError, match="TRUNCATE would not reach the other sites") as refusal:
+        await a.do("truncate item")
+    assert refusal.value.hint == "select syncagent.truncate('public.item')"
+    await a.do(refusal.value.hint)
+    await exchange(a, b)
+
+    assert await same("item", a, b) == []
+
+
+# ---- who writes
+
+
+async def test_role_without_rights_on_our_schema(sites: Sites, server: Server) -> None:
+    schema = f"""{ITEM};
+        create view few as select id, value from item where value < 10;
+        create table door (id uuid, value int);
+        create rule through as on insert to door do instead insert into item values (new.id, new.value);
+        create function add(k uuid, v int) returns void language sql security definer
+            begin atomic insert into item values (k, v); end"""
+    a, b = await sites(schema, server, server)
+    server.create_role("clerk")
+    await a.do("grant select, insert, update, delete on item, few, door to clerk")
+    clerk = await a.session("clerk")
+
+    for write in (
+        f"insert into item values ('{key(1)}', 1)",
+        f"insert into few values ('{key(2)}', 2)",
+        "update few set value = value + 1",
+        f"insert into door values ('{key(3)}', 3)",
+        f"select add('{key(4)}', 4)",
+        f"delete from item where id = '{key(1)}'",
+    ):
+        await clerk.execute(write)
+
+    await exchange(a, b)
+    assert [row[0] for row in await b.rows("select value from item order by id")] == [3, 3, 4]
+    for forbidden in ("select from syncagent.log", "select syncagent._tick()", "select from syncagent.version_2"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await clerk.execute(forbidden)
+    await a.do("revoke all on item, few, door from clerk")
+
+
+async def test_search_path_of_the_application_is_not_ours(sites: Sites, server: Server) -> None:
+    # Somebody's own functions of our names are not called, and a missing search path does no harm.
+    a, b = await sites(ITEM, server, server)
+    evil = await a.session(search_path="evil")
+    await evil.execute("create schema evil; create function evil.pg_current_xact_id() returns xid8 language sql as 'select 1/0'")
+
+    await evil.execute(f"insert into public.item values ('{key(1)}', 1)")
+    await exchange(a, b)
+
+    assert await same("item", a, b) == [f"({key(1)},1,)"]
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_no_serialization_failure_because_of_us(sites: Sites, server: Server, isolation: str) -> None:
+    a, b = await sites(ITEM, server, server)
+    await a.do(f"insert into item select ('{timeless(0)}'::text::uuid), 0")
+    await a.do(*(f"insert into item values ('{key(n)}', {n})" for n in range(1, 5)))
+    await exchange(a, b)
+    # given two transactions that have looked at everything, and written
+    one = await b.holding("select * from item", f"update item set value = 10 where id = '{key(1)}'", isolation=isolation)
+    two = await b.holding(f"select * from item where id = '{key(2)}'", isolation=isolation)
+    # when the agent cuts, merges a row they do not touch and one that loses here, and compacts
+    await b.do(f"update item set value = 30 where id = '{key(3)}'")
+    await b.clock_ahead(5)
+    await b.do(f"update item set value = 31 where id = '{key(3)}'")
+    await a.do(f"update item set value = 33 where id = '{key(3)}'", f"update item set value = 40 where id = '{key(4)}'")
+    await b.cut()
+    await ship(a, b)
+    await b.compact()
+    # then they go on and commit
+    await one.execute(f"insert into item values ('{key(5)}', 5); commit")
+    await two.execute(f"update item set value = 20 where id = '{key(2)}'; commit")
+    await exchange(a, b)
+    assert [row[0] for row in await a.rows("select value from item order by id")] == [0, 10, 20, 31, 40, 5]
+
+
+# ---- the clock
+
+
+async def test_cancelled_statement_leaves_no_clock_lock(sites: Sites, server: Server) -> None:
+    (a,) = await sites(ITEM, server)
+    await a.do("select setval('syncagent.hlc', 1)")  # so that the next writer must raise the clock
+    holder = await a.session()
+    await holder.execute("select pg_advisory_lock(1937337955, 1)")
+    writer = await a.holding("savepoint s", "set local statement_timeout = 50")
+
+    with pytest.raises(asyncpg.QueryCanceledError):
+        await writer.execute(f"insert into item values ('{key(1)}', 1)")
+    await writer.execute("rollback to s")
+    await holder.execute("select pg_advisory_unlock_all()")
+    await writer.execute(f"insert into item values ('{key(1)}', 1)")  # raises the clock, and stays open
+
+    async with asyncio.timeout(5):
+        await a.do("select setval('syncagent.hlc', 1)", f"insert into item values ('{key(2)}', 2)")
+    assert await a.rows("select from pg_locks where locktype = 'advisory' and classid = 1937337955 and objid = 1") == []
+
+
+async def test_stamp_of_an_update_is_below_the_time_in_its_own_key(sites: Sites, server: Server) -> None:
+    # The key was made by a clock that is ahead of ours.
+    a, b = await sites(ITEM, server, server)
+    ahead = await a.one("select syncagent.uuid7_floor(now() + interval '1 hour')")
+    await a.do(f"insert into item values ('{ahead}', 1)")
+    await exchange(a, b)
+
+    await a.do("update item set value = 2")
+    await exchange(a, b)
+    await b.do("update item set value = value + 1")
+    await exchange(a, b)
+
+    assert await same("item", a, b) == [f"({ahead},3,)"]
+    assert await a.conflicts() == await b.conflicts() == []
+    await a.compact()
+    assert len(await a.versions("item")) == 1  # its implicit stamp would be larger than what comes next
