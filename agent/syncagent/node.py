@@ -19,6 +19,7 @@ from syncagent.core import backoff, stamp
 from syncagent.core.inbox import Inbox
 from syncagent.core.membership import Peer
 from syncagent.core.outbox import Outbox
+from syncagent.core.ports import Link, Spool
 from syncagent.core.wire import PROTOCOL, Hello
 from syncagent.errors import SyncagentError, Unreachable
 from syncagent.services.applier import Applier
@@ -26,7 +27,6 @@ from syncagent.services.cutter import Cutter
 from syncagent.services.exchange import Exchange
 from syncagent.services.housekeeper import Housekeeper
 from syncagent.services.lifecycle import Desk
-from syncagent.core.ports import Link, Spool
 from syncagent.settings import Settings
 from syncagent.storage.store import PostgresStore, opened
 from syncagent.transport.network import TlsNetwork

@@ -23,8 +23,8 @@ import msgspec
 from syncagent.core import merge, stamp
 from syncagent.core.frontier import Frontier
 from syncagent.core.merge import Dot, Incoming, Local, Version, Window
-from syncagent.errors import Contended, Inexact
 from syncagent.core.store import Shipment
+from syncagent.errors import Contended, Inexact
 from tests.support.lab import Memory, Site
 
 SCHEMA = """

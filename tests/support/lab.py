@@ -18,9 +18,9 @@ from syncagent import resources
 from syncagent.core.batch import BatchHeader
 from syncagent.core.membership import Peer
 from syncagent.core.outbox import Group
+from syncagent.core.store import Applied, Cut, Shipment
 from syncagent.embedded import Server
 from syncagent.errors import Inexact
-from syncagent.core.store import Applied, Cut, Shipment
 from syncagent.storage.store import PostgresStore, opened
 
 Row = tuple[Any, ...]

@@ -10,9 +10,9 @@ from uuid import uuid4
 import msgspec
 import pytest
 
+from syncagent.core import ports
 from syncagent.core.wire import LinkDown, Mark
 from syncagent.errors import ProtocolError, RefusedError, TrustError, UsageError
-from syncagent.services import ports
 from syncagent.transport.links import PeerLink
 from syncagent.transport.network import TlsNetwork
 from tests.support.proxy import Proxy

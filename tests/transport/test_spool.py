@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from syncagent.core import ports
 from syncagent.errors import DamagedFrame, SyncagentError
-from syncagent.services import ports
 from syncagent.transport import spool as spool_module
 from syncagent.transport.frames import FRAME_SIZE
 from syncagent.transport.spool import FileSpool, SpoolFull, Spools

@@ -60,9 +60,7 @@ class Applied:
     parked: int
 
     def __add__(self, other: "Applied") -> "Applied":
-        return Applied(
-            self.taken + other.taken, self.conflicts + other.conflicts, self.parked + other.parked
-        )
+        return Applied(self.taken + other.taken, self.conflicts + other.conflicts, self.parked + other.parked)
 
 
 @dataclass(frozen=True)

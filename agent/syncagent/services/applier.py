@@ -8,10 +8,10 @@ import asyncio
 
 from syncagent.core import backoff, limits
 from syncagent.core.inbox import Entry
-from syncagent.errors import Contended, Inexact, SyncagentError, Unreachable
-from syncagent.services.lifecycle import Desk
 from syncagent.core.ports import Spool
 from syncagent.core.store import Applied, Keeper, Replica
+from syncagent.errors import Contended, Inexact, SyncagentError, Unreachable
+from syncagent.services.lifecycle import Desk
 
 _LONG = 0.1
 """Seconds after which it is asked who is in the way of a merge."""

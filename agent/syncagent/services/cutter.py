@@ -8,11 +8,11 @@ import asyncio
 
 from syncagent.core import backoff, limits
 from syncagent.core.outbox import Plan
+from syncagent.core.ports import SpoolFactory
+from syncagent.core.store import Cut, Origin
 from syncagent.errors import SyncagentError, Unreachable
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
-from syncagent.core.ports import SpoolFactory
-from syncagent.core.store import Cut, Origin
 
 
 class Cutter:

@@ -8,11 +8,11 @@ import asyncio
 from uuid import UUID
 
 from syncagent.core.outbox import Group
+from syncagent.core.ports import Link
+from syncagent.core.store import Origin, Shipment
 from syncagent.core.wire import LinkDown, Mark, Marked, Message, Progress, Refused, Want
 from syncagent.errors import SyncagentError
 from syncagent.services.lifecycle import Desk
-from syncagent.core.ports import Link
-from syncagent.core.store import Origin, Shipment
 
 _REFUSED_AGAIN = 15.0
 """Seconds after which a refused want is repeated."""

@@ -10,13 +10,13 @@ from uuid import UUID, uuid4
 
 from syncagent.core import frontier
 from syncagent.core.membership import Peer
+from syncagent.core.store import Keeper, PeerState, Request
 from syncagent.core.wire import Progress
 from syncagent.errors import Contended
 from syncagent.services.applier import Applier
 from syncagent.services.cutter import Cutter
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
-from syncagent.core.store import Keeper, PeerState, Request
 
 _TURN = 1.0
 """Seconds between two looks at what could be dropped."""

@@ -16,8 +16,8 @@ import msgspec
 from syncagent import __version__
 from syncagent.core.inbox import Position
 from syncagent.core.membership import Peer
-from syncagent.errors import Contended, RefusedError
 from syncagent.core.store import Loaded, PeerState, Request
+from syncagent.errors import Contended, RefusedError
 from syncagent.storage.borders import border
 
 AGENT_LOCK = (1937337955, 2)

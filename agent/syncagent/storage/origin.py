@@ -13,9 +13,9 @@ import msgspec
 
 from syncagent.core.batch import BatchHeader, CutContext, Stream, Table
 from syncagent.core.outbox import Group
-from syncagent.errors import Contended
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.core.store import Cut, Shipment
+from syncagent.errors import Contended
 from syncagent.storage.borders import border
 
 _NOTHING = 21

@@ -15,9 +15,9 @@ import msgspec
 
 from syncagent.core import limits
 from syncagent.core.batch import BatchHeader, Stream
-from syncagent.errors import ConstraintBroken, Contended
 from syncagent.core.ports import Spool
 from syncagent.core.store import Applied
+from syncagent.errors import ConstraintBroken, Contended
 from syncagent.storage.borders import border
 
 _LARGE = 1000
