@@ -12,7 +12,9 @@
     │   └── DiskFull          no space left where PostgreSQL writes
     ├── ProtocolError         a peer sent what the protocol does not allow
     │   └── DamagedFrame      bytes that do not match their digest, or stop too early
-    └── TrustError            a certificate that is not listed, or not the one expected
+    ├── TrustError            a certificate that is not listed, or not the one expected
+    ├── LinkDown              a peer cannot be reached, or its link has ended
+    └── SpoolFull             no room for a batch on its way
 
 Invariant: a message never holds a password or a key; `hint` is a thing the reader can do.
 """
@@ -96,3 +98,15 @@ class DamagedFrame(ProtocolError):
 
 class TrustError(SyncagentError):
     """A certificate that is not listed, or not the one expected."""
+
+
+class LinkDown(SyncagentError):
+    """A peer cannot be reached, or its link has ended."""
+
+    recoverable = True
+
+
+class SpoolFull(SyncagentError):
+    """No room for a batch on its way; nothing of it was shipped or applied."""
+
+    recoverable = True

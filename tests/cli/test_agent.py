@@ -144,6 +144,25 @@ def test_without_an_agent_nobody_waits(
     assert site.sql("select * from syncagent.request") == []
 
 
+def test_a_reader_may_look_from_anywhere(
+    server18: Server, make_database: Callable[..., Database], make_site: Callable[..., Site], cli: Cli
+) -> None:
+    site = make_site(make_database(server18))
+    site.sql(TABLE)
+    site("attach", "t")
+    role = f"reader_{site.database.name}"
+    server18.create_role(role)
+    site.sql("select syncagent.grant_reader(%s)", role)
+    here = ("--dsn", site.database.dsn_of(role))
+    for verb in ("status", "tables", "conflicts list", "parked list"):
+        assert cli(*verb.split(), *here, "--json").answer is not None
+    assert cli("why", "t", "01900000-0000-7000-8000-000000000001", *here).code == 0
+    said = cli("detach", "t", *here)
+    assert said.code == 1
+    assert "hint: " in said.err
+    site.sql(f"drop owned by {role}")
+
+
 def test_what_to_wait_for_must_be_said(cli: Cli) -> None:
     said = cli("wait")
     assert said.code == 2

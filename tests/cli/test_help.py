@@ -75,9 +75,8 @@ def test_every_flag_has_a_twin_that_help_shows(
     twins = said.out.count("[env var: SYNCAGENT_")
     assert twins == len(flags), said.out
     if command[0] != "demo" and command != ("db", "sql"):
-        assert {"SYNCAGENT_HOME", "SYNCAGENT_DSN", "SYNCAGENT_JSON"} <= set(
-            word.rstrip("]") for word in said.out.replace("]", "] ").split()
-        )
+        for name in ("HOME", "DSN", "JSON"):
+            assert f"[env var: SYNCAGENT_{name}]" in said.out
 
 
 def test_no_verb_at_all_shows_what_there_is(cli: Cli) -> None:

@@ -12,8 +12,8 @@ from uuid import UUID
 import pytest
 
 from syncagent.core.batch import BatchHeader
-from syncagent.core.wire import LinkDown, Mark, Message, Progress, Refused, Want
-from syncagent.errors import DamagedFrame, ProtocolError
+from syncagent.core.wire import Mark, Message, Progress, Refused, Want
+from syncagent.errors import DamagedFrame, LinkDown, ProtocolError
 from syncagent.transport import assembly
 from syncagent.transport.links import UNREAD_MESSAGES, Limits, PeerLink
 from syncagent.transport.spool import FileSpool, Spools

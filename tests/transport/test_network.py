@@ -11,8 +11,8 @@ import msgspec
 import pytest
 
 from syncagent.core import ports
-from syncagent.core.wire import LinkDown, Mark
-from syncagent.errors import ProtocolError, RefusedError, TrustError, UsageError
+from syncagent.core.wire import Mark
+from syncagent.errors import LinkDown, ProtocolError, RefusedError, TrustError, UsageError
 from syncagent.transport.links import PeerLink
 from syncagent.transport.network import TlsNetwork
 from tests.support.proxy import Proxy

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from syncagent.core import ports
-from syncagent.errors import DamagedFrame, SyncagentError
+from syncagent.errors import DamagedFrame, SpoolFull, SyncagentError
 from syncagent.transport import spool as spool_module
 from syncagent.transport.frames import FRAME_SIZE
-from syncagent.transport.spool import FileSpool, SpoolFull, Spools
+from syncagent.transport.spool import FileSpool, Spools
 from tests.transport.sites import filled, read_all
 
 MIB = 1024 * 1024

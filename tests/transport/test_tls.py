@@ -10,8 +10,7 @@ import aiohttp
 import pytest
 from cryptography import x509
 
-from syncagent.core.wire import LinkDown
-from syncagent.errors import TrustError, UsageError
+from syncagent.errors import LinkDown, TrustError, UsageError
 from syncagent.transport import tls
 from syncagent.transport.tls import Credentials, PinnedContext
 from tests.transport.sites import Site, linked

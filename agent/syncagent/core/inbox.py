@@ -166,24 +166,26 @@ class Inbox(Generic[P]):
         out: list[tuple[int, Want]] = []
         tangled = self._tangled() if self._positions is not None else {}
         for node, origin in self._origins.items() if self._positions is not None else ():
-            if self._has_room(node, origin, tangled) and self._may_ask(origin, now):
+            needs = tangled.get(node, 0)
+            if self._has_room(node, origin, tangled) and self._may_ask(origin, needs, now):
                 cut, cut_id = origin.tail()
-                origin.asked = Want(after=cut, after_id=cut_id, plain=not origin.exact)
+                origin.asked = Want(after=cut, after_id=cut_id, plain=not origin.exact, needs=needs)
                 origin.asked_at = now
                 out.append((node, origin.asked))
         return out
 
-    def _has_room(self, node: int, origin: _Origin[P], tangled: Mapping[int, bool]) -> bool:
+    def _has_room(self, node: int, origin: _Origin[P], tangled: Mapping[int, int]) -> bool:
         """A knot is closed by whoever lacks a batch, and sooner by all who send small ones meanwhile."""
-        if len(origin.held) < limits.WINDOW or tangled.get(node, False):
+        if len(origin.held) < limits.WINDOW or tangled.get(node, 0):
             return True
         size = sum(stream.size for entry in origin.held for stream in entry.header.streams)
         return node in tangled and len(origin.held) < limits.KNOT_WINDOW and size < limits.KNOT_SIZE
 
-    def _may_ask(self, origin: _Origin[P], now: float) -> bool:
+    def _may_ask(self, origin: _Origin[P], needs: int, now: float) -> bool:
         if not origin.linked or origin.paused or now < origin.ask_after:
             return False
-        return origin.asked is None or now - origin.asked_at >= limits.ASK_AGAIN
+        asked = origin.asked
+        return asked is None or asked.needs < needs or now - origin.asked_at >= limits.ASK_AGAIN
 
     def receiving(self, node: int, now: float) -> None:
         """Bytes are coming in: the want is being answered, do not repeat it."""
@@ -234,10 +236,10 @@ class Inbox(Generic[P]):
     def _holding(self) -> list[int]:
         return [node for node, origin in self._origins.items() if origin.held]
 
-    def _knot(self, node: int) -> tuple[list[Entry[P]], set[int]]:
-        """What must be applied together with the first batch of an origin, and whose batches it lacks."""
-        taken: dict[int, int] = {node: 1}
-        knot, seen, lacking = [self._origins[node].held[0]], 0, set()
+    def _knot(self, node: int) -> tuple[list[Entry[P]], dict[int, int]]:
+        """What must be applied together with the first batch of an origin, and the cuts it lacks."""
+        taken, lacking = {node: 1}, dict[int, int]()
+        knot, seen = [self._origins[node].held[0]], 0
         while seen < len(knot):
             entry, seen = knot[seen], seen + 1
             for other, cut in self._lacks(entry, self.frontier).items():
@@ -246,18 +248,18 @@ class Inbox(Generic[P]):
                 knot += held[taken.get(other, 0) : reach]
                 taken[other] = max(reach, taken.get(other, 0))
                 if not held or held[-1].header.upto < cut:
-                    lacking.add(other)
+                    lacking[other] = max(cut, lacking.get(other, 0))
         return knot, lacking
 
-    def _tangled(self) -> dict[int, bool]:
-        """Origins whose batches wait for others or are waited for; true: more of its batches are."""
-        tangled: dict[int, bool] = {}
+    def _tangled(self) -> dict[int, int]:
+        """Origins whose batches wait for others or are waited for, and up to which cut they must come."""
+        tangled: dict[int, int] = {}
         for node, origin in self._origins.items():
             if origin.held and self._lacks(origin.held[0], self.frontier):
                 knot, lacking = self._knot(node)
                 for entry in knot:
-                    tangled.setdefault(entry.origin, False)
-                tangled.update(dict.fromkeys(lacking, True))
+                    tangled.setdefault(entry.origin, 0)
+                tangled = frontier.join(tangled, lacking)
         return tangled
 
     def _lacks(self, entry: Entry[P], have: Mapping[int, int]) -> dict[int, int]:

@@ -62,7 +62,8 @@ class Outbox:
         self.last_id: UUID | None = None
         self.floor = 0
         self._context: dict[int, int] = {}
-        self._needed = 0  # the last cut that says something; later ones were made for a peer that lagged
+        self._needed = 0  # the last cut that says something; later ones were made for a peer that lagged,
+        # and only who has seen what builds on them needs them
         self._news: dict[int, int] = {}  # the newest batch with rows applied here, per origin
         self._cut_at = float("-inf")
         self._wants: dict[int, Want] = {}
@@ -93,7 +94,7 @@ class Outbox:
         refusal = self._refusal(want, id_here)
         if refusal is not None:
             self._wants.pop(peer, None)
-        elif self._answering.get(peer) != want:  # said twice while the answer is on its way
+        elif not _same(self._answering.get(peer), want):  # said twice while the answer is on its way
             self._wants[peer] = want
         return refusal
 
@@ -154,7 +155,7 @@ class Outbox:
         """Why a cut is to be made, and when."""
         if self._marks:
             return "mark", self._cut_at
-        if any(want.after < self._needed for want in self._wants.values()):
+        if any(want.after < max(self._needed, min(want.needs, self.last)) for want in self._wants.values()):
             return "behind", self._cut_at + limits.CUT_INTERVAL
         if pending and self._wants:
             return "pending", self._cut_at + limits.CUT_INTERVAL
@@ -189,3 +190,11 @@ class Outbox:
             return False
         self._answering[peer] = self._wants.pop(peer)
         return True
+
+
+def _same(one: Want | None, other: Want) -> bool:
+    return one is not None and (one.after, one.after_id, one.plain) == (
+        other.after,
+        other.after_id,
+        other.plain,
+    )

@@ -127,7 +127,7 @@ class Keeper(Protocol):
         """Drop what is settled; returns how many entries went."""
 
     async def trim(self) -> int:
-        """Empty slots of the log whose entries are all folded; returns how many."""
+        """Empty slots of the log whose entries are all folded; returns how many are not empty yet."""
 
     async def requests(self) -> list[Request]: ...
 

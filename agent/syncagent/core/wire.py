@@ -15,16 +15,10 @@ from uuid import UUID
 import msgspec
 
 from syncagent.core.batch import BatchHeader
-from syncagent.errors import ProtocolError, SyncagentError
+from syncagent.errors import ProtocolError
 
 PROTOCOL = 1
 """Raised when agents of the old number could not understand, or would misread, the new ones."""
-
-
-class LinkDown(SyncagentError):
-    """A peer cannot be reached, or its link has ended."""
-
-    recoverable = True
 
 
 class Hello(msgspec.Struct, frozen=True, tag=True):
@@ -54,11 +48,15 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
 
 
 class Want(msgspec.Struct, frozen=True, tag=True):
-    """I have applied your cuts up to `after` (whose id is `after_id`): send what follows."""
+    """I have applied your cuts up to `after` (whose id is `after_id`): send what follows.
+
+    `needs` is the cut that batches of others here wait for, though nobody may have written before it.
+    """
 
     after: int
     after_id: UUID | None
     plain: bool
+    needs: int = 0
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

@@ -5,15 +5,19 @@ frontier in the database.
 """
 
 import asyncio
+from collections.abc import Iterable
+from contextlib import suppress
 from uuid import UUID
 
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Link
 from syncagent.core.store import Origin, Shipment
-from syncagent.core.wire import LinkDown, Mark, Marked, Message, Progress, Refused, Want
-from syncagent.errors import SyncagentError
+from syncagent.core.wire import Mark, Marked, Message, Progress, Refused, Want
+from syncagent.errors import LinkDown, SyncagentError
 from syncagent.services.lifecycle import Desk
 
+_PATIENCE = 1.0
+"""Seconds a small message may take to leave; one that did not is said again later, or its link is dead."""
 _REFUSED_AGAIN = 15.0
 """Seconds after which a refused want is repeated."""
 
@@ -106,8 +110,7 @@ class Exchange:
     async def ask(self) -> None:
         """Send the wants of the inbox, for ever."""
         while True:
-            for node, want in self._inbox.wants(self._clock.now()):
-                await self._send(node, want)
+            await self._send_all(self._inbox.wants(self._clock.now()))
             await self._bells.asks.wait(self._inbox.wake_in(self._clock.now(), self._clock.wall()))
 
     async def _send(self, node: int, message: Message) -> None:
@@ -165,5 +168,11 @@ class Exchange:
         if progress == self._said:
             return
         self._said = progress
-        for node in list(self.links):
-            await self._send(node, progress)
+        await self._send_all((node, progress) for node in list(self.links))
+
+    async def _send_all(self, letters: Iterable[tuple[int, Message]]) -> None:
+        """Side by side: a peer whose socket is full holds up nobody but itself, and not for long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE), asyncio.TaskGroup() as group:
+                for node, message in letters:
+                    group.create_task(self._send(node, message))

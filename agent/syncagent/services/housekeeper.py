@@ -12,7 +12,7 @@ from syncagent.core import frontier
 from syncagent.core.membership import Peer
 from syncagent.core.store import Keeper, PeerState, Request
 from syncagent.core.wire import Progress
-from syncagent.errors import Contended
+from syncagent.errors import SyncagentError, Unreachable
 from syncagent.services.applier import Applier
 from syncagent.services.cutter import Cutter
 from syncagent.services.exchange import Exchange
@@ -52,16 +52,19 @@ class Housekeeper:
 
     async def tidy(self) -> None:
         """Compact and trim, for ever, while there is work."""
-        done = (-1, -1)
+        done, left = (-1, -1), 0
         while True:
             seen = (self._cutter.made, self._applier.batches)
-            if seen != done:
-                done = seen
-                try:
+            try:
+                if seen != done:
                     await self._keeper.compact()
-                except Contended:
-                    done = (-1, -1)
-                await self._keeper.trim()
+                if seen != done or left:
+                    left = await self._keeper.trim()
+                done = seen
+            except Unreachable:
+                raise
+            except SyncagentError:
+                done = (-1, -1)  # a lock that others hold, a full disk: next time
             await asyncio.sleep(_TURN)
 
     async def tell(self) -> None:

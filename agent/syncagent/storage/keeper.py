@@ -129,14 +129,18 @@ class PostgresKeeper:
                 return dropped
 
     async def trim(self) -> int:
-        trimmed = 0
         for slot in range(_SLOTS):
             try:
                 async with self._merging, self._talking():
-                    trimmed += await self._session.fetchval("select syncagent._trim($1)", slot)
+                    await self._session.fetchval("select syncagent._trim($1)", slot)
             except Contended:
                 continue  # somebody who wrote there has not ended: next time
-        return trimmed
+        async with self._talking():
+            return int(
+                await self._session.fetchval(
+                    "select count(*) from pg_inherits where inhparent = 'syncagent.log'::regclass and pg_relation_size(inhrelid) > 0"
+                )
+            )
 
     async def requests(self) -> list[Request]:
         async with self._talking():

@@ -18,8 +18,8 @@ import msgspec
 from yarl import URL
 
 from syncagent.core.membership import Peer
-from syncagent.core.wire import Hello, LinkDown
-from syncagent.errors import SyncagentError, TrustError, UsageError
+from syncagent.core.wire import Hello
+from syncagent.errors import LinkDown, SyncagentError, TrustError, UsageError
 from syncagent.transport import handshake
 from syncagent.transport.addresses import host_and_port
 from syncagent.transport.frames import LARGEST_FRAME

@@ -14,7 +14,7 @@ from struct import Struct
 
 import xxhash
 
-from syncagent.core import wire
+from syncagent.core import limits, wire
 from syncagent.core.wire import COMPRESSED, DATA_FRAME, END_FRAME, FRAME_HEAD, HEADER_FRAME, FrameHead
 from syncagent.errors import DamagedFrame, ProtocolError
 
@@ -23,7 +23,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-FRAME_SIZE = 128 * 1024
+FRAME_SIZE = limits.FRAME_SIZE
 """Raw bytes in a frame. Every agent accepts up to this many, whatever it sends itself."""
 LARGEST_FRAME = FRAME_SIZE + FRAME_HEAD
 WORTH_COMPRESSING = 1024

@@ -12,8 +12,8 @@ import msgspec
 
 from syncagent.core import wire
 from syncagent.core.membership import Peer
-from syncagent.core.wire import Bye, Hello, LinkDown
-from syncagent.errors import ProtocolError, RefusedError, SyncagentError, TrustError
+from syncagent.core.wire import Bye, Hello
+from syncagent.errors import LinkDown, ProtocolError, RefusedError, SyncagentError, TrustError
 from syncagent.transport.links import WebSocket, receive
 
 Check = Callable[[Hello], Awaitable[None]]

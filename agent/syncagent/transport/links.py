@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import aiohttp
 from aiohttp import web
 
-from syncagent.core import wire
+from syncagent.core import limits, wire
 from syncagent.core.batch import BatchHeader
 from syncagent.core.membership import Peer
-from syncagent.core.wire import Bye, Hello, LinkDown, Message, Ping, Pong
-from syncagent.errors import ProtocolError, SyncagentError
+from syncagent.core.wire import Bye, Hello, Message, Ping, Pong
+from syncagent.errors import LinkDown, ProtocolError, SyncagentError
 from syncagent.transport.assembly import Assembler, FrameSource, name_of, taken_apart
 from syncagent.transport.spool import FileSpool, Spools
 
@@ -38,14 +38,14 @@ WebSocket = aiohttp.ClientWebSocketResponse | web.WebSocketResponse
 class Limits(NamedTuple):
     """Times are seconds, sizes bytes."""
 
-    ping_interval: float = 5.0
-    link_timeout: float = 20.0
+    ping_interval: float = limits.PING_INTERVAL
+    link_timeout: float = limits.LINK_TIMEOUT
     probe_timeout: float = 2.0
     """How long an older link has to prove that it lives before a newer one takes its place."""
     dial_timeout: float = 10.0
     retry_first: float = 0.2
     retry_most: float = 15.0
-    message_size: int = 1024 * 1024
+    message_size: int = limits.MESSAGE_SIZE
 
 
 async def receive(socket: WebSocket, peer: Peer) -> bytes | None:
@@ -60,7 +60,7 @@ async def receive(socket: WebSocket, peer: Peer) -> bytes | None:
 
 
 class PeerLink:
-    """See `services.ports.Link`."""
+    """See `core.ports.Link`."""
 
     def __init__(
         self,

@@ -20,8 +20,8 @@ import aiohttp
 
 from syncagent.core import backoff
 from syncagent.core.membership import Peer
-from syncagent.core.wire import Hello, LinkDown
-from syncagent.errors import SyncagentError
+from syncagent.core.wire import Hello
+from syncagent.errors import LinkDown, SyncagentError
 from syncagent.transport import handshake
 from syncagent.transport.addresses import host_and_port
 from syncagent.transport.dialler import Dialler
@@ -37,7 +37,7 @@ NOWHERE = "none"
 
 
 class TlsNetwork:
-    """See `services.ports.Network`."""
+    """See `core.ports.Network`."""
 
     def __init__(
         self,

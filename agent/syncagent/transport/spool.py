@@ -18,21 +18,16 @@ from collections.abc import AsyncIterator
 from io import FileIO
 from pathlib import Path
 
+from syncagent.core import limits
 from syncagent.core.wire import DATA_FRAME, unpack_head
-from syncagent.errors import DamagedFrame, SyncagentError
+from syncagent.errors import DamagedFrame, SpoolFull, SyncagentError
 from syncagent.transport import frames
 from syncagent.transport.frames import FRAME_SIZE
 
-MEMORY = 4 * 1024 * 1024
+MEMORY = limits.SPOOL_MEMORY
 DISK = 16 * 1024 * 1024 * 1024
 READ_SIZE = 1024 * 1024
 """Read ahead, per reader; several frames, so that a thread is worth its start."""
-
-
-class SpoolFull(SyncagentError):
-    """No room for a batch on its way; nothing of it was shipped or applied."""
-
-    recoverable = True
 
 
 class Spools:
@@ -66,7 +61,7 @@ class Spools:
 
 
 class FileSpool:
-    """One batch. See `services.ports.Spool`."""
+    """One batch. See `core.ports.Spool`."""
 
     def __init__(self, name: str, owner: Spools) -> None:
         self.name = name
