@@ -21,7 +21,12 @@ FETCHED = {
     18: "18.6.0",
 }
 # Databases come and go by the hundred: let one die without a checkpoint of much, and keep logs short.
-SETTINGS: dict[str, Setting] = {"max_connections": 100, "checkpoint_timeout": "1h", "log_checkpoints": False}
+SETTINGS: dict[str, Setting] = {
+    "max_connections": 100,
+    "max_prepared_transactions": 10,
+    "checkpoint_timeout": "1h",
+    "log_checkpoints": False,
+}
 _FOLDER = Path(sys.prefix) / "postgresql"
 
 

@@ -190,14 +190,14 @@ async def _say(link: PeerLink, many: int) -> None:
 async def test_a_message_too_large_is_not_sent(low: Site, high: Site) -> None:
     there, _ = await linked(low, high)
     with pytest.raises(ProtocolError, match="too large"):
-        await there.send(Refused("x", "y" * 2 * MIB))
+        await there.send(Refused("x", "y" * 5 * MIB))
     assert there.open
 
 
 async def test_a_message_too_large_ends_the_link(low: Site, high: Site) -> None:
     low.limits = Limits(message_size=8 * MIB)
     there, _ = await linked(low, high)
-    await there.send(Refused("x", "y" * 2 * MIB))
+    await there.send(Refused("x", "y" * 5 * MIB))
     _, error = await high.trouble()
     assert isinstance(error, ProtocolError)
     assert "sent what is no message" in error.message

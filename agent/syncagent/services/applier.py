@@ -108,5 +108,7 @@ class Applier:
         self._parked_at = self._clock.now()
         try:
             self.parked = await self._replica.retry_parked()
-        except Contended:
-            return  # somebody holds one of the rows: next time
+        except Unreachable:
+            raise
+        except SyncagentError:
+            return  # somebody holds one of the rows, or there is no room: next time

@@ -12,7 +12,7 @@ from syncagent.core import frontier
 from syncagent.core.membership import Peer
 from syncagent.core.store import Keeper, PeerState, Request
 from syncagent.core.wire import Progress
-from syncagent.errors import SyncagentError, Unreachable
+from syncagent.errors import Contended, SyncagentError, Unreachable
 from syncagent.services.applier import Applier
 from syncagent.services.cutter import Cutter
 from syncagent.services.exchange import Exchange
@@ -46,7 +46,8 @@ class Housekeeper:
         )
         self._peers, self._keeper = peers, keeper
         self._exchange, self._cutter, self._applier = exchange, cutter, applier
-        self._shown: tuple[list[PeerState], str | None] | None = None
+        self._shown: tuple[list[PeerState], str | None, str | None] | None = None
+        self._trouble: str | None = None
         self._waits: dict[UUID, asyncio.Task[None]] = {}
         self._heard = asyncio.Condition()
 
@@ -60,11 +61,13 @@ class Housekeeper:
                     await self._keeper.compact()
                 if seen != done or left:
                     left = await self._keeper.trim()
-                done = seen
+                done, self._trouble = seen, None
             except Unreachable:
                 raise
-            except SyncagentError:
-                done = (-1, -1)  # a lock that others hold, a full disk: next time
+            except Contended:
+                done = (-1, -1)
+            except SyncagentError as error:
+                done, self._trouble = (-1, -1), f"metadata cannot be dropped: {error.message}"
             await asyncio.sleep(_TURN)
 
     async def tell(self) -> None:
@@ -75,9 +78,9 @@ class Housekeeper:
                 frontier=self._frontier(), parked=self._applier.parked, waiting=self._cutter.waiting
             )
             await self._exchange.gossip(progress)
-            shown = ([self._state(peer) for peer in self._peers], self._cutter.waiting)
+            shown = ([self._state(peer) for peer in self._peers], self._cutter.waiting, self._trouble)
             if shown != self._shown:
-                await self._keeper.report(shown[0], shown[1], None)
+                await self._keeper.report(*shown)
                 self._shown = shown
             async with self._heard:
                 self._heard.notify_all()
