@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 _STOP_SECONDS = 20.0
 _KILLED = -signal.SIGKILL
+_CLEAN = (0, -signal.SIGTERM)
+"""How an agent ends when it is told to; the second one before it has come to listen."""
 
 
 class Site:
@@ -150,7 +152,7 @@ class Site:
             finally:
                 await _end(agent)
         await in_thread(self.server.stop)
-        if code:
+        if code not in _CLEAN:
             how = (
                 f"did not stop within {_STOP_SECONDS:.0f} s"
                 if code == _KILLED
