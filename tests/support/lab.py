@@ -187,7 +187,7 @@ class Site:
         )
 
     async def compact(self) -> int:
-        return await self.store.keeper.compact()
+        return await self.store.keeper.compact(always=True)
 
     async def versions(self, table: str) -> dict[UUID, Row]:
         """The version table: key -> stamp, node, cut, deleted."""

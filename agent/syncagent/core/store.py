@@ -123,8 +123,8 @@ class Keeper(Protocol):
     async def on_request(self, ring: Callable[[], None]) -> None:
         """`ring` is called whenever a person has asked something."""
 
-    async def compact(self) -> int:
-        """Drop what is settled; returns how many entries went."""
+    async def compact(self, *, always: bool) -> int:
+        """Drop what is settled, if more is than the last time, or `always`; returns how many entries went."""
 
     async def trim(self) -> int:
         """Empty slots of the log whose entries are all folded; returns how many are not empty yet."""

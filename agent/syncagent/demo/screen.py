@@ -52,6 +52,7 @@ class Screen:
     ) -> None:
         if self._moving:
             self._live.stop()
+            self._console.print()  # what follows starts a line of its own, after the last escape code
 
     # ---- the story
 

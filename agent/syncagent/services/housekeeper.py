@@ -20,6 +20,8 @@ from syncagent.services.lifecycle import Desk
 
 _TURN = 1.0
 """Seconds between two looks at what could be dropped."""
+_THOROUGH = 30
+"""Every so many turns it looks although nothing seems to have changed: what was held back may be free."""
 _QUIET = 0.2
 """Least seconds between two reports."""
 _LONGEST_WAIT = 3600.0
@@ -53,12 +55,13 @@ class Housekeeper:
 
     async def tidy(self) -> None:
         """Compact and trim, for ever, while there is work."""
-        done, left = (-1, -1), 0
+        done, left, turn = (-1, -1), 0, 0
         while True:
-            seen = (self._cutter.made, self._applier.batches)
+            seen, turn = (self._cutter.made, self._applier.batches), turn + 1
+            always = turn % _THOROUGH == 0
             try:
-                if seen != done:
-                    await self._keeper.compact()
+                if seen != done or always:
+                    await self._keeper.compact(always=always)
                 if seen != done or left:
                     left = await self._keeper.trim()
                 done, self._trouble = seen, None

@@ -36,6 +36,7 @@ class PostgresKeeper:
     ) -> None:
         self._session, self._merging, self._node, self._applier = session, merging, node, applier_pid
         self._turn = asyncio.Lock()
+        self._compacted: str | None = None
 
     @asynccontextmanager
     async def _talking(self) -> AsyncIterator[None]:
@@ -118,7 +119,13 @@ class PostgresKeeper:
             mine.cut, mine.id, _context.decode(context) if context else {}, positions, floor, parked
         )
 
-    async def compact(self) -> int:
+    async def compact(self, *, always: bool) -> int:
+        async with self._talking():
+            stable = await self._session.fetchval(
+                "select string_agg(s::text, ' ' order by s.node) from syncagent._stable() s"
+            )
+        if stable == self._compacted and not always:
+            return 0
         dropped = 0
         while True:
             async with self._merging, self._talking(), self._session.transaction():
@@ -126,6 +133,7 @@ class PostgresKeeper:
                 count = int(await self._session.fetchval("select syncagent._compact($1)", _CHUNK))
             dropped += count
             if count < _CHUNK:
+                self._compacted = stable
                 return dropped
 
     async def trim(self) -> int:
