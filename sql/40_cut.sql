@@ -65,9 +65,13 @@ create function syncagent._plan_for(p_table regclass, p_keys bigint) returns voi
     language sql volatile
     set search_path = pg_catalog, pg_temp
     as $$
-    -- The planner takes every array for ten keys; for a good part of a table, reading it once is cheaper.
-    select set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > c.reltuples then 'off' else 'on' end, true)
-    from pg_class c where c.oid = p_table
+    -- A small batch costs less than planning for it: plans that are kept, and read nothing but indexes. A large one
+    -- is planned for its size. (The planner takes every array for ten keys: for a good part of a table it is told
+    -- that reading all of it once is cheaper.)
+    select set_config('plan_cache_mode', case when p_keys > 1000 then 'force_custom_plan' else 'force_generic_plan' end, true),
+           set_config('enable_seqscan', case when p_keys > 1000 then 'on' else 'off' end, true),
+           set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > (select c.reltuples from pg_class c where c.oid = p_table)
+                                              then 'off' else 'on' end, true)
 $$;
 comment on function syncagent._plan_for is 'until the end of the transaction, plan for so many keys of this table';
 
@@ -127,7 +131,7 @@ begin
         group by k.implicit, k.chunk;
     end loop;
 
-    perform set_config('enable_nestloop', 'on', true);
+    perform syncagent._plan_for(null, v_rows);
     select coalesce(max(w.hlc), 0) into v_newest from pg_temp.window_entry w;
     insert into syncagent.frontier (node, cut, cut_id) values (v_site.node, v_number, v_id)
         on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, applied_at = excluded.applied_at;

@@ -117,10 +117,11 @@ declare
     v_parked bigint := 0;
     v_count bigint;
     v_id integer;
-    v_seen pg_snapshot := pg_current_snapshot();
+    v_seen pg_snapshot;
 begin
     foreach v_id in array p_relations loop
         perform syncagent._empty('pg_temp.locked'), syncagent._empty('pg_temp.verdict');
+        v_seen := pg_current_snapshot();
         execute format('select syncagent.judge_%s($1, false)', v_id) into v_count using p_origin;
         v_conflicts := v_conflicts + v_count;
         if p_careful then
@@ -308,8 +309,8 @@ create function syncagent.stage_{id}() returns void
 begin
     if to_regclass('pg_temp.stage_{id}') is null then
         create temp table stage_{id} (_stamp uuid, _cut bigint, _deleted boolean, {stage_columns});
-    elsif pg_relation_size('pg_temp.stage_{id}') > 0 then
-        truncate pg_temp.stage_{id};
+    else
+        perform syncagent._empty('pg_temp.stage_{id}');
     end if;
 end
 $$;
@@ -476,6 +477,7 @@ begin
     if exists (
         select from syncagent.log l cross join lateral unnest(l.keys) as k (key) join {stage} s on s._key = k.key
         where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)) and not pg_visible_in_snapshot(l.xid, p_seen)
+          and not exists (select from pg_temp.locked x where x.key = s._key)
     ) then
         raise exception 'a row of % was written while it was merged', {title} using errcode = 'SA101';
     end if;

@@ -100,7 +100,7 @@ async def _run_once(
     ) as store:
         spools = Spools(settings.home / "spool")
         network = TlsNetwork(
-            _hello(settings),
+            hello(settings),
             settings.peers,
             Credentials.provide(settings.home, settings.name),
             listen=settings.listen,
@@ -146,7 +146,7 @@ async def _work(loops: list[Coroutine[Any, Any, None]], stop: asyncio.Event) -> 
             task.cancel()
 
 
-def _hello(settings: Settings) -> Hello:
+def hello(settings: Settings) -> Hello:
     return Hello(
         protocol=PROTOCOL,
         cluster=CLUSTER,
@@ -164,7 +164,11 @@ async def _assemble(
 ) -> tuple[list[Coroutine[Any, Any, None]], Exchange]:
     """Inbox and outbox as the database says, and the loops that drive them."""
     loaded = await store.keeper.load()
-    inbox: Inbox[Spool] = Inbox(settings.node, [peer.node for peer in settings.peers])
+    inbox: Inbox[Spool] = Inbox(
+        settings.node,
+        [peer.node for peer in settings.peers],
+        max_skew=stamp.from_seconds(settings.max_clock_skew),
+    )
     inbox.loaded(loaded.positions)
     for node in await store.keeper.paused():
         inbox.pause(node)

@@ -845,9 +845,13 @@ create function syncagent._plan_for(p_table regclass, p_keys bigint) returns voi
     language sql volatile
     set search_path = pg_catalog, pg_temp
     as $$
-    -- The planner takes every array for ten keys; for a good part of a table, reading it once is cheaper.
-    select set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > c.reltuples then 'off' else 'on' end, true)
-    from pg_class c where c.oid = p_table
+    -- A small batch costs less than planning for it: plans that are kept, and read nothing but indexes. A large one
+    -- is planned for its size. (The planner takes every array for ten keys: for a good part of a table it is told
+    -- that reading all of it once is cheaper.)
+    select set_config('plan_cache_mode', case when p_keys > 1000 then 'force_custom_plan' else 'force_generic_plan' end, true),
+           set_config('enable_seqscan', case when p_keys > 1000 then 'on' else 'off' end, true),
+           set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > (select c.reltuples from pg_class c where c.oid = p_table)
+                                              then 'off' else 'on' end, true)
 $$;
 comment on function syncagent._plan_for is 'until the end of the transaction, plan for so many keys of this table';
 
@@ -907,7 +911,7 @@ begin
         group by k.implicit, k.chunk;
     end loop;
 
-    perform set_config('enable_nestloop', 'on', true);
+    perform syncagent._plan_for(null, v_rows);
     select coalesce(max(w.hlc), 0) into v_newest from pg_temp.window_entry w;
     insert into syncagent.frontier (node, cut, cut_id) values (v_site.node, v_number, v_id)
         on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, applied_at = excluded.applied_at;
@@ -1380,10 +1384,11 @@ declare
     v_parked bigint := 0;
     v_count bigint;
     v_id integer;
-    v_seen pg_snapshot := pg_current_snapshot();
+    v_seen pg_snapshot;
 begin
     foreach v_id in array p_relations loop
         perform syncagent._empty('pg_temp.locked'), syncagent._empty('pg_temp.verdict');
+        v_seen := pg_current_snapshot();
         execute format('select syncagent.judge_%s($1, false)', v_id) into v_count using p_origin;
         v_conflicts := v_conflicts + v_count;
         if p_careful then
@@ -1571,8 +1576,8 @@ create function syncagent.stage_{id}() returns void
 begin
     if to_regclass('pg_temp.stage_{id}') is null then
         create temp table stage_{id} (_stamp uuid, _cut bigint, _deleted boolean, {stage_columns});
-    elsif pg_relation_size('pg_temp.stage_{id}') > 0 then
-        truncate pg_temp.stage_{id};
+    else
+        perform syncagent._empty('pg_temp.stage_{id}');
     end if;
 end
 $$;
@@ -1739,6 +1744,7 @@ begin
     if exists (
         select from syncagent.log l cross join lateral unnest(l.keys) as k (key) join {stage} s on s._key = k.key
         where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)) and not pg_visible_in_snapshot(l.xid, p_seen)
+          and not exists (select from pg_temp.locked x where x.key = s._key)
     ) then
         raise exception 'a row of % was written while it was merged', {title} using errcode = 'SA101';
     end if;

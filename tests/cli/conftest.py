@@ -81,7 +81,18 @@ def make_site(cli: Cli, tmp_path: Path) -> Callable[..., Site]:
     return make
 
 
+on_each_version = pytest.mark.usefixtures("server")
+"""For what asks the catalogs in ways that differ; the rest of the command line is the same on all."""
+
+
+@pytest.fixture
+def database(request: pytest.FixtureRequest, make_database: Callable[..., Database]) -> Database:
+    """A fresh, empty database."""
+    server = "server" if "server" in request.fixturenames else "server18"
+    return make_database(request.getfixturevalue(server))
+
+
 @pytest.fixture
 def site(database: Database, make_site: Callable[..., Site]) -> Site:
-    """Site paris, node 1, without tables, once on each version."""
+    """Site paris, node 1, without tables."""
     return make_site(database)

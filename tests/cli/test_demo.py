@@ -17,6 +17,7 @@ import pytest
 
 from syncagent.demo.network import Network
 from syncagent.demo.proof import Conflict, Proof, differences, resolved
+from syncagent.demo.sites import finish
 from syncagent.embedded import free_port, scratch
 from tests.support.waiting import until
 
@@ -116,7 +117,7 @@ def test_it_moves_at_a_terminal_and_ends_with_the_same_line(stage: Path) -> None
 # However it ends.
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_leaves_nothing(stage: Path, tmp_path: Path, number: signal.Signals) -> None:
     talk = tmp_path / "talk"
     with telling(stage, talk) as demo:
@@ -145,6 +146,23 @@ def test_an_agent_that_ends_by_itself_fails_it_and_shows_why(stage: Path, tmp_pa
     assert "the last lines of the agent of tokyo:" in said
     assert "Traceback" not in said
     assert "converged:" not in said
+
+
+async def test_what_stops_the_sites_is_not_stopped_itself() -> None:
+    begun, go_on, done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def stop() -> None:
+        begun.set()
+        await go_on.wait()
+        done.set()
+
+    stopping = asyncio.create_task(finish(stop()))
+    await begun.wait()
+    stopping.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert done.is_set()
 
 
 # What the proof counts.

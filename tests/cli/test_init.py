@@ -12,7 +12,7 @@ from syncagent import settings
 from syncagent.embedded import Server
 from syncagent.storage import session
 from syncagent.transport.tls import Credentials
-from tests.cli.conftest import Cli, Said, Site, init
+from tests.cli.conftest import Cli, Said, Site, init, on_each_version
 from tests.support.databases import Database
 
 WORD = "s3kr3t-word"
@@ -36,6 +36,7 @@ def refused(said: Said, what: str, hint: str, code: int = 1) -> None:
     assert WORD not in said.err
 
 
+@on_each_version
 def test_a_database_becomes_a_site(cli: Cli, database: Database, home: Path) -> None:
     answer = init(cli, database, home, "--node", 7, "--advertise", "paris.example:7400", "--json").answer
     made = settings.load(home)
@@ -225,6 +226,7 @@ def test_what_makes_no_site(
     assert nothing_was_made(database, home)
 
 
+@on_each_version
 def test_a_server_that_is_too_old(
     cli: Cli, database: Database, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,14 +248,18 @@ def role(database: Database) -> str:
     return name
 
 
+@on_each_version
 def test_a_role_that_may_not_make_a_schema(cli: Cli, database: Database, home: Path, role: str) -> None:
     said = init(cli, database, home, "--dsn", database.dsn_of(role))
     refused(
-        said, f"role {role} may not create a schema", f"grant create on database {database.name} to {role}"
+        said,
+        f"role {role} may not create a schema",
+        f"grant create on database {database.name} to {role}",
     )
     assert nothing_was_made(database, home)
 
 
+@on_each_version
 def test_a_role_that_may_not_apply(cli: Cli, database: Database, home: Path, role: str) -> None:
     database.execute(f"grant create on database {database.name} to {role}")
     said = init(cli, database, home, "--dsn", database.dsn_of(role))
@@ -266,6 +272,7 @@ def test_a_role_that_may_not_apply(cli: Cli, database: Database, home: Path, rol
     assert nothing_was_made(database, home)
 
 
+@on_each_version
 def test_a_role_with_two_grants_is_enough(
     cli: Cli, server: Server, database: Database, home: Path, role: str
 ) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import psycopg
 import pytest
 
-from tests.cli.conftest import Said, Site
+from tests.cli.conftest import Said, Site, on_each_version
 from tests.support.databases import Database
 
 GOOD = "create table {} (id uuid primary key default gen_random_uuid(), v text)"
@@ -47,6 +47,7 @@ def refused(said: Said, what: str, hint: str = "") -> None:
 # ---- names
 
 
+@on_each_version
 def test_any_name_can_be_attached_and_detached(site: Site) -> None:
     site.sql('create schema "some schema"')
     for name, quoted in NAMES:
@@ -144,6 +145,7 @@ OBSTACLES = [
 ]
 
 
+@on_each_version
 def test_what_cannot_be_attached_says_why(site: Site) -> None:
     for statement, name, what, hint in OBSTACLES:
         if statement:
@@ -197,6 +199,7 @@ def shop(site: Site) -> Site:
     return site
 
 
+@on_each_version
 def test_all_but_some(shop: Site) -> None:
     shop("attach", "--all", "--exclude", "audit_*", "--exclude", "billing.*")
     assert attached(shop) == ["public.orders"]
@@ -268,6 +271,7 @@ def test_keys_of_other_kinds_are_derived(site: Site) -> None:
 # ---- locks
 
 
+@on_each_version
 def test_who_is_in_the_way_is_named(site: Site) -> None:
     site.sql(GOOD.format("free"))
     site.sql(GOOD.format("held"))
@@ -304,6 +308,7 @@ def test_times_as_people_write_them(site: Site) -> None:
 # ---- what the application does to attached tables
 
 
+@on_each_version
 def test_a_dropped_table_leaves_nothing_in_the_way(site: Site) -> None:
     site.sql(GOOD.format("t"))
     site("attach", "t")

@@ -8,9 +8,9 @@ from tests.support.cluster import Laboratory
 
 @pytest.fixture(scope="session")
 def laboratory() -> Iterator[Laboratory]:
-    """Servers whose data survives a kill, as any server's does, and clusters on them."""
+    """Clusters on servers that flush what they acknowledge."""
     with scratch("syncagent-cluster-") as folder:
-        laboratory = Laboratory(folder)
+        laboratory = Laboratory(folder, durable=True)
         try:
             yield laboratory
         finally:

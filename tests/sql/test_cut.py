@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 import pytest
 
-from syncagent.errors import Contended
+from syncagent.errors import Contended, SpoolFull
 from tests.sql.conftest import Pair, Sites
 from tests.support.lab import ITEM, Site, exchange, key, same, ship, timeless
 
@@ -207,9 +207,9 @@ async def test_failed_cut_changes_nothing(sites: Sites, pair: Pair) -> None:
     await a.do(f"insert into item values ('{K}', 1)")
 
     async def fail() -> None:
-        raise ConnectionResetError
+        raise SpoolFull("no space left")
 
-    with pytest.raises(ConnectionResetError):
+    with pytest.raises(SpoolFull):
         await a.cut(b, during=fail)
 
     assert await a.frontier() == {}
@@ -218,12 +218,10 @@ async def test_failed_cut_changes_nothing(sites: Sites, pair: Pair) -> None:
 
 
 async def stalled(a: Site) -> asyncpg.Connection:
-    """A writer that drew its clock, and then nothing for seconds: its entry lands far behind."""
-    drawn = await a.one("select syncagent._tick()")
-    await a.do(f"select setval('syncagent.hlc', {drawn} + (3 << 23))")
+    """A writer that drew its clock four seconds ago, and places its entry only now."""
     return await a.holding(
         f"insert into item values ('{K}', 1)",
-        f"update syncagent.log set hlc = {drawn} where xid = pg_current_xact_id()",
+        "update syncagent.log set hlc = hlc - (2 << 23) where xid = pg_current_xact_id()",
     )
 
 
@@ -239,8 +237,8 @@ async def test_slot_of_a_stalled_writer_is_kept(sites: Sites, pair: Pair) -> Non
     await exchange(a, b)
     assert len(await same("item", a, b)) == 2
 
-    assert await trimmed(a)  # now all is
-    assert await a.one("select count(*) from syncagent.log") == 0
+    await a.store.keeper.trim()
+    assert await a.one("select count(*) from syncagent.log where hlc < syncagent._wall() - (1 << 23)") == 0
 
 
 async def test_slot_trimmed_under_an_open_snapshot(sites: Sites, pair: Pair) -> None:
@@ -261,12 +259,6 @@ async def test_slot_trimmed_under_an_open_snapshot(sites: Sites, pair: Pair) -> 
     await exchange(a, b)
 
     assert len(await same("item", a, b)) == 2
-
-
-async def trimmed(site: Site) -> int:
-    """Slots trimmed after the clock has moved on."""
-    await site.do("select setval('syncagent.hlc', nextval('syncagent.hlc') + (3 << 23))")
-    return await site.store.keeper.trim()
 
 
 async def attempt(do: Callable[[str], Awaitable[object]], statement: str) -> None:

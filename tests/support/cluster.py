@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID
 
 import psutil
 import psycopg
@@ -278,8 +279,7 @@ class Site:
                 "select 'frontier', node, cut, context, applied_at from syncagent.frontier order by node",
                 "select 'peer', node, linked, paused, frontier, parked, rtt, waiting, trouble from syncagent.peer_state order by node",
                 "select 'agent', waiting, trouble from syncagent.agent_state",
-                "select 'activity', application_name, state, wait_event, now() - state_change, left(query, 100)"
-                " from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()",
+                "select 'session', application_name, state, wait_event, now() - state_change, left(query, 100) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()",
             )
             for row in self.execute(query)
         )
@@ -356,25 +356,14 @@ class Cluster:
         return {table: seen for table, seen in found.items() if len(set(seen)) > 1}
 
     def converges(self, seconds: float = 30.0, tables: Sequence[str] = ("customer", "item", "line")) -> None:
-        """Wait until every site has everything committed by now; then all tables must be equal."""
-        marks = self._marks()
-
-        def everywhere() -> bool:
-            for site in self.sites:
-                assert not site.runs or site.agent
-            return all(
-                site.scalar("select count(*) from customer where id = any (%s)", (marks,)) == len(marks)
-                for site in self.sites
-            )
-
-        until(everywhere, f"marks at {self.sites}", seconds)
+        """Wait until every site has everything committed by now, and all tables are equal."""
+        self.exchange(seconds)
         until_none(lambda: self.differences(tables), "tables that differ", seconds)
 
-    def _marks(self) -> list[Any]:
-        return [
-            site.scalar("insert into customer values (syncagent.uuid7(), 'mark', 0, null) returning id")
-            for site in self.sites
-        ]
+    def exchange(self, seconds: float = 30.0) -> None:
+        """Wait until a row written at each site from now on is at every site."""
+        marks = [mark(site) for site in self.sites]
+        until(lambda: all(has(site, *marks) for site in self.sites), f"marks of all at {self.sites}", seconds)
 
     def settles(self, seconds: float = 30.0) -> None:
         """Wait until no metadata is left anywhere."""
@@ -407,6 +396,20 @@ def until_none(look: Callable[[], dict[str, T]], what: str, seconds: float) -> N
         until(nothing, f"no {what}", seconds)
     except AssertionError as late:
         raise AssertionError(f"{what} after {seconds:g} s: {found}") from late
+
+
+def mark(site: Site) -> UUID:
+    """Write a row, to see when it is elsewhere."""
+    made: UUID = site.scalar("insert into customer values (syncagent.uuid7(), 'mark', 0, null) returning id")
+    return made
+
+
+def has(site: Site, *marks: UUID) -> bool:
+    if site.runs:
+        assert site.agent.is_running()
+    return bool(
+        site.scalar("select count(*) = %s from customer where id = any (%s)", (len(marks), list(marks)))
+    )
 
 
 def digest(site: Site, table: str) -> tuple[int, str]:

@@ -225,26 +225,28 @@ async def ship(origin: Site, receiver: Site, *, attempt: int = 0) -> Applied:
 async def exchange(*sites: Site, rounds: int = 12) -> None:
     """Ship from everywhere to everywhere, until a whole round has said nothing new."""
     for _ in range(rounds):
-        quiet = True
-        for origin in sites:
-            for receiver in sites:
-                if origin is not receiver:
-                    quiet &= await _deliver(origin, receiver)
-        if quiet and not [site for site in sites if await site.store.origin.pending()]:
+        quiet = [await _spread(origin, sites) for origin in sites]
+        if all(quiet) and not [site for site in sites if await site.store.origin.pending()]:
             return
     raise AssertionError("the sites never come to rest")
 
 
-async def _deliver(origin: Site, receiver: Site) -> bool:
-    """Whether there was nothing to deliver."""
-    shipment = await origin.batch(receiver)
-    if not await receiver.ready(shipment.header):
-        return False
-    try:
-        await receiver.apply(shipment)
-    except Inexact:
-        await receiver.apply(await origin.batch(receiver, plain=False))
-    return shipment.header.rows == 0
+async def _spread(origin: Site, sites: Sequence[Site]) -> bool:
+    """One cut for all others; whether it told them nothing, and was applied."""
+    others = [site for site in sites if site is not origin]
+    cut = await origin.cut(*others)
+    assert cut is not None
+    quiet = True
+    for receiver, shipment in zip(others, cut.shipments, strict=True):
+        quiet &= shipment.header.rows == 0
+        if not await receiver.ready(shipment.header):
+            quiet = False
+            continue
+        try:
+            await receiver.apply(shipment)
+        except Inexact:
+            await receiver.apply(await origin.batch(receiver, plain=False))
+    return quiet
 
 
 async def same(table: str, *sites: Site) -> list[str]:

@@ -14,8 +14,10 @@ import typer
 from syncagent import __version__
 from syncagent.cli import render
 from syncagent.cli.attach import attach
+from syncagent.cli.bench import bench
 from syncagent.cli.conflicts import conflicts
 from syncagent.cli.db import db
+from syncagent.cli.demo import demo
 from syncagent.cli.detach import detach
 from syncagent.cli.doctor import doctor
 from syncagent.cli.init import init
@@ -56,7 +58,7 @@ def _root(
     pass
 
 
-for _verb in (init, attach, detach, tables, run, status, wait, why, pause, resume, doctor):
+for _verb in (init, attach, detach, tables, run, status, wait, why, pause, resume, doctor, demo, bench):
     app.command()(_verb)
 for _name, _group in (("conflicts", conflicts), ("parked", parked), ("db", db)):
     app.add_typer(_group, name=_name)

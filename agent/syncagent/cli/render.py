@@ -131,6 +131,16 @@ def error(problem: SyncagentError) -> None:
         screen.print(Text.assemble(("hint: ", "bold cyan"), line))
 
 
+def span(seconds: float | None) -> str:
+    """A time span as a person reads it."""
+    if seconds is None:
+        return ""
+    for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h")):
+        if seconds < limit:
+            return f"{max(seconds, 0) / unit:.1f} {name}"
+    return f"{seconds / 86400:.1f} d"
+
+
 def counted(number: int, one: str, many: str | None = None) -> str:
     """`1 row`, `2 rows`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"

@@ -84,37 +84,25 @@ def _picture(found: list[dict[str, Any]]) -> "RenderableType":
     return Group(*parts)
 
 
-_HEADINGS = (
-    "peer",
-    ">node",
-    "state",
-    ">lacks cuts",
-    ">rows",
-    ">seconds",
-    ">applied of it",
-    ">ago",
-    ">parked",
-    ">rtt",
-    ">clock",
-)
+_HEADINGS = ("peer", "state", ">lacks", ">since", ">applied", ">ago", ">parked", ">rtt", ">clock")
 _COLOURS = {"linked": "green", "paused": "yellow", "away": "bold red", "unknown": "dim"}
 
 
 def _line(peer: dict[str, Any]) -> tuple[object, ...]:
+    """What a peer lacks of ours, for how long; the last cut of it that was applied here, and when."""
     from datetime import UTC, datetime
 
     from rich.text import Text
 
     ago = None if peer["applied_at"] is None else (datetime.now(UTC) - peer["applied_at"]).total_seconds()
+    lacks = render.counted(peer["behind_rows"], "row") if peer["behind_rows"] else "nothing"
     return (
-        peer["name"],
-        peer["node"],
+        f"{peer['name']} ({peer['node']})",
         Text(peer["state"], _COLOURS.get(peer["state"], "")),
-        f"{peer['behind_cuts']:,}",
-        f"{peer['behind_rows'] or 0:,}",
-        f"{peer['behind_seconds'] or 0:.1f}",
+        lacks,
+        render.span(peer["behind_seconds"] or None),
         "" if peer["applied_cut"] is None else f"cut {peer['applied_cut']:,}",
-        "" if ago is None else f"{max(ago, 0):.1f} s",
+        render.span(ago),
         peer["parked"],
         "" if peer["rtt_ms"] is None else f"{peer['rtt_ms']:.0f} ms",
         "" if peer["clock_offset_seconds"] is None else f"{peer['clock_offset_seconds']:+.2f} s",

@@ -106,8 +106,10 @@ class _Origin(Generic[P]):
 class Inbox(Generic[P]):
     """See the module's docstring."""
 
-    def __init__(self, me: int, origins: Iterable[int] = ()) -> None:
+    def __init__(self, me: int, origins: Iterable[int] = (), *, max_skew: int = clock.MAX_SKEW) -> None:
+        """`max_skew`, in hlc units: stamps further ahead of the wall clock are held."""
         self.me = me
+        self._max_skew = max_skew
         self._positions: dict[int, Position] | None = None  # None: the database was not read yet
         self._origins: dict[int, _Origin[P]] = {node: _Origin() for node in origins}
         self._applying: list[Entry[P]] = []
@@ -290,7 +292,7 @@ class Inbox(Generic[P]):
         node, origin = entry.origin, self._origins[entry.origin]
         if origin.paused:
             return Waiting("paused", "paused by the operator")
-        if clock.too_far_ahead(entry.header.newest, wall):
+        if clock.too_far_ahead(entry.header.newest, wall, self._max_skew):
             ahead = stamp.to_seconds(entry.header.newest - wall)
             return Waiting("clock", f"held: the clock of node {node} is {ahead:.1f} s ahead of ours")
         if now < origin.apply_after and entry is origin.held[0]:
@@ -362,7 +364,8 @@ class Inbox(Generic[P]):
             if origin.held:
                 waits.append(origin.apply_after - now)
                 waits += [
-                    stamp.to_seconds(clock.excess(entry.header.newest, wall)) for entry in origin.held[:1]
+                    stamp.to_seconds(clock.excess(entry.header.newest, wall, self._max_skew))
+                    for entry in origin.held[:1]
                 ]
             if origin.linked and self._has_room(node, origin, tangled):
                 waits.append(

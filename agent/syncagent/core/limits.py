@@ -27,6 +27,9 @@ KNOT_SIZE = 16 * 1024 * 1024
 # ---- cuts
 CUT_INTERVAL = 0.005
 """Least time between two cuts while peers wait: what commits meanwhile shares one."""
+CUT_REST = 2.0
+CUT_INTERVAL_MOST = 0.25
+"""After a cut the origin rests so many times as long as it took: cuts use a third of the time at most."""
 KNOWLEDGE_INTERVAL = 1.0
 """Least time before an empty cut is made only to tell what was applied here."""
 IDLE_CUT_INTERVAL = 5.0
@@ -58,6 +61,7 @@ assert FRAME_SIZE * 4 <= SPOOL_MEMORY, "the spool holds several frames before it
 assert PING_INTERVAL * 3 < LINK_TIMEOUT < ASK_AGAIN, "a dead link is noticed before a want is repeated"
 assert KNOT_WINDOW > WINDOW, "a knot can be closed"
 assert WINDOW >= 2, "the next batch travels while one is applied"
+assert CUT_INTERVAL <= CUT_INTERVAL_MOST < KNOWLEDGE_INTERVAL, "a long cut delays the next one, within reason"
 assert CUT_INTERVAL < KNOWLEDGE_INTERVAL < IDLE_CUT_INTERVAL, "work first, knowledge next, nobody last"
 assert BUSY_POLL <= CUT_INTERVAL, "polling does not delay a cut"
 assert IDLE_POLL < KNOWLEDGE_INTERVAL, "an idle poll is no reason to be late"

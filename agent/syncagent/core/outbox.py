@@ -66,6 +66,7 @@ class Outbox:
         # and only who has seen what builds on them needs them
         self._news: dict[int, int] = {}  # the newest batch with rows applied here, per origin
         self._cut_at = float("-inf")
+        self._interval = limits.CUT_INTERVAL
         self._wants: dict[int, Want] = {}
         self._answering: dict[int, Want] = {}
         self._marks: list[UUID] = []
@@ -156,9 +157,9 @@ class Outbox:
         if self._marks:
             return "mark", self._cut_at
         if any(want.after < max(self._needed, min(want.needs, self.last)) for want in self._wants.values()):
-            return "behind", self._cut_at + limits.CUT_INTERVAL
+            return "behind", self._cut_at + self._interval
         if pending and self._wants:
-            return "pending", self._cut_at + limits.CUT_INTERVAL
+            return "pending", self._cut_at + self._interval
         if self._wants and self._has_news(self._context):
             return "knowledge", self._cut_at + limits.KNOWLEDGE_INTERVAL
         if pending:
@@ -169,9 +170,17 @@ class Outbox:
         return not vectors.covers(context, self._news)
 
     def cut_made(
-        self, plan: Plan, number: int, cut_id: UUID, frontier: Mapping[int, int], empty: bool, now: float
+        self,
+        plan: Plan,
+        number: int,
+        cut_id: UUID,
+        frontier: Mapping[int, int],
+        empty: bool,
+        now: float,
+        took: float = 0.0,
     ) -> tuple[Group, ...]:
-        """The cut is committed. Returns the groups with the peers that still want them."""
+        """The cut is committed, after `took` seconds. Returns the groups with the peers that still want them."""
+        self._interval = min(max(limits.CUT_INTERVAL, limits.CUT_REST * took), limits.CUT_INTERVAL_MOST)
         if not empty or plan.marks or self._has_news(self._context):
             self._needed = number
         self.last, self.last_id, self._context, self._cut_at = number, cut_id, dict(frontier), now

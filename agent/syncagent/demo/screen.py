@@ -34,12 +34,13 @@ class Screen:
     """`with` it, tell it what happens and show it the sites."""
 
     def __init__(self, *, plain: bool, acts: int) -> None:
-        self._console = Console(stderr=True, highlight=False, no_color=True if plain else None)
+        self._console = Console(stderr=True, highlight=False)
         self._moving = not plain and self._console.is_terminal and not self._console.is_dumb_terminal
         self._live = Live(console=self._console, auto_refresh=False)
         self._began = time.monotonic()
         self._act, self._acts, self._title = 0, acts, ""
         self._writes: dict[str, deque[float]] = {}
+        self._sights: Sequence[Sight] = ()
         self._shown = 0.0
 
     def __enter__(self) -> Self:
@@ -62,6 +63,8 @@ class Screen:
         if self._moving:
             self._console.print()
             self._console.print(Text(f" {self._act}  {title}", "bold cyan"))
+            if self._sights:
+                self._live.update(self._picture(self._sights), refresh=True)
         else:
             self._line(f"act {self._act} of {self._acts}: {title}")
         for text in told:
@@ -106,6 +109,7 @@ class Screen:
         for sight in sights:
             self._writes.setdefault(sight.name, deque(maxlen=_HISTORY)).append(sight.writes)
         if self._moving:
+            self._sights = sights
             self._live.update(self._picture(sights), refresh=True)
         elif time.monotonic() - self._shown > _PLAIN_SECONDS:
             self._shown = time.monotonic()
@@ -145,7 +149,7 @@ class Screen:
 
     def _trace(self, name: str, width: int) -> Text:
         """The last rates as a line of blocks."""
-        recent = list(self._writes[name])[-max(width, 0) :]
+        recent = list(self._writes[name])[-max(width, 1) :]
         top = max(*recent, 1.0)
         blocks = (_STEPS[round(rate / top * (len(_STEPS) - 1))] for rate in recent)
         return Text("".join(blocks), "cyan")

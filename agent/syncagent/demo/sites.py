@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -176,8 +176,13 @@ async def _end(process: Process) -> None:
 
 
 async def in_thread(work: Callable[[], T]) -> T:
-    """Run what blocks; if we are cancelled, what it started must still be finished before we go on."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
+    """Run what blocks."""
+    return await finish(asyncio.to_thread(work))
+
+
+async def finish(work: Awaitable[T]) -> T:
+    """Await it to its end even if we are cancelled meanwhile: what it starts or stops must not stay halfway."""
+    task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

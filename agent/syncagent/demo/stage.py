@@ -17,7 +17,7 @@ import psycopg
 from syncagent.demo.network import Network
 from syncagent.demo.proof import Proof
 from syncagent.demo.screen import Screen
-from syncagent.demo.sites import Site
+from syncagent.demo.sites import Site, finish
 from syncagent.demo.story import ACTS, Choices, Story, open_shop
 from syncagent.embedded import find_binaries, scratch
 from syncagent.errors import SyncagentError
@@ -116,7 +116,8 @@ async def _cleared(sites: Sequence[Site], screen: Screen) -> AsyncIterator[None]
     finally:
         if failed:
             await _show_states(sites, screen)
-        ends = await asyncio.gather(*(site.stop() for site in sites), return_exceptions=True)
+        stopping = asyncio.gather(*(site.stop() for site in sites), return_exceptions=True)
+        ends = await finish(stopping)
         problems = [end for end in ends if isinstance(end, BaseException)]
         if problems or failed:
             for site in sites:

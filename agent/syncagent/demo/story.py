@@ -157,16 +157,16 @@ class Story:
 
     async def _explain(self) -> None:
         self._screen.act("one conflict", "The espresso machine: who won, and what became of the other price?")
-        found: list[dict[str, Any]] = await self._home.ask("conflicts", "list", "--table", "shop.product")
         star = await self._star()
-        mine = next((conflict for conflict in found if conflict["key"] == star), None)
-        if mine is None:
-            raise SyncagentError(
-                "two offices set one price unseen, and no conflict was recorded",
-                detail=f"shop.product {star}, at {self._home.name}",
-            )
-        self._screen.answer(await self._home.command("conflicts", "show", mine["id"]))
-        self._screen.answer(await self._home.command("why", "shop.product", star), whole=True)
+        for site in self._sites:
+            found: list[dict[str, Any]] = await site.ask("conflicts", "list", "--table", "shop.product")
+            for conflict in (conflict for conflict in found if conflict["key"] == star):
+                self._screen.answer(await site.command("conflicts", "show", conflict["id"]))
+                self._screen.answer(await site.command("why", "shop.product", star), whole=True)
+                return
+        raise SyncagentError(
+            "two offices set one price unseen, and no conflict was recorded", detail=f"shop.product {star}"
+        )
 
     async def _star(self) -> str:
         async with await psycopg.AsyncConnection.connect(self._home.app_dsn) as connection:

@@ -41,6 +41,7 @@ class Cutter:
                 poll = limits.BUSY_POLL if rung else min(poll * 2, limits.IDLE_POLL)
 
     async def _cut(self, plan: Plan, sending: asyncio.TaskGroup) -> None:
+        began = self._clock.now()
         try:
             cut = await self._origin.cut(plan.groups, force=plan.cause != "pending", spools=self._spools)
         except Unreachable:
@@ -58,11 +59,13 @@ class Cutter:
         if cut is None:  # rows wait to be settled, and somebody holds them
             await asyncio.sleep(limits.IDLE_POLL)
         else:
-            await self._hand_out(plan, cut, sending)
+            await self._hand_out(plan, cut, self._clock.now() - began, sending)
 
-    async def _hand_out(self, plan: Plan, cut: Cut, sending: asyncio.TaskGroup) -> None:
+    async def _hand_out(self, plan: Plan, cut: Cut, took: float, sending: asyncio.TaskGroup) -> None:
         self.made += 1
-        groups = self._outbox.cut_made(plan, cut.number, cut.id, cut.frontier, cut.empty, self._clock.now())
+        groups = self._outbox.cut_made(
+            plan, cut.number, cut.id, cut.frontier, cut.empty, self._clock.now(), took
+        )
         for shipment in cut.shipments:
             sending.create_task(self._exchange.ship(shipment, groups))
         await self._exchange.answer_marks(plan.marks, cut.frontier)

@@ -26,6 +26,7 @@ _TRIGGERS = (
     "syncagent_truncate",
 )
 _REGENERATE = "syncagent db upgrade"
+_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,26 @@ def _fixed(connection: Connection) -> Iterator[Finding]:
     for name in sorted(set(_RELATION.findall(text)) - relations):
         yield Finding("error", f"syncagent.{name} is missing", mend)
     bodies = _bodies(connection)
-    for name in sorted(set(_FUNCTION.findall(text))):
-        if name not in bodies:
-            yield Finding("error", f"function syncagent.{name} is missing", mend)
-        elif not _stands_in(text, bodies[name]["prosrc"], "$$", "$template$"):
-            yield Finding("error", f"function syncagent.{name} has been changed", mend)
+    wanted = sorted(set(_FUNCTION.findall(text)))
+    changed = [
+        name
+        for name in wanted
+        if name in bodies and not _stands_in(text, bodies[name]["prosrc"], "$$", "$template$")
+    ]
+    yield from _together([name for name in wanted if name not in bodies], "", "missing", mend)
+    yield from _together(changed, "", "not as this version has made it", mend)
+
+
+def _together(names: list[str], of: str, how: str, mend: str) -> Iterator[Finding]:
+    """One finding for functions that share a fate."""
+    if not names:
+        return
+    shown = ", ".join(f"syncagent.{name}" for name in names[:_SHOWN])
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    one = len(names) == 1
+    yield Finding(
+        "error", f"function{'' if one else 's'} {shown}{more}{of} {'is' if one else 'are'} {how}", mend
+    )
 
 
 def _bodies(connection: Connection) -> dict[str, dict[str, Any]]:
@@ -186,16 +202,19 @@ def _functions(
             _REGENERATE,
         )
         return
-    for name in _FUNCTION.findall(text["functions"]):
-        found = bodies.get(name)
-        if found is None:
-            yield Finding("error", f"function syncagent.{name} of {table['name']} is missing", _REGENERATE)
-        elif found["comment"] != f"syncagent {table['text_hash']}" or not _stands_in(
-            text["functions"], found["prosrc"], "$syncagent$"
-        ):
-            yield Finding(
-                "error", f"function syncagent.{name} of {table['name']} has been changed", _REGENERATE
-            )
+    wanted = _FUNCTION.findall(text["functions"])
+    changed = [
+        name
+        for name in wanted
+        if name in bodies
+        and not (
+            bodies[name]["comment"] == f"syncagent {table['text_hash']}"
+            and _stands_in(text["functions"], bodies[name]["prosrc"], "$syncagent$")
+        )
+    ]
+    of = f" of {table['name']}"
+    yield from _together([name for name in wanted if name not in bodies], of, "missing", _REGENERATE)
+    yield from _together(changed, of, "not as this version has made it", _REGENERATE)
 
 
 def _triggers(connection: Connection, oid: int, name: str) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from syncagent.core.batch import BatchHeader, CutContext, Stream, Table
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.core.store import Cut, Shipment
-from syncagent.errors import Contended
+from syncagent.errors import Contended, SyncagentError
 from syncagent.storage.borders import border
 
 _NOTHING = 21
@@ -24,22 +24,34 @@ _context = msgspec.json.Decoder(dict[int, int])
 
 
 class _Stream:
-    """COPY output on its way into a spool; a COPY without rows leaves no trace."""
+    """COPY output on its way into a spool; a COPY without rows leaves no trace.
+
+    An error of the spool is kept until the COPY is over: raised inside, it would cost the session.
+    """
 
     def __init__(self, spool: Spool, index: int) -> None:
         self._spool, self._index = spool, index
         self._held: list[bytes] | None = []
+        self._failure: SyncagentError | None = None
         self.size = 0
 
     async def write(self, data: bytes) -> None:
         self.size += len(data)
-        if self._held is None:
-            await self._spool.write(self._index, data)
+        if self._failure is not None:
             return
-        self._held.append(data)
-        if self.size > _NOTHING:
-            held, self._held = self._held, None
-            await self._spool.write(self._index, b"".join(held))
+        if self._held is not None:
+            self._held.append(data)
+            if self.size <= _NOTHING:
+                return
+            data, self._held = b"".join(self._held), None
+        try:
+            await self._spool.write(self._index, data)
+        except SyncagentError as error:
+            self._failure = error
+
+    def end(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
 
 class PostgresOrigin:
@@ -138,6 +150,7 @@ class PostgresOrigin:
                 )
                 output = _Stream(spool, len(streams))
                 status = await session.copy_from_query(part["query"], output=output.write, format="binary")
+                output.end()
                 if rows := int(status.split()[1]):
                     table = Table(part["schema_name"], part["table_name"])
                     streams.append(Stream(table, part["form"], tuple(part["columns"]), rows, output.size))

@@ -120,6 +120,7 @@ class PostgresReplica:
 
     async def _merge(self, staged: "_Staged", *, attempt: int, careful: bool) -> Applied:
         session, header = self._session, staged.header
+        await session.fetchval("select syncagent._plan_for(null, $1)", header.rows)
         await session.fetchval(
             "select syncagent._apply_begin($1, $2, $3::text::jsonb, $4)",
             header.origin,

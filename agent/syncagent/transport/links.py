@@ -44,7 +44,7 @@ class Limits(NamedTuple):
     """How long an older link has to prove that it lives before a newer one takes its place."""
     dial_timeout: float = 10.0
     retry_first: float = 0.2
-    retry_most: float = 15.0
+    retry_most: float = 5.0
     message_size: int = limits.MESSAGE_SIZE
 
 

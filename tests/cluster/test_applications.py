@@ -1,0 +1,91 @@
+"""What applications notice of the agent: nothing."""
+
+import sys
+import time
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from tests.support.cluster import Laboratory, Site, has, mark
+from tests.support.load import Writer, committed, load, share, verify
+from tests.support.waiting import until
+
+
+def test_a_held_transaction(laboratory: Laboratory, seed: int) -> None:
+    """A writer that stays open while thousands commit delays itself and nobody else."""
+    with laboratory.cluster(18, 15) as cluster:
+        a, b = cluster
+        cluster.start()
+        share(a)
+        cluster.exchange()
+        mine = mark(a)
+        cluster.exchange()
+        with a.connect() as held:
+            held.execute("update customer set note = 'held' where id = %s", (mine,))
+            made = held.execute(
+                "insert into customer values (syncagent.uuid7(), 'held', 0, null) returning id"
+            ).fetchall()[0][0]
+            with load(cluster.sites, seed) as writers:
+                committed(writers, 600)
+            cluster.converges()  # the marks written after it are everywhere
+            verify(writers, cluster.sites)
+            assert not has(b, made)
+            held.commit()
+        until(lambda: has(b, made), "the held transaction arrives")
+        cluster.converges()
+        assert b.scalar("select note from customer where id = %s", (mine,)) == "held"
+        cluster.settles()
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+def test_isolation_levels(laboratory: Laboratory, isolation: str, seed: int) -> None:
+    """No serialization failure for rows that nobody else changed, while batches of others are applied."""
+    with laboratory.cluster(18, 15) as cluster:
+        a, b = cluster
+        cluster.start()
+        share(b)
+        cluster.exchange()
+        quiet = Writer(a, 9, seed, isolation=isolation, shared=False)
+        with load([b], seed) as others:
+            quiet.start()
+            committed([quiet], 300)
+            quiet.halt()
+            quiet.join()
+        assert quiet.failure is None
+        cluster.converges()
+        verify([quiet, *others], cluster.sites)
+
+
+def arrives(site: Site, made: UUID) -> None:
+    until(lambda: has(site, made), "a row beside the hot one arrives")
+
+
+class Hammer(Writer):
+    """Changes one row, again and again."""
+
+    def transaction(self, connection: "psycopg.Connection[Any]") -> None:
+        connection.execute("update item set stock = stock + 1 where id = 1")
+        connection.commit()
+        self.committed += 1
+
+
+def test_a_hot_row(laboratory: Laboratory, seed: int) -> None:
+    """Four writers at each side on one row: lag stays bounded, and the application is never a deadlock's victim."""
+    with laboratory.cluster(18, 15) as cluster:
+        a, b = cluster
+        cluster.start()
+        a.execute("insert into item values (1, 'hot', 0)")
+        cluster.exchange()
+        with load(cluster.sites, seed, writers=4, kind=Hammer) as writers:
+            lags = []
+            for _ in range(8):
+                committed(writers, 150)
+                began = time.monotonic()
+                arrives(b, mark(a))
+                lags.append(time.monotonic() - began)
+        sys.stdout.write(f"lag beside a hot row: {sorted(round(lag, 2) for lag in lags)} s\n")
+        cluster.converges()
+        assert [site.deadlocks() for site in cluster] == [0, 0]
+        assert max(lags) < 10
