@@ -21,3 +21,64 @@ MODEL_BREAKS = {
     "relog": (248, "diverged"),
     "onedot": (0, "false alarm"),
 }
+TXMODEL_BREAKS = {
+    "trace": (7231, "diverged"),
+    "order": (1, "diverged"),
+    "ahead": (381, "diverged"),
+    "odd": (310, "false alarm"),
+    "relay": (10, "false alarm"),
+    "fold": (0, "false alarm"),
+    "mark": (22, "diverged"),
+    "uncut": (1, "false alarm"),
+    "lock": (1, "write lost, no conflict"),
+    "stable": (0, "diverged"),
+    "onedot": (16, "false alarm"),
+    "named": (39, "false alarm"),
+}
+DIRECTED_BREAKS = set(txmodel_directed.SCHEDULES)
+
+
+def test_every_broken_rule_is_tried():
+    assert MODEL_BREAKS.keys() == model.BREAKS.keys()
+    assert TXMODEL_BREAKS.keys() | DIRECTED_BREAKS == txmodel.BREAKS.keys()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("program", [model, txmodel], ids=["model", "txmodel"])
+def test_the_protocol_holds(program, seed: int, runs: Callable[[int, int], int]):
+    stats = Counter()
+    for number in range(seed, seed + runs(300, FULL)):
+        try:
+            program.run(number, stats, coalesced=number % 2 == 0)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; coalesced: {number % 2 == 0}; repeat it with SEED={number}") from error
+    # a run that meets nothing holds as well
+    assert min(stats[what] for what in ("compared", "conflicts", "coalesced", "relayed", "versions compacted")) > 0
+
+
+@pytest.mark.parametrize("rule", MODEL_BREAKS)
+def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
+    number, what = MODEL_BREAKS[rule]
+    model.run(number, Counter(), coalesced=True)
+    monkeypatch.setattr(model, "BROKEN", rule)
+    with pytest.raises(AssertionError, match=what):
+        model.run(number, Counter(), coalesced=True)
+
+
+@pytest.mark.parametrize("rule", TXMODEL_BREAKS)
+def test_a_rule_of_transactions_left_out_is_noticed(monkeypatch, rule: str):
+    number, what = TXMODEL_BREAKS[rule]
+    txmodel.run(number, Counter(), coalesced=True)
+    monkeypatch.setattr(txmodel, "BROKEN", {rule})
+    with pytest.raises(AssertionError, match=what):
+        txmodel.run(number, Counter(), coalesced=True)
+
+
+@pytest.mark.parametrize("rule", sorted(DIRECTED_BREAKS))
+def test_a_rule_that_chance_rarely_needs_left_out_is_noticed(monkeypatch, rule: str):
+    schedule = txmodel_directed.SCHEDULES[rule]
+    sites = schedule()
+    assert sites == sites[:1] * len(sites)
+    monkeypatch.setattr(txmodel, "BROKEN", {rule})
+    sites = schedule()
+    assert sites != sites[:1] * len(sites)

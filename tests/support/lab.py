@@ -225,28 +225,40 @@ async def ship(origin: Site, receiver: Site, *, attempt: int = 0) -> Applied:
 async def exchange(*sites: Site, rounds: int = 12) -> None:
     """Ship from everywhere to everywhere, until a whole round has said nothing new."""
     for _ in range(rounds):
-        quiet = [await _spread(origin, sites) for origin in sites]
-        if all(quiet) and not [site for site in sites if await site.store.origin.pending()]:
+        early: dict[int, list[Shipment]] = {site.node: [] for site in sites}
+        quiet = [await _spread(origin, sites, early) for origin in sites]
+        knots = [await _untie(site, early[site.node]) for site in sites if early[site.node]]
+        if all(quiet) and not knots and not [s for s in sites if await s.store.origin.pending()]:
             return
     raise AssertionError("the sites never come to rest")
 
 
-async def _spread(origin: Site, sites: Sequence[Site]) -> bool:
-    """One cut for all others; whether it told them nothing, and was applied."""
+async def _spread(origin: Site, sites: Sequence[Site], early: dict[int, list[Shipment]]) -> bool:
+    """One cut for all others; whether it told them nothing. What cannot be applied yet goes to `early`."""
     others = [site for site in sites if site is not origin]
     cut = await origin.cut(*others)
     assert cut is not None
-    quiet = True
     for receiver, shipment in zip(others, cut.shipments, strict=True):
-        quiet &= shipment.header.rows == 0
         if not await receiver.ready(shipment.header):
-            quiet = False
+            early[receiver.node].append(shipment)
             continue
         try:
             await receiver.apply(shipment)
         except Inexact:
             await receiver.apply(await origin.batch(receiver, plain=False))
-    return quiet
+    return all(shipment.header.rows == 0 for shipment in cut.shipments)
+
+
+async def _untie(site: Site, early: list[Shipment]) -> None:
+    """Apply what has become ready meanwhile, and together what waits only for each other."""
+    for shipment in list(early):
+        if await site.ready(shipment.header):
+            early.remove(shipment)
+            await site.apply(shipment)
+    heads = {shipment.header.origin: shipment.header.upto for shipment in early}
+    if early and all([await site.ready(shipment.header, heads) for shipment in early]):
+        parts = [(shipment.header, shipment.spool) for shipment in early]
+        await site.store.replica.apply_knot(parts, attempt=0)
 
 
 async def same(table: str, *sites: Site) -> list[str]:

@@ -6,7 +6,7 @@ Invariant: the answer alone goes to stdout; everything else goes to stderr.
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from syncagent.errors import SyncagentError
 
@@ -144,8 +144,3 @@ def span(seconds: float | None) -> str:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """`1 row`, `2 rows`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
-
-
-def pairs(values: Mapping[str, Any] | None) -> str:
-    """A row's columns in one line."""
-    return "" if values is None else ", ".join(f"{name}={plain(value)}" for name, value in values.items())

@@ -86,6 +86,7 @@ class Applier:
             part
             for part in (
                 error.message,
+                f"({error.detail})" if error.detail else None,
                 f"(held by {who})" if who else None,
                 f"hint: {error.hint}" if error.hint else None,
             )

@@ -1,0 +1,481 @@
+"""A site's database in memory: what sql/ does, one key at a time, with the verdicts of core/merge.py.
+
+Invariant: what is committed but not flushed is lost in a crash; a cut's commit flushes all before it.
+"""
+
+import random
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+from uuid import UUID
+
+from syncagent.core import clock, merge, stamp
+from syncagent.core import frontier as vectors
+from syncagent.core.batch import BatchHeader, CutContext, Stream, Table
+from syncagent.core.inbox import START, Position
+from syncagent.core.merge import Dot, Incoming, Local, Op, Version, Window
+from syncagent.core.outbox import Group
+from syncagent.errors import Contended, Inexact
+from tests.simulation.truth import Broken, Write, apart
+
+_TABLE = Table("public", "item")
+_BYTES = 100
+
+
+class Row(NamedTuple):
+    """A shipped row. No stamp: implicit; no cut: it came in the plain form. `write` is for the truth."""
+
+    key: UUID
+    stamp: UUID | None
+    cut: int | None
+    deleted: bool
+    value: int | None
+    write: int
+
+
+class Logged(NamedTuple):
+    """A committed transaction in the log."""
+
+    xid: int
+    stamp: UUID
+    entries: tuple[tuple[UUID, Op, int], ...]
+
+
+class Running(NamedTuple):
+    """A pg_snapshot: who ran when it was taken."""
+
+    xmax: int
+    xids: frozenset[int]
+
+
+class Context(NamedTuple):
+    frontier: dict[int, int]
+    applied: Running | None  # None: a cut of our own
+
+
+class Made(NamedTuple):
+    """A cut in the cut table."""
+
+    id: UUID
+    newest: int
+    keys: dict[UUID, bool]  # key -> implicit
+
+
+@dataclass
+class State:
+    """All that is committed. Values are never changed in place, so a shallow copy is a snapshot."""
+
+    clock: int = 0
+    rows: dict[UUID, int] = field(default_factory=dict)
+    entries: dict[UUID, Version] = field(default_factory=dict)
+    log: list[Logged] = field(default_factory=list)
+    logged: dict[UUID, UUID] = field(default_factory=dict)  # the largest stamp in the log, per key
+    positions: dict[int, Position] = field(default_factory=dict)
+    known: dict[int, dict[int, int]] = field(default_factory=dict)
+    contexts: dict[tuple[int, int], Context] = field(default_factory=dict)
+    cuts: dict[int, Made] = field(default_factory=dict)
+    oldest: int = 0  # of the transactions that ran at the last cut
+    trimmed: int = 0
+    settling: set[UUID] = field(default_factory=set)
+    mark: UUID = stamp.ZERO
+    # the truth
+    committed: list[Write] = field(default_factory=list)
+    past: dict[UUID, int] = field(default_factory=dict)  # the write that the version of a key is
+    met: dict[UUID, int] = field(default_factory=dict)
+    tombs: dict[UUID, int] = field(default_factory=dict)  # the write that a tombstone from elsewhere is
+    conflicts: set[int] = field(default_factory=set)
+
+    def copy(self) -> "State":
+        copies = {n: v.copy() for n, v in self.__dict__.items() if isinstance(v, dict | list | set)}
+        return replace(self, **copies)
+
+
+@dataclass
+class Transaction:
+    xid: int
+    writes: list[Write] = field(default_factory=list)
+
+
+class Shipped(NamedTuple):
+    group: Group
+    header: BatchHeader
+    rows: list[Row]
+
+
+@dataclass
+class Staged:
+    """A cut whose commit is still to come, read in one snapshot."""
+
+    number: int
+    id: UUID
+    made: Made
+    frontier: dict[int, int]
+    entries: dict[UUID, Version]
+    seen: dict[UUID, Version | None]  # the entries it found
+    settling: set[UUID]
+    conflicts: set[int]
+    folded: int
+    oldest: int
+    shipments: list[Shipped]
+
+
+class Database:
+    """`writes` is everybody's; `broken` names the rules this one does not keep."""
+
+    def __init__(self, node: int, rnd: random.Random, writes: list[Write], broken: Collection[str]) -> None:
+        self.node, self.rnd, self.writes, self.broken = node, rnd, writes, broken
+        self.state = State()
+        self.durable = self.state.copy()
+        self.open: list[Transaction] = []
+        self.told: dict[int, dict[int, int]] = {}  # what peers said beside their cuts
+        self.merging = False
+        self._xids = 1
+
+    # ---- commits and crashes
+
+    def flush(self) -> None:
+        self.durable = self.state.copy()
+
+    def crash(self) -> None:
+        self.state = self.durable.copy()
+        self.open.clear()
+        self.told.clear()
+        self.merging = False
+
+    def tick(self, wall: int) -> int:
+        self.state.clock = clock.tick(self.state.clock, wall)
+        return self.state.clock
+
+    # ---- the application
+
+    def begin(self) -> Transaction:
+        self._xids += 1
+        self.open.append(Transaction(self._xids))
+        return self.open[-1]
+
+    def running(self) -> Running:
+        return Running(self._xids + 1, frozenset(tx.xid for tx in self.open))
+
+    def holder(self, key: UUID) -> Transaction | None:
+        return next((tx for tx in self.open if any(w.key == key for w in tx.writes)), None)
+
+    def visible(self, tx: Transaction, key: UUID) -> int | None:
+        mine = [w.shown for w in tx.writes if w.key == key]
+        return mine[-1] if mine else self.state.rows.get(key)
+
+    def write(self, tx: Transaction, key: UUID, ops: Sequence[Op], wall: int, shown: int | None) -> None:
+        """`shown` as a number says only that a row is left: it shows the number of the write, unless it is
+        the agent's own, which leaves the row as it is."""
+        number = len(self.writes)
+        state = self.state
+        before = next((w for w in reversed(tx.writes) if w.key == key), None)
+        if before is None and key in state.past:
+            before = self.writes[state.past[key]]
+        saw = before.saw if before else 0
+        met = saw | state.met.get(key, 0) | (before.met if before else 0)
+        bit = 1 << number
+        write = Write(
+            number,
+            key,
+            number if shown == -1 else shown,
+            saw | bit,
+            met | bit,
+            tuple((op, self.tick(wall)) for op in ops),
+            key not in state.rows,
+        )
+        self.writes.append(write)
+        tx.writes.append(write)
+
+    def commit(self, tx: Transaction) -> None:
+        self.open.remove(tx)
+        if not tx.writes:
+            return
+        state = self.state
+        last = max(at for write in tx.writes for _, at in write.entries)
+        version = stamp.pack(last, self.node, self.node)
+        for write in tx.writes:
+            if write.shown is None:
+                state.rows.pop(write.key, None)
+            else:
+                state.rows[write.key] = write.shown
+            state.past[write.key] = write.number
+            state.met[write.key] = state.met.get(write.key, 0) | write.met
+            state.logged[write.key] = max(version, state.logged.get(write.key, version))
+            state.committed.append(write)
+        entries = tuple((write.key, op, at) for write in tx.writes for op, at in write.entries)
+        state.log.append(Logged(tx.xid, version, entries))
+
+    # ---- cuts
+
+    def pending(self) -> bool:
+        return bool(self.state.log or self.state.settling)
+
+    def fold(self, groups: Iterable[Group], *, force: bool) -> Staged | None:
+        """A cut of what is committed now; `install` commits it."""
+        state = self.state
+        if not state.log and not force:
+            return None
+        number = self.last.cut + 1
+        named: dict[UUID, list[tuple[int, Op, int]]] = {}
+        stamps: dict[UUID, UUID] = {}
+        for xid, version, logged in state.log:
+            for key, op, at in logged:
+                named.setdefault(key, []).append((at, op, xid))
+                stamps[key] = max(version, stamps.get(key, version))
+        frontier = {node: position.cut for node, position in state.positions.items()} | {self.node: number}
+        newest = max((at for found in named.values() for at, _, _ in found), default=0)
+        cut_id = UUID(int=self.rnd.getrandbits(128))
+        oldest = min((tx.xid for tx in self.open), default=self._xids + 1)
+        made = Made(cut_id, newest, {})
+        staged = Staged(
+            number, cut_id, made, frontier, {}, {}, set(), set(), len(state.log), oldest, []
+        )
+        for key, found in named.items():
+            self._fold_key(staged, key, sorted(found), stamps[key])
+        for group in groups:
+            self._ship(staged, group)
+        return staged
+
+    def _fold_key(
+        self, staged: Staged, key: UUID, found: list[tuple[int, Op, int]], version: UUID
+    ) -> None:
+        state = self.state
+        entry = staged.seen[key] = state.entries.get(key)
+        unseen = False
+        if entry is not None and entry.deleted and entry.dot.node != self.node and entry.dot.cut is not None:
+            context = state.contexts.get((entry.dot.node, entry.dot.cut))
+            ran = context.applied.xids if context and context.applied else frozenset()
+            unseen = any(op == "insert" and xid in ran for _, op, xid in found)
+        window = Window([op for _, op, _ in found], version, key in state.rows, entry, unseen)
+        folded = merge.fold(key, window, Dot(self.node, staged.number), state.mark)
+        if folded.outcome == "lost":
+            raise Broken(f"node {self.node} lost {key}")
+        staged.made.keys[key] = folded.outcome == "implicit"
+        if folded.outcome == "stamped":
+            assert folded.entry is not None
+            staged.entries[key] = folded.entry
+        if folded.outcome == "settle":
+            staged.settling.add(key)
+        if folded.conflict:
+            staged.conflicts |= {state.tombs[key], state.past[key]}
+
+    def _ship(self, staged: Staged, group: Group) -> None:
+        """The rows of `(group.after, number]`, as they are in the cut's snapshot."""
+        state, number = self.state, staged.number
+        made = {cut: one for cut, one in state.cuts.items() if cut > group.after} | {number: staged.made}
+        folded: dict[UUID, int] = {}
+        implicit: set[UUID] = set()
+        for cut, one in sorted(made.items()):
+            for key, plain in one.keys.items():
+                folded[key] = cut
+                if plain:
+                    implicit.add(key)
+        rows = []
+        for key, cut in sorted(folded.items()):
+            entry = staged.entries.get(key) or state.entries.get(key)
+            dot = merge.shipped(cut, key in state.rows, entry, self.node, group.after)
+            if dot is None or (entry is None and group.plain and key not in implicit):
+                continue
+            at = None if entry is None and group.plain else number if "dot" in self.broken else dot.cut
+            deleted = entry is not None and entry.deleted
+            rows.append(
+                Row(key, entry.stamp if entry else None, at, deleted, state.rows.get(key), state.past[key])
+            )
+        if len(made) != number - group.after:
+            raise Broken(f"node {self.node} has forgotten cuts after {group.after} that a peer needs")
+        contexts = [
+            CutContext(cut, state.contexts[self.node, cut].frontier) for cut in made if cut != number
+        ]
+        exact = sum(row.cut is not None for row in rows)
+        streams = [
+            Stream(_TABLE, form, ("id", "value"), count, count * _BYTES)
+            for form, count in (("plain", len(rows) - exact), ("exact", exact))
+            if count
+        ]
+        header = BatchHeader(
+            self.node,
+            group.after,
+            number,
+            staged.id,
+            (*contexts, CutContext(number, staged.frontier)),
+            max(one.newest for one in made.values()),
+            tuple(streams),  # type: ignore[arg-type]
+        )
+        staged.shipments.append(Shipped(group, header, rows))
+
+    def install(self, staged: Staged) -> bool:
+        """The commit of a cut; False: what it read was changed under it, and it is to be made again."""
+        state = self.state
+        if "between" in self.broken and any(
+            staged.seen[key] != state.entries.get(key) for key in staged.entries
+        ):
+            return False
+        state.entries.update(staged.entries)
+        del state.log[: staged.folded]
+        state.logged = {}
+        for _, version, entries in state.log:
+            for key, _, _ in entries:
+                state.logged[key] = max(version, state.logged.get(key, version))
+        state.positions[self.node] = Position(staged.number, staged.id)
+        state.known[self.node] = staged.frontier
+        state.contexts[self.node, staged.number] = Context(staged.frontier, None)
+        state.cuts[staged.number] = staged.made
+        state.oldest = staged.oldest
+        state.settling |= staged.settling
+        state.conflicts |= staged.conflicts
+        if "flush" not in self.broken:
+            self.flush()
+        return True
+
+    @property
+    def last(self) -> Position:
+        return self.state.positions.get(self.node, START)
+
+    def cut_id(self, number: int) -> UUID | None:
+        made = self.state.cuts.get(number)
+        return made.id if made else None
+
+    def settle(self, wall: int) -> None:
+        """Rows that live under a newer tombstone become writes of this site, unless somebody holds them."""
+        state = self.state
+        if "settle" in self.broken:
+            state.settling.clear()
+        for key in sorted(state.settling):
+            if self.holder(key) is None:
+                state.settling.discard(key)
+                if merge.needs_settling(self.local(key)):
+                    tx = self.begin()
+                    self.write(tx, key, ["update"], wall, state.rows[key])
+                    self.commit(tx)
+            elif not (key in state.rows and (entry := state.entries.get(key)) and entry.deleted):
+                state.settling.discard(key)
+
+    # ---- apply
+
+    def local(self, key: UUID) -> Local:
+        state = self.state
+        value = state.rows.get(key)
+        content = None if value is None else value.to_bytes(8)
+        return Local(value is not None, state.entries.get(key), state.logged.get(key), content)
+
+    def apply(self, parts: Sequence[tuple[BatchHeader, list[Row]]], wall: int) -> None:
+        """One transaction, not flushed. Raises Contended or Inexact, and has changed nothing then."""
+        before = self.state.copy() if len(parts) > 1 else self.state
+        try:
+            for header, rows in parts:
+                self._merge(header, rows, wall)
+        except (Contended, Inexact):
+            self.state = before
+            raise
+        here = {node: position.cut for node, position in self.state.positions.items()}
+        for header, _ in parts:
+            if not vectors.covers(here, header.context | {header.origin: header.upto}):
+                raise Broken(f"node {self.node} shows cut {header.upto} of {header.origin} before its causes")
+
+    def _merge(self, header: BatchHeader, rows: list[Row], wall: int) -> None:
+        state, origin = self.state, header.origin
+        if state.positions.get(origin, START).cut != header.after:
+            raise Broken(f"node {self.node} applies {header.after}-{header.upto} of {origin} in the wrong place")
+        if "lock" not in self.broken and any(self._held(row) for row in rows):
+            raise Contended("a row is being written")
+        if "plain" not in self.broken and any(
+            row.cut is None and (row.key in state.entries or row.key in state.logged) for row in rows
+        ):
+            raise Inexact("plain rows met metadata")
+        state.clock = clock.lift(self.tick(wall), header.newest)
+        applied = self.running()
+        for context in header.contexts:
+            state.contexts[origin, context.cut] = Context(context.frontier, applied)
+        for row in rows:
+            if "plain" in self.broken and row.cut is None:
+                self._take(row, None)
+            else:
+                self._judge(header, row)
+        state.positions[origin] = Position(header.upto, header.upto_id)
+        state.known[origin] = header.context
+
+    def _held(self, row: Row) -> bool:
+        """Is the row being written here? A tombstone finds no row of an open insert."""
+        return any(
+            write.key == row.key and not (write.fresh and row.deleted) for tx in self.open for write in tx.writes
+        )
+
+    def _judge(self, header: BatchHeader, row: Row) -> None:
+        state, key = self.state, row.key
+        local = self.local(key)
+        dot = Dot(header.origin, row.cut)
+        version = row.stamp if row.stamp is not None else stamp.implicit(key)
+        incoming = Incoming(
+            version, dot, row.deleted, None if row.value is None else row.value.to_bytes(8)
+        )
+        context = {} if row.cut is None else state.contexts[header.origin, row.cut].frontier
+        verdict = merge.merge(key, local, incoming, self.node, context, self._context)
+        theirs = self.writes[row.write]
+        if verdict.conflict:
+            ours = self.writes[state.past[key]]
+            if not apart(ours, theirs):
+                raise Broken(f"false alarm at node {self.node}: {ours} and {theirs}")
+            state.conflicts |= {ours.number, theirs.number}
+        if verdict.action == "take":
+            self._take(row, verdict.entry)
+        else:
+            state.met[key] = state.met.get(key, 0) | theirs.met
+            if verdict.action == "trace":
+                assert verdict.entry is not None
+                state.entries[key] = verdict.entry
+
+    def _take(self, row: Row, entry: Version | None) -> None:
+        state, key = self.state, row.key
+        if row.deleted:
+            state.rows.pop(key, None)
+            state.tombs[key] = row.write
+        else:
+            assert row.value is not None
+            state.rows[key] = row.value
+        if entry is None:
+            state.entries.pop(key, None)
+        else:
+            state.entries[key] = entry
+        state.past[key] = row.write
+        state.met[key] = state.met.get(key, 0) | self.writes[row.write].met
+
+    def _context(self, dot: Dot) -> dict[int, int] | None:
+        assert dot.cut is not None
+        found = self.state.contexts.get((dot.node, dot.cut))
+        return found.frontier if found else None
+
+    # ---- compaction
+
+    def stable(self, members: Iterable[int]) -> dict[int, int]:
+        state = self.state
+        here = {node: position.cut for node, position in state.positions.items()}
+        known = {**state.known, self.node: here}
+        if "stable" in self.broken:
+            return here
+        if "told" in self.broken:
+            known = {node: vectors.join(what, self.told.get(node, {})) for node, what in known.items()}
+        return vectors.stable(known, members)
+
+    def compact(self, members: Iterable[int]) -> None:
+        state = self.state
+        if self.merging or not self.last.cut:
+            return
+        stable = self.stable(members)
+        for key, entry in list(state.entries.items()):
+            found = state.contexts.get((entry.dot.node, entry.dot.cut)) if entry.dot.cut else None
+            old = bool(found and found.applied and found.applied.xmax > state.oldest)
+            if key in state.settling or not merge.may_drop(key, self.local(key), stable, old):
+                continue
+            del state.entries[key]
+            if entry.deleted:
+                state.mark = max(state.mark, entry.stamp)
+        for (node, cut), context in list(state.contexts.items()):
+            free = context.applied is None or context.applied.xmax <= state.oldest
+            if cut <= stable.get(node, 0) and free:
+                del state.contexts[node, cut]
+        done = stable.get(self.node, 0)
+        for cut in [cut for cut in state.cuts if cut < done]:
+            del state.cuts[cut]
+        if done in state.cuts:
+            state.cuts[done] = state.cuts[done]._replace(keys={})
+        state.trimmed = max(state.trimmed, done)
