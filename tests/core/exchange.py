@@ -29,7 +29,9 @@ class Site:
     cuts: list[tuple[dict[int, int], int]] = field(default_factory=list)  # context and rows of 1, 2, 3, ...
     cut_times: list[float] = field(default_factory=list)
     applied: dict[int, int] = field(default_factory=dict)
-    known: dict[int, dict[int, int]] = field(default_factory=dict)  # context of the last cut applied, per origin
+    known: dict[int, dict[int, int]] = field(
+        default_factory=dict
+    )  # context of the last cut applied, per origin
 
     def __post_init__(self) -> None:
         self.inbox: Inbox[Payload] = Inbox(self.me, self.peers)
@@ -126,7 +128,9 @@ class Exchange:
 
     def deliver(self) -> bool:
         """Some link hands over its oldest message."""
-        full = [(queue, ends) for queues in (self.control, self.data) for ends, queue in queues.items() if queue]
+        full = [
+            (queue, ends) for queues in (self.control, self.data) for ends, queue in queues.items() if queue
+        ]
         if full:
             _, (sender, receiver) = chosen = self.rnd.choice(full)
             self._receive(self.sites[sender], self.sites[receiver], chosen[0].popleft())
@@ -204,7 +208,9 @@ class Exchange:
             for each in (self.ask, self.apply, self.cut):
                 moved = any([each(site) for site in sites]) or moved
             if not moved:
-                self.now = min([end, *(self.now + max(wake, 1e-6) for site in sites for wake in self._wakes(site))])
+                self.now = min(
+                    [end, *(self.now + max(wake, 1e-6) for site in sites for wake in self._wakes(site))]
+                )
 
     def _wakes(self, site: Site) -> list[float]:
         wakes = (

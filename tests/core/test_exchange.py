@@ -28,13 +28,18 @@ def schedule(seed: int) -> int:
     stopped = world.now
     world.rest(600.0)
     sites = world.sites.values()
-    written = {site.me: max((n for n, (_, rows) in enumerate(site.cuts, 1) if rows), default=0) for site in sites}
+    written = {
+        site.me: max((n for n, (_, rows) in enumerate(site.cuts, 1) if rows), default=0) for site in sites
+    }
     for site in sites:
         assert not site.pending
         assert frontier.covers(site.here(), written), f"site {site.me} is at {site.here()} of {written}"
         stable = frontier.stable({**site.known, site.me: site.here()}, world.sites)
-        assert frontier.covers(stable, written), f"site {site.me} does not know that all have {written}: {stable}"
+        assert frontier.covers(stable, written), (
+            f"site {site.me} does not know that all have {written}: {stable}"
+        )
         late = [time - stopped for time in site.cut_times if time > stopped]
-        import sys; print(len(late), late[-1:], file=sys.stderr)
+        assert len(late) <= 8, f"site {site.me} goes on cutting"
+        assert max(late, default=0.0) <= 2 * limits.RETRY_MOST, f"site {site.me} cuts at rest"
     assert not world.open, "a batch that is neither applied nor closed"
     return world.knots

@@ -10,7 +10,9 @@ vectors = st.dictionaries(st.sampled_from(NODES), st.integers(0, 5))
 
 
 @given(vectors, vectors, vectors)
-def test_join_is_the_least_that_covers_both(one: dict[int, int], two: dict[int, int], any_: dict[int, int]) -> None:
+def test_join_is_the_least_that_covers_both(
+    one: dict[int, int], two: dict[int, int], any_: dict[int, int]
+) -> None:
     both = frontier.join(one, two)
     assert frontier.covers(both, one)
     assert frontier.covers(both, two)

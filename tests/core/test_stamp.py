@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from syncagent.core import stamp
 from syncagent.core.stamp import MAX_HLC, MAX_NODE, MAX_TAIL, UNITS_PER_MS, ZERO, Stamp
 
-parts = st.builds(
-    Stamp, st.integers(0, MAX_HLC), st.integers(0, MAX_NODE), st.integers(0, MAX_TAIL)
-)
+parts = st.builds(Stamp, st.integers(0, MAX_HLC), st.integers(0, MAX_NODE), st.integers(0, MAX_TAIL))
 
 
 @given(parts)
