@@ -138,6 +138,9 @@ begin
     from pg_constraint c cross join lateral unnest(c.conkey) as k (n)
     join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.n
     where c.conrelid = v_table.relation and c.contype in ('u', 'x');
+    if exists (select from pg_attribute a where a.attrelid = v_table.relation and a.attname = any (v_unique) and a.attgenerated <> '') then
+        v_unique := v_table.columns;   -- it may change with any of them
+    end if;
 
     return (
         select jsonb_build_object(
@@ -155,7 +158,11 @@ begin
             't_absent', format('t.%I is null', v_table.key_columns[1]),
             't_eq_s', string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null),
             'key_changed', string_agg(format('old.%1$I is distinct from new.%1$I', c), ' or ' order by k) filter (where k is not null),
-            'moved', coalesce(string_agg(format('t.%I is distinct from s.c%s', c, n), ' or ' order by n) filter (where k is null and c = any (v_unique)), 'false'),
+            -- byte by byte: not every type has an equality, and some equalities see no difference (boxes of one area)
+            'moved', coalesce('row('
+                || string_agg(format(case when v_types[n] = v_bases[n] then 't.%I' else 't.%I::%s' end, c, v_bases[n]), ', ' order by n)
+                    filter (where k is null and c = any (v_unique || v_fixed)) || ')::record *<> row('
+                || string_agg(format('s.c%s', n), ', ' order by n) filter (where k is null and c = any (v_unique || v_fixed)) || ')::record', 'false'),
             'update', coalesce('update ' || v_name || ' t set '
                 || string_agg(format('%I = s.c%s', c, n), ', ' order by n) filter (where k is null and c <> all (coalesce(v_fixed, '{}')))
                 || format(' from (select s.*, %s as _key from pg_temp.stage_%s s) s join pg_temp.locked l on l.key = s._key', syncagent._stage_key(v_table), p_id)

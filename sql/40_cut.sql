@@ -185,7 +185,7 @@ begin
            {t_key_text}, 'insert/delete', 'lww',
            greatest(w.stamp, v.stamp), least(w.stamp, v.stamp),
            case when w.stamp > v.stamp then p_node else v.node end, case when w.stamp > v.stamp then v.node else p_node end,
-           case when w.stamp > v.stamp then to_jsonb(t) end, case when w.stamp > v.stamp then null else to_jsonb(t) end
+           case when w.stamp > v.stamp then to_jsonb(t.*) end, case when w.stamp > v.stamp then null else to_jsonb(t.*) end
     from pg_temp.folded f
     join syncagent.version_{id} v on v.key = f.key and v.deleted and v.node <> p_node
     join syncagent.context c on c.node = v.node and c.cut = v.cut

@@ -418,8 +418,8 @@ begin
     join {stage} s on s._key = d.key
     left join pg_temp.locked l on l.key = d.key
     cross join lateral (
-        select (select to_jsonb(t) from {table} t where t.ctid = l.tid) as here,
-               case when s._deleted is not true then (select to_jsonb(x) from (select {stage_as_table}) as x) end as there
+        select (select to_jsonb(t.*) from {table} t where t.ctid = l.tid) as here,
+               case when s._deleted is not true then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there
     ) as i
     where d.conflict
     on conflict (id) do nothing;
@@ -460,7 +460,7 @@ create function syncagent.unpark_{id}(p_node integer) returns void
     as $$
 begin
     insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})
-    select p.stamp, p.cut, false, (p.image::syncagent.row_{id}).*
+    select nullif(p.stamp, syncagent._implicit(p.key)), p.cut, false, (p.image::syncagent.row_{id}).*
     from syncagent.parked_row p where p.relation = {id} and p.node = p_node;
 end
 $$;
@@ -547,14 +547,16 @@ begin
         set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
         where excluded.stamp > v.stamp;
 
+    -- Forgotten is what was replaced, what was written at last, and what a retry found superseded, and recorded.
     if exists (select from syncagent.parked_row p where p.relation = {id}) then
         delete from syncagent.parked_row p using {stage} s
         where p.relation = {id} and p.key = s._key
-          and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses and (d.mine is null or d.mine <= p.stamp));
+          and not exists (
+            select from pg_temp.verdict d where d.key = s._key and d.loses and (d.kind <> 'parked' or d.reason is not null));
     end if;
     insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, shown, sqlstate, reason)
     select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), p_origin, coalesce(s._cut, 0),
-           (select x::text from (select {stage_as_table}) as x), (select to_jsonb(x) from (select {stage_as_table}) as x),
+           (select (x.*)::text from (select {stage_as_table}) as x), (select to_jsonb(x.*) from (select {stage_as_table}) as x),
            d.sqlstate, d.reason
     from pg_temp.verdict d join {stage} s on s._key = d.key
     where d.reason is not null

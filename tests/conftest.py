@@ -10,6 +10,7 @@ import hypothesis
 import pytest
 
 from syncagent.embedded import Server, scratch
+from tests.support.cluster import Laboratory
 from tests.support.databases import Database, fresh_database
 from tests.support.postgres import FETCHED, MAJORS, Servers
 
@@ -55,6 +56,17 @@ def servers() -> Iterator[Servers]:
             yield servers
         finally:
             servers.stop()
+
+
+@pytest.fixture(scope="session")
+def laboratory() -> Iterator[Laboratory]:
+    """Clusters with real agents, on servers that flush what they acknowledge."""
+    with scratch("syncagent-cluster-") as folder:
+        laboratory = Laboratory(folder, durable=True)
+        try:
+            yield laboratory
+        finally:
+            laboratory.stop()
 
 
 @pytest.fixture

@@ -39,6 +39,12 @@ class SyncagentError(Exception):
             parts.append(f"hint: {self.hint}")
         return "\n".join(parts)
 
+    @property
+    def line(self) -> str:
+        """All of it in one line, for status."""
+        detail = f" ({self.detail})" if self.detail else ""
+        return f"{self.message}{detail}" + (f"; hint: {self.hint}" if self.hint else "")
+
 
 class UsageError(SyncagentError):
     """The command or the configuration asks for something impossible."""

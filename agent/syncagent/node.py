@@ -98,6 +98,7 @@ async def _run_once(
         name=settings.name,
         peers=settings.peers,
     ) as store:
+        (settings.home / "spool").mkdir(mode=0o700, exist_ok=True)
         spools = Spools(settings.home / "spool")
         network = TlsNetwork(
             hello(settings),

@@ -477,6 +477,9 @@ begin
     from pg_constraint c cross join lateral unnest(c.conkey) as k (n)
     join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.n
     where c.conrelid = v_table.relation and c.contype in ('u', 'x');
+    if exists (select from pg_attribute a where a.attrelid = v_table.relation and a.attname = any (v_unique) and a.attgenerated <> '') then
+        v_unique := v_table.columns;   -- it may change with any of them
+    end if;
 
     return (
         select jsonb_build_object(
@@ -494,7 +497,11 @@ begin
             't_absent', format('t.%I is null', v_table.key_columns[1]),
             't_eq_s', string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null),
             'key_changed', string_agg(format('old.%1$I is distinct from new.%1$I', c), ' or ' order by k) filter (where k is not null),
-            'moved', coalesce(string_agg(format('t.%I is distinct from s.c%s', c, n), ' or ' order by n) filter (where k is null and c = any (v_unique)), 'false'),
+            -- byte by byte: not every type has an equality, and some equalities see no difference (boxes of one area)
+            'moved', coalesce('row('
+                || string_agg(format(case when v_types[n] = v_bases[n] then 't.%I' else 't.%I::%s' end, c, v_bases[n]), ', ' order by n)
+                    filter (where k is null and c = any (v_unique || v_fixed)) || ')::record *<> row('
+                || string_agg(format('s.c%s', n), ', ' order by n) filter (where k is null and c = any (v_unique || v_fixed)) || ')::record', 'false'),
             'update', coalesce('update ' || v_name || ' t set '
                 || string_agg(format('%I = s.c%s', c, n), ', ' order by n) filter (where k is null and c <> all (coalesce(v_fixed, '{}')))
                 || format(' from (select s.*, %s as _key from pg_temp.stage_%s s) s join pg_temp.locked l on l.key = s._key', syncagent._stage_key(v_table), p_id)
@@ -965,7 +972,7 @@ begin
            {t_key_text}, 'insert/delete', 'lww',
            greatest(w.stamp, v.stamp), least(w.stamp, v.stamp),
            case when w.stamp > v.stamp then p_node else v.node end, case when w.stamp > v.stamp then v.node else p_node end,
-           case when w.stamp > v.stamp then to_jsonb(t) end, case when w.stamp > v.stamp then null else to_jsonb(t) end
+           case when w.stamp > v.stamp then to_jsonb(t.*) end, case when w.stamp > v.stamp then null else to_jsonb(t.*) end
     from pg_temp.folded f
     join syncagent.version_{id} v on v.key = f.key and v.deleted and v.node <> p_node
     join syncagent.context c on c.node = v.node and c.cut = v.cut
@@ -1685,8 +1692,8 @@ begin
     join {stage} s on s._key = d.key
     left join pg_temp.locked l on l.key = d.key
     cross join lateral (
-        select (select to_jsonb(t) from {table} t where t.ctid = l.tid) as here,
-               case when s._deleted is not true then (select to_jsonb(x) from (select {stage_as_table}) as x) end as there
+        select (select to_jsonb(t.*) from {table} t where t.ctid = l.tid) as here,
+               case when s._deleted is not true then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there
     ) as i
     where d.conflict
     on conflict (id) do nothing;
@@ -1727,7 +1734,7 @@ create function syncagent.unpark_{id}(p_node integer) returns void
     as $$
 begin
     insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})
-    select p.stamp, p.cut, false, (p.image::syncagent.row_{id}).*
+    select nullif(p.stamp, syncagent._implicit(p.key)), p.cut, false, (p.image::syncagent.row_{id}).*
     from syncagent.parked_row p where p.relation = {id} and p.node = p_node;
 end
 $$;
@@ -1814,14 +1821,16 @@ begin
         set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
         where excluded.stamp > v.stamp;
 
+    -- Forgotten is what was replaced, what was written at last, and what a retry found superseded, and recorded.
     if exists (select from syncagent.parked_row p where p.relation = {id}) then
         delete from syncagent.parked_row p using {stage} s
         where p.relation = {id} and p.key = s._key
-          and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses and (d.mine is null or d.mine <= p.stamp));
+          and not exists (
+            select from pg_temp.verdict d where d.key = s._key and d.loses and (d.kind <> 'parked' or d.reason is not null));
     end if;
     insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, shown, sqlstate, reason)
     select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), p_origin, coalesce(s._cut, 0),
-           (select x::text from (select {stage_as_table}) as x), (select to_jsonb(x) from (select {stage_as_table}) as x),
+           (select (x.*)::text from (select {stage_as_table}) as x), (select to_jsonb(x.*) from (select {stage_as_table}) as x),
            d.sqlstate, d.reason
     from pg_temp.verdict d join {stage} s on s._key = d.key
     where d.reason is not null

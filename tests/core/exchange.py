@@ -136,7 +136,9 @@ class Exchange:
             self._receive(self.sites[sender], self.sites[receiver], chosen[0].popleft())
         return bool(full)
 
-    def _receive(self, sender: Site, site: Site, message: object) -> None:
+    def _receive(
+        self, sender: Site, site: Site, message: Want | Refused | tuple[BatchHeader, Payload]
+    ) -> None:
         match message:
             case Want():
                 refusal = site.outbox.asked(sender.me, message, site.cut_id(message.after))
@@ -146,7 +148,7 @@ class Exchange:
                 sender.outbox.sent(site.me)
                 if not site.inbox.arrived(batch, payload):
                     self.close([payload])
-            case _:
+            case Refused():
                 raise AssertionError(f"refused: {message}")
 
     def apply(self, site: Site, trouble: float = 0.0) -> bool:
@@ -205,8 +207,8 @@ class Exchange:
         while self.now < end:
             sites = self.sites.values()
             moved = self.deliver()
-            for each in (self.ask, self.apply, self.cut):
-                moved = any([each(site) for site in sites]) or moved
+            for site in sites:
+                moved |= self.ask(site) | self.apply(site) | self.cut(site)
             if not moved:
                 self.now = min(
                     [end, *(self.now + max(wake, 1e-6) for site in sites for wake in self._wakes(site))]

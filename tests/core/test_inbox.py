@@ -1,7 +1,5 @@
 """What a receiver asks for, and which batch it applies next."""
 
-from collections.abc import Callable
-
 import pytest
 
 from syncagent.core import clock, limits, stamp
@@ -23,7 +21,7 @@ def inbox() -> Box:
     box.loaded({})
     for node in (A, B, C):
         box.linked(node)
-    assert asked(box) == {node: (0, None) for node in (A, B, C)}
+    assert asked(box) == dict.fromkeys((A, B, C), (0, None))
     return box
 
 
@@ -102,6 +100,11 @@ def test_a_new_link_is_asked_at_once_and_what_had_arrived_is_kept(inbox: Box) ->
     assert apply(inbox) == "2:0-1"
     inbox.linked(A)
     assert asked(inbox) == {A: (1, cut_id(A, 1))}
+
+
+def test_a_link_that_takes_the_place_of_another_is_asked_anew(inbox: Box) -> None:
+    inbox.linked(A)
+    assert asked(inbox) == {A: (0, None)}
 
 
 # ---- what arrives
@@ -244,6 +247,12 @@ def test_a_knot_may_go_round_and_take_several_batches_of_one_origin(inbox: Box) 
     assert knot(inbox) == ["2:0-2", "3:0-1", "4:2-4"]
 
 
+def test_a_knot_takes_no_more_than_it_must(inbox: Box) -> None:
+    arrive(inbox, batch(A, 0, 1, {B: 1}), batch(B, 0, 1, {A: 1}), batch(B, 1, 2))
+    assert knot(inbox) == ["2:0-1", "3:0-1"]
+    assert apply(inbox) == "3:1-2"
+
+
 def test_the_smallest_knot_first(inbox: Box) -> None:
     arrive(inbox, batch(C, 0, 1, {A: 1, B: 1}), batch(A, 0, 1, {B: 1}), batch(B, 0, 1, {A: 1}))
     assert knot(inbox) == ["2:0-1", "3:0-1"]
@@ -276,6 +285,8 @@ def test_a_knot_grows_by_small_batches_within_its_limits(inbox: Box) -> None:
 def test_a_knot_of_large_batches_does_not_grow(inbox: Box) -> None:
     arrive(inbox, batch(A, 0, 1, {B: 99}), batch(A, 1, 2, size=limits.KNOT_SIZE))
     assert A not in asked(inbox)
+    arrive(inbox, batch(B, 0, 99, {A: 3}))
+    assert asked(inbox)[A] == (2, cut_id(A, 2))  # but what it lacks it must have
 
 
 def test_a_knot_waits_while_one_of_its_batches_is_paused(inbox: Box) -> None:

@@ -13,7 +13,7 @@ from tests.model import model, txmodel, txmodel_directed
 FULL = 20_000
 
 MODEL_BREAKS = {
-    "stamp": (0, "false alarm"),
+    "stamp": (2, "false alarm"),
     "causal": (0, "false alarm"),
     "stable": (1, "re-insert lost"),
     "filter": (2, "resurrected"),
@@ -53,7 +53,7 @@ def test_the_protocol_holds(program, seed: int, runs: Callable[[int, int], int])
         except AssertionError as error:
             raise AssertionError(f"{error}; coalesced: {number % 2 == 0}; repeat it with SEED={number}") from error
     # a run that meets nothing holds as well
-    assert min(stats[what] for what in ("compared", "conflicts", "coalesced", "relayed", "versions compacted")) > 0
+    assert min(stats[what] for what in ("conflicts", "coalesced", "knots", "relayed", "versions compacted")) > 0
 
 
 @pytest.mark.parametrize("rule", MODEL_BREAKS)

@@ -6,7 +6,8 @@ S2 and the fold; application commits, apply and compaction run in between. Check
   convergence    the same rows everywhere, once all is delivered
   no lost write  every committed write that no other write had seen is the final one or in a conflict
   no false alarm a conflict is recorded only between truly concurrent writes
-Pulls may be coalesced: one batch for a range of cuts, read under the snapshot of the last one.
+Pulls may be coalesced: one batch for a range of cuts, read under the snapshot of the last one;
+batches that wait for each other are applied together.
 Run:               python -m tests.model.txmodel [RUNS] [FIRST_SEED] [--coalesced]
 Negative controls: --break RULE[,RULE]: each of BREAKS must fail, given enough runs (trace needs thousands;
 settle, horizon and between are in txmodel_directed.py); --page: the eight rules that an earlier draft lacked.
@@ -74,6 +75,10 @@ class Batch:
             return self.number, self.context
         return self.dots[key], self.contexts[self.dots[key]]
 
+    @property
+    def first(self):
+        return min(self.contexts or {self.number: None})
+
 
 @dataclass
 class Site:
@@ -94,6 +99,7 @@ class Site:
     known: list = None
     contexts: dict = field(default_factory=dict)
     relay: dict = field(default_factory=dict)
+    held: dict = field(default_factory=dict)      # origin -> a batch that waits for those of others
     mark: tuple = (-1, -2)
     hlc: int = 0
     seen: dict = field(default_factory=dict)      # ground truth
@@ -222,6 +228,20 @@ class Site:
     # ---- apply
     def ready(self, origin, context):
         return all(self.frontier[o] >= context[o] for o in range(self.n) if o not in (origin, self.me))
+
+    def knot(self, origin, batch):
+        """Batches of several cuts may wait for each other: the ones to apply together with this one, if they are here."""
+        self.held[origin] = batch
+        held = {o: b for o, b in self.held.items() if b.first == self.frontier[o] + 1}
+        knot = [origin]
+        for o in knot:
+            for p in range(self.n):
+                if p not in (o, self.me) and held[o].context[p] > self.frontier[p]:
+                    if p not in held or held[p].number < held[o].context[p]:
+                        return {}
+                    if p not in knot:
+                        knot.append(p)
+        return {o: held[o] for o in knot}
 
     def refused(self, batch):
         """A row lock or an uncommitted unique entry in the way: roll back, try later."""
@@ -379,6 +399,12 @@ def run(seed, stats, steps=400, coalesced=False):
                 stats["coalesced"] += len(batch.contexts) > 1
             if batch and site.ready(peer.me, batch.context):
                 site.apply(peer.me, batch, stats, conflicts)
+            elif coalesced and batch:
+                knot = site.knot(peer.me, batch)
+                if not any(site.refused(part) for part in knot.values()):
+                    stats["knots"] += bool(knot)
+                    for origin, part in knot.items():
+                        site.apply(origin, part, stats, conflicts)
         elif dice < 0.93 and n > 2:
             origin, via = rnd.sample([s for s in sites if s is not site], 2)
             batch = via.relay_for(origin.me, site.frontier[origin.me])

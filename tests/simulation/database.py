@@ -84,6 +84,7 @@ class State:
     met: dict[UUID, int] = field(default_factory=dict)
     tombs: dict[UUID, int] = field(default_factory=dict)  # the write that a tombstone from elsewhere is
     conflicts: set[int] = field(default_factory=set)
+    silent: set[int] = field(default_factory=set)  # implicit births, replaced without a comparison
 
     def copy(self) -> "State":
         copies = {n: v.copy() for n, v in self.__dict__.items() if isinstance(v, dict | list | set)}
@@ -120,10 +121,17 @@ class Staged:
 
 
 class Database:
-    """`writes` is everybody's; `broken` names the rules this one does not keep."""
+    """`writes` and `births` (those that became implicit) are everybody's; `broken` names the rules this one does not keep."""
 
-    def __init__(self, node: int, rnd: random.Random, writes: list[Write], broken: Collection[str]) -> None:
-        self.node, self.rnd, self.writes, self.broken = node, rnd, writes, broken
+    def __init__(
+        self,
+        node: int,
+        rnd: random.Random,
+        writes: list[Write],
+        births: dict[UUID, set[int]],
+        broken: Collection[str],
+    ) -> None:
+        self.node, self.rnd, self.writes, self.births, self.broken = node, rnd, writes, births, broken
         self.state = State()
         self.durable = self.state.copy()
         self.open: list[Transaction] = []
@@ -251,6 +259,8 @@ class Database:
         if folded.outcome == "lost":
             raise Broken(f"node {self.node} lost {key}")
         staged.made.keys[key] = folded.outcome == "implicit"
+        if folded.outcome == "implicit":
+            self.births.setdefault(key, set()).add(state.past[key])
         if folded.outcome == "stamped":
             assert folded.entry is not None
             staged.entries[key] = folded.entry
@@ -263,29 +273,22 @@ class Database:
         """The rows of `(group.after, number]`, as they are in the cut's snapshot."""
         state, number = self.state, staged.number
         made = {cut: one for cut, one in state.cuts.items() if cut > group.after} | {number: staged.made}
-        folded: dict[UUID, int] = {}
-        implicit: set[UUID] = set()
-        for cut, one in sorted(made.items()):
-            for key, plain in one.keys.items():
-                folded[key] = cut
-                if plain:
-                    implicit.add(key)
+        folded = {key: (cut, plain) for cut, one in sorted(made.items()) for key, plain in one.keys.items()}
         rows = []
-        for key, cut in sorted(folded.items()):
+        for key, (cut, implicit) in sorted(folded.items()):
             entry = staged.entries.get(key) or state.entries.get(key)
-            dot = merge.shipped(cut, key in state.rows, entry, self.node, group.after)
-            if dot is None or (entry is None and group.plain and key not in implicit):
+            alive = key in state.rows
+            dot = merge.shipped(cut, alive, entry, self.node, group.after, implicit=implicit)
+            if dot is None:
                 continue
             at = None if entry is None and group.plain else number if "dot" in self.broken else dot.cut
             deleted = entry is not None and entry.deleted
             rows.append(
                 Row(key, entry.stamp if entry else None, at, deleted, state.rows.get(key), state.past[key])
             )
-        if len(made) != number - group.after:
-            raise Broken(f"node {self.node} has forgotten cuts after {group.after} that a peer needs")
         contexts = [
-            CutContext(cut, state.contexts[self.node, cut].frontier) for cut in made if cut != number
-        ]
+            CutContext(cut, found.frontier) for cut in made if (found := state.contexts.get((self.node, cut)))
+        ]  # a want that is long out of date gets what the receiver refuses
         exact = sum(row.cut is not None for row in rows)
         streams = [
             Stream(_TABLE, form, ("id", "value"), count, count * _BYTES)
@@ -413,9 +416,15 @@ class Database:
         theirs = self.writes[row.write]
         if verdict.conflict:
             ours = self.writes[state.past[key]]
-            if not apart(ours, theirs):
+            # An implicit stamp stands for whoever inserted the key.
+            born = self.births.get(key, ()) if row.stamp is None else ()
+            if not any(apart(ours, self.writes[one]) for one in {row.write, *born}):
                 raise Broken(f"false alarm at node {self.node}: {ours} and {theirs}")
             state.conflicts |= {ours.number, theirs.number}
+        elif stamp.is_timed(key) and local.alive and local.entry is None and version > key:
+            past = state.past[key]
+            if past in self.births.get(key, ()) and apart(self.writes[past], theirs):
+                state.silent.add(past)
         if verdict.action == "take":
             self._take(row, verdict.entry)
         else:

@@ -7,13 +7,14 @@ committed or not.
 import random
 from collections.abc import Callable, Collection
 from functools import partial
+from uuid import UUID
 
 from syncagent.core import backoff, limits, stamp
 from syncagent.core.batch import BatchHeader
 from syncagent.core.inbox import START, Entry, Inbox
 from syncagent.core.outbox import Outbox, Plan
 from syncagent.core.wire import Refused, Want
-from syncagent.errors import Contended, Inexact
+from syncagent.errors import Contended, Inexact, ProtocolError
 from tests.simulation.database import Database, Row, Shipped, Staged
 from tests.simulation.truth import Write
 from tests.simulation.world import Net, Schedule
@@ -45,11 +46,12 @@ class Site:
         net: Net,
         rnd: random.Random,
         writes: list[Write],
+        births: dict[UUID, set[int]],
         broken: Collection[str],
     ) -> None:
         self.node, self.members, self.schedule, self.net, self.rnd = node, members, schedule, net, rnd
         self.broken = broken
-        self.database = Database(node, rnd, writes, broken)
+        self.database = Database(node, rnd, writes, births, broken)
         self.up = True  # the database
         self.running = False  # the agent
         self.ahead = 0.0  # of the true time, in seconds
@@ -57,7 +59,8 @@ class Site:
         self.cuts = 0  # made in all
         self.knots = self.coalesced = self.again = 0
         self._life = 0  # changes when what was begun must not go on
-        self._cutting = self._applying = False
+        self._staged: Staged | None = None  # the cut being committed
+        self._applying = False
         self._pause = 0.0
         self._failures = 0
         self._behind_cut: list[Callable[[], None]] = []
@@ -108,6 +111,8 @@ class Site:
     def crash(self) -> None:
         """The agent ends. What it had asked of its database may still be done."""
         if self.running:
+            if self._staged is not None and self.rnd.random() < 0.5:
+                self.database.install(self._staged)  # its commit had left
             self._forget()
             self.running = False
             self.links.clear()
@@ -115,7 +120,8 @@ class Site:
 
     def _forget(self) -> None:
         self._life += 1
-        self._cutting = self._applying = self._tidying = False
+        self._applying = self._tidying = False
+        self._staged = None
         self.database.merging = False
         self._behind_cut.clear()
         self._wake, self._pause, self._failures = None, 0.0, 0
@@ -124,9 +130,12 @@ class Site:
         """`keep`: the agent outlives it, and reads everything again when it is back."""
         if not self.up:
             return
+        self._staged = None
         if not keep:
             self.crash()
         self._forget()
+        for peer in self.members:
+            self.outbox.sent(peer)
         self.up = False
         self.database.crash()
 
@@ -159,7 +168,10 @@ class Site:
             case Refused():
                 self.inbox.refused(peer, message.message, self.now + _REFUSED_AGAIN)
             case (BatchHeader() as header, list() as rows):
-                self.inbox.arrived(header, rows)
+                try:
+                    self.inbox.arrived(header, rows)
+                except ProtocolError:
+                    self.net.kill(self.node, peer)
         self.turn()
 
     def _asked(self, peer: int, want: Want) -> None:
@@ -181,7 +193,7 @@ class Site:
             self.net.send(self.node, peer, want)
         pending = self.database.pending()
         wakes = [self.inbox.wake_in(self.now, self.wall())]
-        if not self._cutting:
+        if self._staged is None:
             wake = self.outbox.wake_in(self.now, pending)
             wakes.append(None if wake is None else max(wake, self._pause - self.now))
         wake = min((w for w in wakes if w is not None), default=None)
@@ -202,7 +214,7 @@ class Site:
         self._tidy()
 
     def _cut(self) -> None:
-        if self._cutting or self.now < self._pause:
+        if self._staged is not None or self.now < self._pause:
             return
         plan = self.outbox.plan(self.now, self.database.pending())
         if plan is None:
@@ -219,12 +231,12 @@ class Site:
             self.database.settle(self.wall())
             self._pause = self.now + limits.IDLE_POLL
             return
-        self._cutting = True
+        self._staged = staged
         self.database.merging = not {"fold", "between"} & set(self.broken)
         self.later(self.rnd.choice((0.001, 0.01, 0.1)) * self.rnd.random(), partial(self._commit_cut, plan, staged))
 
     def _commit_cut(self, plan: Plan, staged: Staged) -> None:
-        self.database.merging = self._cutting = False
+        self.database.merging, self._staged = False, None
         if self.database.install(staged):
             self.cuts += 1
             self.database.settle(self.wall())
@@ -243,7 +255,7 @@ class Site:
     def _send(self, peer: int, shipped: Shipped) -> None:
         header = shipped.header
         self.coalesced += header.upto > header.after + 1
-        self.net.send(self.node, peer, (header, shipped.rows), 1 + len(shipped.rows) / 4)
+        self.net.send(self.node, peer, (header, shipped.rows), weight=1 + len(shipped.rows) / 4, ordered=False)
 
         def sent() -> None:
             self.outbox.sent(peer)
@@ -317,7 +329,13 @@ class Site:
         return (
             self.running
             and self.up
-            and not (self._cutting or self._applying or self.database.pending())
+            and not (self._staged or self._applying or self.database.pending())
             and all(here.get(other.node, START).cut >= other.outbox._needed for other in others)
             and not self.outbox._has_news(self.outbox._context)
+            and all(w.reason == "asked" for w in self.inbox.waiting(self.now, self.wall()).values())
         )
+
+    def quiet(self) -> bool:
+        """Whatever is left waits for a clock."""
+        waits = self.inbox.waiting(self.now, self.wall()).values()
+        return all(wait.reason in ("asked", "clock", "causal") for wait in waits)

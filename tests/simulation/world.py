@@ -65,6 +65,7 @@ class _Pair:
     session: int = 0
     alive: bool = False
     up: set[int] = field(default_factory=set)
+    latest: dict[int, float] = field(default_factory=dict)  # when the last ordered message arrives, per sender
 
 
 class Net:
@@ -150,6 +151,7 @@ class Net:
                 return
             pair.session += 1
             pair.alive = True
+            pair.latest = {}
             pair.up = {one, other}
             self.ends[one].linked(other)
             self.ends[other].linked(one)
@@ -159,8 +161,10 @@ class Net:
     def connected(self) -> bool:
         return all(pair.alive and len(pair.up) == 2 for pair in self._pairs.values())
 
-    def send(self, source: int, target: int, message: object, weight: float = 1.0) -> None:
-        """`weight`: how much longer than a small message it takes."""
+    def send(
+        self, source: int, target: int, message: object, *, weight: float = 1.0, ordered: bool = True
+    ) -> None:
+        """`weight`: how much longer than a small message it takes. Ordered ones do not overtake each other."""
         pair = self._pairs[frozenset((source, target))]
         weather, rnd = self.weather, self.rnd
         for _ in range(2 if rnd.random() < weather.twice else 1):
@@ -168,6 +172,9 @@ class Net:
                 continue
             slow = max(weather.slow.get(source, 1.0), weather.slow.get(target, 1.0))
             delay = weather.delay * rnd.uniform(0.2, 1.5) * weight * slow
+            if ordered:
+                pair.latest[source] = max(self.schedule.now + delay, pair.latest.get(source, 0.0))
+                delay = pair.latest[source] - self.schedule.now
             self.schedule.after(delay, self._arrival(pair, source, target, message))
 
     def _arrival(self, pair: _Pair, source: int, target: int, message: object) -> Action:

@@ -83,7 +83,9 @@ class State:
 
     rows: dict[UUID, int]
     entries: dict[UUID, Version]
-    logged: dict[UUID, list[tuple[int, str, UUID]]]  # unfolded: clock of the entry, op, stamp of its transaction
+    logged: dict[
+        UUID, list[tuple[int, str, UUID]]
+    ]  # unfolded: clock of the entry, op, stamp of its transaction
     contexts: dict[tuple[int, int], dict[int, int]]
     mark: UUID
 
@@ -201,7 +203,9 @@ class Run:
             key = rnd.choice(_HOT)
             if actor.holder(key) in (None, tx):
                 there = actor.visible(tx, key) is not None
-                await self.change(actor, tx, rnd.choice(["delete", "update", "upsert"]) if there else "insert", [key])
+                await self.change(
+                    actor, tx, rnd.choice(["delete", "update", "upsert"]) if there else "insert", [key]
+                )
         elif (dice := rnd.random()) < 0.30:
             keys = [await self.new_key(actor) for _ in range(rnd.choice([1, 1, 3]))]
             await self.change(actor, tx, rnd.choice(["insert", "insert", "upsert", "vanish"]), keys)
@@ -214,7 +218,9 @@ class Run:
         elif dice < 0.85 and alive:
             await self.change(actor, tx, "delete", rnd.sample(alive, min(len(alive), rnd.choice([1, 1, 3]))))
         elif alive:
-            await self.change(actor, tx, rnd.choice(["reborn", "reborn nested", "upsert"]), [rnd.choice(alive)])
+            await self.change(
+                actor, tx, rnd.choice(["reborn", "reborn nested", "upsert"]), [rnd.choice(alive)]
+            )
 
     async def new_key(self, actor: Actor) -> UUID:
         if self.rnd.random() < 0.2:
@@ -228,7 +234,9 @@ class Run:
         numbers = range(len(self.writes) + 1, len(self.writes) + 1 + len(keys))
         pairs = list(zip(keys, numbers, strict=True))
         await tx.session.execute(_sql(kind, pairs))
-        self.say(f"{actor.site.node} tx{id(tx) % 1000} {kind} " + ", ".join(f"{_short(k)}={n}" for k, n in pairs))
+        self.say(
+            f"{actor.site.node} tx{id(tx) % 1000} {kind} " + ", ".join(f"{_short(k)}={n}" for k, n in pairs)
+        )
         for key, number in pairs:
             gone = kind in ("delete", "vanish") or (kind == "rekey" and key == keys[0])
             before = [w.seen for w in tx.writes if w.key == key]
@@ -337,11 +345,15 @@ class Run:
             number, value = len(self.writes) + 1, actor.rows[key]
             self.writes[number] = Write(number, key, value, actor.seen[key] | {number})
             self.settled[value] = number
-            self.now_true(actor, self.writes[number], stamp.pack(clock, actor.site.node, 12345 + actor.site.node))
+            self.now_true(
+                actor, self.writes[number], stamp.pack(clock, actor.site.node, 12345 + actor.site.node)
+            )
             self.say(f"{actor.site.node} settles {_short(key)}={value} as write {number}")
 
     async def own_xids(self, actor: Actor) -> list[str]:
-        found = [await tx.session.fetchval("select pg_current_xact_id_if_assigned()::text") for tx in actor.open]
+        found = [
+            await tx.session.fetchval("select pg_current_xact_id_if_assigned()::text") for tx in actor.open
+        ]
         return [xid for xid in found if xid is not None]
 
     async def apply(self, actor: Actor, origin: Actor, beside: Mapping[int, int] | None = None) -> bool:
@@ -369,7 +381,9 @@ class Run:
             del self.flights[way]
             return False
         del self.flights[way]
-        self.say(f"{way[1]} applies {header.after}-{header.upto} of {way[0]}: {[(_short(r.key), r.value) for r in rows]}")
+        self.say(
+            f"{way[1]} applies {header.after}-{header.upto} of {way[0]}: {[(_short(r.key), r.value) for r in rows]}"
+        )
         await self.compare_merge(actor, before, header.origin, rows)
         await self.notice_conflicts(actor)
         return True
@@ -422,10 +436,14 @@ class Run:
             logged.setdefault(key, []).append((clock, op, version))
         contexts = {
             (node, cut): _frontier.decode(context)
-            for node, cut, context in await site.rows("select node, cut, context::text from syncagent.context")
+            for node, cut, context in await site.rows(
+                "select node, cut, context::text from syncagent.context"
+            )
         }
         rows = dict(await site.rows("select id, value from item"))
-        return State(rows, entries, logged, contexts, await site.one("select collected from syncagent.replicated"))
+        return State(
+            rows, entries, logged, contexts, await site.one("select collected from syncagent.replicated")
+        )
 
     async def notice_conflicts(self, actor: Actor) -> None:
         for conflict, kind, key, high, low, won, lost in await actor.site.rows(
@@ -497,7 +515,9 @@ class Run:
             assert won, f"the final state of {key} is nobody's newest write: {heads}"
             if len(won) == len(heads) and key not in final[0]:
                 continue  # all of them deleted
-            agreed = [w for w in heads if w.shown is None and any(o.shown is None and _apart(o, w) for o in writes)]
+            agreed = [
+                w for w in heads if w.shown is None and any(o.shown is None and _apart(o, w) for o in writes)
+            ]
             lost = [w for w in heads if w not in won + agreed and w.number not in self.conflicts]
             assert not lost, f"lost without a conflict: {lost}"
         for actor in self.actors:

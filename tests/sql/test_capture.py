@@ -33,7 +33,10 @@ async def test_log_order_is_not_commit_order(sites: Sites, pair: Pair) -> None:
     await held.execute("commit")
     second = await ship(a, b)
 
-    assert (first.taken, second.taken) == (19, 1)  # none waited for the held one, which is neither lost nor twice
+    assert (first.taken, second.taken) == (
+        19,
+        1,
+    )  # none waited for the held one, which is neither lost nor twice
     assert len(await same("item", a, b)) == 20
 
 
@@ -66,7 +69,10 @@ async def test_after_row_trigger_deletes_the_row_it_fired_for(sites: Sites, pair
     await a.do(f"insert into item values ('{key(1)}', 1), ('{key(2)}', 2)")
     await exchange(a, b)
 
-    await a.do(f"update item set note = 'reap' where id = '{key(1)}'", f"insert into item values ('{key(3)}', 3, 'reap')")
+    await a.do(
+        f"update item set note = 'reap' where id = '{key(1)}'",
+        f"insert into item values ('{key(3)}', 3, 'reap')",
+    )
     await exchange(a, b)
 
     assert len(await same("item", a, b)) == 1
@@ -158,7 +164,9 @@ async def test_prepared_transaction(sites: Sites, pair: Pair) -> None:
 async def test_statement_of_no_rows_leaves_no_entry(sites: Sites, pair: Pair) -> None:
     (a,) = await sites(ITEM, pair[0])
 
-    await a.do("update item set value = 1", "delete from item", "insert into item select from generate_series(1, 0)")
+    await a.do(
+        "update item set value = 1", "delete from item", "insert into item select from generate_series(1, 0)"
+    )
 
     assert await entries(a) == []
     assert not await a.store.origin.pending()
@@ -219,7 +227,11 @@ async def test_role_without_rights_on_our_schema(sites: Sites, pair: Pair) -> No
 
     await exchange(a, b)
     assert [row[0] for row in await b.rows("select value from item order by id")] == [3, 3, 4]
-    for forbidden in ("select from syncagent.log", "select syncagent._tick()", "select from syncagent.version_1"):
+    for forbidden in (
+        "select from syncagent.log",
+        "select syncagent._tick()",
+        "select from syncagent.version_1",
+    ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await clerk.execute(forbidden)
     await a.do("revoke all on item, few, door from clerk")
@@ -246,13 +258,18 @@ async def test_no_serialization_failure_because_of_us(sites: Sites, pair: Pair, 
     await a.do(*(f"insert into item values ('{key(n)}', {n})" for n in range(1, 5)))
     await exchange(a, b)
     # given one transaction that has looked at everything and written, and one that has only written
-    one = await b.holding("select * from item", f"update item set value = 10 where id = '{key(1)}'", isolation=isolation)
+    one = await b.holding(
+        "select * from item", f"update item set value = 10 where id = '{key(1)}'", isolation=isolation
+    )
     two = await b.holding(f"insert into item values ('{key(6)}', 6)", isolation=isolation)
     # when the agent cuts, merges a row they do not touch and one that loses here, and compacts
     await b.do(f"update item set value = 30 where id = '{key(3)}'")
     await b.clock_ahead(5)
     await b.do(f"update item set value = 31 where id = '{key(3)}'")
-    await a.do(f"update item set value = 33 where id = '{key(3)}'", f"update item set value = 40 where id = '{key(4)}'")
+    await a.do(
+        f"update item set value = 33 where id = '{key(3)}'",
+        f"update item set value = 40 where id = '{key(4)}'",
+    )
     await b.cut()
     await ship(a, b)
     await b.compact()
@@ -260,7 +277,16 @@ async def test_no_serialization_failure_because_of_us(sites: Sites, pair: Pair, 
     await one.execute(f"insert into item values ('{key(5)}', 5); commit")
     await two.execute(f"insert into item values ('{key(7)}', 7); commit")
     await exchange(a, b)
-    assert [row[0] for row in await a.rows("select value from item order by id")] == [0, 10, 2, 31, 40, 5, 6, 7]
+    assert [row[0] for row in await a.rows("select value from item order by id")] == [
+        0,
+        10,
+        2,
+        31,
+        40,
+        5,
+        6,
+        7,
+    ]
 
 
 # ---- the clock
@@ -281,7 +307,12 @@ async def test_cancelled_statement_leaves_no_clock_lock(sites: Sites, pair: Pair
 
     async with asyncio.timeout(5):
         await a.do("select setval('syncagent.hlc', 1)", f"insert into item values ('{key(2)}', 2)")
-    assert await a.rows("select from pg_locks where locktype = 'advisory' and classid = 1937337955 and objid = 1") == []
+    assert (
+        await a.rows(
+            "select from pg_locks where locktype = 'advisory' and classid = 1937337955 and objid = 1"
+        )
+        == []
+    )
 
 
 async def test_stamp_of_an_update_is_below_the_time_in_its_own_key(sites: Sites, pair: Pair) -> None:

@@ -85,7 +85,9 @@ async def test_row_under_a_tombstone_is_settled_once_its_lock_is_free(sites: Sit
 # ---- tombstones are collected
 
 
-async def test_tombstone_waits_for_transactions_that_ran_when_it_was_applied(sites: Sites, pair: Pair) -> None:
+async def test_tombstone_waits_for_transactions_that_ran_when_it_was_applied(
+    sites: Sites, pair: Pair
+) -> None:
     # C has not collected it yet; an insert that it beat there must not come to life here by a lower stamp.
     a, b, c = await sites(ITEM, *pair, pair[0])
     opened = await a.holding(f"insert into item values ('{T}', 1)")
@@ -120,7 +122,9 @@ async def test_metadata_goes_once_everybody_has_it(sites: Sites, pair: Pair) -> 
     a, b, c = await sites(ITEM, *pair, pair[0])
     await a.do(f"insert into item values ('{K}', 1), ('{T}', 1), ('{key(2)}', 1)")
     await exchange(a, b, c)
-    await b.do(f"update item set value = 2 where id in ('{K}', '{T}')", f"delete from item where id = '{key(2)}'")
+    await b.do(
+        f"update item set value = 2 where id in ('{K}', '{T}')", f"delete from item where id = '{key(2)}'"
+    )
     await ship(b, a)
     await a.compact()
     assert len(await a.versions("item")) == 3  # C does not have them
@@ -166,7 +170,9 @@ async def test_table_cannot_be_rewritten_between_fold_and_copy(sites: Sites, pai
     assert len(await same("item", a, b)) == len(await same("other", a, b)) == 1
 
 
-@pytest.mark.parametrize("rewrite", ["vacuum full item", "vacuum freeze item", "cluster item using item_pkey"])
+@pytest.mark.parametrize(
+    "rewrite", ["vacuum full item", "vacuum freeze item", "cluster item using item_pkey"]
+)
 async def test_rewritten_row_keeps_its_version(sites: Sites, pair: Pair, rewrite: str) -> None:
     # Who wins does not depend on what the server knows of the transaction that wrote the row.
     a, b = await sites(ITEM, *pair)
@@ -190,7 +196,9 @@ async def test_writes_go_on_while_a_cut_reads(sites: Sites, pair: Pair) -> None:
     await a.do(f"insert into item values ('{key(1)}', 1), ('{key(2)}', 2)")
 
     async def write() -> None:
-        await a.do(f"update item set value = 10 where id = '{key(1)}'", f"delete from item where id = '{key(2)}'")
+        await a.do(
+            f"update item set value = 10 where id = '{key(1)}'", f"delete from item where id = '{key(2)}'"
+        )
         await a.do(f"insert into item values ('{key(3)}', 3)")
 
     cut = await a.cut(b, during=write)
@@ -338,5 +346,3 @@ async def test_empty_window_is_no_cut(sites: Sites, pair: Pair) -> None:
     (a,) = await sites(ITEM, pair[0])
     assert await a.cut(force=False) is None
     assert await a.frontier() == {}
-
-

@@ -260,11 +260,15 @@ class Site:
         return self.execute(query, parameters)[0][0]
 
     def peer(self, other: "Site") -> dict[str, Any]:
-        """What this site's agent shows of a peer."""
-        with self.database.connect() as connection:
-            cursor = connection.cursor(row_factory=psycopg.rows.dict_row)
-            cursor.execute("select * from syncagent.peer_state where node = %s", (other.node,))
-            row = cursor.fetchone()
+        """What this site's agent shows of a peer, once it has run."""
+
+        def look() -> dict[str, Any] | None:
+            with self.database.connect() as connection:
+                cursor = connection.cursor(row_factory=psycopg.rows.dict_row)
+                cursor.execute("select * from syncagent.peer_state where node = %s", (other.node,))
+                return cursor.fetchone()
+
+        row = until(look, f"{self} knows {other}")
         assert row is not None
         return row
 

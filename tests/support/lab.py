@@ -5,6 +5,7 @@ them: services, links, time. So a test says exactly what happens in which order,
 Databases are copies of a template that is installed once per server and schema.
 """
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from itertools import count
@@ -163,9 +164,7 @@ class Site:
         during: Callable[[], Awaitable[None]] | None = None,
     ) -> Cut | None:
         """A cut, with a shipment for each peer, in their order, from where each stands."""
-        groups = [
-            Group((await peer.frontier()).get(self.node, 0), plain, (peer.node,)) for peer in peers
-        ]
+        groups = [Group((await peer.frontier()).get(self.node, 0), plain, (peer.node,)) for peer in peers]
         return await self.store.origin.cut(groups, force=force, spools=lambda _: Memory(during))
 
     async def batch(self, peer: "Site", *, plain: bool = True) -> Shipment:
@@ -200,7 +199,9 @@ class Site:
         return [row[0] for row in await self.rows("select kind from syncagent.conflict_record order by kind")]
 
     async def parked(self) -> list[Row]:
-        return await self.rows("select shown, sqlstate from syncagent.parked_row order by shown::text")
+        """Image and error of each parked row."""
+        found = await self.rows("select shown::text, sqlstate from syncagent.parked_row order by key")
+        return [(json.loads(shown), state) for shown, state in found]
 
     async def clock_ahead(self, seconds: float) -> None:
         """Set this site's clock so far ahead of the wall."""

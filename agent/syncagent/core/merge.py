@@ -217,13 +217,17 @@ def needs_settling(local: Local) -> bool:
 # ---- ship
 
 
-def shipped(folded: int, alive: bool, entry: Version | None, me: int, after: int) -> Dot | None:
+def shipped(
+    folded: int, alive: bool, entry: Version | None, me: int, after: int, *, implicit: bool = True
+) -> Dot | None:
     """The dot under which a key of our log travels in a batch that starts after `after`; None: it does not.
 
-    `folded` is the last cut whose fold shipped the key. All else is read under the batch's snapshot.
+    `folded` is the last cut whose fold named the key, `implicit` whether it found the row implicit. If it
+    did not and there is no entry now, some version of the key was compacted, so everybody has it: the row
+    would travel under a stamp and a dot that are not its own. All else is read under the batch's snapshot.
     """
     if entry is None:
-        return Dot(me, folded) if alive and folded > after else None
+        return Dot(me, folded) if alive and implicit and folded > after else None
     ours = entry.dot.node == me and entry.dot.cut is not None and entry.dot.cut > after
     return entry.dot if ours and alive != entry.deleted else None
 

@@ -82,16 +82,7 @@ class Applier:
     ) -> None:
         most = 0.25 if isinstance(error, Contended) else limits.RETRY_MOST
         pause = backoff.delay(attempt + 1, self._clock.chance(), first=limits.RETRY_FIRST, most=most)
-        reason = " ".join(
-            part
-            for part in (
-                error.message,
-                f"({error.detail})" if error.detail else None,
-                f"(held by {who})" if who else None,
-                f"hint: {error.hint}" if error.hint else None,
-            )
-            if part
-        )
+        reason = error.line + (f" (held by {who})" if who else "")
         for entry in entries:
             self._inbox.deferred(entry, f"refused {attempt + 1} times: {reason}", self._clock.now() + pause)
 

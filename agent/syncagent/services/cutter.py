@@ -48,7 +48,7 @@ class Cutter:
             raise
         except SyncagentError as error:
             self._failures += 1
-            self.waiting = f"no cut can be made: {error.message}"
+            self.waiting = f"no cut can be made: {error.line}"
             self._bells.news.ring()
             pause = backoff.delay(
                 self._failures, self._clock.chance(), first=limits.RETRY_FIRST, most=limits.RETRY_MOST

@@ -70,7 +70,7 @@ class Housekeeper:
             except Contended:
                 done = (-1, -1)
             except SyncagentError as error:
-                done, self._trouble = (-1, -1), f"metadata cannot be dropped: {error.message}"
+                done, self._trouble = (-1, -1), f"metadata cannot be dropped: {error.line}"
             await asyncio.sleep(_TURN)
 
     async def tell(self) -> None:

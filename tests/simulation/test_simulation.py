@@ -1,0 +1,37 @@
+"""Many schedules of whole clusters in virtual time, and rules left out to see that the schedules find it."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.simulation.run import Run, Story
+from tests.simulation.truth import Broken
+from tests.simulation.variants import VARIANTS, Variant
+
+
+@pytest.mark.soak
+def test_schedules(seed: int, runs: Callable[[int, int], int]) -> None:
+    story = Story()
+    count = runs(100, 20_000)
+    for number in range(seed, seed + count):
+        try:
+            Run(number).run(story)
+        except Broken as broken:
+            raise AssertionError(f"{broken}\nrepeat it with SEED={number}") from broken
+    if count > 1:  # schedules in which little happens prove little
+        for what, least in (("cuts", 20), ("coalesced", 8), ("knots", 1), ("asked again", 0.1), ("conflicts", 5)):
+            assert story.counts[what] >= least * count, story.counts
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=list(VARIANTS))
+def test_broken_rules_are_noticed(variant: Variant) -> None:
+    with variant.rules() as broken:
+        for number in range(_PATIENCE):
+            try:
+                Run(number, variant.scene, broken).run()
+            except Broken:
+                return
+    pytest.fail(f"{_PATIENCE} schedules did not notice that {variant.why}")
+
+
+_PATIENCE = 150

@@ -1,0 +1,220 @@
+"""Rows that break a constraint here: they wait, alone, and are not forgotten."""
+
+import pytest
+
+from tests.sql.conftest import Pair, Sites
+from tests.support.lab import Site, exchange, key, same, ship
+
+SCHEMA = """
+    create domain positive as int check (value > 0);
+    create table item (id uuid primary key, value int, note text, x positive)
+"""
+LOCAL = {
+    "check": (
+        "alter table item add constraint small check (value < 25 or note is not null)",
+        "alter table item drop constraint small",
+        "23514",
+    ),
+    "not null": (
+        "alter table item alter note set not null",
+        "alter table item alter note drop not null",
+        "23502",
+    ),
+    "unique": ("create unique index only_one on item (value)", "drop index only_one", "23505"),
+    "expression": (
+        "create unique index only_one on item ((value / 10)) where note is null",
+        "drop index only_one",
+        "23505",
+    ),
+    "exclusion": (
+        "alter table item add constraint apart exclude using btree (value with =)",
+        "alter table item drop constraint apart",
+        "23P01",
+    ),
+    "domain": (
+        "alter domain positive add constraint small check (value < 10) not valid",
+        "alter domain positive drop constraint small",
+        "23514",
+    ),
+}
+"""What only the receiver has: how it comes, how it goes, and its error."""
+
+
+async def values(site: Site) -> list[int | None]:
+    return [row[0] for row in await site.rows("select value from item order by id")]
+
+
+@pytest.mark.parametrize("constraint", LOCAL)
+async def test_only_the_offending_rows_are_parked(sites: Sites, pair: Pair, constraint: str) -> None:
+    a, b = await sites(SCHEMA, *pair)
+    comes, goes, state = LOCAL[constraint]
+    await b.do(
+        comes,
+        f"insert into item values ('{key(0)}', 25, {'null' if constraint == 'expression' else repr('b')}, 1)",
+    )
+    await a.do(
+        f"insert into item select ('{key(9)[:-2]}' || n + 9)::uuid, n, 'a', 5 from generate_series(1, 20) n",
+        f"insert into item values ('{key(2)}', 25, null, 25)",
+    )
+
+    applied = await ship(a, b)
+
+    assert applied.parked == 1
+    assert [(row["value"], error) for row, error in await b.parked()] == [(25, state)]
+    assert len(await b.table("item")) == 21
+
+    await b.do(goes)
+    assert await b.store.replica.retry_parked() == 0
+    await exchange(a, b)
+    assert len(await same("item", a, b)) == 22
+
+
+UNIQUE = "create table item (id uuid primary key, value int unique, note text)"
+
+
+async def collide(a: Site, b: Site) -> None:
+    """A's row of key 1 is parked at B, where key 2 has its value."""
+    await b.do(f"insert into item values ('{key(2)}', 7, 'b')")
+    await a.do(f"insert into item values ('{key(1)}', 7, 'a'), ('{key(3)}', 3, 'a')")
+    await ship(a, b)
+    assert [row[0]["value"] for row in await b.parked()] == [7]
+    assert await values(b) == [7, 3]
+
+
+async def test_parked_row_heals_when_the_value_is_free(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(UNIQUE, *pair)
+    await collide(a, b)
+
+    await b.do("update item set value = 8 where note = 'b'")
+    assert await b.store.replica.retry_parked() == 0
+    await exchange(a, b)
+
+    assert len(await same("item", a, b)) == 3
+    await b.compact()
+    assert await b.versions("item") == {}  # it was implicit, and is again
+
+
+async def test_parked_row_heals_by_the_next_batch(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(UNIQUE, *pair)
+    await collide(a, b)
+
+    await a.do(f"update item set value = 9 where id = '{key(1)}'")
+    await exchange(a, b)
+
+    assert await b.parked() == await a.parked() == []
+    assert len(await same("item", a, b)) == 3
+
+
+async def test_parked_row_is_deleted_at_its_origin(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(UNIQUE, *pair)
+    await collide(a, b)
+
+    await a.do(f"delete from item where id = '{key(1)}'")
+    await exchange(a, b)
+
+    assert await b.parked() == []
+    assert len(await same("item", a, b)) == 2
+
+
+async def test_parked_update_keeps_the_row_as_it_was(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(UNIQUE, *pair)
+    await a.do(f"insert into item values ('{key(1)}', 1)")
+    await exchange(a, b)
+    await b.do(f"insert into item values ('{key(2)}', 7)")
+    await a.do("update item set value = 7")
+
+    await ship(a, b)
+    assert await values(b) == [1, 7]
+    await b.do(f"delete from item where id = '{key(2)}'")
+    await b.store.replica.retry_parked()
+    await exchange(a, b)
+
+    assert await values(a) == await values(b) == [7]
+
+
+async def test_superseded_parked_row_leaves_a_conflict(sites: Sites, pair: Pair) -> None:
+    # The application writes the row that it still sees; the parked version never shows.
+    a, b = await sites(UNIQUE, *pair)
+    await a.do(f"insert into item values ('{key(1)}', 1)")
+    await exchange(a, b)
+    await b.do(f"insert into item values ('{key(2)}', 7)")
+    await a.do("update item set value = 7")
+    await ship(a, b)
+
+    await b.do(f"update item set value = 5 where id = '{key(1)}'")
+    assert await b.store.replica.retry_parked() == 0
+    await exchange(a, b)
+
+    assert await values(a) == await values(b) == [5, 7]
+    assert await b.rows(
+        "select kind, winning_image ->> 'value', losing_image ->> 'value' from syncagent.conflict_record"
+    ) == [("parked", "5", "7")]
+
+
+async def test_parked_row_superseded_by_an_older_batch(sites: Sites, pair: Pair) -> None:
+    # What comes in loses against the local write that superseded the parked row: that row is not forgotten.
+    a, b, c = await sites(UNIQUE, *pair, pair[0])
+    await a.do(f"insert into item values ('{key(1)}', 1)")
+    await exchange(a, b, c)
+    await c.do(f"update item set value = 3 where id = '{key(1)}'")
+    await b.do(f"insert into item values ('{key(2)}', 7)")
+    await a.do("update item set value = 7")
+    await ship(a, b)
+    await b.do(f"update item set value = 5 where id = '{key(1)}'")
+
+    await ship(c, b)
+    await b.store.replica.retry_parked()
+
+    lost = await b.rows("select kind, losing_image ->> 'value' from syncagent.conflict_record order by 2")
+    assert ("parked", "7") in lost
+    assert ("update/update", "3") in lost
+
+
+async def test_parked_work_does_not_poison_what_comes_next(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(UNIQUE, *pair)
+    settings = "select name, setting from pg_settings order by name"
+    session = b.store.replica._session
+    before = await session.fetch(settings)
+    await collide(a, b)
+
+    await a.do(
+        f"insert into item values ('{key(4)}', 4)", f"update item set note = 'x' where id = '{key(3)}'"
+    )
+    applied = await ship(a, b)
+    await b.store.replica.retry_parked()
+
+    assert (applied.taken, applied.parked) == (2, 0)
+    assert len(await b.parked()) == 1
+    assert await session.fetch(settings) == before
+    assert not session.is_in_transaction()
+
+
+async def test_two_parked_rows_that_free_each_other(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(UNIQUE, *pair)
+    await b.do(f"insert into item values ('{key(8)}', 1), ('{key(9)}', 2)")
+    await a.do(f"insert into item values ('{key(1)}', 1), ('{key(2)}', 2)")
+    await ship(a, b)
+    assert len(await b.parked()) == 2
+    await a.do(f"update item set value = value + 10 where id = '{key(1)}'")
+    await ship(a, b)
+    assert len(await b.parked()) == 1
+
+    await b.do(f"delete from item where id in ('{key(8)}', '{key(9)}')")
+    assert await b.store.replica.retry_parked() == 0
+    await exchange(a, b)
+
+    assert await values(a) == await values(b) == [11, 2]
+
+
+async def test_columns_named_like_our_aliases_are_parked_whole(sites: Sites, pair: Pair) -> None:
+    schema = "create table item (id uuid primary key, x int unique, t text, s int[], key text, d jsonb)"
+    a, b = await sites(schema, *pair)
+    await b.do(f"insert into item values ('{key(2)}', 7)")
+    await a.do(f"""insert into item values ('{key(1)}', 7, 'a, "b"', '{{1,null}}', '', '{{"k": [1]}}')""")
+    await ship(a, b)
+
+    await b.do("update item set x = 8")
+    assert await b.store.replica.retry_parked() == 0
+    await exchange(a, b)
+
+    await same("item", a, b)
