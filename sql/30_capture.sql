@@ -115,6 +115,7 @@ declare
     v_types   text[];  -- of the columns, as in the table
     v_bases   text[];  -- the same, domains replaced by what they are made of
     v_fixed   name[];  -- columns that UPDATE may not set
+    v_spelled name[];  -- columns of the key whose equal values can look different
     v_unique  name[];  -- columns of unique and exclusion constraints beside the key
     v_n       integer;
     v_odd     text;
@@ -125,8 +126,10 @@ begin
     v_n := cardinality(v_table.columns);
     select array_agg(format_type(a.atttypid, -1) order by u.n),
            array_agg(format_type(syncagent._base_type(a.atttypid), -1) order by u.n),
-           array_agg(a.attname) filter (where a.attidentity = 'a')
-    into strict v_types, v_bases, v_fixed
+           array_agg(a.attname) filter (where a.attidentity = 'a'),
+           array_agg(a.attname) filter (where a.attname = any (v_table.key_columns)
+               and syncagent._spelling(format_type(syncagent._base_type(a.atttypid), -1), '') <> '')
+    into strict v_types, v_bases, v_fixed, v_spelled
     from unnest(v_table.columns) with ordinality as u (c, n)
     join pg_attribute a on a.attrelid = v_table.relation and a.attname = u.c;
     select array_agg(distinct a.attname) into v_unique
@@ -161,8 +164,8 @@ begin
             -- byte by byte: not every type has an equality, and some equalities see no difference (boxes of one area)
             'moved', coalesce('row('
                 || string_agg(format(case when v_types[n] = v_bases[n] then 't.%I' else 't.%I::%s' end, c, v_bases[n]), ', ' order by n)
-                    filter (where k is null and c = any (v_unique || v_fixed)) || ')::record *<> row('
-                || string_agg(format('s.c%s', n), ', ' order by n) filter (where k is null and c = any (v_unique || v_fixed)) || ')::record', 'false'),
+                    filter (where c = any (v_unique || v_fixed || v_spelled)) || ')::record *<> row('
+                || string_agg(format('s.c%s', n), ', ' order by n) filter (where c = any (v_unique || v_fixed || v_spelled)) || ')::record', 'false'),
             'update', coalesce('update ' || v_name || ' t set '
                 || string_agg(format('%I = s.c%s', c, n), ', ' order by n) filter (where k is null and c <> all (coalesce(v_fixed, '{}')))
                 || format(' from (select s.*, %s as _key from pg_temp.stage_%s s) s join pg_temp.locked l on l.key = s._key', syncagent._stage_key(v_table), p_id)
@@ -178,9 +181,9 @@ begin
             'odd_column', '', 'odd_array', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '',
             'max_odd', 'null', 'unnest_entry', 'unnest(e.keys) as k (key)', 'decode_odd', '', 'key_type', '',
             'version_key_types', '', 'version_key_columns', '', 'folded_key_columns', '', 's_key_columns', '',
-            'may_be_implicit', 'syncagent._timed(f.key)', 'key_of_text', 'p_key::uuid', 'named', '(select p_key::uuid as key) as f')
+            'may_be_implicit', 'syncagent._timed(f.key)', 'key_of_text', 'f.key', 'named', '(select p_key::uuid as key) as f')
         else jsonb_build_object(
-            'key', format('syncagent._name_uuid(row(%s)::text)', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
+            'key', format('syncagent._name_uuid(row(%s)::text)', string_agg(syncagent._spelling(v_bases[n], format('t.%I', c)), ', ' order by k) filter (where k is not null)),
             'pinned', E'\n    set datestyle = ''ISO, MDY'' set timezone = ''UTC'' set intervalstyle = ''postgres'' set extra_float_digits = 1 set bytea_output = ''hex''',
             't_eq_v', string_agg(format('t.%I = v.k%s', c, k), ' and ' order by k) filter (where k is not null),
             't_eq_f', string_agg(format('t.%I = o.k%s', c, k), ' and ' order by k) filter (where k is not null),
@@ -202,9 +205,8 @@ begin
             'folded_key_columns', ', ' || string_agg(format('o.k%s', k), ', ' order by k) filter (where k is not null),
             's_key_columns', ', ' || string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null),
             'may_be_implicit', 'false',
-            'key_of_text', case count(k)
-                when 1 then format('syncagent._name_uuid(row(p_key::%s)::text)', max(v_bases[n]) filter (where k is not null))
-                else format('syncagent._name_uuid((p_key::syncagent.key_%s)::text)', p_id) end,
+            'key_of_text', format('syncagent._name_uuid(row(%s)::text)',
+                string_agg(syncagent._spelling(v_bases[n], format('o.k%s', k)), ', ' order by k) filter (where k is not null)),
             'named', case count(k)
                 when 1 then format('(select p_key::%s as k1) as o', max(v_bases[n]) filter (where k is not null))
                 else format('(select (p_key::syncagent.key_%s).*) as o', p_id) end)
@@ -227,14 +229,31 @@ create function syncagent._base_type(p_type oid) returns oid
 $$;
 comment on function syncagent._base_type is 'the type below a domain';
 
+create function syncagent._spelling(p_type text, p_value text) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case p_type
+        when 'numeric' then format('trim_scale(%s)', p_value)
+        when 'real' then format('(%s + 0::real)', p_value)
+        when 'double precision' then format('(%s + 0::float8)', p_value)
+        when 'bpchar' then format('%s::text', p_value)
+        when 'interval' then format('justify_interval(%s)', p_value)
+        else p_value end
+$$;
+comment on function syncagent._spelling is 'the expression that writes equal values of a key column alike: 1.0 and 1.00, 0 and -0, 1 day and 24 hours';
+
 create function syncagent._stage_key(p_table syncagent.replicated) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select case when p_table.derived then format('syncagent._name_uuid(row(%s)::text)', c.list) else c.list end
+    select case when p_table.derived then format('syncagent._name_uuid(row(%s)::text)', c.spelled) else c.list end
     from (
-        select string_agg(format('s.c%s', array_position(p_table.columns, k.name)), ', ' order by k.n) as list
-        from unnest(p_table.key_columns) with ordinality as k (name, n)
+        select string_agg(format('s.c%s', u.n), ', ' order by u.k) as list,
+               string_agg(syncagent._spelling(format_type(syncagent._base_type(a.atttypid), -1), format('s.c%s', u.n)), ', ' order by u.k) as spelled
+        from (select k.name, array_position(p_table.columns, k.name) as n, k.n as k
+              from unnest(p_table.key_columns) with ordinality as k (name, n)) as u
+        join pg_attribute a on a.attrelid = p_table.relation and a.attname = u.name
     ) as c
 $$;
 comment on function syncagent._stage_key is 'the row key of a staged row';
@@ -276,6 +295,17 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
     union all
     select 'its primary key is not one uuid column', format('syncagent attach --derive-key %s', c.name)
     from c cross join k where c.relkind = 'r' and k.columns > 0 and not (k.columns = 1 and k.uuid) and not p_derive
+    union all
+    select format('key column %I is of type %s, whose equal values can be written in different ways', a.attname, format_type(a.atttypid, a.atttypmod)),
+           format('alter table %s add column id uuid not null default gen_random_uuid(), and make it the primary key', c.name)
+    from c join pg_index i on i.indrelid = c.oid and i.indisprimary
+    join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
+    join pg_type t on t.oid = syncagent._base_type(a.atttypid)
+    where c.relkind = 'r' and p_derive
+      and not (t.typtype = 'e' or t.oid = any (array['int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'text', 'varchar', 'bpchar',
+          'name', '"char"', 'uuid', 'bool', 'date', 'timestamp', 'timestamptz', 'time', 'timetz', 'interval', 'bytea', 'bit', 'varbit',
+          'inet', 'cidr', 'macaddr', 'macaddr8']::regtype[]) and not exists (
+              select from pg_collation l where l.oid = a.attcollation and not l.collisdeterministic))
     union all
     select format('column %I is of type %s, which means something only inside this server', a.attname, format_type(a.atttypid, a.atttypmod)),
            format('alter table %s alter column %I type text', c.name, a.attname)

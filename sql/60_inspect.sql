@@ -9,7 +9,7 @@ create function syncagent._inspect_template() returns text
 create function syncagent.key_of_{id}(p_key text) returns uuid
     language sql stable
     set search_path = pg_catalog, pg_temp {pinned}
-    as $$ select {key_of_text} $$;
+    as $$ select {key_of_text} from {named} $$;
 
 create function syncagent.row_of_{id}(p_key text) returns xid
     language sql stable

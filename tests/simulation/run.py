@@ -22,9 +22,12 @@ _PATIENCE = 400
 """Seconds after the end of all faults within which all must be everywhere."""
 _BORN = (1_000_000_000 - 5) * stamp.UNITS_PER_MS
 _HOT = [UUID(int=0x4000 << 64 | 0x8000 << 48 | n) for n in (1, 2)] + [
-    stamp.pack(_BORN + n, 9, n) for n in (1, 2)
+    stamp.pack(at, 9, n)
+    for n, at in enumerate((_BORN, _BORN + 1, _BORN + 3600 * 1000 * stamp.UNITS_PER_MS))
 ]
-"""Keys that every site makes: two without a time, two that are older than all."""
+"""Keys that every site makes: two without a time, two that are older than all, one that is ahead of all."""
+
+_ON_HOT = {True: ("delete", "update"), False: ("insert", "insert", "vanish")}
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Scene:
     pace: tuple[float, ...] = (0.02, 0.1, 0.5)  # seconds between two statements of the application
     hot: tuple[float, ...] = (0.05, 0.3)  # how many of them go to the keys that every site makes
     ends: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0)  # how soon transactions end
+    refused: float = 0.02  # how often a cut finds a table locked
+    commits: tuple[float, ...] = (0.001, 0.01, 0.1)  # how long a cut may take, in seconds
     faults: tuple[float, ...] = (0.0, 0.03, 0.08)  # per statement
     kinds: tuple[str, ...] = ("partition", "split", "link", "agent", "database", "clock", "slow")
 
@@ -69,6 +74,7 @@ class Run:
         self.sites = [Site(n, nodes, self.schedule, self.net, rnd, self.writes, births, broken) for n in nodes]
         self.net.start(list(self.sites))
         for site in self.sites:
+            site.refused, site.commits = scene.refused, scene.commits
             site.ahead = rnd.choice((0.0, 0.0, 0.01, -1.0, 2.0))
         self.pace, self.hot, self.ends = rnd.choice(scene.pace), rnd.choice(scene.hot), rnd.choice(scene.ends)
         self.faults = rnd.choice(scene.faults)
@@ -110,7 +116,7 @@ class Run:
             key = rnd.choice(_HOT)
             if key not in held:
                 alive = database.visible(tx, key) is not None
-                self._change(site, tx, rnd.choice(("delete", "update")) if alive else "insert", key)
+                self._change(site, tx, rnd.choice(_ON_HOT[alive]), key)
             return
         dice = rnd.random()
         if dice < 0.30:
@@ -226,10 +232,12 @@ class Run:
                 self.schedule.now += beyond
         else:
             raise Broken(f"stuck: {self._waiting()}")
-        made = [site.cuts for site in self.sites]
-        self.schedule.run(self.schedule.now + 12)
-        if made != [site.cuts for site in self.sites]:
-            raise Broken("sites at rest go on making cuts")
+        for _ in range(6):  # a batch may still be on its way, and want another one
+            made = [site.cuts for site in self.sites]
+            self.schedule.run(self.schedule.now + 12)
+            if made == [site.cuts for site in self.sites]:
+                return
+        raise Broken("sites at rest go on making cuts")
 
     def _waiting(self) -> str:
         said = []

@@ -56,6 +56,8 @@ class Site:
         self.running = False  # the agent
         self.ahead = 0.0  # of the true time, in seconds
         self.links: set[int] = set()
+        self.refused = 0.02  # how often a cut finds a table locked
+        self.commits = (0.001, 0.01, 0.1)  # how long its transaction may take
         self.cuts = 0  # made in all
         self.knots = self.coalesced = self.again = 0
         self._life = 0  # changes when what was begun must not go on
@@ -219,7 +221,7 @@ class Site:
         plan = self.outbox.plan(self.now, self.database.pending())
         if plan is None:
             return
-        if self.rnd.random() < 0.02:  # somebody has locked a table
+        if self.rnd.random() < self.refused:  # somebody has locked a table
             self._failures += 1
             self._pause = self.now + backoff.delay(
                 self._failures, self.rnd.random(), first=limits.RETRY_FIRST, most=limits.RETRY_MOST
@@ -233,7 +235,7 @@ class Site:
             return
         self._staged = staged
         self.database.merging = not {"fold", "between"} & set(self.broken)
-        self.later(self.rnd.choice((0.001, 0.01, 0.1)) * self.rnd.random(), partial(self._commit_cut, plan, staged))
+        self.later(self.rnd.choice(self.commits) * self.rnd.random(), partial(self._commit_cut, plan, staged))
 
     def _commit_cut(self, plan: Plan, staged: Staged) -> None:
         self.database.merging, self._staged = False, None

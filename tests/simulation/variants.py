@@ -74,8 +74,13 @@ class Variant:
             yield (self.switch,) if self.switch else ()
 
 
-_CROWD = replace(USUAL, hot=(0.5, 0.9), ends=(0.1, 0.3), steps=(80,))
+_CALM = replace(USUAL, faults=(0.0,), sites=(2, 3), hot=(0.9,), steps=(80,))
+_CROWD = replace(_CALM, ends=(0.1, 0.3), pace=(0.1, 0.5))
 """Everybody writes the same few keys, in transactions that stay open."""
+_LATE = replace(_CALM, ends=(0.6,), pace=(0.1, 0.5), refused=0.8)
+"""What is committed stays in the log for seconds."""
+_SLOW = replace(_CALM, ends=(0.6,), pace=(0.1,), commits=(0.5, 2.0))
+"""Cuts that take seconds."""
 _CRASHES = replace(USUAL, faults=(0.15,), kinds=("database",))
 _LAGGING = replace(USUAL, sites=(3, 4), faults=(0.1,), kinds=("slow", "split", "link"))
 
@@ -87,7 +92,7 @@ VARIANTS = {
         scene=_CROWD,
     ),
     "trace": Variant(
-        "apply lets an unfolded local write win and leaves no entry", {"merge": _traceless}, scene=_CROWD
+        "apply lets an unfolded local write win and leaves no entry", {"merge": _traceless}, scene=_LATE
     ),
     "order": Variant(
         "implicit if the first entry is an insert, whatever follows",
@@ -99,14 +104,14 @@ VARIANTS = {
         {"is_born_implicit": _born(ahead=False), "may_drop": _low},
     ),
     "odd": Variant(
-        "a key without a time is implicit at its insert", {"is_born_implicit": _born(odd=False)}, scene=_CROWD
+        "a key without a time is implicit at its insert", {"is_born_implicit": _born(odd=False)}, scene=_CALM
     ),
     "mark": Variant(
         "the collected mark is not asked", {"is_born_implicit": _born(mark=False)}, scene=_CROWD
     ),
-    "uncut": Variant("compaction does not ask the log", {"may_drop": _unasked}, scene=_CROWD),
-    "fold": Variant("the fold writes over a version that apply wrote after its snapshot", switch="fold", scene=_CROWD),
-    "between": Variant("the fold does not look at implicit rows again", switch="between", scene=_CROWD),
+    "uncut": Variant("compaction does not ask the log", {"may_drop": _unasked}, scene=_LATE),
+    "fold": Variant("the fold writes over a version that apply wrote after its snapshot", switch="fold", scene=_SLOW),
+    "between": Variant("the fold does not look at implicit rows again", switch="between", scene=_SLOW),
     "lock": Variant("apply does not wait for row locks", switch="lock", scene=_CROWD),
     "stable": Variant("applied here counts as stable", switch="stable"),
     "told": Variant("stable is what a peer said before its database had flushed it", switch="told", scene=_CRASHES),

@@ -64,11 +64,14 @@ def is_implicit(key: UUID, stamp: UUID) -> bool:
 
 
 def local_stamp(key: UUID, local: Local) -> UUID | None:
-    """The stamp of what the site holds: the larger of version and log, else implicit; None: nothing."""
-    known = local.entry.stamp if local.entry else stamps.implicit(key) if local.alive else None
-    if known is None or local.logged is None:
-        return known or local.logged
-    return max(known, local.logged)
+    """The stamp of what the site holds: the larger of version and log, else implicit; None: nothing.
+
+    A logged write is not compared with the implicit stamp: it is above it, unless the key is ahead of the
+    clock; then the fold gives the row its logged stamp, and so it must be judged by that one already.
+    """
+    if local.entry is None and local.logged is None:
+        return stamps.implicit(key) if local.alive else None
+    return max(known for known in (local.entry and local.entry.stamp, local.logged) if known is not None)
 
 
 # ---- apply
@@ -106,8 +109,9 @@ def merge(
         return Merged(
             "take", None if implicit else Version(incoming.stamp, incoming.dot, incoming.deleted), conflict
         )
-    if local.logged is not None and local.logged == mine:
+    if local.logged is not None and local.logged == mine and local.entry is None:
         # Without a trace the fold could find this write implicit, although it won here by its logged stamp.
+        # An entry says as much; a tombstone must stay until the fold has compared the insert with it.
         return Merged("trace", Version(mine, Dot(me, None), not local.alive), conflict)
     return Merged("keep", local.entry, conflict)
 
