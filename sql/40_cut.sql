@@ -438,7 +438,7 @@ begin
     ), settled as (
         select v.key from syncagent.version_{id} v join syncagent._stable() s on s.node = v.node
         where v.cut <= s.cut
-          and (v.deleted or v.stamp > syncagent._implicit(v.key))
+          and (v.deleted or v.stamp >= syncagent._implicit(v.key))
           and not (v.deleted and exists (
                 select from syncagent.context c
                 where c.node = v.node and c.cut = v.cut and pg_snapshot_xmax(c.applied) > p_oldest))

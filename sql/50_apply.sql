@@ -354,9 +354,9 @@ begin
         where x.relation = {id}
         group by k.key
     ), met as (
-        select s._key, s._cut, s._deleted, s._stamp is null as plain, v.node, v.cut, v.stamp as settled, u.stamp as fresh, l.tid,
+        select s._key, s._cut, s._deleted, s._stamp is null as plain, v.node, v.cut, v.stamp as settled, v.deleted as gone, u.stamp as fresh, l.tid,
                coalesce(s._stamp, syncagent._implicit(s._key)) as incoming,
-               greatest(coalesce(v.stamp, case when l.tid is not null then syncagent._implicit(s._key) end), u.stamp) as mine
+               coalesce(greatest(v.stamp, u.stamp), case when l.tid is not null then syncagent._implicit(s._key) end) as mine
         from {stage} s
         left join pg_temp.locked l on l.key = s._key
         left join syncagent.version_{id} v on v.key = s._key
@@ -368,7 +368,7 @@ begin
                m.incoming = m.mine and m.settled is null and m.fresh is null and m.plain as twice,
                m._cut is null and (m.settled is not null or m.fresh is not null) as inexact,
                m.incoming <> m.mine and case
-                   when m.fresh is not null and m.fresh >= coalesce(m.settled, m.fresh) then true
+                   when m.fresh is not null and (m.settled is null or m.fresh >= m.settled or m.gone and m.tid is not null) then true
                    when m.settled is null then false
                    when m.cut is null then true
                    when m.cut <= coalesce((theirs.context ->> m.node::text)::bigint, 0) then false
@@ -383,7 +383,7 @@ begin
         left join {stage} s on j.twice and s._key = j._key
         left join {table} t on j.twice and t.ctid = j.tid
         cross join lateral (select row({t_columns})::text collate "C", row({s_columns})::text collate "C") as w (here, there)
-        where j.concurrent or j.mine >= j.incoming or j.inexact
+        where j.concurrent or j.mine >= j.incoming or j.inexact or (j.plain and j.fresh is not null)
     )
     insert into pg_temp.verdict (key, loses, conflict, kind, incoming, mine, my_node, trace, sqlstate)
     select c._key,
@@ -397,7 +397,7 @@ begin
                 when c.incoming > c.mine then case when c._deleted then 'delete/update' when c.tid is null then 'update/delete' else 'update/update' end
                 else case when c.tid is null then 'delete/update' when c._deleted then 'update/delete' else 'update/update' end end,
            c.incoming, c.mine, case when c.settled is null or c.fresh >= c.settled then v_site.node else c.node end,
-           c.mine > c.incoming and c.fresh = c.mine,
+           c.fresh is not null and (c.mine > c.incoming and c.settled is null or c.incoming > c.mine and c.plain),
            case when c.inexact then 'SA102' end
     from compared c;
     get diagnostics v_rows = row_count;
@@ -538,14 +538,12 @@ begin
         where s._stamp is null and v.key = s._key and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
     end if;
 
-    -- An unfolded local write that wins keeps the stamp it was judged by.
-    insert into syncagent.version_{id} as v (key, stamp, node, cut, deleted {version_key_columns})
-    select d.key, d.mine, d.my_node, null, l.key is null {s_key_columns}
+    -- The fold must find what was decided: that an unfolded write won by its logged stamp, or lost to an implicit row.
+    insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
+    select d.key, greatest(d.mine, d.incoming), case when d.loses then d.my_node else p_origin end,
+           case when d.loses then null else s._cut end, d.loses and l.key is null {s_key_columns}
     from pg_temp.verdict d join {stage} s on s._key = d.key left join pg_temp.locked l on l.key = d.key
-    where d.trace
-    on conflict (key) do update
-        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
-        where excluded.stamp > v.stamp;
+    where d.trace;
 
     -- Forgotten is what was replaced, what was written at last, and what a retry found superseded, and recorded.
     if exists (select from syncagent.parked_row p where p.relation = {id}) then

@@ -1,8 +1,7 @@
 """Executable model of the replication protocol.
 
 Random schedules over N sites: inserts, updates, deletes, re-inserts, cuts, pulls, coalesced pulls (one
-batch for a range of cuts, in the state of the last one; those that wait for each other are applied
-together), relays, compaction of row versions, collection of tombstones, keys inserted again after that, rows that
+batch for a range of cuts, in the state of the last one), relays, compaction of row versions, collection of tombstones, keys inserted again after that, rows that
 vanish behind the protocol's back, and repairs whose messages arrive late. Every run checks:
 
   convergence     when every batch is delivered and a last repair has run, all sites hold the same rows
@@ -56,10 +55,6 @@ class Batch:
             return self.number, self.context
         return self.dots[key], self.contexts[self.dots[key]]
 
-    @property
-    def first(self):
-        return min(self.contexts or {self.number: None})
-
 
 @dataclass
 class Site:
@@ -77,7 +72,6 @@ class Site:
     known: list = None                            # per peer: the context of its last applied batch
     contexts: dict = field(default_factory=dict)  # (origin, batch) -> context, kept until stable
     relay: dict = field(default_factory=dict)     # (origin, batch) -> {key: stamp}, kept until stable
-    held: dict = field(default_factory=dict)      # origin -> a batch that waits for those of others
     mark: tuple = (0, -2)                         # largest stamp of a tombstone collected here
     hlc: int = 0
     seen: dict = field(default_factory=dict)      # ground truth only: writes this site has seen
@@ -139,20 +133,6 @@ class Site:
         """Causal delivery: everything the origin had seen is here."""
         return BROKEN == "causal" or all(
             self.frontier[o] >= context[o] for o in range(self.n) if o not in (origin, self.me))
-
-    def knot(self, origin, batch):
-        """Batches of several cuts may wait for each other: the ones to apply together with this one, if they are here."""
-        self.held[origin] = batch
-        held = {o: b for o, b in self.held.items() if b.first == self.frontier[o] + 1}
-        knot = [origin]
-        for o in knot:
-            for p in range(self.n):
-                if p not in (o, self.me) and held[o].context[p] > self.frontier[p]:
-                    if p not in held or held[p].number < held[o].context[p]:
-                        return {}
-                    if p not in knot:
-                        knot.append(p)
-        return {o: held[o] for o in knot}
 
     def concurrent(self, key, origin, number, context):
         if key not in self.meta:
@@ -317,11 +297,6 @@ def run(seed, stats, steps=400, coalesced=False):
                 stats["coalesced"] += len(batch.contexts) > 1
             if batch and site.ready(peer.me, batch.context):
                 site.apply(peer.me, batch, stats)
-            elif coalesced and batch:
-                knot = site.knot(peer.me, batch)
-                stats["knots"] += bool(knot)
-                for origin, part in knot.items():
-                    site.apply(origin, part, stats)
         elif dice < 0.93 and n > 2:
             origin, via = rnd.sample([s for s in sites if s is not site], 2)
             batch = next(via.relay_for(origin.me, site.frontier[origin.me]), None)

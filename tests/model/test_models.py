@@ -3,6 +3,7 @@
 The seeds are the first that fail, so a rule that no longer matters, or a model that no longer looks, is seen.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from tests.model import model, txmodel, txmodel_directed
 FULL = 20_000
 
 MODEL_BREAKS = {
-    "stamp": (2, "false alarm"),
+    "stamp": (0, "false alarm"),
     "causal": (0, "false alarm"),
     "stable": (1, "re-insert lost"),
     "filter": (2, "resurrected"),
@@ -52,8 +53,8 @@ def test_the_protocol_holds(program, seed: int, runs: Callable[[int, int], int])
             program.run(number, stats, coalesced=number % 2 == 0)
         except AssertionError as error:
             raise AssertionError(f"{error}; coalesced: {number % 2 == 0}; repeat it with SEED={number}") from error
-    # a run that meets nothing holds as well
-    assert min(stats[what] for what in ("conflicts", "coalesced", "knots", "relayed", "versions compacted")) > 0
+    met = ["conflicts", "coalesced", "relayed", "versions compacted"] + ["knots"] * (program is txmodel)
+    assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 
 
 @pytest.mark.parametrize("rule", MODEL_BREAKS)

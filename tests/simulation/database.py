@@ -11,7 +11,7 @@ from uuid import UUID
 
 from syncagent.core import clock, merge, stamp
 from syncagent.core import frontier as vectors
-from syncagent.core.batch import BatchHeader, CutContext, Stream, Table
+from syncagent.core.batch import BatchHeader, CutContext, Form, Stream, Table
 from syncagent.core.inbox import START, Position
 from syncagent.core.merge import Dot, Incoming, Local, Op, Version, Window
 from syncagent.core.outbox import Group
@@ -87,8 +87,11 @@ class State:
     silent: set[int] = field(default_factory=set)  # implicit births, replaced without a comparison
 
     def copy(self) -> "State":
-        copies = {n: v.copy() for n, v in self.__dict__.items() if isinstance(v, dict | list | set)}
-        return replace(self, **copies)
+        other = replace(self)
+        for name, value in self.__dict__.items():
+            if isinstance(value, dict | list | set):
+                setattr(other, name, value.copy())
+        return other
 
 
 @dataclass
@@ -235,18 +238,14 @@ class Database:
         cut_id = UUID(int=self.rnd.getrandbits(128))
         oldest = min((tx.xid for tx in self.open), default=self._xids + 1)
         made = Made(cut_id, newest, {})
-        staged = Staged(
-            number, cut_id, made, frontier, {}, {}, set(), set(), len(state.log), oldest, []
-        )
+        staged = Staged(number, cut_id, made, frontier, {}, {}, set(), set(), len(state.log), oldest, [])
         for key, found in named.items():
             self._fold_key(staged, key, sorted(found), stamps[key])
         for group in groups:
             self._ship(staged, group)
         return staged
 
-    def _fold_key(
-        self, staged: Staged, key: UUID, found: list[tuple[int, Op, int]], version: UUID
-    ) -> None:
+    def _fold_key(self, staged: Staged, key: UUID, found: list[tuple[int, Op, int]], version: UUID) -> None:
         state = self.state
         entry = staged.seen[key] = state.entries.get(key)
         unseen = False
@@ -290,11 +289,8 @@ class Database:
             CutContext(cut, found.frontier) for cut in made if (found := state.contexts.get((self.node, cut)))
         ]  # a want that is long out of date gets what the receiver refuses
         exact = sum(row.cut is not None for row in rows)
-        streams = [
-            Stream(_TABLE, form, ("id", "value"), count, count * _BYTES)
-            for form, count in (("plain", len(rows) - exact), ("exact", exact))
-            if count
-        ]
+        forms: tuple[tuple[Form, int], ...] = (("plain", len(rows) - exact), ("exact", exact))
+        streams = [Stream(_TABLE, form, ("id", "value"), n, n * _BYTES) for form, n in forms if n]
         header = BatchHeader(
             self.node,
             group.after,
@@ -302,7 +298,7 @@ class Database:
             staged.id,
             (*contexts, CutContext(number, staged.frontier)),
             max(one.newest for one in made.values()),
-            tuple(streams),  # type: ignore[arg-type]
+            tuple(streams),
         )
         staged.shipments.append(Shipped(group, header, rows))
 
@@ -378,7 +374,9 @@ class Database:
     def _merge(self, header: BatchHeader, rows: list[Row], wall: int) -> None:
         state, origin = self.state, header.origin
         if state.positions.get(origin, START).cut != header.after:
-            raise Broken(f"node {self.node} applies {header.after}-{header.upto} of {origin} in the wrong place")
+            raise Broken(
+                f"node {self.node} applies {header.after}-{header.upto} of {origin} in the wrong place"
+            )
         if "lock" not in self.broken and any(self._held(row) for row in rows):
             raise Contended("a row is being written")
         if "plain" not in self.broken and any(
@@ -400,7 +398,9 @@ class Database:
     def _held(self, row: Row) -> bool:
         """Is the row being written here? A tombstone finds no row of an open insert."""
         return any(
-            write.key == row.key and not (write.fresh and row.deleted) for tx in self.open for write in tx.writes
+            write.key == row.key and not (write.fresh and row.deleted)
+            for tx in self.open
+            for write in tx.writes
         )
 
     def _judge(self, header: BatchHeader, row: Row) -> None:
@@ -408,9 +408,7 @@ class Database:
         local = self.local(key)
         dot = Dot(header.origin, row.cut)
         version = row.stamp if row.stamp is not None else stamp.implicit(key)
-        incoming = Incoming(
-            version, dot, row.deleted, None if row.value is None else row.value.to_bytes(8)
-        )
+        incoming = Incoming(version, dot, row.deleted, None if row.value is None else row.value.to_bytes(8))
         context = {} if row.cut is None else state.contexts[header.origin, row.cut].frontier
         verdict = merge.merge(key, local, incoming, self.node, context, self._context)
         theirs = self.writes[row.write]

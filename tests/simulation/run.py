@@ -22,8 +22,7 @@ _PATIENCE = 400
 """Seconds after the end of all faults within which all must be everywhere."""
 _BORN = (1_000_000_000 - 5) * stamp.UNITS_PER_MS
 _HOT = [UUID(int=0x4000 << 64 | 0x8000 << 48 | n) for n in (1, 2)] + [
-    stamp.pack(at, 9, n)
-    for n, at in enumerate((_BORN, _BORN + 1, _BORN + 3600 * 1000 * stamp.UNITS_PER_MS))
+    stamp.pack(at, 9, n) for n, at in enumerate((_BORN, _BORN + 1, _BORN + 3600 * 1000 * stamp.UNITS_PER_MS))
 ]
 """Keys that every site makes: two without a time, two that are older than all, one that is ahead of all."""
 
@@ -71,7 +70,9 @@ class Run:
         self.writes: list[Write] = []
         births: dict[UUID, set[int]] = {}
         nodes = range(1, rnd.choice(scene.sites) + 1)
-        self.sites = [Site(n, nodes, self.schedule, self.net, rnd, self.writes, births, broken) for n in nodes]
+        self.sites = [
+            Site(n, nodes, self.schedule, self.net, rnd, self.writes, births, broken) for n in nodes
+        ]
         self.net.start(list(self.sites))
         for site in self.sites:
             site.refused, site.commits = scene.refused, scene.commits
@@ -103,7 +104,11 @@ class Run:
             self._end(site, rnd.choice(database.open))
             return
         crowded = len(database.open) > 2
-        tx = rnd.choice(database.open) if database.open and (crowded or rnd.random() < 0.5) else database.begin()
+        tx = (
+            rnd.choice(database.open)
+            if database.open and (crowded or rnd.random() < 0.5)
+            else database.begin()
+        )
         self._write(site, tx)
         if rnd.random() < self.ends * 0.7:
             self._commit(site, tx)
@@ -259,7 +264,7 @@ class Run:
         nothing_lost(committed, final, conflicts)
         for site in self.sites:
             site.database.compact(site.members)
-            left = {k: v for k, v in site.database.state.entries.items() if v.stamp > stamp.implicit(k)}
+            left = {k: v for k, v in site.database.state.entries.items() if v.stamp >= stamp.implicit(k)}
             if left:
                 raise Broken(f"node {site.node} keeps metadata of what is settled: {left}")
 
@@ -280,5 +285,3 @@ def _difference(one: dict[UUID, int], other: dict[UUID, int]) -> str:
         for key in sorted(one.keys() | other.keys())
         if one.get(key) != other.get(key)
     )
-
-

@@ -31,7 +31,7 @@ Batch = tuple[BatchHeader, Payload]
 class HastyInbox(Inbox[Payload]):
     """Hands out batches before what they build on."""
 
-    def _lacks(self, entry: Entry[Payload], have: object) -> dict[int, int]:  # noqa: ARG002
+    def _lacks(self, entry: Entry[Payload], have: object) -> dict[int, int]:
         return {}
 
 
@@ -57,7 +57,7 @@ class Site:
         self.ahead = 0.0  # of the true time, in seconds
         self.links: set[int] = set()
         self.refused = 0.02  # how often a cut finds a table locked
-        self.commits = (0.001, 0.01, 0.1)  # how long its transaction may take
+        self.commits: tuple[float, ...] = (0.001, 0.01, 0.1)  # how long its transaction may take
         self.cuts = 0  # made in all
         self.knots = self.coalesced = self.again = 0
         self._life = 0  # changes when what was begun must not go on
@@ -105,9 +105,7 @@ class Site:
         last = self.database.last
         self.inbox.loaded(state.positions)
         here = {node: position.cut for node, position in state.positions.items()}
-        self.outbox.loaded(
-            last.cut, last.id, state.known.get(self.node, {}), here, state.trimmed, self.now
-        )
+        self.outbox.loaded(last.cut, last.id, state.known.get(self.node, {}), here, state.trimmed, self.now)
         self.turn()
 
     def crash(self) -> None:
@@ -174,6 +172,8 @@ class Site:
                     self.inbox.arrived(header, rows)
                 except ProtocolError:
                     self.net.kill(self.node, peer)
+            case _:
+                pass
         self.turn()
 
     def _asked(self, peer: int, want: Want) -> None:
@@ -257,7 +257,9 @@ class Site:
     def _send(self, peer: int, shipped: Shipped) -> None:
         header = shipped.header
         self.coalesced += header.upto > header.after + 1
-        self.net.send(self.node, peer, (header, shipped.rows), weight=1 + len(shipped.rows) / 4, ordered=False)
+        self.net.send(
+            self.node, peer, (header, shipped.rows), weight=1 + len(shipped.rows) / 4, ordered=False
+        )
 
         def sent() -> None:
             self.outbox.sent(peer)

@@ -19,7 +19,13 @@ def test_schedules(seed: int, runs: Callable[[int, int], int]) -> None:
         except Broken as broken:
             raise AssertionError(f"{broken}\nrepeat it with SEED={number}") from broken
     if count > 1:  # schedules in which little happens prove little
-        for what, least in (("cuts", 20), ("coalesced", 8), ("knots", 1), ("asked again", 0.1), ("conflicts", 5)):
+        for what, least in (
+            ("cuts", 20),
+            ("coalesced", 8),
+            ("knots", 1),
+            ("asked again", 0.1),
+            ("conflicts", 5),
+        ):
             assert story.counts[what] >= least * count, story.counts
 
 

@@ -50,6 +50,12 @@ def nothing_lost(committed: Iterable[Write], final: Mapping[UUID, int], conflict
         if not won:
             what = "a deleted row has come back" if shown is not None else "a row is gone that nobody deleted"
             raise Broken(f"{what}: {key} shows {shown}, the newest writes are {heads}")
-        lost = [write for write in heads if write.shown != shown and write.number not in conflicts]
+        agreed = [write for write in heads if write.shown is None and _also_deleted(write, writes)]
+        lost = [w for w in heads if w.shown != shown and w.number not in conflicts and w not in agreed]
         if lost:
             raise Broken(f"lost without a conflict: {lost}")
+
+
+def _also_deleted(write: Write, writes: Iterable[Write]) -> bool:
+    """Has somebody else deleted the row unseen: two who agree."""
+    return any(other.shown is None and apart(write, other) for other in writes)

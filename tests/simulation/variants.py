@@ -18,7 +18,7 @@ from tests.simulation.run import USUAL, Scene
 _may_drop, _merge, _is_born_implicit = merge.may_drop, merge.merge, merge.is_born_implicit
 
 
-def _young(key: UUID, local: Local, stable: Frontier, old_transactions: bool) -> bool:  # noqa: ARG001
+def _young(key: UUID, local: Local, stable: Frontier, old_transactions: bool) -> bool:
     return _may_drop(key, local, stable, False)
 
 
@@ -79,13 +79,15 @@ _CROWD = replace(_CALM, ends=(0.1, 0.3), pace=(0.1, 0.5))
 """Everybody writes the same few keys, in transactions that stay open."""
 _LATE = replace(_CALM, ends=(0.6,), pace=(0.1, 0.5), refused=0.8)
 """What is committed stays in the log for seconds."""
-_SLOW = replace(_CALM, ends=(0.6,), pace=(0.1,), commits=(0.5, 2.0))
+_SLOW = replace(_CALM, ends=(1.0,), pace=(0.1, 0.3), commits=(1.0, 3.0), steps=(30,))
 """Cuts that take seconds."""
 _CRASHES = replace(USUAL, faults=(0.15,), kinds=("database",))
 _LAGGING = replace(USUAL, sites=(3, 4), faults=(0.1,), kinds=("slow", "split", "link"))
 
 VARIANTS = {
-    "settle": Variant("a live row under a newer tombstone is only left unshipped", scene=_CROWD, switch="settle"),
+    "settle": Variant(
+        "a live row under a newer tombstone is only left unshipped", scene=_CROWD, switch="settle"
+    ),
     "horizon": Variant(
         "a tombstone goes while transactions that ran when it was applied are open",
         {"may_drop": _young},
@@ -106,15 +108,17 @@ VARIANTS = {
     "odd": Variant(
         "a key without a time is implicit at its insert", {"is_born_implicit": _born(odd=False)}, scene=_CALM
     ),
-    "mark": Variant(
-        "the collected mark is not asked", {"is_born_implicit": _born(mark=False)}, scene=_CROWD
-    ),
+    "mark": Variant("the collected mark is not asked", {"is_born_implicit": _born(mark=False)}, scene=_CROWD),
     "uncut": Variant("compaction does not ask the log", {"may_drop": _unasked}, scene=_LATE),
-    "fold": Variant("the fold writes over a version that apply wrote after its snapshot", switch="fold", scene=_SLOW),
+    "fold": Variant(
+        "the fold writes over a version that apply wrote after its snapshot", switch="fold", scene=_SLOW
+    ),
     "between": Variant("the fold does not look at implicit rows again", switch="between", scene=_SLOW),
     "lock": Variant("apply does not wait for row locks", switch="lock", scene=_CROWD),
     "stable": Variant("applied here counts as stable", switch="stable"),
-    "told": Variant("stable is what a peer said before its database had flushed it", switch="told", scene=_CRASHES),
+    "told": Variant(
+        "stable is what a peer said before its database had flushed it", switch="told", scene=_CRASHES
+    ),
     "flush": Variant("a batch leaves before its cut is flushed", switch="flush", scene=_CRASHES),
     "dot": Variant("one dot for a batch of several cuts", switch="dot", scene=_LAGGING),
     "causal": Variant("batches are applied before what they build on", switch="causal"),

@@ -65,7 +65,9 @@ class _Pair:
     session: int = 0
     alive: bool = False
     up: set[int] = field(default_factory=set)
-    latest: dict[int, float] = field(default_factory=dict)  # when the last ordered message arrives, per sender
+    latest: dict[int, float] = field(
+        default_factory=dict
+    )  # when the last ordered message arrives, per sender
 
 
 class Net:

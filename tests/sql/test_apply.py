@@ -42,6 +42,7 @@ async def test_winners_are_chosen_per_row_in_one_batch(sites: Sites, pair: Pair)
     await exchange(a, b)
 
     assert await values(a) == await values(b) == [2, 2, 1]
+    assert await a.versions("item") == await b.versions("item")
     assert await noticed(a, b) == ["delete/update", "update/delete", "update/update", "update/update"]
 
 
@@ -100,6 +101,38 @@ async def test_one_key_inserted_twice(sites: Sites, pair: Pair) -> None:
 
     assert await values(a) == await values(b) == [7, 2, 3]
     assert await noticed(a, b) == ["insert/insert"] * 2
+
+
+async def test_rows_of_a_transaction_win_together(sites: Sites, pair: Pair) -> None:
+    # Its stamp is its last clock, over all tables; B's writes come between its first and its last.
+    a, b = await sites(f"{ITEM}; create table other (id uuid primary key, value int)", *pair)
+    await a.do(f"insert into item values ('{K}', 0)", f"insert into other values ('{K}', 0)")
+    await exchange(a, b)
+
+    held = await a.holding("update item set value = 1")
+    await b.do("update item set value = 2", "update other set value = 2")
+    await held.execute("update other set value = 1; commit")
+    await exchange(a, b)
+
+    assert await values(b) == [1]
+    assert await b.one("select value from other") == 1
+    await same("item", a, b)
+
+
+async def test_unfolded_insert_that_wins_keeps_its_stamp(sites: Sites, pair: Pair) -> None:
+    # The fold would find it implicit, below the version it has just won against.
+    a, b = await sites(ITEM, *pair)
+    await b.do(f"insert into item values ('{K}', 2)")
+    await b.cut()
+    await b.do("update item set value = 3")
+    await a.clock_ahead(5)
+    await a.do(f"insert into item values ('{K}', 1)")
+
+    await ship(b, a)
+    assert await values(a) == [1]
+    await exchange(a, b)
+
+    assert await values(a) == await values(b) == [1]
 
 
 async def test_batch_applied_once(sites: Sites, pair: Pair) -> None:

@@ -312,10 +312,11 @@ async def test_coalesced_batch_keeps_the_context_of_each_cut(sites: Sites, pair:
     await a.cut()
     await ship(b, a)
     await ship(b, c)
+    await a.do(f"insert into item values ('{T}', 4)")
 
     await ship(a, c)
 
-    assert await c.one("select value from item") == 3
+    assert await c.one("select value from item where id = $1", K) == 3
     assert await c.conflicts() == ["update/update"]
 
 

@@ -309,11 +309,12 @@ class Laboratory:
 
     def __init__(self) -> None:
         self._kinds: dict[tuple[int, str, tuple[Change, ...]], _Kind] = {}
+        self._numbers = count(1)
 
     def _kind(self, server: Server, schema: str, changes: Sequence[Change]) -> _Kind:
         key = id(server), schema, tuple(changes)
         if key not in self._kinds:
-            name = f"lab{len(self._kinds)}"
+            name = f"lab{next(self._numbers)}"
             with psycopg.connect(server.dsn(), autocommit=True) as connection:
                 connection.execute(f"create database {name}".encode())
             with psycopg.connect(server.dsn(name), autocommit=True) as connection:

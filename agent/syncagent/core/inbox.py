@@ -187,7 +187,7 @@ class Inbox(Generic[P]):
         if not origin.linked or origin.paused or now < origin.ask_after:
             return False
         asked = origin.asked
-        return asked is None or asked.needs < needs or now - origin.asked_at >= limits.ASK_AGAIN
+        return asked is None or asked.needs < needs or now >= origin.asked_at + limits.ASK_AGAIN
 
     def receiving(self, node: int, now: float) -> None:
         """Bytes are coming in: the want is being answered, do not repeat it."""
@@ -365,7 +365,7 @@ class Inbox(Generic[P]):
                 waits.append(origin.apply_after - now)
                 waits += [
                     stamp.to_seconds(clock.excess(entry.header.newest, wall, self._max_skew))
-                    for entry in origin.held[:1]
+                    for entry in origin.held
                 ]
             if origin.linked and self._has_room(node, origin, tangled):
                 waits.append(

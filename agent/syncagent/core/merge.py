@@ -69,9 +69,9 @@ def local_stamp(key: UUID, local: Local) -> UUID | None:
     A logged write is not compared with the implicit stamp: it is above it, unless the key is ahead of the
     clock; then the fold gives the row its logged stamp, and so it must be judged by that one already.
     """
-    if local.entry is None and local.logged is None:
-        return stamps.implicit(key) if local.alive else None
-    return max(known for known in (local.entry and local.entry.stamp, local.logged) if known is not None)
+    if local.entry is None:
+        return local.logged or (stamps.implicit(key) if local.alive else None)
+    return local.entry.stamp if local.logged is None else max(local.entry.stamp, local.logged)
 
 
 # ---- apply
@@ -105,7 +105,8 @@ def merge(
         or incoming.stamp > mine
         or (twice and (incoming.content or b"") > (local.content or b""))
     ):
-        implicit = not incoming.deleted and is_implicit(key, incoming.stamp)
+        # Over a write that is not folded yet even an implicit row leaves an entry: the fold must see it.
+        implicit = not incoming.deleted and is_implicit(key, incoming.stamp) and local.logged is None
         return Merged(
             "take", None if implicit else Version(incoming.stamp, incoming.dot, incoming.deleted), conflict
         )
@@ -132,7 +133,11 @@ def concurrent(
     local: Local, incoming: Incoming, context: Frontier, contexts: Callable[[Dot], Frontier | None]
 ) -> bool:
     """Had neither writer seen the other? Only for versions with different stamps."""
-    if local.logged is not None and (local.entry is None or local.logged >= local.entry.stamp):
+    if local.logged is not None and (
+        local.entry is None
+        or local.logged >= local.entry.stamp
+        or (local.alive and local.entry.deleted)  # an insert that had not seen this tombstone
+    ):
         return True  # not cut yet: nobody has seen it
     if local.entry is None:
         return False  # implicit: in everybody's past
@@ -252,4 +257,4 @@ def may_drop(key: UUID, local: Local, stable: Frontier, old_transactions: bool) 
         return False
     if entry.deleted:
         return not old_transactions and not local.alive
-    return entry.stamp > stamps.implicit(key)
+    return entry.stamp >= stamps.implicit(key)
