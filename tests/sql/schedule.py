@@ -314,7 +314,7 @@ class Run:
 
     async def compare_fold(self, actor: Actor, before: State, number: int) -> None:
         after, site = await self.state(actor), actor.site
-        named = dict(
+        named: dict[Any, Any] = dict(
             await site.rows(
                 "select k, bool_and(c.implicit) from syncagent.cut_keys c, unnest(c.keys) k where c.cut = $1 group by k",
                 number,
@@ -440,7 +440,7 @@ class Run:
                 "select node, cut, context::text from syncagent.context"
             )
         }
-        rows = dict(await site.rows("select id, value from item"))
+        rows: dict[UUID, int] = dict(await site.rows("select id, value from item"))
         return State(
             rows, entries, logged, contexts, await site.one("select collected from syncagent.replicated")
         )
@@ -504,7 +504,9 @@ class Run:
         return False
 
     async def judge(self) -> None:
-        final = [dict(await actor.site.rows("select id, value from item")) for actor in self.actors]
+        final: list[dict[UUID, int]] = [
+            dict(await actor.site.rows("select id, value from item")) for actor in self.actors
+        ]
         assert all(rows == final[0] for rows in final[1:]), "diverged"
         of_key: dict[UUID, list[Write]] = {}
         for write in self.committed:

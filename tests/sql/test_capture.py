@@ -130,8 +130,10 @@ async def test_every_kind_of_write_reaches_the_other_site(sites: Sites, pair: Pa
         f"insert into item values ('{key(1)}', 10), ('{key(20)}', 20) on conflict (id) do update set value = excluded.value",
         f"insert into item values ('{key(2)}', 0) on conflict do nothing",
         f"update item set id = '{key(30)}' where id = '{key(3)}'",
-        f"with gone as (delete from item where id = '{key(4)}' returning *) update item set note = gone.note || '!'"
-        f" from gone where item.id = '{key(5)}'",
+        (
+            f"with gone as (delete from item where id = '{key(4)}' returning *) update item set note = gone.note || '!'"
+            f" from gone where item.id = '{key(5)}'"
+        ),
         f"update only item set value = 60 where id = '{key(6)}' returning *",
     ]
     if a.server.binaries.major >= 15:
@@ -257,24 +259,25 @@ async def test_no_serialization_failure_because_of_us(sites: Sites, pair: Pair, 
     await a.do(f"insert into item select ('{timeless(0)}'::text::uuid), 0")
     await a.do(*(f"insert into item values ('{key(n)}', {n})" for n in range(1, 5)))
     await exchange(a, b)
-    # given one transaction that has looked at everything and written, and one that has only written
-    one = await b.holding(
-        "select * from item", f"update item set value = 10 where id = '{key(1)}'", isolation=isolation
-    )
-    two = await b.holding(f"insert into item values ('{key(6)}', 6)", isolation=isolation)
-    # when the agent cuts, merges a row they do not touch and one that loses here, and compacts
-    await b.do(f"update item set value = 30 where id = '{key(3)}'")
-    await b.clock_ahead(5)
-    await b.do(f"update item set value = 31 where id = '{key(3)}'")
+    # given a row that will win here, a transaction that has looked at everything and written, and one that only wrote
     await a.do(
         f"update item set value = 33 where id = '{key(3)}'",
         f"update item set value = 40 where id = '{key(4)}'",
     )
+    await b.clock_ahead(5)
+    await b.do(f"update item set value = 30 where id = '{key(3)}'")
+    one = await b.holding(
+        "select * from item", f"update item set value = 10 where id = '{key(1)}'", isolation=isolation
+    )
+    two = await b.holding(f"insert into item values ('{key(6)}', 6)", isolation=isolation)
+    # when the agent cuts, merges a row that nobody here touches and one that loses, and compacts
     await b.cut()
     await ship(a, b)
     await b.compact()
-    # then they go on and commit
-    await one.execute(f"insert into item values ('{key(5)}', 5); commit")
+    # then they go on, also with the row that the merge has locked, and commit
+    await one.execute(
+        f"update item set value = 31 where id = '{key(3)}'; insert into item values ('{key(5)}', 5); commit"
+    )
     await two.execute(f"insert into item values ('{key(7)}', 7); commit")
     await exchange(a, b)
     assert [row[0] for row in await a.rows("select value from item order by id")] == [

@@ -5,7 +5,7 @@ import pytest
 from psycopg.sql import SQL
 
 from tests.sql.conftest import Pair, Sites
-from tests.support.lab import Site, exchange, key, same, ship
+from tests.support.lab import Site, exchange, key, same
 
 TYPES = {
     "numeric": ["'NaN'", "'Infinity'", "1.0", "1.00", "-0.00001", "1e-16383", "1e131071"],

@@ -228,8 +228,10 @@ async def exchange(*sites: Site, rounds: int = 12) -> None:
     for _ in range(rounds):
         early: dict[int, list[Shipment]] = {site.node: [] for site in sites}
         quiet = [await _spread(origin, sites, early) for origin in sites]
-        knots = [await _untie(site, early[site.node]) for site in sites if early[site.node]]
-        if all(quiet) and not knots and not [s for s in sites if await s.store.origin.pending()]:
+        tangled = [site for site in sites if early[site.node]]
+        for site in tangled:
+            await _untie(site, early[site.node])
+        if all(quiet) and not tangled and not [s for s in sites if await s.store.origin.pending()]:
             return
     raise AssertionError("the sites never come to rest")
 
