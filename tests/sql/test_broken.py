@@ -68,10 +68,6 @@ RULES: dict[str, tuple[Change, Callable[[Sites, Pair], Awaitable[None]]]] = {
         (APPLY, "or (c.twice and c.larger <> 0)", ""),
         test_apply.test_one_key_inserted_twice,
     ),
-    "tables are locked before the snapshot": (
-        (CUT, "select 'lock table only '", "select null || 'lock table only '"),
-        test_cut.test_table_cannot_be_rewritten_between_fold_and_copy,
-    ),
     "a slot with an unfolded entry is kept": (
         (CUT, "    if v_left then\n        return false;\n    end if;\n", ""),
         test_cut.test_slot_of_a_stalled_writer_is_kept,
