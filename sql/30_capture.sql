@@ -161,6 +161,7 @@ begin
             't_absent', format('t.%I is null', v_table.key_columns[1]),
             't_eq_s', string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null),
             'key_changed', string_agg(format('old.%1$I is distinct from new.%1$I', c), ' or ' order by k) filter (where k is not null),
+            'may_move', coalesce(bool_or(c = any (v_unique || v_fixed || v_spelled)), false)::text,
             -- byte by byte: not every type has an equality, and some equalities see no difference (boxes of one area)
             'moved', coalesce('row('
                 || string_agg(format(case when v_types[n] = v_bases[n] then 't.%I' else 't.%I::%s' end, c, v_bases[n]), ', ' order by n)
@@ -168,10 +169,10 @@ begin
                 || string_agg(format('s.c%s', n), ', ' order by n) filter (where c = any (v_unique || v_fixed || v_spelled)) || ')::record', 'false'),
             'update', coalesce('update ' || v_name || ' t set '
                 || string_agg(format('%I = s.c%s', c, n), ', ' order by n) filter (where k is null and c <> all (coalesce(v_fixed, '{}')))
-                || format(' from (select s.*, %s as _key from pg_temp.stage_%s s) s join pg_temp.locked l on l.key = s._key', syncagent._stage_key(v_table), p_id)
-                || ' where t.ctid = l.tid and s._deleted is not true and not l.moved'
-                || ' and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);'
-                || ' get diagnostics v_rows = row_count; v_taken := v_taken + v_rows;', ''),
+                || format(' from (select s.*, %s as _key from pg_temp.stage_%s s) s where ', syncagent._stage_key(v_table), p_id)
+                || string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null)
+                || ' and s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);'
+                || ' get diagnostics v_rows = row_count;', ''),
             'stage', format('(select s.*, %s as _key from pg_temp.stage_%s s)', syncagent._stage_key(v_table), p_id)
         ) || case when not v_table.derived then jsonb_build_object(
             'key', format('t.%I', v_table.key_columns[1]), 'pinned', '',

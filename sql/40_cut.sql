@@ -38,10 +38,9 @@ begin
         relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[]);
     alter table pg_temp.window_entry alter column keys set storage external;
     create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, gone boolean, odd text);
-    create temp table if not exists locked (key uuid, tid tid, moved boolean);
     create temp table if not exists verdict (
         key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
-        trace boolean, sqlstate text, reason text);
+        absent boolean, trace boolean, sqlstate text, reason text);
 end
 $$;
 comment on function syncagent._prepare_session is 'work tables of one session of the agent';
@@ -260,13 +259,15 @@ create function syncagent.ship_whole_{id}(bigint, bigint)
     as $$
     select v.stamp, coalesce(v.cut, k.cut), coalesce(v.deleted, false), {k_columns}
     from (
-        select k.key, max(c.cut) as cut from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+        select k.key, max(c.cut) as cut, max(c.cut) filter (where c.implicit) as born
+        from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
         where c.relation = {id} and c.cut > $1 and c.cut <= $2
         group by k.key order by k.key
     ) as k
     left join syncagent.version_{id} v on v.key = k.key
     left join {table} t on {t_eq_kv} and v.deleted is not true
-    where coalesce(v.node, (select node from syncagent.local_site)) = (select node from syncagent.local_site)
+    where case when v.key is null then k.born = k.cut   -- else its version was dropped, so every site has it
+               else v.node = (select node from syncagent.local_site) end
       and (v.deleted or not ({t_absent}))
 $$;
 $sql$ $template$;
@@ -438,7 +439,7 @@ begin
     ), settled as (
         select v.key from syncagent.version_{id} v join syncagent._stable() s on s.node = v.node
         where v.cut <= s.cut
-          and (v.deleted or v.stamp >= syncagent._implicit(v.key))
+          and v.stamp >= syncagent._implicit(v.key)   -- else the mark, or what comes next, would be below the key
           and not (v.deleted and exists (
                 select from syncagent.context c
                 where c.node = v.node and c.cut = v.cut and pg_snapshot_xmax(c.applied) > p_oldest))

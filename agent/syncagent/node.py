@@ -8,7 +8,7 @@ starts from what is committed.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +21,7 @@ from syncagent.core.membership import Peer
 from syncagent.core.outbox import Outbox
 from syncagent.core.ports import Link, Spool
 from syncagent.core.wire import PROTOCOL, Hello
-from syncagent.errors import SyncagentError, Unreachable
+from syncagent.errors import SyncagentError
 from syncagent.services.applier import Applier
 from syncagent.services.cutter import Cutter
 from syncagent.services.exchange import Exchange
@@ -35,6 +35,10 @@ from syncagent.transport.tls import Credentials
 
 CLUSTER = "static"
 """Until clusters have an identity of their own, the peers' certificates are the cluster."""
+
+
+_HEALTHY = 10.0
+"""Seconds after which a stretch with the database counts as a good one."""
 
 
 class SystemClock:
@@ -58,21 +62,38 @@ async def run(settings: Settings, *, stop: asyncio.Event, on_ready: Callable[[],
     while not stop.is_set():
         began = clock.now()
         try:
-            await _run_once(settings, clock, log, stop, on_ready)
-        except* Unreachable as group:
-            failures = 1 if clock.now() - began > 30 else failures + 1
-            pause = backoff.delay(failures, clock.chance(), first=0.1, most=5.0)
-            log.warning("database away", reason=str(_first(group)), again_in=round(pause, 2))
-            await _until(stop, pause)
+            await _unless(stop, _run_once(settings, clock, log, on_ready))
         except* SyncagentError as group:
-            raise _first(group) from None
+            errors = list(_leaves(group))
+            for error in errors:
+                if not error.recoverable:
+                    raise error from None
+            if not stop.is_set():
+                failures = 1 if clock.now() - began > _HEALTHY else failures + 1
+                pause = backoff.delay(failures, clock.chance(), first=0.1, most=5.0)
+                log.warning("interrupted", reason=str(errors[0]), again_in=round(pause, 2))
+                await _until(stop, pause)
 
 
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _leaves(group: BaseExceptionGroup[SyncagentError]) -> Iterator[SyncagentError]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Work until `stop` is set, whatever is waited for then."""
+    async with asyncio.TaskGroup() as group:
+        tasks = {group.create_task(work), group.create_task(_set(stop))}
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+
+
+async def _set(stop: asyncio.Event) -> None:
+    await stop.wait()
 
 
 async def _until(stop: asyncio.Event, seconds: float) -> None:
@@ -87,7 +108,6 @@ async def _run_once(
     settings: Settings,
     clock: SystemClock,
     log: structlog.stdlib.BoundLogger,
-    stop: asyncio.Event,
     on_ready: Callable[[], None] | None,
 ) -> None:
     async with opened(
@@ -110,17 +130,23 @@ async def _run_once(
         )
         loops, exchange = await _assemble(settings, store, spools, clock)
 
+        told: dict[str | None, str] = {}
+
         async def on_link(link: Link) -> None:
             log.info("link up", peer=link.peer.name)
+            told.pop(link.peer.name, None)
             try:
                 await exchange.on_link(link)
             finally:
                 log.info("link down", peer=link.peer.name)
 
         def on_trouble(peer: Peer | None, error: SyncagentError) -> None:
-            log.warning("trouble with a peer", peer=peer.name if peer else None, reason=str(error))
+            name, reason = peer.name if peer else None, str(error)
+            if told.get(name) != reason:  # who is away for a day is not news every few seconds
+                log.warning("trouble with a peer", peer=name, reason=reason)
+            told[name] = reason
             if peer is not None:
-                exchange.trouble(peer.node, str(error))
+                exchange.trouble(peer.node, reason)
 
         await network.start(on_link, on_trouble)
         log.info(
@@ -132,19 +158,12 @@ async def _run_once(
         if on_ready is not None:
             on_ready()
         try:
-            await _work(loops, stop)
+            async with asyncio.TaskGroup() as group:
+                for loop in loops:
+                    group.create_task(loop)
         finally:
             await network.stop()
             log.info("stopped")
-
-
-async def _work(loops: list[Coroutine[Any, Any, None]], stop: asyncio.Event) -> None:
-    """Until `stop` is set, or a loop fails."""
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(loop) for loop in loops]
-        await stop.wait()
-        for task in tasks:
-            task.cancel()
 
 
 def hello(settings: Settings) -> Hello:

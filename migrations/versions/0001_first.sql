@@ -500,6 +500,7 @@ begin
             't_absent', format('t.%I is null', v_table.key_columns[1]),
             't_eq_s', string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null),
             'key_changed', string_agg(format('old.%1$I is distinct from new.%1$I', c), ' or ' order by k) filter (where k is not null),
+            'may_move', coalesce(bool_or(c = any (v_unique || v_fixed || v_spelled)), false)::text,
             -- byte by byte: not every type has an equality, and some equalities see no difference (boxes of one area)
             'moved', coalesce('row('
                 || string_agg(format(case when v_types[n] = v_bases[n] then 't.%I' else 't.%I::%s' end, c, v_bases[n]), ', ' order by n)
@@ -507,10 +508,10 @@ begin
                 || string_agg(format('s.c%s', n), ', ' order by n) filter (where c = any (v_unique || v_fixed || v_spelled)) || ')::record', 'false'),
             'update', coalesce('update ' || v_name || ' t set '
                 || string_agg(format('%I = s.c%s', c, n), ', ' order by n) filter (where k is null and c <> all (coalesce(v_fixed, '{}')))
-                || format(' from (select s.*, %s as _key from pg_temp.stage_%s s) s join pg_temp.locked l on l.key = s._key', syncagent._stage_key(v_table), p_id)
-                || ' where t.ctid = l.tid and s._deleted is not true and not l.moved'
-                || ' and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);'
-                || ' get diagnostics v_rows = row_count; v_taken := v_taken + v_rows;', ''),
+                || format(' from (select s.*, %s as _key from pg_temp.stage_%s s) s where ', syncagent._stage_key(v_table), p_id)
+                || string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null)
+                || ' and s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);'
+                || ' get diagnostics v_rows = row_count;', ''),
             'stage', format('(select s.*, %s as _key from pg_temp.stage_%s s)', syncagent._stage_key(v_table), p_id)
         ) || case when not v_table.derived then jsonb_build_object(
             'key', format('t.%I', v_table.key_columns[1]), 'pinned', '',
@@ -855,10 +856,9 @@ begin
         relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[]);
     alter table pg_temp.window_entry alter column keys set storage external;
     create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, gone boolean, odd text);
-    create temp table if not exists locked (key uuid, tid tid, moved boolean);
     create temp table if not exists verdict (
         key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
-        trace boolean, sqlstate text, reason text);
+        absent boolean, trace boolean, sqlstate text, reason text);
 end
 $$;
 comment on function syncagent._prepare_session is 'work tables of one session of the agent';
@@ -1077,13 +1077,15 @@ create function syncagent.ship_whole_{id}(bigint, bigint)
     as $$
     select v.stamp, coalesce(v.cut, k.cut), coalesce(v.deleted, false), {k_columns}
     from (
-        select k.key, max(c.cut) as cut from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+        select k.key, max(c.cut) as cut, max(c.cut) filter (where c.implicit) as born
+        from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
         where c.relation = {id} and c.cut > $1 and c.cut <= $2
         group by k.key order by k.key
     ) as k
     left join syncagent.version_{id} v on v.key = k.key
     left join {table} t on {t_eq_kv} and v.deleted is not true
-    where coalesce(v.node, (select node from syncagent.local_site)) = (select node from syncagent.local_site)
+    where case when v.key is null then k.born = k.cut   -- else its version was dropped, so every site has it
+               else v.node = (select node from syncagent.local_site) end
       and (v.deleted or not ({t_absent}))
 $$;
 $sql$ $template$;
@@ -1255,7 +1257,7 @@ begin
     ), settled as (
         select v.key from syncagent.version_{id} v join syncagent._stable() s on s.node = v.node
         where v.cut <= s.cut
-          and (v.deleted or v.stamp >= syncagent._implicit(v.key))
+          and v.stamp >= syncagent._implicit(v.key)   -- else the mark, or what comes next, would be below the key
           and not (v.deleted and exists (
                 select from syncagent.context c
                 where c.node = v.node and c.cut = v.cut and pg_snapshot_xmax(c.applied) > p_oldest))
@@ -1409,7 +1411,7 @@ end
 $$;
 comment on function syncagent._apply_end is 'last step of a merge: the frontier moves with the rows, or not at all';
 
-create function syncagent._merge(p_relations integer[], p_origin integer, p_careful boolean)
+create function syncagent._merge(p_relations integer[], p_origin integer, p_locked boolean, p_careful boolean)
     returns table (taken bigint, conflicts bigint, parked bigint)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -1424,7 +1426,10 @@ declare
     v_seen pg_snapshot;
 begin
     foreach v_id in array p_relations loop
-        perform syncagent._empty('pg_temp.locked'), syncagent._empty('pg_temp.verdict');
+        perform syncagent._empty('pg_temp.verdict');
+        if p_locked then
+            execute format('select syncagent.lock_%s()', v_id);
+        end if;
         v_seen := pg_current_snapshot();
         execute format('select syncagent.judge_%s($1, false)', v_id) into v_count using p_origin;
         v_conflicts := v_conflicts + v_count;
@@ -1440,7 +1445,17 @@ begin
     return query select v_taken, v_conflicts, v_parked;
 end
 $$;
-comment on function syncagent._merge is 'merge what is staged of these tables; careful: park rows that break a constraint';
+comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: park rows that break a constraint';
+
+create function syncagent._told(p_origin integer) returns bigint
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(min(coalesce((c.context ->> me.node::text)::bigint, 0)), 9223372036854775807)
+    from syncagent.context c cross join syncagent.local_site me
+    where c.node = p_origin and c.cut > coalesce((select f.cut from syncagent.frontier f where f.node = p_origin), 0)
+$$;
+comment on function syncagent._told is 'the last cut of this site that the origin had applied when it made the first cut of the batch being merged';
 
 create function syncagent._await_refused(p_relations integer[], p_milliseconds integer) returns boolean
     language plpgsql volatile
@@ -1466,17 +1481,20 @@ create function syncagent._retry_parked() returns bigint
 #variable_conflict use_column
 declare
     v_before bigint := (select count(*) from syncagent.parked_row);
+    v_seen   pg_snapshot;
     r        record;
 begin
     for r in
         select distinct p.relation, p.node from syncagent.parked_row p
         join syncagent.replicated t on t.id = p.relation join pg_class c on c.oid = t.relation order by 1, 2
     loop
-        perform syncagent._empty('pg_temp.locked'), syncagent._empty('pg_temp.verdict');
+        perform syncagent._empty('pg_temp.verdict');
         execute format('select syncagent.stage_%s()', r.relation);
         execute format('select syncagent.unpark_%s($1)', r.relation) using r.node;
+        v_seen := pg_current_snapshot();
         execute format('select syncagent.judge_%s($1, true)', r.relation) using r.node;
         perform syncagent._write_carefully(r.relation, r.node);
+        execute format('select syncagent.recheck_%s($1)', r.relation) using v_seen;
         execute format('truncate pg_temp.stage_%s', r.relation);
     end loop;
     return v_before - (select count(*) from syncagent.parked_row);
@@ -1619,6 +1637,15 @@ begin
 end
 $$;
 
+create function syncagent.lock_{id}() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+begin
+    perform from {stage} s join {table} t on {t_eq_s} order by s._key for no key update of t nowait;
+end
+$$;
+
 create function syncagent.judge_{id}(p_origin integer, p_retry boolean) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp {pinned}
@@ -1627,26 +1654,17 @@ create function syncagent.judge_{id}(p_origin integer, p_retry boolean) returns 
 declare
     v_last      record := syncagent._last_cut();
     v_site      syncagent.local_site;
+    v_told      bigint := syncagent._told(p_origin);
     v_rows      bigint;
     v_conflicts bigint := 0;
 begin
     select * into strict v_site from syncagent.local_site;
-    insert into pg_temp.locked (key, tid, moved)
-    select s._key, t.ctid, {moved}
-    from {stage} s join {table} t on {t_eq_s}
-    order by s._key
-    for no key update of t nowait;
-    get diagnostics v_rows = row_count;
-    if v_rows > 1000 then
-        analyze pg_temp.locked;
-    end if;
-
     -- Rows that meet nothing of their own kind here are simply taken; the others are compared.
     if not exists (select from syncagent.version_{id})
        and not exists (select from syncagent.log l
                        where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)))
-       and (v_rows = 0 or not exists (
-            select from {stage} s where s._stamp is null or s._stamp <= syncagent._implicit(s._key))) then
+       and not exists (select from syncagent.cut_keys k where k.relation = {id} and k.implicit and k.cut > v_told)
+       and not exists (select from {stage} s where s._stamp is null or s._stamp <= syncagent._implicit(s._key)) then
         return 0;
     end if;
     with unfolded as materialized (
@@ -1657,23 +1675,33 @@ begin
         ) as x cross join lateral unnest(x.keys) as k (key)
         where x.relation = {id}
         group by k.key
-    ), met as (
-        select s._key, s._cut, s._deleted, s._stamp is null as plain, v.node, v.cut, v.stamp as settled, v.deleted as gone, u.stamp as fresh, l.tid,
-               coalesce(s._stamp, syncagent._implicit(s._key)) as incoming,
-               coalesce(greatest(v.stamp, u.stamp), case when l.tid is not null then syncagent._implicit(s._key) end) as mine
+    ), born as materialized (
+        -- inserts of this site that the origin had not seen at its oldest cut in this batch
+        select k.key, max(c.cut) as cut
+        from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+        where c.relation = {id} and c.implicit and c.cut > v_told
+        group by k.key
+    ), known as (
+        select s.*, v.node, v.cut, v.stamp as settled, v.deleted as gone, u.stamp as fresh, b.cut as born
         from {stage} s
-        left join pg_temp.locked l on l.key = s._key
         left join syncagent.version_{id} v on v.key = s._key
         left join unfolded u on u.key = s._key
-        where v.key is not null or u.key is not null
-           or (l.tid is not null and (s._stamp is null or s._stamp <= syncagent._implicit(s._key)))
+        left join born b on b.key = s._key
+        where v.key is not null or u.key is not null or b.key is not null
+           or s._stamp is null or s._stamp <= syncagent._implicit(s._key)
+    ), met as (
+        select s._key, s._cut, s._deleted, s._stamp is null as plain, s.node, s.cut, s.settled, s.gone, s.fresh, s.born, t.ctid as tid,
+               coalesce(s._stamp, syncagent._implicit(s._key)) as incoming,
+               coalesce(greatest(s.settled, s.fresh), case when t.ctid is not null then syncagent._implicit(s._key) end) as mine
+        from known s left join {table} t on {t_eq_s}
     ), judged as (
         select m.*,
                m.incoming = m.mine and m.settled is null and m.fresh is null and m.plain as twice,
                m._cut is null and (m.settled is not null or m.fresh is not null) as inexact,
+               coalesce(m.gone, false) and m.tid is not null and m.fresh is not null as beneath,
                m.incoming <> m.mine and case
                    when m.fresh is not null and (m.settled is null or m.fresh >= m.settled or m.gone and m.tid is not null) then true
-                   when m.settled is null then false
+                   when m.settled is null then coalesce(m.born > coalesce((theirs.context ->> v_site.node::text)::bigint, 0), false)
                    when m.cut is null then true
                    when m.cut <= coalesce((theirs.context ->> m.node::text)::bigint, 0) then false
                    else coalesce((ours.context ->> p_origin::text)::bigint, 0) < m._cut
@@ -1689,7 +1717,7 @@ begin
         cross join lateral (select row({t_columns})::text collate "C", row({s_columns})::text collate "C") as w (here, there)
         where j.concurrent or j.mine >= j.incoming or j.inexact or (j.plain and j.fresh is not null)
     )
-    insert into pg_temp.verdict (key, loses, conflict, kind, incoming, mine, my_node, trace, sqlstate)
+    insert into pg_temp.verdict (key, loses, conflict, kind, incoming, mine, my_node, absent, trace, sqlstate)
     select c._key,
            case when c.twice then c.larger <= 0
                 when p_retry then c.mine > c.incoming
@@ -1700,8 +1728,10 @@ begin
                 when c.twice then 'insert/insert'
                 when c.incoming > c.mine then case when c._deleted then 'delete/update' when c.tid is null then 'update/delete' else 'update/update' end
                 else case when c.tid is null then 'delete/update' when c._deleted then 'update/delete' else 'update/update' end end,
-           c.incoming, c.mine, case when c.settled is null or c.fresh >= c.settled then v_site.node else c.node end,
-           c.fresh is not null and (c.mine > c.incoming and c.settled is null or c.incoming > c.mine and c.plain),
+           -- under a newer tombstone an insert may live that neither had seen: what was met is the insert
+           c.incoming, case when c.beneath then c.fresh else c.mine end,
+           case when c.settled is null or c.fresh >= c.settled or c.beneath then v_site.node else c.node end,
+           c.tid is null, c.fresh is not null and (c.mine > c.incoming and c.settled is null or c.incoming > c.mine and c.plain),
            case when c.inexact then 'SA102' end
     from compared c;
     get diagnostics v_rows = row_count;
@@ -1715,14 +1745,14 @@ begin
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
         winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
     select syncagent._conflict_id({id}, d.key, d.mine, d.incoming), {schema_literal}, {table_literal}, d.key, {s_key_text}, d.kind, 'lww',
-           greatest(d.mine, d.incoming), least(d.mine, d.incoming),
+           case when d.loses then d.mine else d.incoming end, case when d.loses then d.incoming else d.mine end,
            case when d.loses then d.my_node else p_origin end, case when d.loses then p_origin else d.my_node end,
            case when d.loses then i.here else i.there end, case when d.loses then i.there else i.here end
     from pg_temp.verdict d
     join {stage} s on s._key = d.key
-    left join pg_temp.locked l on l.key = d.key
     cross join lateral (
-        select (select to_jsonb(t.*) from {table} t where t.ctid = l.tid) as here,
+        select (select to_jsonb(t.*) from {table} t where {t_eq_s} and not exists (
+                    select from syncagent.version_{id} v where v.key = d.key and v.deleted and v.stamp = d.mine)) as here,
                case when s._deleted is not true then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there
     ) as i
     where d.conflict
@@ -1769,20 +1799,20 @@ begin
 end
 $$;
 
--- Keys that had no row to lock: whoever inserted and deleted one since it was judged has committed by now,
--- and from here on our uncommitted rows are in the way of the next.
+-- Whoever wrote a key of the batch since it was judged has committed by now, and from here on our uncommitted rows are
+-- in the way of the next.
 create function syncagent.recheck_{id}(p_seen pg_snapshot) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_last record := syncagent._last_cut();
+    v_keys uuid[];
 begin
-    if exists (
-        select from syncagent.log l cross join lateral unnest(l.keys) as k (key) join {stage} s on s._key = k.key
-        where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)) and not pg_visible_in_snapshot(l.xid, p_seen)
-          and not exists (select from pg_temp.locked x where x.key = s._key)
-    ) then
+    select array_agg(k.key) into v_keys
+    from syncagent.log l cross join lateral unnest(l.keys) as k (key)
+    where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)) and not pg_visible_in_snapshot(l.xid, p_seen);
+    if v_keys is not null and exists (select from {stage} s where s._key = any (v_keys)) then
         raise exception 'a row of % was written while it was merged', {title} using errcode = 'SA101';
     end if;
 end
@@ -1797,29 +1827,27 @@ declare
     v_staged  bigint;
     v_deleted bigint;
     v_plain   bigint;
-    v_locked  bigint;
-    v_moved   bigint;
-    v_rows    bigint;
+    v_rows    bigint := 0;
     v_taken   bigint := 0;
 begin
     -- One look at what there is to do spares the statements that would find nothing.
     select count(*), count(*) filter (where s._deleted), count(*) filter (where s._stamp is null)
     into v_staged, v_deleted, v_plain from pg_temp.stage_{id} s;
-    select count(*), count(*) filter (where l.moved) into v_locked, v_moved from pg_temp.locked l;
-    if v_locked > 0 and v_deleted + v_moved > 0 then
-        delete from {table} t using {stage} s join pg_temp.locked l on l.key = s._key
-        where t.ctid = l.tid and (s._deleted or l.moved)
+    if v_deleted > 0 or {may_move} then
+        delete from {table} t using {stage} s
+        where {t_eq_s} and (s._deleted or {moved})
           and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
-        get diagnostics v_rows = row_count;
+        get diagnostics v_taken = row_count;
+    end if;
+    if v_deleted < v_staged then
+        {update}
         v_taken := v_taken + v_rows;
     end if;
-    if v_locked > 0 and v_deleted < v_staged then
-        {update}
-    end if;
-    if v_locked < v_staged or v_moved > 0 then
+    if v_rows < v_staged - v_deleted - (
+            select count(*) from pg_temp.verdict d join {stage} s on s._key = d.key where d.loses and s._deleted is not true) then
         insert into {table} ({columns}) overriding system value
-        select {s_columns} from {stage} s left join pg_temp.locked l on l.key = s._key
-        where s._deleted is not true and (l.key is null or l.moved)
+        select {s_columns} from {stage} s left join {table} t on {t_eq_s}
+        where s._deleted is not true and {t_absent}
           and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
         get diagnostics v_rows = row_count;
         v_taken := v_taken + v_rows;
@@ -1845,8 +1873,8 @@ begin
     -- The fold must find what was decided: that an unfolded write won by its logged stamp, or lost to an implicit row.
     insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
     select d.key, greatest(d.mine, d.incoming), case when d.loses then d.my_node else p_origin end,
-           case when d.loses then null else s._cut end, d.loses and l.key is null {s_key_columns}
-    from pg_temp.verdict d join {stage} s on s._key = d.key left join pg_temp.locked l on l.key = d.key
+           case when d.loses then null else s._cut end, d.loses and d.absent {s_key_columns}
+    from pg_temp.verdict d join {stage} s on s._key = d.key
     where d.trace;
 
     -- Forgotten is what was replaced, what was written at last, and what a retry found superseded, and recorded.

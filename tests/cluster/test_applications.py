@@ -89,3 +89,41 @@ def test_a_hot_row(laboratory: Laboratory, seed: int) -> None:
         cluster.converges()
         assert [site.deadlocks() for site in cluster] == [0, 0]
         assert max(lags) < 10
+
+
+def test_who_holds_a_row_is_named(laboratory: Laboratory) -> None:
+    """A batch waits for a row that a transaction holds; status says who that is."""
+    with laboratory.cluster(18, 15) as cluster:
+        a, b = cluster
+        cluster.start()
+        wanted = mark(a)
+        cluster.exchange()
+        with b.connect() as holder:
+            holder.execute("select from customer where id = %s for update", (wanted,))
+            a.execute("update customer set note = 'changed' where id = %s", (wanted,))
+            name = f"held by pid {holder.info.backend_pid} (application)"
+            until(lambda: name in str(b.peer(a)["waiting"]), "status names who holds the row")
+            arrives(a, mark(b))
+            holder.rollback()
+        cluster.converges()
+        assert b.scalar("select note from customer where id = %s", (wanted,)) == "changed"
+
+
+def test_who_locks_a_table_delays_cuts_and_is_not_delayed(laboratory: Laboratory) -> None:
+    with laboratory.cluster(18, 15) as cluster:
+        a, b = cluster
+        cluster.start()
+        cluster.exchange()
+        made = mark(a)
+        with a.connect() as holder:
+            holder.execute("lock table item in access exclusive mode")
+            late = holder.execute("insert into item values (7, 'under lock', 1) returning id").fetchall()
+            arrives(a, mark(b))
+            until(
+                lambda: "no cut can be made" in str(a.scalar("select waiting from syncagent.agent_state")),
+                "status says so",
+            )
+            holder.commit()
+        assert late == [(7,)]
+        arrives(b, made)
+        cluster.converges()

@@ -1,7 +1,10 @@
 """kill -9 of an agent or of a server under load: it goes on, nothing is lost, nothing is there twice."""
 
-from tests.support.cluster import Laboratory
+from collections.abc import Callable
+
+from tests.support.cluster import Laboratory, Site
 from tests.support.load import committed, load, share, verify
+from tests.support.waiting import until
 
 
 def test_an_agent_is_killed(laboratory: Laboratory, seed: int) -> None:
@@ -38,4 +41,44 @@ def test_a_server_is_killed(laboratory: Laboratory, seed: int) -> None:
         cluster.converges()
         verify(writers, cluster.sites)
         assert [site.agent.pid for site in cluster] == agents
+        cluster.settles()
+
+
+def test_a_large_batch_is_interrupted(laboratory: Laboratory) -> None:
+    """By a link that is cut, an agent that stops, and one that is killed: none of it is seen until all is there."""
+    with laboratory.cluster(18, 15) as cluster:
+        a, b = cluster
+        cluster.start()
+        cluster.exchange()
+        proxies = cluster.links(a, b)
+        for proxy in proxies:
+            proxy.rate = 1_500_000
+        a.execute(
+            "insert into customer select syncagent.uuid7(), md5(random()::text), i, md5(random()::text) from generate_series(1, 100000) i"
+        )
+
+        def interruption(victim: Site, interrupt: Callable[[], None]) -> None:
+            before = traffic()
+            until(lambda: traffic() > before + 1_000_000, "a megabyte passes")
+            assert b.scalar("select count(*) from customer where name <> 'mark'") == 0
+            interrupt()
+            if not victim.runs:
+                victim.start()
+
+        def traffic() -> int:
+            return sum(sum(proxy.forwarded.values()) for proxy in proxies)
+
+        def cut() -> None:
+            cluster.cut_off(a)
+            cluster.heal(a)
+
+        interruption(a, cut)
+        interruption(a, a.stop)
+        interruption(b, b.stop)
+        interruption(a, a.kill)
+        interruption(b, b.kill)
+        for proxy in proxies:
+            proxy.rate = None
+        cluster.converges()
+        assert b.scalar("select count(*) from customer where name <> 'mark'") == 100_000
         cluster.settles()

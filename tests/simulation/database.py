@@ -84,7 +84,6 @@ class State:
     met: dict[UUID, int] = field(default_factory=dict)
     tombs: dict[UUID, int] = field(default_factory=dict)  # the write that a tombstone from elsewhere is
     conflicts: set[int] = field(default_factory=set)
-    silent: set[int] = field(default_factory=set)  # implicit births, replaced without a comparison
 
     def copy(self) -> "State":
         other = replace(self)
@@ -355,7 +354,8 @@ class Database:
         state = self.state
         value = state.rows.get(key)
         content = None if value is None else value.to_bytes(8)
-        return Local(value is not None, state.entries.get(key), state.logged.get(key), content)
+        born = max((cut for cut, made in state.cuts.items() if made.keys.get(key)), default=None)
+        return Local(value is not None, state.entries.get(key), state.logged.get(key), content, born)
 
     def apply(self, parts: Sequence[tuple[BatchHeader, list[Row]]], wall: int) -> None:
         """One transaction, not flushed. Raises Contended or Inexact, and has changed nothing then."""
@@ -419,10 +419,6 @@ class Database:
             if not any(apart(ours, self.writes[one]) for one in {row.write, *born}):
                 raise Broken(f"false alarm at node {self.node}: {ours} and {theirs}")
             state.conflicts |= {ours.number, theirs.number}
-        elif stamp.is_timed(key) and local.alive and local.entry is None and version > key:
-            past = state.past[key]
-            if past in self.births.get(key, ()) and apart(self.writes[past], theirs):
-                state.silent.add(past)
         if verdict.action == "take":
             self._take(row, verdict.entry)
         else:

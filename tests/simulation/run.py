@@ -259,8 +259,6 @@ class Run:
                 raise Broken(f"diverged: {_difference(final, site.database.state.rows)}")
         committed = [write for site in self.sites for write in site.database.state.committed]
         conflicts = set[int]().union(*(site.database.state.conflicts for site in self.sites))
-        for site in self.sites:
-            conflicts |= site.database.state.silent
         nothing_lost(committed, final, conflicts)
         for site in self.sites:
             site.database.compact(site.members)

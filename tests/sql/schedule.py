@@ -14,117 +14,30 @@ On the way every fold and every merge is compared, key by key, with `core/merge.
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 from uuid import UUID
 
-import asyncpg
-import msgspec
-
 from syncagent.core import merge, stamp
-from syncagent.core.frontier import Frontier
-from syncagent.core.merge import Dot, Incoming, Local, Version, Window
+from syncagent.core.merge import Dot, Incoming, Version, Window
 from syncagent.core.store import Shipment
 from syncagent.errors import Contended, Inexact
-from tests.support.lab import Memory, Site
-
-SCHEMA = """
-create table item (id uuid primary key, value int not null, note text);
-create function nested() returns trigger language plpgsql as $$
-begin
-    if tg_op = 'INSERT' and new.note = 'vanish' then
-        delete from item where id = new.id;
-    elsif tg_op = 'DELETE' and current_setting('app.reborn', true) <> '' then
-        insert into item values (old.id, current_setting('app.reborn')::int);
-    end if;
-    return null;
-end $$;
-create trigger nested after insert or delete on item for each row execute function nested();
-"""
-_HOT = [UUID(f"00000000-0000-4000-8000-00000000000{n}") for n in range(1, 4)]
-_AHEAD = (0, 0, 0, 2, 6, 3_600_000)
-"""Milliseconds by which a new key may be ahead of the clock."""
-_OPS: dict[str, merge.Op] = {"I": "insert", "U": "update", "D": "delete"}
-_frontier = msgspec.json.Decoder(dict[int, int])
-
-
-@dataclass
-class Write:
-    """One write of one key. `shown` is the value of the row it leaves; None: no row."""
-
-    number: int
-    key: UUID
-    shown: int | None
-    seen: frozenset[int]
-    fresh: bool = False  # no committed row was there: nothing that apply could find locked
-
-
-@dataclass
-class Transaction:
-    session: asyncpg.Connection
-    writes: list[Write] = field(default_factory=list)
-    savepoints: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """A row of a batch. Without a stamp it is implicit; without a cut it came in the plain form."""
-
-    key: UUID
-    stamp: UUID | None
-    cut: int | None
-    deleted: bool
-    value: int | None
-
-
-@dataclass
-class State:
-    """What a site holds, read from its tables."""
-
-    rows: dict[UUID, int]
-    entries: dict[UUID, Version]
-    logged: dict[
-        UUID, list[tuple[int, str, UUID]]
-    ]  # unfolded: clock of the entry, op, stamp of its transaction
-    contexts: dict[tuple[int, int], dict[int, int]]
-    mark: UUID
-
-    def local(self, key: UUID) -> Local:
-        logged = max((stamp for _, _, stamp in self.logged.get(key, ())), default=None)
-        content = _content(key, self.rows[key]) if key in self.rows else None
-        return Local(key in self.rows, self.entries.get(key), logged, content)
-
-
-class Actor:
-    """A site, its application, and what is true of it."""
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.rows: dict[UUID, int] = {}
-        self.past: dict[UUID, int] = {}  # the write that the site's version of a key is
-        self.seen: dict[UUID, frozenset[int]] = {}
-        self.open: list[Transaction] = []
-        self.idle: list[asyncpg.Connection] = []
-        self.xids: set[str] = set()
-        self.noticed: set[UUID] = set()
-        self.settling = False  # a fold has found such a row
-
-    def holder(self, key: UUID) -> Transaction | None:
-        return next((tx for tx in self.open if any(w.key == key for w in tx.writes)), None)
-
-    def visible(self, tx: Transaction, key: UUID) -> int | None:
-        mine = [w.shown for w in tx.writes if w.key == key]
-        return mine[-1] if mine else self.rows.get(key)
-
-    async def begin(self) -> Transaction:
-        session = self.idle.pop() if self.idle else await self.site.session(lock_timeout="3s")
-        await session.execute("begin")
-        self.open.append(Transaction(session))
-        return self.open[-1]
-
-    def end(self, tx: Transaction) -> None:
-        self.open.remove(tx)
-        self.idle.append(tx.session)
+from tests.sql.truth import (
+    AHEAD,
+    HOT,
+    OPS,
+    Actor,
+    Shipped,
+    State,
+    Transaction,
+    Write,
+    apart,
+    as_text,
+    decode,
+    frontier,
+    lookup,
+    short,
+    statement_of,
+)
+from tests.support.lab import Site
 
 
 class Run:
@@ -200,7 +113,7 @@ class Run:
         gone = [k for k in free if actor.visible(tx, k) is None]
         dice = rnd.random()
         if dice < self.hot:
-            key = rnd.choice(_HOT)
+            key = rnd.choice(HOT)
             if actor.holder(key) in (None, tx):
                 there = actor.visible(tx, key) is not None
                 await self.change(
@@ -227,15 +140,15 @@ class Run:
             return UUID(int=self.rnd.getrandbits(128), version=4)
         clock = await actor.site.one("select syncagent._tick()")
         return stamp.pack(
-            clock + self.rnd.choice(_AHEAD) * stamp.UNITS_PER_MS, actor.site.node, self.rnd.getrandbits(46)
+            clock + self.rnd.choice(AHEAD) * stamp.UNITS_PER_MS, actor.site.node, self.rnd.getrandbits(46)
         )
 
     async def change(self, actor: Actor, tx: Transaction, kind: str, keys: list[UUID]) -> None:
         numbers = range(len(self.writes) + 1, len(self.writes) + 1 + len(keys))
         pairs = list(zip(keys, numbers, strict=True))
-        await tx.session.execute(_sql(kind, pairs))
+        await tx.session.execute(statement_of(kind, pairs))
         self.say(
-            f"{actor.site.node} tx{id(tx) % 1000} {kind} " + ", ".join(f"{_short(k)}={n}" for k, n in pairs)
+            f"{actor.site.node} tx{id(tx) % 1000} {kind} " + ", ".join(f"{short(k)}={n}" for k, n in pairs)
         )
         for key, number in pairs:
             gone = kind in ("delete", "vanish") or (kind == "rekey" and key == keys[0])
@@ -314,7 +227,7 @@ class Run:
 
     async def compare_fold(self, actor: Actor, before: State, number: int) -> None:
         after, site = await self.state(actor), actor.site
-        named: dict[Any, Any] = dict(
+        named: dict[UUID, bool] = dict(
             await site.rows(
                 "select k, bool_and(c.implicit) from syncagent.cut_keys c, unnest(c.keys) k where c.cut = $1 group by k",
                 number,
@@ -322,7 +235,7 @@ class Run:
         )
         assert named.keys() == before.logged.keys()
         for key, entries in before.logged.items():
-            ops = [_OPS[op] for _, op, _ in sorted(entries)]
+            ops = [OPS[op] for _, op, _ in sorted(entries)]
             local = before.local(key)
             assert local.logged is not None
             window = Window(ops, local.logged, local.alive, local.entry)
@@ -348,7 +261,7 @@ class Run:
             self.now_true(
                 actor, self.writes[number], stamp.pack(clock, actor.site.node, 12345 + actor.site.node)
             )
-            self.say(f"{actor.site.node} settles {_short(key)}={value} as write {number}")
+            self.say(f"{actor.site.node} settles {short(key)}={value} as write {number}")
 
     async def own_xids(self, actor: Actor) -> list[str]:
         found = [
@@ -368,7 +281,7 @@ class Run:
             return False
         if not await actor.site.ready(header, beside):
             return False
-        rows = await _decode(shipment)
+        rows = await decode(shipment)
         before = await self.state(actor)
         try:
             await actor.site.apply(shipment)
@@ -382,7 +295,7 @@ class Run:
             return False
         del self.flights[way]
         self.say(
-            f"{way[1]} applies {header.after}-{header.upto} of {way[0]}: {[(_short(r.key), r.value) for r in rows]}"
+            f"{way[1]} applies {header.after}-{header.upto} of {way[0]}: {[(short(r.key), r.value) for r in rows]}"
         )
         await self.compare_merge(actor, before, header.origin, rows)
         await self.notice_conflicts(actor)
@@ -404,12 +317,12 @@ class Run:
             write = self.writes[self.write_of(row.key, row.stamp, row.value)]
             local = before.local(row.key)
             implicit = row.stamp is None
-            content = None if row.value is None else _content(row.key, row.value)
+            content = None if row.value is None else as_text(row.key, row.value)
             version = stamp.implicit(row.key) if row.stamp is None else row.stamp
             incoming = Incoming(version, Dot(origin, row.cut), row.deleted, content)
             # a plain row comes without its cut; then it met no metadata, and no context is asked
             context = after.contexts[origin, row.cut] if row.cut is not None else {}
-            verdict = merge.merge(row.key, local, incoming, actor.site.node, context, _lookup(before))
+            verdict = merge.merge(row.key, local, incoming, actor.site.node, context, lookup(before))
             taken = verdict.action == "take"
             assert after.entries.get(row.key) == verdict.entry, f"merge of {row}: {verdict}"
             shown = row.value if taken else before.rows.get(row.key)
@@ -435,15 +348,17 @@ class Run:
             version = stamp.pack(last, site.node, 12345 + site.node)
             logged.setdefault(key, []).append((clock, op, version))
         contexts = {
-            (node, cut): _frontier.decode(context)
+            (node, cut): frontier.decode(context)
             for node, cut, context in await site.rows(
                 "select node, cut, context::text from syncagent.context"
             )
         }
         rows: dict[UUID, int] = dict(await site.rows("select id, value from item"))
-        return State(
-            rows, entries, logged, contexts, await site.one("select collected from syncagent.replicated")
+        born: dict[UUID, int] = dict(
+            await site.rows("select k, max(cut) from syncagent.cut_keys, unnest(keys) k where implicit group by k")
         )
+        mark = await site.one("select collected from syncagent.replicated")
+        return State(rows, entries, logged, contexts, mark, born)
 
     async def notice_conflicts(self, actor: Actor) -> None:
         for conflict, kind, key, high, low, won, lost in await actor.site.rows(
@@ -453,10 +368,10 @@ class Run:
         ):
             actor.noticed.add(conflict)
             one, other = (self.writes[self.write_of(key, *v)] for v in ((high, won), (low, lost)))
-            self.say(f"{actor.site.node} notices {kind} on {_short(key)}: {one.number} and {other.number}")
+            self.say(f"{actor.site.node} notices {kind} on {short(key)}: {one.number} and {other.number}")
             self.conflicts |= {one.number, other.number}
             # that one kind is recorded on suspicion: the insert ran while the tombstone was applied
-            assert kind == "insert/delete" or _apart(one, other), f"false alarm: {kind} of {one} and {other}"
+            assert kind == "insert/delete" or apart(one, other), f"false alarm: {kind} of {one} and {other}"
 
     def write_of(self, key: UUID, version: UUID | None, value: int | None) -> int:
         """The write that made a version; a live row of that version must show its value."""
@@ -518,7 +433,7 @@ class Run:
             if len(won) == len(heads) and key not in final[0]:
                 continue  # all of them deleted
             agreed = [
-                w for w in heads if w.shown is None and any(o.shown is None and _apart(o, w) for o in writes)
+                w for w in heads if w.shown is None and any(o.shown is None and apart(o, w) for o in writes)
             ]
             lost = [w for w in heads if w not in won + agreed and w.number not in self.conflicts]
             assert not lost, f"lost without a conflict: {lost}"
@@ -530,81 +445,3 @@ class Run:
                 if version > stamp.implicit(key)
             ]
             assert not left, f"site {actor.site.node} keeps metadata of what is settled: {left}"
-
-
-def _apart(one: Write, other: Write) -> bool:
-    """Neither writer had seen the other's write."""
-    return one.number not in other.seen and other.number not in one.seen
-
-
-def _lookup(state: State) -> Any:
-    def contexts(dot: Dot) -> Frontier | None:
-        return None if dot.cut is None else state.contexts.get((dot.node, dot.cut))
-
-    return contexts
-
-
-def _content(key: UUID, value: int) -> bytes:
-    """A row as text, as judge compares two implicit ones."""
-    return f"({key},{value},)".encode()
-
-
-def _short(key: UUID) -> str:
-    return key.hex[6:12] + key.hex[-4:]
-
-
-def _sql(kind: str, pairs: Sequence[tuple[UUID, int]]) -> str:
-    values = ", ".join(f"('{key}'::uuid, {number})" for key, number in pairs)
-    keys = ", ".join(f"'{key}'" for key, _ in pairs)
-    key, number = pairs[0]
-    return {
-        "insert": f"insert into item values {values}",
-        "vanish": f"insert into item select k, n, 'vanish' from (values {values}) v (k, n)",
-        "upsert": f"insert into item values {values} on conflict (id) do update set value = excluded.value",
-        "update": f"update item set value = n from (values {values}) v (k, n) where id = k",
-        "delete": f"delete from item where id in ({keys})",
-        "rekey": f"update item set id = '{pairs[-1][0]}', value = {pairs[-1][1]} where id = '{key}'",
-        "reborn": f"with gone as (delete from item where id = '{key}' returning id)"
-        f" insert into item select id, {number} from gone",
-        "reborn nested": f"select set_config('app.reborn', '{number}', false); delete from item where id = '{key}';"
-        " select set_config('app.reborn', '', false)",
-    }[kind]
-
-
-async def _decode(shipment: Shipment) -> list[Shipped]:
-    """The rows of a batch of this schema, from their COPY bytes."""
-    rows = []
-    for index, stream in enumerate(shipment.header.streams):
-        assert stream.columns == ("id", "value", "note")
-        async for data in shipment.spool.read(index):
-            for fields in _tuples(data):
-                head = fields if stream.form == "exact" else [None, None, b"\0", *fields]
-                version, cut, deleted, key, value, _ = head
-                rows.append(
-                    Shipped(
-                        UUID(bytes=key),
-                        UUID(bytes=version) if version else None,
-                        int.from_bytes(cut) if cut else None,
-                        deleted == b"\1",
-                        int.from_bytes(value) if value else None,
-                    )
-                )
-    assert len({row.key for row in rows}) == len(rows), "a key twice in one batch"
-    return rows
-
-
-def _tuples(data: bytes) -> Iterable[list[bytes | None]]:
-    """The tuples of a binary COPY."""
-    at = 19
-    while (width := int.from_bytes(data[at : at + 2], signed=True)) >= 0:
-        at += 2
-        fields: list[bytes | None] = []
-        for _ in range(width):
-            size = int.from_bytes(data[at : at + 4], signed=True)
-            at += 4
-            fields.append(data[at : at + size] if size >= 0 else None)
-            at += max(size, 0)
-        yield fields
-
-
-__all__ = ["SCHEMA", "Memory", "Run"]

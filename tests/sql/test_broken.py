@@ -44,6 +44,14 @@ RULES: dict[str, tuple[Change, Callable[[Sites, Pair], Awaitable[None]]]] = {
         (CUT, "pg_snapshot_xmax(c.applied) > p_oldest))", "false))"),
         test_cut.test_tombstone_waits_for_transactions_that_ran_when_it_was_applied,
     ),
+    "a tombstone below the time in its key is kept": (
+        (
+            CUT,
+            "and v.stamp >= syncagent._implicit(v.key) ",
+            "and (v.deleted or v.stamp >= syncagent._implicit(v.key))",
+        ),
+        test_cut.test_tombstone_below_the_time_in_its_key_is_kept,
+    ),
     "applied here is not stable": (
         (CUT, "coalesce((theirs.context ->> o.node::text)::bigint, 0)", "mine.cut"),
         test_cut.test_metadata_goes_once_everybody_has_it,

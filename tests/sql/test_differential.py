@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from syncagent.embedded import Server
-from tests.sql.schedule import SCHEMA, Run
+from tests.sql.schedule import Run
+from tests.sql.truth import SCHEMA
 from tests.support.lab import Laboratory
 
 _STEPS = 120

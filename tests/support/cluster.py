@@ -377,14 +377,14 @@ class Cluster:
             seconds,
         )
 
-    def faults(self) -> list[str]:
-        """Lines of the agents' logs that no agent may ever write."""
-        return [
-            f"{site.name}: {line}"
-            for site in self.sites
-            for line in (site.log.read_text().splitlines() if site.log.exists() else [])
-            if any(fault in line for fault in _FAULTS)
-        ]
+    def check_logs(self) -> None:
+        """Fail if an agent wrote what no agent may ever write; shows the lines around it."""
+        for site in self.sites:
+            lines = site.log.read_text().splitlines() if site.log.exists() else []
+            for number, line in enumerate(lines):
+                if any(fault in line for fault in _FAULTS):
+                    shown = "\n".join(lines[max(number - 5, 0) : number + 40])
+                    raise AssertionError(f"in the log of {site}:\n{shown}")
 
 
 def until_none(look: Callable[[], dict[str, T]], what: str, seconds: float) -> None:
@@ -446,7 +446,7 @@ class Laboratory:
             yield cluster
             for site in cluster:
                 site.stop()
-            assert not cluster.faults()
+            cluster.check_logs()
         except BaseException:
             for site in cluster:
                 sys.stdout.write(f"---- {site}\n{site.state()}\n")

@@ -130,13 +130,13 @@ class Site:
 
     async def session(self, role: str = "postgres", **settings: str) -> asyncpg.Connection:
         """One more session of the application."""
-        dsn = self.dsn if role == "postgres" else self.server.dsn(self.dsn_name, role)
+        dsn = self.dsn if role == "postgres" else self.server.dsn(self.name, role)
         session = await asyncpg.connect(dsn, statement_cache_size=0, server_settings=settings)
         self._stack.push_async_callback(session.close, timeout=2)
         return session
 
     @property
-    def dsn_name(self) -> str:
+    def name(self) -> str:
         return str(psycopg.conninfo.conninfo_to_dict(self.dsn)["dbname"])
 
     async def holding(self, *statements: str, isolation: str = "read committed") -> asyncpg.Connection:

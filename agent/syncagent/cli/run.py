@@ -9,6 +9,9 @@ from syncagent.cli.options import HomeOption, JsonOption, home_of
 if TYPE_CHECKING:
     from syncagent.settings import Settings
 
+_PATIENCE = 15.0
+"""Seconds to wait for a server that cannot be reached when the agent starts; later it waits for ever."""
+
 
 def run(
     home: HomeOption = None,
@@ -28,15 +31,39 @@ def run(
     import msgspec
 
     from syncagent import settings as configuration
-    from syncagent.storage.commands import as_url, site_of
+    from syncagent.storage.commands import as_url
 
     settings = configuration.load(home_of(home))
     if dsn is not None:
         settings = msgspec.structs.replace(settings, dsn=as_url(dsn))
-    with site_of(settings.dsn):
-        pass  # the SQL side is of our version
+    _check(settings.dsn)
     _talk_on_stderr(as_json)
     asyncio.run(_run(settings))
+
+
+def _check(dsn: str) -> None:
+    """The SQL side is of our version. A server that is just starting, as both may be, is waited for."""
+    import signal
+    import sys
+    import time
+
+    from syncagent.cli import render
+    from syncagent.errors import Unreachable
+    from syncagent.storage.commands import site_of
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    deadline, said = time.monotonic() + _PATIENCE, False
+    while True:
+        try:
+            with site_of(dsn):
+                return
+        except Unreachable as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not said:
+                render.say(f"{error.line}; trying for {_PATIENCE:g} s")
+                said = True
+        time.sleep(0.2)
 
 
 async def _run(settings: "Settings") -> None:

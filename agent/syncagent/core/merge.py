@@ -46,6 +46,7 @@ class Local:
     entry: Version | None = None
     logged: UUID | None = None  # the largest stamp among committed log entries that no cut has folded
     content: bytes | None = None  # only compared, and only between two implicit rows
+    born: int | None = None  # the cut of this site that found the row implicit, while it is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def merge(
     mine = local_stamp(key, local)
     twice = is_twice(key, local, incoming)
     conflict = twice or (
-        mine not in (None, incoming.stamp) and concurrent(local, incoming, context, contexts)
+        mine not in (None, incoming.stamp) and concurrent(local, incoming, me, context, contexts)
     )
     if (
         mine is None
@@ -130,7 +131,7 @@ def is_twice(key: UUID, local: Local, incoming: Incoming) -> bool:
 
 
 def concurrent(
-    local: Local, incoming: Incoming, context: Frontier, contexts: Callable[[Dot], Frontier | None]
+    local: Local, incoming: Incoming, me: int, context: Frontier, contexts: Callable[[Dot], Frontier | None]
 ) -> bool:
     """Had neither writer seen the other? Only for versions with different stamps."""
     if local.logged is not None and (
@@ -140,7 +141,8 @@ def concurrent(
     ):
         return True  # not cut yet: nobody has seen it
     if local.entry is None:
-        return False  # implicit: in everybody's past
+        # Implicit: in everybody's past, but for an insert of ours that the writer had not seen.
+        return local.alive and local.born is not None and local.born > context.get(me, 0)
     dot = local.entry.dot
     if dot.cut is None:
         return True

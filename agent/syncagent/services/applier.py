@@ -70,6 +70,7 @@ class Applier:
             await self._applied(entries, applied)
         finally:
             merging.cancel()
+            await asyncio.gather(merging, return_exceptions=True)  # it has ended, and its end was seen
 
     async def _merge(self, entries: list[Entry[Spool]], attempt: int) -> Applied:
         if len(entries) == 1:

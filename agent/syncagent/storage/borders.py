@@ -22,8 +22,9 @@ from syncagent.errors import (
     Unreachable,
 )
 
-_GONE = ("08", "57P01", "57P02", "57P03", "57P05")
-_CONTENDED = ("40001", "40P01", "55P03", "SA101")
+_GONE = ("08", "53300", "57P01", "57P02", "57P03", "57P05")
+_CONTENDED = ("40001", "40P01", "53200", "55P03", "57014", "SA101")
+"""What another try may not meet: locks, memory, somebody who cancelled the statement."""
 
 
 def of_sqlstate(state: str, message: str, detail: str | None, hint: str | None) -> SyncagentError:

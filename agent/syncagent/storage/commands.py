@@ -127,6 +127,9 @@ def where(parameters: dict[str, Any]) -> str:
     return f"{place}, user {parameters['user']}" if parameters.get("user") else place
 
 
+_NOT_READY = "the database system is "  # starting up, shutting down, in recovery mode
+
+
 def _refused(parameters: dict[str, Any], said: str) -> NoReturn:
     hint = next((hint for text, hint in _REASONS if text in said), "check the dsn and the server")
     reason = (
@@ -134,6 +137,10 @@ def _refused(parameters: dict[str, Any], said: str) -> NoReturn:
         .rpartition("failed: ")[2]
         .strip()
     )
+    if _NOT_READY in said:
+        raise Unreachable(
+            f"PostgreSQL at {where(parameters)} is not ready", detail=reason, hint="wait for it"
+        )
     if "FATAL: " in said:  # the server itself said no
         raise DatabaseError(
             f"PostgreSQL refused the connection to {where(parameters)}", detail=reason, hint=hint

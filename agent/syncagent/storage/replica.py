@@ -136,9 +136,10 @@ class PostgresReplica:
                 await source.stage(session)
         result = await session.fetchrow(
             "select sum(taken)::bigint as taken, sum(conflicts)::bigint as conflicts, sum(parked)::bigint as parked"
-            " from syncagent._merge($1, $2, $3)",
+            " from syncagent._merge($1, $2, $3, $4)",
             staged.relations,
             header.origin,
+            attempt > 0 or careful,
             careful,
         )
         await session.fetchval(

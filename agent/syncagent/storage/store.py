@@ -6,7 +6,7 @@ lost all are given up, so that nothing half-connected goes on.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from uuid import UUID
 
 import asyncpg
@@ -31,15 +31,14 @@ async def opened(
     dsn: str, *, site: UUID, node: int, incarnation: UUID, name: str, peers: Sequence[Peer]
 ) -> AsyncIterator[PostgresStore]:
     """Connect, claim the site, prepare sessions. Raises Unreachable, RefusedError, LacksPrivilege, DatabaseError."""
-    async with AsyncExitStack() as stack:
+    sessions: list[asyncpg.Connection] = []
 
-        async def session(purpose: str, replica: bool | None) -> asyncpg.Connection:
-            made = await (
-                connect(dsn, purpose) if replica is None else working(dsn, purpose, replica=replica)
-            )
-            stack.push_async_callback(_close, made)
-            return made
+    async def session(purpose: str, replica: bool | None) -> asyncpg.Connection:
+        connecting = connect(dsn, purpose) if replica is None else working(dsn, purpose, replica=replica)
+        sessions.append(await connecting)
+        return sessions[-1]
 
+    try:
         merging = asyncio.Lock()
         applying = await session("apply", True)
         replica = PostgresReplica(applying, merging)
@@ -51,8 +50,6 @@ async def opened(
         await keeper.enter(site, incarnation, name, peers)
         origin = PostgresOrigin(await session("cut", False), await session("poll", None), merging, node)
         yield PostgresStore(origin, replica, keeper)
-
-
-async def _close(session: asyncpg.Connection) -> None:
-    with border():
-        await session.close(timeout=2)
+    finally:
+        with border():
+            await asyncio.gather(*(session.close(timeout=2) for session in sessions))
