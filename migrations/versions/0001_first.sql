@@ -1741,6 +1741,14 @@ begin
     if exists (select from pg_temp.verdict d where d.sqlstate = 'SA102') then
         raise exception 'plain rows of % met metadata', {title} using errcode = 'SA102';
     end if;
+    if exists (select from pg_temp.verdict d where d.kind = 'insert/insert' and not d.loses) then
+        -- these inserts of ours are not what the rows are any more
+        update syncagent.cut_keys c
+        set keys = array(select k.key from unnest(c.keys) as k (key) where not exists (
+                select from pg_temp.verdict d where d.key = k.key and d.kind = 'insert/insert' and not d.loses) order by k.key)
+        where c.relation = {id} and c.implicit
+          and c.keys && array(select d.key from pg_temp.verdict d where d.kind = 'insert/insert' and not d.loses);
+    end if;
 
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
         winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)

@@ -420,6 +420,9 @@ class Database:
                 raise Broken(f"false alarm at node {self.node}: {ours} and {theirs}")
             state.conflicts |= {ours.number, theirs.number}
         if verdict.action == "take":
+            if local.born is not None and row.stamp is None:  # the row is not what was born here any more
+                made = state.cuts[local.born]
+                state.cuts[local.born] = made._replace(keys={k: v for k, v in made.keys.items() if k != key})
             self._take(row, verdict.entry)
         else:
             state.met[key] = state.met.get(key, 0) | theirs.met

@@ -104,6 +104,75 @@ async def test_one_key_inserted_twice(sites: Sites, pair: Pair) -> None:
     assert await noticed(a, b) == ["insert/insert"] * 2
 
 
+async def test_insert_that_the_writer_of_a_newer_version_had_not_seen(sites: Sites, pair: Pair) -> None:
+    # Implicit at A, and stamped at B: A takes B's before its own has left, so nobody else ever sees A's.
+    a, b = await sites(ITEM, *pair)
+    await b.do(f"insert into item values ('{K}', 1)")
+    await b.cut()
+    await b.do("update item set value = 2")
+    await a.do(f"insert into item values ('{K}', 3), ('{key(2)}', 4)")
+    await a.cut()
+    await ship(b, a)
+
+    await exchange(a, b)
+    await b.do("update item set value = 5")  # by one who has seen all of it
+    await exchange(a, b)
+
+    assert await values(a) == await values(b) == [5, 5]
+    assert await noticed(a, b) == ["update/update"]
+    (images,) = await a.rows(
+        "select winning_image ->> 'value', losing_image ->> 'value' from syncagent.conflict_record"
+    )
+    assert images == ("2", "3")
+
+
+async def test_insert_that_has_lost_is_not_met_again(sites: Sites, pair: Pair) -> None:
+    # B's content is larger: what lives at A is B's insert, and C's update has seen that, though none of A's cuts.
+    a, b, c = await sites(ITEM, *pair, pair[0])
+    await a.do(f"insert into item values ('{K}', 1)")
+    await a.cut()
+    await b.do(f"insert into item values ('{K}', 2)")
+    await ship(b, a)
+    await ship(b, c)
+    await c.do("update item set value = 3")
+
+    await exchange(a, b, c)
+
+    assert await values(a) == await values(b) == await values(c) == [3]
+    assert await noticed(a, b, c) == ["insert/insert"]
+
+
+async def test_row_written_between_judge_and_write(sites: Sites, pair: Pair) -> None:
+    # Nothing is locked while the batch is judged: whoever comes in between is found afterwards.
+    a, b = await sites(ITEM, *pair)
+    await a.do(f"insert into item values ('{K}', 0), ('{key(2)}', 0)")
+    await exchange(a, b)
+    await a.do("update item set value = 1")
+    batch = await a.batch(b)
+    await b.do(
+        "create function interfere() returns trigger language plpgsql as $$ begin"
+        " perform pg_advisory_xact_lock(7); return null; end $$",
+        "create trigger interfere before insert on syncagent.conflict_record for each statement execute function interfere()",
+        "alter table syncagent.conflict_record enable always trigger interfere",
+        f"update item set value = 2 where id = '{key(2)}'",  # a conflict, so the judge comes by the lock
+    )
+    gate = await b.holding("select pg_advisory_xact_lock(7)")
+    await b.store.replica._session.execute("set lock_timeout = '10s'")
+    merging = asyncio.ensure_future(b.apply(batch))
+    await blocked(b)
+    await b.do(f"update item set value = 3 where id = '{K}'")
+    await gate.execute("commit")
+
+    (refused,) = await asyncio.gather(merging, return_exceptions=True)
+    assert isinstance(refused, Contended)
+    assert "was written while it was merged" in refused.message
+    await b.do("drop function interfere cascade")
+    await exchange(a, b)
+
+    assert await values(a) == await values(b)
+    assert await noticed(a, b) == ["update/update"] * 2
+
+
 async def test_rows_of_a_transaction_win_together(sites: Sites, pair: Pair) -> None:
     # Its stamp is its last clock, over all tables; B's writes come between its first and its last.
     a, b = await sites(f"{ITEM}; create table other (id uuid primary key, value int)", *pair)

@@ -76,6 +76,22 @@ RULES: dict[str, tuple[Change, Callable[[Sites, Pair], Awaitable[None]]]] = {
         (APPLY, "or (c.twice and c.larger <> 0)", ""),
         test_apply.test_one_key_inserted_twice,
     ),
+    "an insert that the writer had not seen is compared": (
+        (APPLY, "when m.settled is null then coalesce(m.born > ", "when m.settled is null then coalesce(false and m.born > "),
+        test_apply.test_insert_that_the_writer_of_a_newer_version_had_not_seen,
+    ),
+    "an insert that has lost is no birth": (
+        (APPLY, "if exists (select from pg_temp.verdict d where d.kind = 'insert/insert' and not d.loses) then", "if false then"),
+        test_apply.test_insert_that_has_lost_is_not_met_again,
+    ),
+    "what was written while it was merged is found": (
+        (APPLY, "        execute format('select syncagent.recheck_%s($1)', v_id) using v_seen;\n", ""),
+        test_apply.test_row_written_between_judge_and_write,
+    ),
+    "a resend skips what was dropped": (
+        (CUT, "then k.born = k.cut ", "then true "),
+        test_cut.test_resend_skips_what_was_dropped,
+    ),
     "a slot with an unfolded entry is kept": (
         (CUT, "    if v_left then\n        return false;\n    end if;\n", ""),
         test_cut.test_slot_of_a_stalled_writer_is_kept,

@@ -327,6 +327,26 @@ async def test_coalesced_batch_keeps_the_context_of_each_cut(sites: Sites, pair:
     assert await c.conflicts() == ["update/update"]
 
 
+async def test_resend_skips_what_was_dropped(sites: Sites, pair: Pair) -> None:
+    # A's write was replaced by B's, which everybody has by now: it is neither A's row nor without a stamp.
+    a, b, c = await sites(ITEM, *pair, pair[0])
+    await a.do(f"insert into item values ('{K}', 1)")
+    await exchange(a, b, c)
+    await b.clock_ahead(3)
+    await a.do("update item set value = 2")
+    await b.do("update item set value = 3")
+    await a.cut()
+    before = (await c.frontier())[a.node]
+    await ship(b, a)
+    table = await a.one("select id from syncagent.replicated")
+    await a.do(f"delete from syncagent.version_{table}")  # as compaction does
+
+    batch = await a.batch(c, plain=False)
+
+    assert batch.header.after == before
+    assert batch.header.rows == 0
+
+
 async def test_key_written_twice_travels_once(sites: Sites, pair: Pair) -> None:
     a, b = await sites(ITEM, *pair)
     await a.do(f"insert into item values ('{K}', 1)")

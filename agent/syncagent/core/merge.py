@@ -46,7 +46,7 @@ class Local:
     entry: Version | None = None
     logged: UUID | None = None  # the largest stamp among committed log entries that no cut has folded
     content: bytes | None = None  # only compared, and only between two implicit rows
-    born: int | None = None  # the cut of this site that found the row implicit, while it is kept
+    born: int | None = None  # the cut of this site that found this very row implicit, while it is kept
 
 
 @dataclass(frozen=True, slots=True)
