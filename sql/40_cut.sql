@@ -40,7 +40,7 @@ begin
     create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, gone boolean, odd text);
     create temp table if not exists verdict (
         key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
-        absent boolean, trace boolean, sqlstate text, reason text);
+        absent boolean, trace boolean, unborn boolean, sqlstate text, reason text);
 end
 $$;
 comment on function syncagent._prepare_session is 'work tables of one session of the agent';
@@ -396,7 +396,12 @@ declare
     v_full    boolean := false;
     r         record;
 begin
-    select pg_snapshot_xmin(taken) into v_oldest from syncagent._last_cut();
+    -- Below this all transactions have ended and are folded; at rest that is known without another cut.
+    select case when exists (
+                    select from syncagent.log e
+                    where (e.xid >= l.xmax or e.xid = any (l.xip)) and e.xid < pg_snapshot_xmin(pg_current_snapshot()))
+                then pg_snapshot_xmin(l.taken) else pg_snapshot_xmin(pg_current_snapshot()) end
+    into v_oldest from syncagent._last_cut() l where l.taken is not null;
     if v_oldest is null then
         return 0;
     end if;

@@ -858,7 +858,7 @@ begin
     create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, gone boolean, odd text);
     create temp table if not exists verdict (
         key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
-        absent boolean, trace boolean, sqlstate text, reason text);
+        absent boolean, trace boolean, unborn boolean, sqlstate text, reason text);
 end
 $$;
 comment on function syncagent._prepare_session is 'work tables of one session of the agent';
@@ -1214,7 +1214,12 @@ declare
     v_full    boolean := false;
     r         record;
 begin
-    select pg_snapshot_xmin(taken) into v_oldest from syncagent._last_cut();
+    -- Below this all transactions have ended and are folded; at rest that is known without another cut.
+    select case when exists (
+                    select from syncagent.log e
+                    where (e.xid >= l.xmax or e.xid = any (l.xip)) and e.xid < pg_snapshot_xmin(pg_current_snapshot()))
+                then pg_snapshot_xmin(l.taken) else pg_snapshot_xmin(pg_current_snapshot()) end
+    into v_oldest from syncagent._last_cut() l where l.taken is not null;
     if v_oldest is null then
         return 0;
     end if;
@@ -1717,7 +1722,7 @@ begin
         cross join lateral (select row({t_columns})::text collate "C", row({s_columns})::text collate "C") as w (here, there)
         where j.concurrent or j.mine >= j.incoming or j.inexact or (j.plain and j.fresh is not null)
     )
-    insert into pg_temp.verdict (key, loses, conflict, kind, incoming, mine, my_node, absent, trace, sqlstate)
+    insert into pg_temp.verdict (key, loses, conflict, kind, incoming, mine, my_node, absent, trace, unborn, sqlstate)
     select c._key,
            case when c.twice then c.larger <= 0
                 when p_retry then c.mine > c.incoming
@@ -1732,6 +1737,7 @@ begin
            c.incoming, case when c.beneath then c.fresh else c.mine end,
            case when c.settled is null or c.fresh >= c.settled or c.beneath then v_site.node else c.node end,
            c.tid is null, c.fresh is not null and (c.mine > c.incoming and c.settled is null or c.incoming > c.mine and c.plain),
+           c.born is not null and (case when c.twice then c.larger > 0 else c.concurrent and c.incoming > c.mine end),
            case when c.inexact then 'SA102' end
     from compared c;
     get diagnostics v_rows = row_count;
@@ -1741,13 +1747,13 @@ begin
     if exists (select from pg_temp.verdict d where d.sqlstate = 'SA102') then
         raise exception 'plain rows of % met metadata', {title} using errcode = 'SA102';
     end if;
-    if exists (select from pg_temp.verdict d where d.kind = 'insert/insert' and not d.loses) then
-        -- these inserts of ours are not what the rows are any more
+    if exists (select from pg_temp.verdict d where d.unborn) then
+        -- these inserts of ours are in a conflict now: they are not what the rows are any more
         update syncagent.cut_keys c
-        set keys = array(select k.key from unnest(c.keys) as k (key) where not exists (
-                select from pg_temp.verdict d where d.key = k.key and d.kind = 'insert/insert' and not d.loses) order by k.key)
-        where c.relation = {id} and c.implicit
-          and c.keys && array(select d.key from pg_temp.verdict d where d.kind = 'insert/insert' and not d.loses);
+        set keys = array(select k.key from unnest(c.keys) as k (key)
+                         where k.key not in (select d.key from pg_temp.verdict d where d.unborn) order by k.key)
+        where c.relation = {id} and c.implicit and c.cut > v_told
+          and exists (select from unnest(c.keys) as k (key) where k.key in (select d.key from pg_temp.verdict d where d.unborn));
     end if;
 
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,

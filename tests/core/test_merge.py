@@ -124,6 +124,15 @@ def test_an_implicit_version_that_wins_needs_no_entry() -> None:
     assert (merged.action, merged.entry, merged.conflict) == ("take", None, False)
 
 
+def test_an_insert_of_ours_that_the_writer_had_not_seen_is_a_conflict() -> None:
+    born = Local(True, None, content=b"a", born=5)
+    incoming = written(200, 2, False)
+    unseen = merge.merge(KEY, born, incoming, 9, {9: 4}, lambda dot: {})
+    assert (unseen.action, unseen.conflict, unseen.unborn) == ("take", True, True)
+    seen = merge.merge(KEY, born, incoming, 9, {9: 5}, lambda dot: {})
+    assert (seen.action, seen.conflict, seen.unborn) == ("take", False, False)
+
+
 def test_one_key_inserted_twice_is_a_conflict_unless_it_is_the_same_row() -> None:
     held, row = Local(True, content=b"b"), Incoming(KEY, Dot(2, 1), False, b"a")
     seen = {9: 99}

@@ -214,6 +214,15 @@ def test_what_a_cut_of_rows_has_told_needs_no_other(box: Outbox) -> None:
     assert box.plan(LATER * 2, False) is None
 
 
+def test_what_a_cut_has_told_before_it_was_known_here_reaches_everybody(box: Outbox) -> None:
+    """The merge commits, a cut made for one peer tells it, and only then it is heard that the merge is done."""
+    want(box, B, after=LAST - 1)
+    cut(box, frontier={C: 3})
+    box.learned(C, 3, rows=1)
+    want(box, C)
+    assert plan(box, 2 * LATER).groups == (Group(LAST, True, (C,)),)
+
+
 def test_knowledge_is_not_lost_on_who_was_away(box: Outbox) -> None:
     want(box, A)
     box.learned(B, 3, rows=1)

@@ -35,6 +35,8 @@ BREAKS = {
     "stable":  "applied here counts as stable",
     "onedot":  "the rows of a coalesced batch all get the dot and the context of its last cut",
     "named":   "a resend takes every logged key without an entry for an implicit row of this site",
+    "unseen":  "an implicit row is in everybody's past, even an insert of this site that the writer lacks",
+    "outdone": "an implicit insert that has lost, in a conflict, counts as what the row is",
 }
 PAGE = {"settle", "horizon", "trace", "order", "ahead", "odd", "relay", "between"}
 BROKEN = set()  # of BREAKS
@@ -94,6 +96,7 @@ class Site:
     beside: dict = field(default_factory=dict)    # key -> transactions that ran when its tombstone was applied
     out: list = field(default_factory=list)
     folded: dict = field(default_factory=dict)    # key -> the last cut that shipped it as an implicit row
+    births: dict = field(default_factory=dict)    # key -> the cut that found it an implicit row of this site
     under: tuple = ({}, {}, {})                   # rows, versions, past under the snapshot of the last cut, folded
     frontier: list = None
     known: list = None
@@ -189,6 +192,7 @@ class Site:
             stats["folds repeated"] += 1                      # 40001: the whole cut again
             return
         self.folded |= {k: number for k, v in batch.items() if v.dot is None or "named" in BROKEN}
+        self.births |= {k: number for k, v in batch.items() if v.dot is None}
         self.under = rows, {**meta, **writes}, past
         self.meta.update(writes)
         del self.log[:len(log)]
@@ -255,7 +259,7 @@ class Site:
         if self.logged(key) is not None and self.logged(key) >= self.meta.get(key, ((-1, -2),))[0]:
             return True                                       # not cut yet: nobody has seen it
         if key not in self.meta:
-            return False
+            return "unseen" not in BROKEN and self.births.get(key, 0) > context[self.me]
         dot = self.meta[key][1]
         if dot[1] <= context[dot[0]]:
             return False
@@ -263,12 +267,13 @@ class Site:
         return not (ours and ours[origin] >= number)
 
     def merge(self, origin, number, context, key, v, stats, conflicts):
-        mine = self.stamp_of(key)
+        mine, found = self.stamp_of(key), False
         if mine is not None and v.stamp != mine:
             top, here = self.past[key]
             truly = not (here <= v.history or v.history <= here)
             stats["compared"] += 1
-            if self.concurrent(key, origin, number, context):
+            found = self.concurrent(key, origin, number, context)
+            if found:
                 stats["conflicts"] += 1
                 assert truly, "false alarm"
                 conflicts |= {top, v.top}
@@ -278,6 +283,8 @@ class Site:
         if twice:
             conflicts |= {self.past[key][0], v.top}
         if mine is None or v.stamp > mine or (twice and v.value > self.rows[key]):
+            if (twice or found) and "outdone" not in BROKEN:
+                self.births.pop(key, None), self.folded.pop(key, None)
             self.past[key] = v.top, v.history
             self.meta.pop(key, None) if v.dot is None else self.meta.__setitem__(key, (v.stamp, v.dot, v.deleted))
             self.rows.pop(key, None) if v.deleted else self.rows.__setitem__(key, v.value)
@@ -367,7 +374,8 @@ def run(seed, stats, steps=400, coalesced=False):
             elif kind < 0.25:
                 site.execute(xid, (max(1, now + site.skew + rnd.choice([0, 0, 0, 2, 6])), writes), ["insert"], writes, now)
             elif kind < 0.35:
-                site.execute(xid, (0, -rnd.randint(1, 3)), ["insert"], writes, now)
+                name = rnd.randint(1, 5)                      # from 4 on a key with a time, made by every site
+                site.execute(xid, (0, -name) if name < 4 else (now - now % 40 + 1, -name), ["insert"], writes, now)
             elif kind < 0.45 and gone:
                 site.execute(xid, rnd.choice(gone), ["insert"], writes, now)
             elif kind < 0.85 and alive:

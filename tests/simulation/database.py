@@ -420,7 +420,8 @@ class Database:
                 raise Broken(f"false alarm at node {self.node}: {ours} and {theirs}")
             state.conflicts |= {ours.number, theirs.number}
         if verdict.action == "take":
-            if local.born is not None and row.stamp is None:  # the row is not what was born here any more
+            if verdict.unborn and "unborn" not in self.broken:
+                assert local.born is not None
                 made = state.cuts[local.born]
                 state.cuts[local.born] = made._replace(keys={k: v for k, v in made.keys.items() if k != key})
             self._take(row, verdict.entry)
@@ -467,6 +468,8 @@ class Database:
         if self.merging or not self.last.cut:
             return
         stable = self.stable(members)
+        if not state.log:  # all that has ended is folded
+            state.oldest = min((tx.xid for tx in self.open), default=self._xids + 1)
         for key, entry in list(state.entries.items()):
             found = state.contexts.get((entry.dot.node, entry.dot.cut)) if entry.dot.cut else None
             old = bool(found and found.applied and found.applied.xmax > state.oldest)

@@ -16,6 +16,7 @@ from syncagent.core.merge import Local, Merged, Window
 from tests.simulation.run import USUAL, Scene
 
 _may_drop, _merge, _is_born_implicit = merge.may_drop, merge.merge, merge.is_born_implicit
+_concurrent = merge.concurrent
 
 
 def _young(key: UUID, local: Local, stable: Frontier, old_transactions: bool) -> bool:
@@ -31,6 +32,10 @@ def _low(key: UUID, local: Local, stable: Frontier, old_transactions: bool) -> b
     if entry is None or entry.dot.cut is None or local.logged is not None or entry.deleted:
         return _may_drop(key, local, stable, old_transactions)
     return stable.get(entry.dot.node, 0) >= entry.dot.cut
+
+
+def _unseen(local: Local, *arguments: Any) -> bool:
+    return _concurrent(replace(local, born=None), *arguments)
 
 
 def _traceless(*arguments: Any) -> Merged:
@@ -115,6 +120,13 @@ VARIANTS = {
     ),
     "between": Variant("the fold does not look at implicit rows again", switch="between", scene=_SLOW),
     "lock": Variant("apply does not wait for row locks", switch="lock", scene=_CROWD),
+    "unseen": Variant(
+        "an implicit row is in everybody's past, even an insert of this site that the writer lacks",
+        {"concurrent": _unseen},
+    ),
+    "unborn": Variant(
+        "an insert that has lost, in a conflict, counts as what the row is", switch="unborn", scene=_CALM
+    ),
     "stable": Variant("applied here counts as stable", switch="stable"),
     "told": Variant(
         "stable is what a peer said before its database had flushed it", switch="told", scene=_CRASHES

@@ -81,7 +81,7 @@ RULES: dict[str, tuple[Change, Callable[[Sites, Pair], Awaitable[None]]]] = {
         test_apply.test_insert_that_the_writer_of_a_newer_version_had_not_seen,
     ),
     "an insert that has lost is no birth": (
-        (APPLY, "if exists (select from pg_temp.verdict d where d.kind = 'insert/insert' and not d.loses) then", "if false then"),
+        (APPLY, "if exists (select from pg_temp.verdict d where d.unborn) then", "if false then"),
         test_apply.test_insert_that_has_lost_is_not_met_again,
     ),
     "what was written while it was merged is found": (

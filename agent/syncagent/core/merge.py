@@ -80,11 +80,14 @@ def local_stamp(key: UUID, local: Local) -> UUID | None:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What apply does with one incoming row. `entry` is the version entry afterwards, None for none."""
+    """What apply does with one incoming row. `entry` is the version entry afterwards, None for none.
+
+    `unborn`: an insert of ours stands in a conflict now, so the row must not be taken for it any more."""
 
     action: Literal["take", "keep", "trace"]
     entry: Version | None
     conflict: bool
+    unborn: bool = False
 
 
 def merge(
@@ -108,9 +111,8 @@ def merge(
     ):
         # Over a write that is not folded yet even an implicit row leaves an entry: the fold must see it.
         implicit = not incoming.deleted and is_implicit(key, incoming.stamp) and local.logged is None
-        return Merged(
-            "take", None if implicit else Version(incoming.stamp, incoming.dot, incoming.deleted), conflict
-        )
+        entry = None if implicit else Version(incoming.stamp, incoming.dot, incoming.deleted)
+        return Merged("take", entry, conflict, conflict and local.born is not None)
     if local.logged is not None and local.logged == mine and local.entry is None:
         # Without a trace the fold could find this write implicit, although it won here by its logged stamp.
         # An entry says as much; a tombstone must stay until the fold has compared the insert with it.

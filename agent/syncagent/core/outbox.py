@@ -127,6 +127,8 @@ class Outbox:
         """A batch of another origin was applied. An empty one is no news, else sites at rest would chatter."""
         if rows:
             self._news[origin] = max(upto, self._news.get(origin, 0))
+            if self._context.get(origin, 0) >= upto:  # a cut made since the merge has told it already
+                self._needed = self.last
 
     def marked(self, request: UUID) -> None:
         """The next cut answers this request."""
