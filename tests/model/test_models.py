@@ -23,18 +23,21 @@ MODEL_BREAKS = {
     "onedot": (0, "false alarm"),
 }
 TXMODEL_BREAKS = {
-    "trace": (7231, "diverged"),
-    "order": (1, "diverged"),
-    "ahead": (381, "diverged"),
-    "odd": (310, "false alarm"),
-    "relay": (10, "false alarm"),
+    "trace": (38, "diverged"),
+    "order": (185, "diverged"),
+    "ahead": (382, "diverged"),
+    "odd": (1166, "diverged"),
+    "relay": (11, "false alarm"),
     "fold": (0, "false alarm"),
-    "mark": (22, "diverged"),
-    "uncut": (1, "false alarm"),
-    "lock": (1, "write lost, no conflict"),
+    "mark": (1, "diverged"),
+    "uncut": (21, "false alarm"),
+    "lock": (0, "write lost, no conflict"),
     "stable": (0, "diverged"),
-    "onedot": (16, "false alarm"),
-    "named": (39, "false alarm"),
+    "onedot": (6, "diverged"),
+    "named": (2165, "false alarm"),
+    "unseen": (588, "write lost, no conflict"),
+    "outdone": (74, "false alarm"),
+    "relayed": (704, "false alarm"),
 }
 DIRECTED_BREAKS = set(txmodel_directed.SCHEDULES)
 

@@ -36,6 +36,7 @@ BREAKS = {
     "onedot":  "the rows of a coalesced batch all get the dot and the context of its last cut",
     "named":   "a resend takes every logged key without an entry for an implicit row of this site",
     "unseen":  "an implicit row is in everybody's past, even an insert of this site that the writer lacks",
+    "relayed": "a relay takes one implicit insert of a key for another, since their stamps are equal",
     "outdone": "an implicit insert that has lost, in a conflict, counts as what the row is",
 }
 PAGE = {"settle", "horizon", "trace", "order", "ahead", "odd", "relay", "between"}
@@ -151,8 +152,9 @@ class Site:
         return max((stamp for _, stamp, keys in (self.log if log is None else log) if key in keys), default=None)
 
     def stamp_of(self, key):
-        known = [self.meta[key][0]] if key in self.meta else [(key[0], -1)] if key in self.rows else []
-        return max(known + [s for s in [self.logged(key)] if s], default=None)
+        """A logged write is not compared with the implicit stamp: if the key is ahead of it, the fold stamps it all the same."""
+        known = [stamp for stamp in (self.meta.get(key, (None,))[0], self.logged(key)) if stamp]
+        return max(known, default=(key[0], -1) if key in self.rows else None)
 
     def version(self, key):
         stamp, dot, deleted = self.meta.get(key, ((key[0], -1), None, False))
@@ -279,14 +281,21 @@ class Site:
                 conflicts |= {top, v.top}
         self.seen[key] = self.seen.get(key, frozenset()) | v.history
         self.hlc = max(self.hlc, v.stamp[0])
-        twice = v.stamp == mine and v.dot is None and key not in self.meta and self.rows.get(key) != v.value
+        fresh = self.logged(key) is not None
+        twice = v.stamp == mine and v.dot is None and key not in self.meta and not fresh and self.rows.get(key) != v.value
         if twice:
             conflicts |= {self.past[key][0], v.top}
         if mine is None or v.stamp > mine or (twice and v.value > self.rows[key]):
             if (twice or found) and "outdone" not in BROKEN:
                 self.births.pop(key, None), self.folded.pop(key, None)
+            if twice and "relayed" not in BROKEN:
+                for keys in self.relay.values():
+                    keys.pop(key, None)
             self.past[key] = v.top, v.history
-            self.meta.pop(key, None) if v.dot is None else self.meta.__setitem__(key, (v.stamp, v.dot, v.deleted))
+            if v.dot is None and not fresh:
+                self.meta.pop(key, None)
+            else:                                             # over a write not folded yet even an implicit row: the fold must see it
+                self.meta[key] = v.stamp, v.dot or (origin, number), v.deleted
             self.rows.pop(key, None) if v.deleted else self.rows.__setitem__(key, v.value)
             if v.deleted:
                 self.beside[key] = set(self.open), v.top
@@ -307,7 +316,8 @@ class Site:
             self.contexts[origin, number] = context
             self.relay[origin, number] = {}
         for key, v in batch.rows.items():
-            self.relay[origin, batch.cut_of(key)[0]][key] = v.stamp
+            if v.dot is not None or self.past[key][0] == v.top or "relayed" in BROKEN:
+                self.relay[origin, batch.cut_of(key)[0]][key] = v.stamp
         return True
 
     def relay_for(self, origin, after):
