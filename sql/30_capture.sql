@@ -193,7 +193,7 @@ begin
             't_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             's_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null)),
             'v_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('v.k%s', k), ', ' order by k) filter (where k is not null)),
-            'odd_column', ', odd', 'max_odd', 'max(k.odd)', 'unnest_entry', 'unnest(e.keys, e.odd) as k (key, odd)',
+            'odd_column', ', odd', 'max_odd', 'max(e.odd)', 'unnest_entry', 'unnest(e.keys, e.odd) as k (key, odd)',
             'odd_array', format(', array(select row(%s)::text from changed t limit 10000)', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             'odd_agg', ', array_agg(k.odd)',
             'odd_value', format(', row(%s)::text as odd', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),

@@ -153,59 +153,60 @@ create function syncagent.fold_{id}(p_cut bigint, p_node integer, p_tail bigint,
     as $$
 #variable_conflict use_column
 declare
-    v_rows bigint;
+    v_rows    bigint;
+    v_least   uuid := (select syncagent._stamp(min(e.tx_hlc), p_tail) from pg_temp.window_entry e where e.relation = {id});
+    v_entries boolean := exists (select from syncagent.version_{id});
 begin
     -- A key's stamp is that of its last transaction. It was born here if its first entry is an insert and
     -- none is a delete: triggers nest, and then the inner statement logs first.
     insert into pg_temp.folded (key, hlc, implicit, gone, odd)
     select f.key, f.hlc,
-           f.born and {may_be_implicit} and syncagent._implicit(f.key) < syncagent._stamp(f.hlc, p_tail)
-               and syncagent._implicit(f.key) > p_collected and v.key is null,
+           f.born and {may_be_implicit} and f.key > p_collected
+               and (f.key < v_least or f.key < syncagent._stamp(f.hlc, p_tail))   -- most need no stamp of their own
+               and not (v_entries and exists (select from syncagent.version_{id} v where v.key = f.key)),
            f.gone, f.odd
     from (
-        select k.key, max(e.tx_hlc) as hlc,
+        select e.key, max(e.tx_hlc) as hlc,
                coalesce(min(e.hlc) filter (where e.op = 'I') = min(e.hlc), false) and not bool_or(e.op = 'D') as born,
                bool_or(e.op = 'D') as gone, {max_odd} as odd
-        from pg_temp.window_entry e cross join lateral {unnest_entry}
-        where e.relation = {id}
-        group by k.key
-    ) as f
-    left join syncagent.version_{id} v on f.born and v.key = f.key
-    order by f.key;
+        from (select k.*, e.tx_hlc, e.hlc, e.op from pg_temp.window_entry e cross join lateral {unnest_entry}
+              where e.relation = {id} order by k.key) as e
+        group by e.key
+    ) as f;
     get diagnostics v_rows = row_count;
     if v_rows > 1000 then
         analyze pg_temp.folded;
     end if;
 
-    -- An insert that ran while a tombstone of its key was applied: neither had seen the other.
-    insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
-        winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-    select syncagent._conflict_id({id}, f.key, w.stamp, v.stamp), {schema_literal}, {table_literal}, f.key,
-           {t_key_text}, 'insert/delete', 'lww',
-           greatest(w.stamp, v.stamp), least(w.stamp, v.stamp),
-           case when w.stamp > v.stamp then p_node else v.node end, case when w.stamp > v.stamp then v.node else p_node end,
-           case when w.stamp > v.stamp then to_jsonb(t.*) end, case when w.stamp > v.stamp then null else to_jsonb(t.*) end
-    from pg_temp.folded f
-    join syncagent.version_{id} v on v.key = f.key and v.deleted and v.node <> p_node
-    join syncagent.context c on c.node = v.node and c.cut = v.cut
-    join {table} t on {t_eq_v}
-    cross join lateral (select syncagent._stamp(f.hlc, p_tail)) as w (stamp)
-    where exists (
-        select from pg_temp.window_entry e
-        where e.relation = {id} and e.op = 'I' and f.key = any (e.keys)
-          and e.xid < pg_snapshot_xmax(c.applied) and not pg_visible_in_snapshot(e.xid, c.applied))
-    on conflict (id) do nothing;
+    if v_entries then
+        -- An insert that ran while a tombstone of its key was applied: neither had seen the other.
+        insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
+            winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+        select syncagent._conflict_id({id}, f.key, w.stamp, v.stamp), {schema_literal}, {table_literal}, f.key,
+               {t_key_text}, 'insert/delete', 'lww',
+               greatest(w.stamp, v.stamp), least(w.stamp, v.stamp),
+               case when w.stamp > v.stamp then p_node else v.node end, case when w.stamp > v.stamp then v.node else p_node end,
+               case when w.stamp > v.stamp then to_jsonb(t.*) end, case when w.stamp > v.stamp then null else to_jsonb(t.*) end
+        from pg_temp.folded f
+        join syncagent.version_{id} v on v.key = f.key and v.deleted and v.node <> p_node
+        join syncagent.context c on c.node = v.node and c.cut = v.cut
+        join {table} t on {t_eq_v}
+        cross join lateral (select syncagent._stamp(f.hlc, p_tail)) as w (stamp)
+        where exists (
+            select from pg_temp.window_entry e
+            where e.relation = {id} and e.op = 'I' and f.key = any (e.keys)
+              and e.xid < pg_snapshot_xmax(c.applied) and not pg_visible_in_snapshot(e.xid, c.applied))
+        on conflict (id) do nothing;
 
-    -- A row that lives under a newer tombstone is written anew, right after this cut.
-    insert into syncagent.settling (relation, key)
-    select {id}, f.key
-    from pg_temp.folded f
-    join syncagent.version_{id} v on v.key = f.key and v.deleted and v.stamp > syncagent._stamp(f.hlc, p_tail)
-    join {table} t on {t_eq_v}
-    on conflict do nothing;
+        -- A row that lives under a newer tombstone is written anew, right after this cut.
+        insert into syncagent.settling (relation, key)
+        select {id}, f.key
+        from pg_temp.folded f
+        join syncagent.version_{id} v on v.key = f.key and v.deleted and v.stamp > syncagent._stamp(f.hlc, p_tail)
+        join {table} t on {t_eq_v}
+        on conflict do nothing;
 
-    -- An absence that no delete explains is a loss, not a write. (Two statements cost half of ON CONFLICT.)
-    if exists (select from syncagent.version_{id}) then
+        -- An absence that no delete explains is a loss, not a write. (Two statements cost half of ON CONFLICT.)
         update syncagent.version_{id} v
         set stamp = syncagent._stamp(f.hlc, p_tail), node = p_node, cut = p_cut, deleted = {t_absent}
         from pg_temp.folded f {decode_odd} left join {table} t on {t_eq_f}

@@ -157,8 +157,18 @@ def test_writes_that_come_together_share_a_cut(box: Outbox) -> None:
 
 
 def test_without_anybody_who_asks_the_log_is_still_kept_short(box: Outbox) -> None:
-    assert box.wake_in(1.0, True) == pytest.approx(limits.IDLE_CUT_INTERVAL - 1.0)
-    assert plan(box, limits.IDLE_CUT_INTERVAL, pending=True) == Plan("idle", (), ())
+    now, waits = 0.0, []
+    for _ in range(6):
+        wait = box.wake_in(now, True)
+        assert wait is not None
+        now += wait
+        waits.append(wait)
+        assert plan(box, now, pending=True) == Plan("idle", (), ())
+        cut(box, now, pending=True)
+    assert waits == [1, 2, 4, 8, 16, 16]
+    want(box, A)
+    cut(box, now + 1, pending=True)
+    assert box.wake_in(now + 1, True) == pytest.approx(limits.IDLE_CUT_INTERVAL)
 
 
 def test_who_is_behind_is_served_without_new_writes(box: Outbox) -> None:

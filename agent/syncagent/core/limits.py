@@ -32,8 +32,10 @@ CUT_INTERVAL_MOST = 0.25
 """After a cut the origin rests so many times as long as it took: cuts use a third of the time at most."""
 KNOWLEDGE_INTERVAL = 1.0
 """Least time before an empty cut is made only to tell what was applied here."""
-IDLE_CUT_INTERVAL = 5.0
-"""Least time between cuts that nobody asks for; they keep the unfolded log short."""
+IDLE_CUT_INTERVAL = 1.0
+IDLE_CUT_MOST = 16.0
+"""Least time between cuts that nobody asks for: doubled from one to the next. They keep the unfolded log short, so
+that little is left to do for whoever comes back, and each of them makes the header of its batch longer."""
 BUSY_POLL = 0.002
 IDLE_POLL = 0.25
 """How often the log is looked at: from busy to idle by doubling."""
@@ -62,7 +64,8 @@ assert PING_INTERVAL * 3 < LINK_TIMEOUT < ASK_AGAIN, "a dead link is noticed bef
 assert KNOT_WINDOW > WINDOW, "a knot can be closed"
 assert WINDOW >= 2, "the next batch travels while one is applied"
 assert CUT_INTERVAL <= CUT_INTERVAL_MOST < KNOWLEDGE_INTERVAL, "a long cut delays the next one, within reason"
-assert CUT_INTERVAL < KNOWLEDGE_INTERVAL < IDLE_CUT_INTERVAL, "work first, knowledge next, nobody last"
+assert CUT_INTERVAL < KNOWLEDGE_INTERVAL <= IDLE_CUT_INTERVAL, "work first, knowledge next, nobody last"
+assert IDLE_CUT_INTERVAL < IDLE_CUT_MOST, "a log that nobody reads is folded seldom, and then for ever"
 assert BUSY_POLL <= CUT_INTERVAL, "polling does not delay a cut"
 assert IDLE_POLL < KNOWLEDGE_INTERVAL, "an idle poll is no reason to be late"
 assert LOCK_TIMEOUT * 10 <= DEADLOCK_TIMEOUT, "the agent gives way long before a deadlock is looked for"
