@@ -34,7 +34,7 @@ TXMODEL_BREAKS = {
     "lock": (0, "write lost, no conflict"),
     "stable": (0, "diverged"),
     "onedot": (6, "diverged"),
-    "named": (2165, "false alarm"),
+    "named": (43, "false alarm"),
     "unseen": (588, "write lost, no conflict"),
     "outdone": (74, "false alarm"),
     "relayed": (704, "false alarm"),

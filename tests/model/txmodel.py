@@ -158,6 +158,8 @@ class Site:
 
     def version(self, key):
         stamp, dot, deleted = self.meta.get(key, ((key[0], -1), None, False))
+        if deleted and key in self.rows:                      # a row that is still to settle: the version is the tombstone
+            return Version(stamp, dot, True, None, *self.beside[key][1:])
         return Version(stamp, dot, deleted, self.rows.get(key), *self.past[key])
 
     # ---- cut: S2, then the fold
@@ -176,7 +178,7 @@ class Site:
             stamp, here = self.logged(key, log), meta.get(key)
             ops = [op for op, _ in sorted((e for _, _, keys in log for e in keys.get(key, [])), key=lambda e: e[1])]
             born = ops[0] == "insert" and ("order" in BROKEN or "delete" not in ops)
-            beside, tomb = self.beside.get(key, (set(), 0))
+            beside, tomb, _ = self.beside.get(key, (set(), 0, None))
             if here and here[2] and any(x in beside and key in keys for x, _, keys in log):
                 conflicts |= {tomb, past[key][0]}             # an insert that could not see this tombstone, nor it the insert
             if here and here[0] > stamp:                      # a remote version has replaced it
@@ -286,8 +288,8 @@ class Site:
         if twice:
             conflicts |= {self.past[key][0], v.top}
         if mine is None or v.stamp > mine or (twice and v.value > self.rows[key]):
-            if (twice or found) and "outdone" not in BROKEN:
-                self.births.pop(key, None), self.folded.pop(key, None)
+            if (twice or found) and key in self.births and "outdone" not in BROKEN:
+                del self.births[key], self.folded[key]
             if twice and "relayed" not in BROKEN:
                 for keys in self.relay.values():
                     keys.pop(key, None)
@@ -298,7 +300,7 @@ class Site:
                 self.meta[key] = v.stamp, v.dot or (origin, number), v.deleted
             self.rows.pop(key, None) if v.deleted else self.rows.__setitem__(key, v.value)
             if v.deleted:
-                self.beside[key] = set(self.open), v.top
+                self.beside[key] = set(self.open), v.top, v.history
         elif self.logged(key) is not None and mine == self.logged(key) and "trace" not in BROKEN:
             self.meta[key] = mine, (self.me, UNCUT), key not in self.rows
 
@@ -338,7 +340,7 @@ class Site:
                 continue                                      # implicit would be larger than what comes next
             if deleted:
                 live = set(self.open) | {x for x, _, _ in self.log}
-                if "horizon" not in BROKEN and self.beside.get(key, (set(), 0))[0] & live:
+                if "horizon" not in BROKEN and self.beside.get(key, (set(), 0, None))[0] & live:
                     continue
                 self.mark = max(self.mark, stamp)
             del self.meta[key]

@@ -82,7 +82,7 @@ class Variant:
 _CALM = replace(USUAL, faults=(0.0,), sites=(2, 3), hot=(0.9,), steps=(80,))
 _CROWD = replace(_CALM, ends=(0.1, 0.3), pace=(0.1, 0.5))
 """Everybody writes the same few keys, in transactions that stay open."""
-_LATE = replace(_CALM, ends=(0.6,), pace=(0.1, 0.5), refused=0.8)
+_LATE = replace(_CALM, ends=(0.6,), pace=(0.1, 0.5), refused=0.95)
 """What is committed stays in the log for seconds."""
 _SLOW = replace(_CALM, ends=(1.0,), pace=(0.1, 0.3), commits=(1.0, 3.0), steps=(30,))
 """Cuts that take seconds."""
