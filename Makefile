@@ -44,8 +44,11 @@ test: check ## check, and every test on real PostgreSQL servers
 	@$(BIN)/pytest --quiet $(ARGS)
 
 .PHONY: soak
-soak: $(READY) ## the seeded tests with their full counts; SEED=n repeats one run
-	@$(BIN)/pytest -m soak --soak $(ARGS)
+soak: SHELL := /bin/bash
+soak: $(READY) ## the seeded tests with their full counts, kept in docs/proof/; SEED=n repeats one run
+	@mkdir -p docs/proof
+	@set -o pipefail; { git log -1 --format='commit %h, %cd' --date=iso; date --utc +'run %F %H:%M UTC'; \
+	  $(BIN)/pytest -m soak --soak -rP $(ARGS); } | tee docs/proof/soak.txt
 
 .PHONY: test-matrix
 test-matrix: $(READY) ## the tests on PostgreSQL 14 to 18; fetches the versions that are missing

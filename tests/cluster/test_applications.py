@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +14,8 @@ from tests.support.load import Writer, committed, load, share, verify
 from tests.support.waiting import until
 
 
-def test_a_held_transaction(laboratory: Laboratory, seed: int) -> None:
+@pytest.mark.soak
+def test_a_held_transaction(laboratory: Laboratory, seed: int, runs: Callable[[int, int], int]) -> None:
     """A writer that stays open while thousands commit delays itself and nobody else."""
     with laboratory.cluster(18, 15) as cluster:
         a, b = cluster
@@ -27,11 +29,16 @@ def test_a_held_transaction(laboratory: Laboratory, seed: int) -> None:
             made = held.execute(
                 "insert into customer values (syncagent.uuid7(), 'held', 0, null) returning id"
             ).fetchall()[0][0]
+            began, least = time.monotonic(), runs(0, 30)
             with load(cluster.sites, seed) as writers:
-                committed(writers, 600)
+                committed(writers, runs(600, 4000))
+                while time.monotonic() - began < least:
+                    committed(writers, 50)
             cluster.converges()  # the marks written after it are everywhere
             verify(writers, cluster.sites)
             assert not has(b, made)
+            total, seconds = sum(writer.committed for writer in writers), time.monotonic() - began
+            sys.stdout.write(f"{total} transactions while one was open for {seconds:.0f} s\n")
             held.commit()
         until(lambda: has(b, made), "the held transaction arrives")
         cluster.converges()

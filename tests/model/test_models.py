@@ -4,6 +4,7 @@ The seeds are the first that fail, so a rule that no longer matters, or a model 
 """
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -56,6 +57,7 @@ def test_the_protocol_holds(program, seed: int, runs: Callable[[int, int], int])
             program.run(number, stats, coalesced=number % 2 == 0)
         except AssertionError as error:
             raise AssertionError(f"{error}; coalesced: {number % 2 == 0}; repeat it with SEED={number}") from error
+    sys.stdout.write(f"{program.__name__}: from seed {seed}, all hold: {dict(stats)}\n")
     met = ["conflicts", "coalesced", "relayed", "versions compacted"] + ["knots"] * (program is txmodel)
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 

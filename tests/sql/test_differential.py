@@ -1,6 +1,7 @@
 """The SQL side under random schedules, held to the ground truth and to core/merge.py."""
 
 import random
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -21,8 +22,10 @@ async def test_schedules(
     seed: int,
     runs: Callable[[int, int], int],
 ) -> None:
-    for number in range(seed, seed + runs(10, 200)):
+    count = runs(10, 200)
+    for number in range(seed, seed + count):
         await schedule(laboratory, (server15, server18), number)
+    sys.stdout.write(f"{count} schedules from seed {seed} on PostgreSQL 15 and 18, 0 violations\n")
 
 
 async def schedule(laboratory: Laboratory, servers: tuple[Server, Server], seed: int) -> None:
