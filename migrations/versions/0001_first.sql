@@ -1312,9 +1312,11 @@ comment on function syncagent._trim is 'empty one slot of the log if everything 
 
 -- Apply at the receiver: stage the bytes of a batch, then merge them in one READ COMMITTED transaction.
 --
--- judge_N locks the rows and decides, in a later statement that sees all that committed before; write_N moves
--- the rows. Nothing here waits long: a lock that is not free within the session's lock_timeout rolls the merge
--- back, so the application never becomes a deadlock victim. Rows and frontier commit together.
+-- judge_N decides, in one statement that sees rows, versions and log alike; write_N moves the rows, and so locks
+-- them; recheck_N finds in the log who wrote one of them in between. A merge that was refused takes the locks first
+-- (lock_N), so that it cannot be for ever. Nothing here waits long: a lock that is not free within the session's
+-- lock_timeout rolls the merge back, so the application never becomes a deadlock victim. Rows and frontier commit
+-- together.
 --
 -- SA101 contended: try again          SA102 plain rows met metadata: ask for the exact form
 -- SA103 another agent has moved on    SA104 the batch does not fit this site's tables: it waits
