@@ -154,7 +154,8 @@ create function syncagent.fold_{id}(p_cut bigint, p_node integer, p_tail bigint,
 #variable_conflict use_column
 declare
     v_rows    bigint;
-    v_least   uuid := (select syncagent._stamp(min(e.tx_hlc), p_tail) from pg_temp.window_entry e where e.relation = {id});
+    v_first   bigint := (select min(e.tx_hlc) from pg_temp.window_entry e where e.relation = {id});
+    v_least   uuid := syncagent._stamp(v_first, p_tail);
     v_entries boolean := exists (select from syncagent.version_{id});
 begin
     -- A key's stamp is that of its last transaction. It was born here if its first entry is an insert and
@@ -213,7 +214,7 @@ begin
         where v.key = f.key and not f.implicit and (not ({t_absent}) or f.gone) and syncagent._stamp(f.hlc, p_tail) >= v.stamp;
     end if;
     insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
-    select f.key, syncagent._stamp(f.hlc, p_tail), p_node, p_cut, {t_absent} {folded_key_columns}
+    select f.key, case when f.hlc = v_first then v_least else syncagent._stamp(f.hlc, p_tail) end, p_node, p_cut, {t_absent} {folded_key_columns}
     from pg_temp.folded f {decode_odd}
     left join {table} t on {t_eq_f}
     left join syncagent.version_{id} v on v.key = f.key

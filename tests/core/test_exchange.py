@@ -19,7 +19,9 @@ def test_everything_arrives_and_then_it_is_quiet(seed: int, runs: Callable[[int,
             knots += schedule(number)
         except AssertionError as error:
             raise AssertionError(f"{error}; repeat it with SEED={number}") from error
-    sys.stdout.write(f"{share} schedules from seed {seed}, all arrive: {knots} batches waited for each other\n")
+    sys.stdout.write(
+        f"{share} schedules from seed {seed}, all arrive: {knots} batches waited for each other\n"
+    )
     assert knots or share == 1, "no batches ever waited for each other"
 
 

@@ -34,8 +34,9 @@ KNOWLEDGE_INTERVAL = 1.0
 """Least time before an empty cut is made only to tell what was applied here."""
 IDLE_CUT_INTERVAL = 1.0
 IDLE_CUT_MOST = 16.0
-"""Least time between cuts that nobody asks for: doubled from one to the next. They keep the unfolded log short, so
-that little is left to do for whoever comes back, and each of them makes the header of its batch longer."""
+IDLE_CUT_SHARE = 16
+"""Least and most time between cuts that nobody asks for, in between a sixteenth of the time that nobody has asked.
+They keep the unfolded log short, so that little is left to do for whoever comes back; each makes its header longer."""
 BUSY_POLL = 0.002
 IDLE_POLL = 0.25
 """How often the log is looked at: from busy to idle by doubling."""

@@ -67,7 +67,7 @@ class Outbox:
         self._news: dict[int, int] = {}  # the newest batch with rows applied here, per origin
         self._cut_at = float("-inf")
         self._interval = limits.CUT_INTERVAL
-        self._idle = limits.IDLE_CUT_INTERVAL
+        self._asked_at = float("-inf")  # when the last cut was made that somebody had asked for
         self._wants: dict[int, Want] = {}
         self._answering: dict[int, Want] = {}
         self._marks: list[UUID] = []
@@ -89,7 +89,7 @@ class Outbox:
         """
         self.last, self.last_id, self.floor = last, last_id, floor
         self._context, self._news = dict(context), dict(frontier)
-        self._needed, self._cut_at = last, now
+        self._needed, self._cut_at, self._asked_at = last, now, now
 
     def asked(self, peer: int, want: Want, id_here: UUID | None) -> Refused | None:
         """A peer wants what follows `want.after`. A newer want replaces the one before."""
@@ -166,7 +166,8 @@ class Outbox:
         if self._wants and self._has_news(self._context):
             return "knowledge", self._cut_at + limits.KNOWLEDGE_INTERVAL
         if pending:
-            return "idle", self._cut_at + self._idle
+            alone = (self._cut_at - self._asked_at) / limits.IDLE_CUT_SHARE
+            return "idle", self._cut_at + min(max(alone, limits.IDLE_CUT_INTERVAL), limits.IDLE_CUT_MOST)
         return None, 0.0
 
     def _has_news(self, context: Mapping[int, int]) -> bool:
@@ -184,9 +185,8 @@ class Outbox:
     ) -> tuple[Group, ...]:
         """The cut is committed, after `took` seconds. Returns the groups with the peers that still want them."""
         self._interval = min(max(limits.CUT_INTERVAL, limits.CUT_REST * took), limits.CUT_INTERVAL_MOST)
-        self._idle = (
-            min(2 * self._idle, limits.IDLE_CUT_MOST) if plan.cause == "idle" else limits.IDLE_CUT_INTERVAL
-        )
+        if plan.cause != "idle":
+            self._asked_at = now
         if not empty or plan.marks or self._has_news(self._context):
             self._needed = number
         self.last, self.last_id, self._context, self._cut_at = number, cut_id, dict(frontier), now
