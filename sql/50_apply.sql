@@ -215,7 +215,8 @@ begin
             if left(v_state, 2) not in ('22', '23') then
                 raise;
             end if;
-            if exists (select from pg_constraint c join syncagent.replicated t on t.relation = c.conrelid
+            if exists (select from syncagent.replicated t cross join lateral syncagent._nodes(t.relation) as x (node)
+                       join pg_constraint c on c.conrelid = x.node
                        where t.id = p_relation and c.contype = 'p' and c.conname = v_constraint) then
                 raise exception 'a row with a key of the batch appeared meanwhile' using errcode = 'SA101';
             end if;
@@ -407,8 +408,9 @@ begin
         select j.*, case when j.twice and w.here < w.there then 1 when j.twice and w.here > w.there then -1 else 0 end as larger
         from judged j
         left join {stage} s on j.twice and s._key = j._key
-        left join {table} t on j.twice and t.ctid = j.tid
-        cross join lateral (select row({t_columns})::text collate "C", row({s_columns})::text collate "C") as w (here, there)
+        cross join lateral (
+            select case when j.twice then (select row({t_columns})::text collate "C" from {table} t where {t_eq_s}) end,
+                   row({s_columns})::text collate "C") as w (here, there)
         where j.concurrent or j.mine >= j.incoming or j.inexact or (j.plain and j.fresh is not null)
     )
     insert into pg_temp.verdict (key, loses, conflict, kind, incoming, mine, my_node, absent, trace, unborn, sqlstate)

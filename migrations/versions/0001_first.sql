@@ -356,6 +356,9 @@ create function syncagent._refuse_truncate() returns trigger
     set search_path = pg_catalog, pg_temp
     as $$
 begin
+    if not exists (select from syncagent.replicated r where r.relation in (tg_relid, pg_partition_root(tg_relid))) then
+        return null;   -- a partition that was detached
+    end if;
     raise exception 'table %.% is replicated: TRUNCATE would not reach the other sites',
             quote_ident(tg_table_schema), quote_ident(tg_table_name)
         using errcode = 'SA001',
@@ -389,6 +392,7 @@ create function syncagent.capture_{id}() returns trigger
 declare
     v_rows bigint;
 begin
+    {guard}
     insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
     select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), k.keys {odd_array}
     from (select array(select {key} from changed t limit 10000)) as k (keys)
@@ -404,6 +408,11 @@ begin
     return null;
 end
 $$;
+$sql$ $template$;
+
+create function syncagent._key_template() returns text
+    language sql immutable
+    as $template$ select $sql$
 create function syncagent.capture_{id}_key() returns trigger
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp {pinned}
@@ -416,19 +425,50 @@ begin
     return null;
 end
 $$;
-revoke all on function syncagent.capture_{id}() from public;
-revoke all on function syncagent.capture_{id}_key() from public;
-create trigger syncagent_insert after insert on {table}
-    referencing new table as changed for each statement execute function syncagent.capture_{id}();
-create trigger syncagent_update after update on {table}
-    referencing new table as changed for each statement execute function syncagent.capture_{id}();
-create trigger syncagent_delete after delete on {table}
-    referencing old table as changed for each statement execute function syncagent.capture_{id}();
-create trigger syncagent_key after update on {table}
-    for each row when ({key_changed}) execute function syncagent.capture_{id}_key();
-create trigger syncagent_truncate before truncate on {table}
-    for each statement execute function syncagent._refuse_truncate();
 $sql$ $template$;
+
+-- A partitioned table has no row triggers of ours: a row that an update moves to another partition fires those of an
+-- insert and a delete, and a partition may have its columns in another order than the root.
+create function syncagent._moved_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.capture_{id}_key() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+begin
+    {guard}
+    insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+    select pg_current_xact_id(), {id}, 'D', syncagent._tick(), array_agg(k.key) {odd_agg}
+    from (
+        select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk
+        from (select {key_columns} from before t except select {key_columns} from changed t) as t
+    ) as k
+    group by k.chunk;
+    return null;
+end
+$$;
+$sql$ $template$;
+
+-- The same names on every kind of table; `{node}` is the table, or one of the tables of a partitioned one.
+create function syncagent._trigger_template(p_partitioned boolean) returns text
+    language sql immutable
+    as $template$ select $sql$
+create trigger syncagent_insert after insert on {node}
+    referencing new table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_update after update on {node}
+    referencing new table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_delete after delete on {node}
+    referencing old table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_truncate before truncate on {node}
+    for each statement execute function syncagent._refuse_truncate();
+$sql$ || case when p_partitioned then $sql$
+create trigger syncagent_key after update on {node}
+    referencing old table as before new table as changed for each statement execute function syncagent.capture_{id}_key();
+$sql$ else $sql$
+create trigger syncagent_key after update on {node}
+    for each row when ({key_changed}) execute function syncagent.capture_{id}_key();
+$sql$ end $template$;
 
 create function syncagent._version_template() returns text
     language sql immutable
@@ -444,6 +484,23 @@ create table syncagent.version_{id} (
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 $sql$ $template$;
 
+create function syncagent._nodes(p_table regclass) returns setof regclass
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$ select p_table union select t.relid from pg_partition_tree(p_table) as t $$;
+comment on function syncagent._nodes is 'a table, and if it is partitioned all tables below it';
+
+create function syncagent._key(p_table regclass, out names name[], out uuid boolean)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select array_agg(a.attname order by u.o), count(*) = 1 and bool_and(a.atttypid = 'uuid'::regtype)
+    from pg_index i cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (n, o)
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
+    where i.indrelid = p_table and i.indisprimary and u.o <= i.indnkeyatts
+$$;
+comment on function syncagent._key is 'the columns of the primary key in its order, null if there is none; and whether it is one uuid';
+
 create function syncagent._tokens(p_id integer) returns jsonb
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -457,10 +514,10 @@ declare
     v_spelled name[];  -- columns of the key whose equal values can look different
     v_unique  name[];  -- columns of unique and exclusion constraints beside the key
     v_n       integer;
-    v_odd     text;
+    v_parts   boolean;
 begin
     select * into strict v_table from syncagent.replicated where id = p_id;
-    select format('%I.%I', n.nspname, c.relname) into strict v_name
+    select format('%I.%I', n.nspname, c.relname), c.relkind = 'p' into strict v_name, v_parts
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
     v_n := cardinality(v_table.columns);
     select array_agg(format_type(a.atttypid, -1) order by u.n),
@@ -475,18 +532,20 @@ begin
     from pg_index i
     join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = i.indexrelid and d.refobjid = i.indrelid and d.refobjsubid > 0
     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = d.refobjsubid
-    where i.indrelid = v_table.relation and (i.indisunique or i.indisexclusion) and not i.indisprimary;
+    where i.indrelid in (select syncagent._nodes(v_table.relation)) and (i.indisunique or i.indisexclusion) and not i.indisprimary;
     select array_agg(distinct a.attname) || v_unique into v_unique   -- constraints own their index: the columns hang on the constraint
     from pg_constraint c cross join lateral unnest(c.conkey) as k (n)
     join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.n
-    where c.conrelid = v_table.relation and c.contype in ('u', 'x');
+    where c.conrelid in (select syncagent._nodes(v_table.relation)) and c.contype in ('u', 'x');
     if exists (select from pg_attribute a where a.attrelid = v_table.relation and a.attname = any (v_unique) and a.attgenerated <> '') then
         v_unique := v_table.columns;   -- it may change with any of them
     end if;
 
     return (
         select jsonb_build_object(
-            'id', p_id, 'table', v_name, 'title', quote_literal(v_name),
+            'id', p_id, 'table', v_name,
+            'guard', case when v_parts then format('if pg_partition_root(tg_relid) is distinct from %L::regclass then return null; end if;', v_name) else '' end,
+            'title', quote_literal(v_name),
             'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
             'columns', string_agg(format('%I', c), ', ' order by n),
             'columns_typed', string_agg(format('c%s %s', n, v_types[n]), ', ' order by n),
@@ -499,6 +558,7 @@ begin
             'k_columns', string_agg(case when k is null then format('t.%I', c) when v_table.derived then format('v.k%s', k) else 'k.key' end, ', ' order by n),
             't_absent', format('t.%I is null', v_table.key_columns[1]),
             't_eq_s', string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null),
+            'key_columns', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null),
             'key_changed', string_agg(format('old.%1$I is distinct from new.%1$I', c), ' or ' order by k) filter (where k is not null),
             'may_move', coalesce(bool_or(c = any (v_unique || v_fixed || v_spelled)), false)::text,
             -- byte by byte: not every type has an equality, and some equalities see no difference (boxes of one area)
@@ -600,6 +660,64 @@ comment on function syncagent._stage_key is 'the row key of a staged row';
 
 -- Attach and detach ----------------------------------------------------------------------------------------
 
+create function syncagent._key_mend(p_table regclass) returns text
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_name   text;
+    v_schema text;
+    v_kind   "char";
+    v_parted text;
+    v_column text := 'id';
+    v_index  text;
+    r        record;
+begin
+    select format('%I.%I', n.nspname, c.relname), n.nspname, c.relkind, quote_ident('key_of_' || c.relname)
+    into strict v_name, v_schema, v_kind, v_index
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table;
+    if exists (select from pg_attribute a where a.attrelid = p_table and a.attname = 'id' and not a.attisdropped) then
+        v_column := 'row_id';
+    end if;
+    if v_kind = 'p' then   -- no index of a partitioned table can be made online
+        select coalesce(string_agg(quote_ident(a.attname) || ', ', '' order by u.o), '') into v_parted
+        from pg_partitioned_table p cross join lateral unnest(p.partattrs::smallint[]) with ordinality as u (n, o)
+        join pg_attribute a on a.attrelid = p.partrelid and a.attnum = u.n where p.partrelid = p_table;
+        return format(E'alter table %1$s add column %2$I uuid not null default gen_random_uuid();\nalter table %1$s add primary key (%3$s%2$I);',
+                      v_name, v_column, v_parted);
+    end if;
+    -- What is a key already, if only in name; one that a constraint owns needs an index beside it.
+    select x.columns, x.name, x.owned into r
+    from (
+        select string_agg(quote_ident(a.attname), ', ' order by u.o) as columns, bool_and(a.attnotnull) as given,
+               count(*) = 1 and bool_and(a.atttypid = 'uuid'::regtype) as uuid, quote_ident(min(c.relname::text)) as name,
+               exists (select from pg_constraint k where k.conindid = i.indexrelid and k.contype in ('u', 'p', 'x')) as owned
+        from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am m on m.oid = c.relam and m.amname = 'btree'
+        cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (n, o)
+        left join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n and u.n > 0
+        where i.indrelid = p_table and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null
+          and i.indexprs is null and i.indnkeyatts = i.indnatts
+        group by i.indexrelid
+    ) as x where x.given order by x.uuid desc, x.owned, x.name limit 1;
+    if found and not r.owned then
+        return format('alter table %s add primary key using index %s;', v_name, r.name);
+    elsif found then
+        return format(E'create unique index concurrently %2$s on %1$s (%3$s);\nalter table %1$s add primary key using index %2$s;',
+                      v_name, v_index, r.columns);
+    end if;
+    return format(concat_ws(E'\n', 'alter table %1$s add column %2$I uuid;',
+        'alter table %1$s alter column %2$I set default gen_random_uuid();',
+        'update %1$s set %2$I = default where %2$I is null; -- in portions, if the table is large',
+        'create unique index concurrently %3$s on %1$s (%2$I);',
+        'alter table %1$s add constraint key_is_given check (%2$I is not null) not valid;',
+        'alter table %1$s validate constraint key_is_given;',
+        'alter table %1$s alter column %2$I set not null;',
+        'alter table %1$s drop constraint key_is_given;',
+        'alter table %1$s add primary key using index %3$s;'), v_name, v_column, v_index);
+end
+$$;
+comment on function syncagent._key_mend is 'the SQL that gives a table a primary key, online where that can be';
+
 create function syncagent._obstacles(p_table regclass, p_derive boolean)
     returns table (problem text, hint text)
     language sql stable
@@ -609,16 +727,25 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
         select c.*, n.nspname, format('%I.%I', n.nspname, c.relname) as name
         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table
     ), k as (
-        select count(*) as columns, bool_and(a.atttypid = 'uuid'::regtype) as uuid
-        from pg_index i cross join lateral unnest(i.indkey::smallint[]) as u (n)
-        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
-        where i.indrelid = p_table and i.indisprimary
+        select coalesce(cardinality(k.names), 0) as columns, k.uuid from syncagent._key(p_table) as k
     )
     select case c.relkind when 'v' then 'it is a view' when 'm' then 'it is a materialized view' when 'f' then 'it is a foreign table'
-                          when 'p' then 'it is partitioned' else 'it is not a table' end,
+                          else 'it is not a table' end,
            case c.relkind when 'v' then 'attach the tables below it' when 'm' then 'attach the tables below it'
-                          when 'p' then 'partitioned tables cannot be attached yet' else 'only ordinary tables can be attached' end
-    from c where c.relkind <> 'r'
+                          else 'only ordinary tables can be attached' end
+    from c where c.relkind not in ('r', 'p')
+    union all
+    select format('it is a partition of %s', pg_partition_root(p_table)), format('syncagent attach %s', pg_partition_root(p_table))
+    from c where c.relispartition
+    union all
+    select format('its partition %s is a foreign table', x.oid::regclass), format('alter table %s detach partition %s', i.inhparent::regclass, x.oid::regclass)
+    from c cross join lateral syncagent._nodes(p_table) as n (node) join pg_class x on x.oid = n.node join pg_inherits i on i.inhrelid = x.oid
+    where c.relkind = 'p' and x.relkind = 'f'
+    union all
+    select format('its partition %s is %s', x.oid::regclass, case x.relpersistence when 't' then 'temporary' else 'unlogged: a crash empties it' end),
+           case x.relpersistence when 't' then format('drop table %s', x.oid::regclass) else format('alter table %s set logged', x.oid::regclass) end
+    from c cross join lateral syncagent._nodes(p_table) as n (node) join pg_class x on x.oid = n.node
+    where c.relkind = 'p' and x.relkind = 'r' and x.relpersistence <> 'p'
     union all
     select 'it is a system table', 'only tables of the application can be attached'
     from c where c.nspname in ('pg_catalog', 'information_schema', 'syncagent')
@@ -628,20 +755,20 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
     from c where c.relkind = 'r' and c.relpersistence <> 'p'
     union all
     select 'it inherits, or others inherit from it', 'plain inheritance cannot be replicated' from c
-    where c.relkind = 'r' and exists (select from pg_inherits i where p_table in (i.inhrelid, i.inhparent))
+    where c.relkind = 'r' and not c.relispartition and exists (select from pg_inherits i where p_table in (i.inhrelid, i.inhparent))
     union all
-    select 'it has no primary key', format('alter table %s add column id uuid not null default gen_random_uuid() primary key', c.name)
-    from c cross join k where c.relkind = 'r' and k.columns = 0
+    select 'it has no primary key', syncagent._key_mend(p_table)
+    from c cross join k where c.relkind in ('r', 'p') and k.columns = 0
     union all
     select 'its primary key is not one uuid column', format('syncagent attach --derive-key %s', c.name)
-    from c cross join k where c.relkind = 'r' and k.columns > 0 and not (k.columns = 1 and k.uuid) and not p_derive
+    from c cross join k where c.relkind in ('r', 'p') and k.columns > 0 and not (k.columns = 1 and k.uuid) and not p_derive
     union all
     select format('key column %I is of type %s, whose equal values can be written in different ways', a.attname, format_type(a.atttypid, a.atttypmod)),
            format('alter table %s add column id uuid not null default gen_random_uuid(), and make it the primary key', c.name)
-    from c join pg_index i on i.indrelid = c.oid and i.indisprimary
-    join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
+    from c cross join lateral syncagent._key(p_table) as k
+    join pg_attribute a on a.attrelid = c.oid and a.attname = any (k.names)
     join pg_type t on t.oid = syncagent._base_type(a.atttypid)
-    where c.relkind = 'r' and p_derive
+    where c.relkind in ('r', 'p') and p_derive
       and not (t.typtype = 'e' or t.oid = any (array['int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'text', 'varchar', 'bpchar',
           'name', '"char"', 'uuid', 'bool', 'date', 'timestamp', 'timestamptz', 'time', 'timetz', 'interval', 'bytea', 'bit', 'varbit',
           'inet', 'cidr', 'macaddr', 'macaddr8']::regtype[]) and not exists (
@@ -650,7 +777,7 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
     select format('column %I is of type %s, which means something only inside this server', a.attname, format_type(a.atttypid, a.atttypmod)),
            format('alter table %s alter column %I type text', c.name, a.attname)
     from c join pg_attribute a on a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
-    where c.relkind = 'r' and (a.atttypid = any (array['oid', 'xid', 'cid', 'tid', 'xid8', 'pg_snapshot', 'pg_lsn']::regtype[])
+    where c.relkind in ('r', 'p') and (a.atttypid = any (array['oid', 'xid', 'cid', 'tid', 'xid8', 'pg_snapshot', 'pg_lsn']::regtype[])
                                or format_type(a.atttypid, null) like 'reg%')
     union all
     select 'the name of the table, of its schema or of a column holds $syncagent$', 'rename it'
@@ -658,7 +785,7 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
        or exists (select from pg_attribute a where a.attrelid = p_table and position('$syncagent$' in a.attname) > 0)
     union all
     select 'row-level security hides rows from the agent''s role', 'alter role the agent connects as: bypassrls'
-    from c where c.relkind = 'r' and c.relrowsecurity and row_security_active(p_table)
+    from c where c.relkind in ('r', 'p') and c.relrowsecurity and row_security_active(p_table)
     union all
     select 'it is attached already', '`syncagent tables` shows how' from syncagent.replicated r where r.relation = p_table
     union all
@@ -678,7 +805,10 @@ declare
 begin
     version := syncagent._render(syncagent._version_template(), v_tokens);
     functions := syncagent._render(replace(   -- no name may end a function's body: _obstacles keeps this quote from them
-        syncagent._capture_template() || syncagent._fold_template() || syncagent._settle_template()
+        syncagent._capture_template()
+        || case when exists (select from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id and c.relkind = 'p')
+                then syncagent._moved_template() else syncagent._key_template() end
+        || syncagent._fold_template() || syncagent._settle_template()
         || syncagent._compact_template() || syncagent._apply_template() || syncagent._inspect_template(),
         repeat('$', 2), '$syncagent$'), v_tokens);
     hash := md5(version || functions);
@@ -693,10 +823,15 @@ create function syncagent._drop_functions(p_id integer, p_table regclass) return
 declare
     r record;
 begin
-    for r in select t.tgname from pg_trigger t where t.tgrelid = p_table and t.tgname in
-        ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
+    for r in   -- partitions that were detached still have theirs
+        select t.tgname, n.nspname, c.relname from pg_trigger t
+        join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace
+        where t.tgname in ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
+          and (t.tgrelid = p_table or t.tgrelid in (
+            select x.tgrelid from pg_trigger x join pg_proc p on p.oid = x.tgfoid
+            where p.pronamespace = 'syncagent'::regnamespace and p.proname in (format('capture_%s', p_id), format('capture_%s_key', p_id))))
     loop
-        execute format('drop trigger %I on %s', r.tgname, p_table);
+        execute format('drop trigger %I on %I.%I', r.tgname, r.nspname, r.relname);
     end loop;
     for r in
         select p.oid::regprocedure::text as name from pg_proc p
@@ -707,6 +842,23 @@ begin
 end
 $$;
 comment on function syncagent._drop_functions is 'drop triggers and generated functions of an attached table';
+
+create function syncagent._arm(p_id integer, p_node regclass) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_node        text;
+    v_partitioned boolean;
+begin
+    select format('%I.%I', n.nspname, c.relname) into strict v_node
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
+    select c.relkind = 'p' into strict v_partitioned
+    from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id;
+    execute syncagent._render(syncagent._trigger_template(v_partitioned), syncagent._tokens(p_id) || jsonb_build_object('node', v_node));
+end
+$$;
+comment on function syncagent._arm is 'make the triggers of an attached table on it, or on one of its partitions';
 
 create function syncagent._generate(p_id integer) returns text
     language plpgsql volatile
@@ -721,6 +873,8 @@ begin
         execute v_text.version;
     end if;
     execute v_text.functions;
+    perform syncagent._arm(p_id, x.node) from syncagent.replicated t cross join lateral syncagent._nodes(t.relation) as x (node)
+    where t.id = p_id order by x.node::oid;
     for r in
         select p.oid::regprocedure::text as name from pg_proc p
         where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', p_id)
@@ -760,16 +914,11 @@ begin
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
     insert into syncagent.replicated (relation, schema_name, table_name, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, k.names, not (cardinality(k.names) = 1 and k.uuid),
+    select p_table, n.nspname, c.relname, k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    cross join lateral (
-        select array_agg(a.attname order by u.o) as names, bool_and(a.atttypid = 'uuid'::regtype) as uuid
-        from pg_index i cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (n, o)
-        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
-        where i.indrelid = p_table and i.indisprimary
-    ) as k
+    cross join lateral syncagent._key(p_table) as k
     where c.oid = p_table
     returning id into v_id;
     perform syncagent._generate(v_id);
@@ -878,6 +1027,19 @@ end
 $$;
 comment on function syncagent._empty is 'empty a work table';
 
+create function syncagent._estimate(p_table regclass) returns real
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- the server counts partitions only, unless somebody has analysed the root
+    select case c.relkind when 'p' then (
+            select sum(x.reltuples) filter (where x.reltuples >= 0) from syncagent._nodes(p_table) as n (node) join pg_class x on x.oid = n.node
+            where x.relkind <> 'p')
+        else c.reltuples end
+    from pg_class c where c.oid = p_table
+$$;
+comment on function syncagent._estimate is 'about how many rows a table has; null or negative if that is not known';
+
 create function syncagent._plan_for(p_table regclass, p_keys bigint) returns void
     language sql volatile
     set search_path = pg_catalog, pg_temp
@@ -887,7 +1049,7 @@ create function syncagent._plan_for(p_table regclass, p_keys bigint) returns voi
     -- that reading all of it once is cheaper.)
     select set_config('plan_cache_mode', case when p_keys > 1000 then 'force_custom_plan' else 'force_generic_plan' end, true),
            set_config('enable_seqscan', case when p_keys > 1000 then 'on' else 'off' end, true),
-           set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > (select c.reltuples from pg_class c where c.oid = p_table)
+           set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > syncagent._estimate(p_table)
                                               then 'off' else 'on' end, true)
 $$;
 comment on function syncagent._plan_for is 'until the end of the transaction, plan for so many keys of this table';
@@ -896,7 +1058,8 @@ create function syncagent._lock_statement() returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select 'lock table only ' || string_agg(format('%I.%I', n.nspname, c.relname), ', only ' order by r.id) || ' in access share mode'
+    select 'lock table ' || string_agg(format(case c.relkind when 'p' then '%I.%I' else 'only %I.%I' end, n.nspname, c.relname), ', ' order by r.id)
+           || ' in access share mode'
     from syncagent.replicated r join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace
 $$;
 comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables; null if there are none';
@@ -1527,7 +1690,8 @@ begin
             if left(v_state, 2) not in ('22', '23') then
                 raise;
             end if;
-            if exists (select from pg_constraint c join syncagent.replicated t on t.relation = c.conrelid
+            if exists (select from syncagent.replicated t cross join lateral syncagent._nodes(t.relation) as x (node)
+                       join pg_constraint c on c.conrelid = x.node
                        where t.id = p_relation and c.contype = 'p' and c.conname = v_constraint) then
                 raise exception 'a row with a key of the batch appeared meanwhile' using errcode = 'SA101';
             end if;
@@ -1719,8 +1883,9 @@ begin
         select j.*, case when j.twice and w.here < w.there then 1 when j.twice and w.here > w.there then -1 else 0 end as larger
         from judged j
         left join {stage} s on j.twice and s._key = j._key
-        left join {table} t on j.twice and t.ctid = j.tid
-        cross join lateral (select row({t_columns})::text collate "C", row({s_columns})::text collate "C") as w (here, there)
+        cross join lateral (
+            select case when j.twice then (select row({t_columns})::text collate "C" from {table} t where {t_eq_s}) end,
+                   row({s_columns})::text collate "C") as w (here, there)
         where j.concurrent or j.mine >= j.incoming or j.inexact or (j.plain and j.fresh is not null)
     )
     insert into pg_temp.verdict (key, loses, conflict, kind, incoming, mine, my_node, absent, trace, unborn, sqlstate)
@@ -1994,7 +2159,7 @@ comment on function syncagent._commit_time is 'when a transaction committed here
 create view syncagent.replicated_table as
 select format('%I.%I', coalesce(n.nspname, r.schema_name), coalesce(c.relname, r.table_name)) as table_name,
        r.key_columns::text[] as key_columns, r.derived, r.strategy, r.columns::text[] as columns,
-       case when c.reltuples >= 0 then c.reltuples::bigint end as estimated_rows,
+       case when syncagent._estimate(r.relation) >= 0 then syncagent._estimate(r.relation)::bigint end as estimated_rows,
        e.entries as unsettled_rows,
        (select count(*) from syncagent.parked_row p where p.relation = r.id) as parked_rows,
        r.attached_at, c.oid is null as dropped
@@ -2204,7 +2369,7 @@ begin
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
                    ' syncagent.conflict, syncagent.parked to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text),'
-                   ' syncagent._entries(), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
+                   ' syncagent._entries(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);

@@ -175,9 +175,7 @@ def _columns(connection: Connection, relation: int, name: str) -> Iterator[Findi
     key = connection.execute(
         """
         select r.key_columns::text[] as before,
-               array(select a.attname::text from pg_index i cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (k, n)
-                     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.k
-                     where i.indrelid = r.relation and i.indisprimary order by u.n) as now
+               array(select unnest(k.names)::text from syncagent._key(r.relation) as k) as now
         from syncagent.replicated r where r.id = %s
         """,
         (relation,),
