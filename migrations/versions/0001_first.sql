@@ -888,6 +888,78 @@ end
 $$;
 comment on function syncagent._generate is 'make the triggers and functions of an attached table, anew if they are there, and its version table if it is not; returns the hash of their text';
 
+-- Partitions come and go without asking. What goes through the root is captured from the first row; the agent looks
+-- every second whether there is a partition that lacks triggers of its own.
+
+create function syncagent._strays() returns table (relation integer, node regclass, gone boolean)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with parted as (
+        select r.id, r.relation, to_regproc(format('syncagent.capture_%s', r.id)) as capture
+        from syncagent.replicated r join pg_class c on c.oid = r.relation where c.relkind = 'p'
+    )
+    select p.id, n.node, false
+    from parted p cross join lateral syncagent._nodes(p.relation) as n (node) join pg_class c on c.oid = n.node
+    where c.relkind in ('r', 'p')
+      and not exists (select from pg_trigger t where t.tgrelid = n.node and t.tgname = 'syncagent_insert' and t.tgfoid = p.capture)
+    union all
+    select p.id, t.tgrelid, true
+    from parted p join pg_trigger t on t.tgfoid = p.capture and t.tgname = 'syncagent_insert'
+    where t.tgrelid <> p.relation and pg_partition_root(t.tgrelid) is distinct from p.relation
+$$;
+comment on function syncagent._strays is 'partitions of attached tables without triggers of their own, and former ones that still have them';
+
+create function syncagent._cover(p_id integer, p_node regclass) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_node text;
+    v_made boolean;
+    v_last record := syncagent._last_cut();
+    v_rows bigint;
+    r      record;
+begin
+    select format('%I.%I', n.nspname, c.relname) into v_node
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
+    if not found then
+        return 0;
+    end if;
+    execute format('lock table only %s in share row exclusive mode', v_node);
+    for r in
+        select t.tgname from pg_trigger t where t.tgrelid = p_node and not t.tgisinternal
+        and t.tgname in ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
+    loop
+        execute format('drop trigger %I on %s', r.tgname, v_node);
+    end loop;
+    if not exists (select from syncagent.replicated x where x.id = p_id and p_node in (select syncagent._nodes(x.relation))) then
+        return 0;   -- it has left
+    end if;
+    perform syncagent._arm(p_id, p_node);
+    -- Made as a partition, it holds what came through the root and was logged, and what came straight into it: only that is
+    -- entered. Attached as a table that was there before, all it holds is what this site writes now.
+    select t.xmin = i.xmin into v_made
+    from pg_class c join pg_type t on t.oid = c.reltype join pg_inherits i on i.inhrelid = c.oid where c.oid = p_node;
+    execute syncagent._render($sql$
+        with known as materialized (
+            select v.key from syncagent.version_{id} v where not v.deleted
+            union all select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key) where c.relation = {id} and c.implicit
+            union all select k.key from syncagent.log l cross join lateral unnest(l.keys) as k (key)
+            where l.relation = {id} and (l.xid >= $2 or l.xid = any ($3))
+        )
+        insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+        select pg_current_xact_id(), {id}, case when $1 then 'I' else 'U' end::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
+        from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from only {node} t
+              where not ($1 and exists (select from known n where n.key = {key}))) as k
+        group by k.chunk $sql$, syncagent._tokens(p_id) || jsonb_build_object('node', v_node))
+        using v_made, v_last.xmax, v_last.xip;
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$$;
+comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
+
 create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean) returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp

@@ -355,7 +355,9 @@ class Run:
         }
         rows: dict[UUID, int] = dict(await site.rows("select id, value from item"))
         born: dict[UUID, int] = dict(
-            await site.rows("select k, max(cut) from syncagent.cut_keys, unnest(keys) k where implicit group by k")
+            await site.rows(
+                "select k, max(cut) from syncagent.cut_keys, unnest(keys) k where implicit group by k"
+            )
         )
         mark = await site.one("select collected from syncagent.replicated")
         return State(rows, entries, logged, contexts, mark, born)

@@ -77,7 +77,11 @@ RULES: dict[str, tuple[Change, Callable[[Sites, Pair], Awaitable[None]]]] = {
         test_apply.test_one_key_inserted_twice,
     ),
     "an insert that the writer had not seen is compared": (
-        (APPLY, "when m.settled is null then coalesce(m.born > ", "when m.settled is null then coalesce(false and m.born > "),
+        (
+            APPLY,
+            "when m.settled is null then coalesce(m.born > ",
+            "when m.settled is null then coalesce(false and m.born > ",
+        ),
         test_apply.test_insert_that_the_writer_of_a_newer_version_had_not_seen,
     ),
     "an insert that has lost is no birth": (

@@ -202,3 +202,77 @@ async def test_a_detached_partition_is_a_table_of_its_own(sites: Sites, pair: Pa
     )
     await exchange(a, b)
     assert len(await where(b)) == 2
+
+
+# ---- partitions that come and go
+
+
+async def test_a_new_partition_is_covered_with_the_rows_it_has(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(BY_RANGE, *pair)
+    await a.do("insert into event values ('2024-01-05', 1)")
+    await exchange(a, b)
+    for site in (a, b):
+        await site.do(
+            "create table march partition of event for values from ('2024-03-01') to ('2024-04-01')",
+            "create table middle_two partition of middle for values in (2)",
+        )
+    # through the root at once; straight into the leaf, or there before it was one, when the agent has looked
+    await a.do("insert into event values ('2024-03-05', 1, 'root')")
+    await exchange(a, b)
+    await a.do(
+        "insert into march values ('2024-03-06', 1, 'leaf')",
+        "create table april (like event including all)",
+        "insert into april values ('2024-04-06', 1, 'brought')",
+        "alter table event attach partition april for values from ('2024-04-01') to ('2024-05-01')",
+    )
+    before = await a.versions("event")
+
+    assert await a.store.keeper.cover() == 3
+    assert await a.store.keeper.cover() == 0
+    await exchange(a, b)
+
+    await same("event", a, b)
+    assert len(await where(b)) == 4
+    after = await a.versions("event")
+    assert {key: after[key] for key in before} == before  # what was known is not written anew
+    assert await b.store.keeper.cover() == 2
+    await b.do("update march set note = 'there'", "update event set day = day + 31 where note = 'brought'")
+    await exchange(a, b)
+    await same("event", a, b)
+    assert await a.one("select count(*) from march where note = 'there'") == 2
+    assert await a.conflicts() == await b.conflicts() == []
+
+
+async def test_a_partition_leaves_comes_back_and_goes_elsewhere(sites: Sites, pair: Pair) -> None:
+    schema = (
+        BY_RANGE
+        + "; create table archive (day date, n int, note text, primary key (day, n)) partition by range (day)"
+    )
+    a, b = await sites(schema, *pair)
+    await a.do("insert into event values ('2024-01-05', 1)")
+    await exchange(a, b)
+    await a.do("alter table event detach partition early")
+    assert await a.store.keeper.cover() == 1
+    assert (
+        await a.one(
+            "select count(*) from pg_trigger where tgrelid = 'early'::regclass and tgname ~ '^syncagent'"
+        )
+        == 0
+    )
+    await a.do("update early set note = 'apart'")
+    await a.do("alter table event attach partition early for values from ('2024-01-01') to ('2024-02-01')")
+    assert await a.store.keeper.cover() == 1
+    await exchange(a, b)
+    assert await b.rows("select note from event") == [("apart",)]
+
+    await a.do(
+        "alter table event detach partition early",
+        "alter table archive attach partition early for values from ('2024-01-01') to ('2024-02-01')",
+    )
+    await b.do("create table archive_all partition of archive default")
+    assert await a.store.keeper.cover() == 2
+    await a.do("update early set note = 'kept'")
+    await exchange(a, b)
+    assert await b.rows("select note from archive") == [("kept",)]
+    await a.do("select syncagent._detach('archive')", "select syncagent._detach('event')")
+    assert await a.one("select count(*) from pg_trigger where tgname ~ '^syncagent'") == 0

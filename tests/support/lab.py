@@ -56,6 +56,8 @@ _LOOKS = """
         select (a.attrelid, a.attnum, a.attname, a.atttypid, a.attnotnull, a.attidentity)::text
         from pg_attribute a join pg_class c on c.oid = a.attrelid where a.attrelid >= 16384 and c.relpersistence <> 't'
         union all
+        select (i.inhrelid, i.inhparent)::text from pg_inherits i
+        union all
         select (p.oid, md5(p.prosrc))::text from pg_proc p where p.oid >= 16384
         union all
         select (t.oid, t.tgenabled)::text from pg_trigger t where not t.tgisinternal

@@ -284,16 +284,24 @@ def detach(connection: Connection, tables: Mapping[int, str], *, patience: float
 
 def regenerate(connection: Connection, *, patience: float, on_wait: OnWait) -> int:
     """Make triggers and functions anew where they are not what they should be; returns for how many tables."""
+    strays = connection.execute(
+        "select relation, node::oid::bigint as node from syncagent._strays()"
+    ).fetchall()
     stale = drift.stale(connection)
 
     def work() -> None:
         connection.execute("lock table syncagent.merge_lock in exclusive mode")
+        for stray in strays:
+            connection.execute(
+                "select syncagent._cover(%s, %s::bigint::oid::regclass)", (stray["relation"], stray["node"])
+            )
         for relation, _, _ in stale:
             connection.execute("select syncagent._generate(%s)", (relation,))
 
-    if stale:
-        _patiently(connection, [oid for _, oid, _ in stale], _ANYBODY, work, patience, on_wait)
-    return len(stale)
+    if stale or strays:
+        oids = [*(oid for _, oid, _ in stale), *(stray["node"] for stray in strays)]
+        _patiently(connection, oids, _ANYBODY, work, patience, on_wait)
+    return len({relation for relation, _, _ in stale} | {stray["relation"] for stray in strays})
 
 
 # ---- locks
