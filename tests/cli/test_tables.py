@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -109,7 +110,21 @@ OBSTACLES = [
         "it is a materialized view",
         "attach the tables below it",
     ),
-    (GOOD.format("e") + " partition by range (id)", "e", "it is partitioned", "partitioned tables cannot"),
+    (GOOD.format("e") + " partition by range (id)", "", "", ""),
+    (
+        "create table e_one partition of e default",
+        "e_one",
+        "it is a partition of public.e",
+        "syncagent attach public.e",
+    ),
+    (
+        "create unlogged table e_two partition of e for values from (minvalue) to ('1')".replace(
+            "'1'", f"'{UUID(int=1)}'"
+        ),
+        "e",
+        "its partition public.e_two is unlogged",
+        "alter table public.e_two set logged",
+    ),
     (
         GOOD.replace("table", "unlogged table").format("f"),
         "f",
@@ -225,7 +240,15 @@ def test_a_dry_run_says_it_and_does_nothing(shop: Site) -> None:
     assert "it has no primary key" in said.out
     assert "can be attached" in said.out
     assert shop("attach", "orders", "--dry-run", "--json").answer == [
-        {"table": "public.orders", "problems": [], "hints": []}
+        {
+            "table": "public.orders",
+            "verdict": "goes",
+            "key": ["id"],
+            "derived": False,
+            "problems": [],
+            "hints": [],
+            "notes": [],
+        }
     ]
     assert attached(shop) == []
 

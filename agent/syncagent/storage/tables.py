@@ -35,9 +35,12 @@ class Candidate:
 
     oid: int
     name: str
+    title: str
+    """Schema and name as patterns see them: without quotes."""
     key: tuple[str, ...]
     derived: bool
     partitioned: bool
+    foreign: bool
     problems: tuple[str, ...]
     hints: tuple[str, ...]
 
@@ -158,7 +161,7 @@ def candidate(connection: Connection, oid: int, *, derive: bool) -> Candidate:
     found = connection.execute(
         """
         select format('%%I.%%I', n.nspname, c.relname) as name, coalesce(k.names::text[], '{}') as key, k.names is not null and not k.uuid as derived,
-               c.relkind = 'p' as partitioned
+               c.relkind = 'p' as partitioned, c.relkind = 'f' as "foreign", n.nspname || '.' || c.relname as title
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
         cross join lateral syncagent._key(c.oid) as k where c.oid = %s
         """,
@@ -168,9 +171,11 @@ def candidate(connection: Connection, oid: int, *, derive: bool) -> Candidate:
     return Candidate(
         oid,
         found["name"],
+        found["title"],
         tuple(found["key"]),
         found["derived"],
         found["partitioned"],
+        found["foreign"],
         tuple(row["problem"] for row in rows),
         tuple(row["hint"] for row in rows if row["hint"]),
     )
