@@ -205,6 +205,10 @@ begin
     return (
         select jsonb_build_object(
             'id', p_id, 'table', v_name,
+            'lift', coalesce((
+                select string_agg(format('perform syncagent._lift_number(%s, %L, (select max(s.c%s) from pg_temp.stage_%1$s s where s._deleted is not true));',
+                                         p_id, x.column_name, array_position(v_table.columns, x.column_name)), ' ' order by x.column_name)
+                from syncagent.stride x where x.relation = p_id), ''),
             'guard', case when v_parts then format('if pg_partition_root(tg_relid) is distinct from %L::regclass then return null; end if;', v_name) else '' end,
             'title', quote_literal(v_name),
             'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
@@ -621,7 +625,7 @@ end
 $$;
 comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
 
-create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean) returns integer
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null) returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -654,6 +658,9 @@ begin
     cross join lateral syncagent._key(p_table) as k
     where c.oid = p_table
     returning id into v_id;
+    if p_stride is not null then
+        perform syncagent._stride(v_id, p_stride);
+    end if;
     perform syncagent._generate(v_id);
     v_tokens := syncagent._tokens(v_id);
     if p_ship_existing then
@@ -688,6 +695,7 @@ begin
         return false;
     end if;
     perform syncagent._drop_functions(v_id, p_table);
+    perform syncagent._unstride(v_id);
     execute format('drop table syncagent.version_%s', v_id);
     execute format('drop type if exists syncagent.key_%s, syncagent.row_%1$s', v_id);
     delete from syncagent.cut_keys where relation = v_id;

@@ -60,7 +60,7 @@ declare
     v_free boolean;
 begin
     execute format('select not exists (select from syncagent.version_%s)', p_relation) into v_free;
-    return v_free and not exists (
+    return v_free and not exists (select from syncagent.stride x where x.relation = p_relation) and not exists (
         select from syncagent.log l where l.relation = p_relation and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)));
 end
 $$;
@@ -535,6 +535,7 @@ declare
     v_rows    bigint := 0;
     v_taken   bigint := 0;
 begin
+    {lift}
     -- One look at what there is to do spares the statements that would find nothing.
     select count(*), count(*) filter (where s._deleted), count(*) filter (where s._stamp is null)
     into v_staged, v_deleted, v_plain from pg_temp.stage_{id} s;

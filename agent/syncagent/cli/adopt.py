@@ -13,6 +13,9 @@ from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of
 if TYPE_CHECKING:
     from syncagent.storage.preflight import Judged
 
+_STRIDE = 64
+"""Room for as many sites as somebody who has to be told will have."""
+
 
 def adopt(
     *,
@@ -58,5 +61,7 @@ def _advice(judged: "list[Judged]", schema: str | None, exclude: list[str]) -> s
         words += ["--exclude", pattern]
     if any(table.candidate.derived for table in going):
         words.append("--derive-key")
+    if any(table.numbered for table in going):
+        words += ["--stride", str(_STRIDE)]
     count = render.counted(len(going), "table")
     return f"{count} can be attached as the schema is now: {shlex.join(words)}"

@@ -40,6 +40,16 @@ def attach(
     derive_key: Annotated[
         bool, typer.Option("--derive-key", help="Accept primary keys that are not one uuid column.")
     ] = False,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="N",
+            help="Serial and identity columns: draw every Nth number, so that no two sites draw the same."
+            " More than there will ever be sites, and the same at each.",
+            show_default=False,
+        ),
+    ] = None,
     existing: Annotated[
         Literal["ship", "keep"],
         typer.Option(
@@ -67,7 +77,7 @@ def attach(
             if every
             else storage.named(connection, tables or [], derive=derive_key)
         )
-        judged = preflight.of(connection, chosen)
+        judged = preflight.of(connection, chosen, strided=stride is not None)
         if dry_run:
             foretell(judged, as_json)
             return
@@ -77,6 +87,7 @@ def attach(
             chosen,
             derive=derive_key,
             ship=existing == "ship",
+            stride=stride,
             patience=lock_timeout,
             on_wait=lambda held: render.say(f"waiting: {held}"),
         )
@@ -140,8 +151,9 @@ def _tell(done: "list[Attached]", as_json: bool) -> None:
             a.table,
             ", ".join(a.key) + (" (derived)" if a.derived else ""),
             "kept" if a.shipped is None else f"{a.shipped:,}",
+            ", ".join(a.numbered),
         )
         for a in done
     ]
-    render.show(render.grid(rows, ("attached", "key", ">rows to ship")))
+    render.show(render.grid(rows, ("attached", "key", ">rows to ship", "own numbers")))
     render.say("attach them at every other site, too: a site without a table waits for it")

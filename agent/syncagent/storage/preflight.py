@@ -24,6 +24,8 @@ class Judged:
 
     candidate: Candidate
     verdict: Verdict
+    numbered: bool = False
+    """Every site numbers its rows for itself."""
     notes: tuple[Finding, ...] = ()
 
 
@@ -54,18 +56,46 @@ def _whole(connection: Connection, schema: str | None, exclude: Sequence[str]) -
     return _noted(connection, judged)
 
 
-def of(connection: Connection, chosen: Sequence[Candidate]) -> list[Judged]:
-    """The same for tables that were chosen."""
-    return _noted(connection, [Judged(c, "stays" if c.problems else "goes") for c in chosen])
+def of(connection: Connection, chosen: Sequence[Candidate], *, strided: bool) -> list[Judged]:
+    """The same for tables that were chosen; strided if their numbers will be each site's own."""
+    return _noted(connection, [Judged(c, "stays" if c.problems else "goes") for c in chosen], strided=strided)
 
 
-def _noted(connection: Connection, judged: Sequence[Judged]) -> list[Judged]:
+def _noted(connection: Connection, judged: Sequence[Judged], *, strided: bool = False) -> list[Judged]:
     going = [j.candidate.oid for j in judged if j.verdict == "goes"]
     notes: dict[int, list[Finding]] = {}
     for find in (_references, _always, _writes):
         for oid, finding in find(connection, going):
             notes.setdefault(oid, []).append(finding)
-    return [Judged(j.candidate, j.verdict, tuple(notes.get(j.candidate.oid, ()))) for j in judged]
+    numbers = dict(_numbers(connection, going))
+    if not strided:
+        for oid, finding in numbers.items():
+            notes.setdefault(oid, []).append(finding)
+    return [
+        Judged(j.candidate, j.verdict, j.candidate.oid in numbers, tuple(notes.get(j.candidate.oid, ())))
+        for j in judged
+    ]
+
+
+def _numbers(connection: Connection, going: Sequence[int]) -> Iterator[tuple[int, Finding]]:
+    """Tables whose rows get a number from a sequence, one finding each."""
+    for row in connection.execute(
+        """
+        select g.oid, format('%%I.%%I', n.nspname, c.relname) as name, bool_or(x.is_unique) as is_unique,
+               string_agg(quote_ident(x.column_name), ', ') as columns
+        from unnest(%s::bigint[]) as g (oid) join pg_class c on c.oid = g.oid join pg_namespace n on n.oid = c.relnamespace
+        cross join lateral syncagent._numbered(c.oid) as x where x.counts group by 1, 2 order by 2
+        """,
+        (list(going),),
+    ).fetchall():
+        yield (
+            row["oid"],
+            Finding(
+                "warning" if row["is_unique"] else "note",
+                f"{row['name']} is numbered at each site for itself ({row['columns']}): two sites draw the same numbers",
+                f"syncagent attach --stride N {row['name']}",
+            ),
+        )
 
 
 _OURS = "select relation::oid::bigint from syncagent.replicated union all select unnest(%(going)s::bigint[])"

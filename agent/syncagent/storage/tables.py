@@ -53,6 +53,8 @@ class Attached:
     key: list[str]
     derived: bool
     shipped: int | None
+    numbered: list[str]
+    """Columns whose numbers are this site's own."""
 
 
 def named(connection: Connection, names: Sequence[str], *, derive: bool) -> list[Candidate]:
@@ -205,13 +207,14 @@ def attach(
     *,
     derive: bool,
     ship: bool,
+    stride: int | None,
     patience: float,
     on_wait: OnWait,
 ) -> list[Attached]:
     """Attach all or none. Contended, naming who is in the way, after `patience` seconds."""
 
     def work() -> list[Attached]:
-        return [_attach(connection, table, derive, ship) for table in tables]
+        return [_attach(connection, table, derive, ship, stride) for table in tables]
 
     return _patiently(connection, [table.oid for table in tables], _WRITERS, work, patience, on_wait)
 
@@ -225,20 +228,23 @@ def _with_partitions(connection: Connection, oids: Sequence[int]) -> list[int]:
     return [row["oid"] for row in rows]
 
 
-def _attach(connection: Connection, table: Candidate, derive: bool, ship: bool) -> Attached:
+def _attach(
+    connection: Connection, table: Candidate, derive: bool, ship: bool, stride: int | None
+) -> Attached:
     only = "" if table.partitioned else "only "
     connection.execute(f"lock table {only}{table.name} in share row exclusive mode".encode())
     made = connection.execute(
-        "select syncagent._attach(%s::oid::regclass, %s, %s) as id", (table.oid, derive, ship)
+        "select syncagent._attach(%s::oid::regclass, %s, %s, %s) as id", (table.oid, derive, ship, stride)
     ).fetchone()
     assert made is not None
     row = connection.execute(
-        "select r.key_columns::text[] as key, r.derived, coalesce(sum(cardinality(l.keys)), 0)::bigint as rows"
+        "select r.key_columns::text[] as key, r.derived, coalesce(sum(cardinality(l.keys)), 0)::bigint as rows,"
+        " array(select s.column_name::text from syncagent.stride s where s.relation = r.id order by 1) as numbered"
         " from syncagent.replicated r left join syncagent.log l on l.relation = r.id where r.id = %s group by r.id",
         (made["id"],),
     ).fetchone()
     assert row is not None
-    return Attached(table.name, row["key"], row["derived"], row["rows"] if ship else None)
+    return Attached(table.name, row["key"], row["derived"], row["rows"] if ship else None, row["numbered"])
 
 
 def attached(connection: Connection, names: Sequence[str]) -> dict[int, str]:
