@@ -196,6 +196,12 @@ end
 $$;
 comment on function syncagent._retry_parked is 'try parked rows again, those of one table and origin together; returns how many are parked no longer';
 
+create function syncagent._may_park(p_state text) returns boolean
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$ select left(p_state, 2) in ('22', '23', '38', '39', 'P0') or p_state = '42883' $$;
+comment on function syncagent._may_park is 'whether an error is one row''s doing: it breaks a constraint, or a function that a CHECK calls raises or does not find what it calls';
+
 create function syncagent._write_carefully(p_relation integer, p_origin integer) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -212,7 +218,7 @@ begin
             return v_count;
         exception when others then
             get stacked diagnostics v_state = returned_sqlstate, v_constraint = constraint_name;
-            if left(v_state, 2) not in ('22', '23') then
+            if not syncagent._may_park(v_state) then
                 raise;
             end if;
             if exists (select from syncagent.replicated t cross join lateral syncagent._nodes(t.relation) as x (node)
@@ -299,7 +305,7 @@ begin
                 continue;
             when others then
                 get stacked diagnostics v_state = returned_sqlstate, v_said = message_text;
-                if left(v_state, 2) not in ('22', '23') then
+                if not syncagent._may_park(v_state) then
                     raise;
                 end if;
         end;

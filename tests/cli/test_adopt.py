@@ -1,5 +1,9 @@
 """The preflight: what goes, what stays and why, and SQL that mends it when it is run to the letter."""
 
+import json
+import shlex
+from typing import Any
+
 import pytest
 
 from tests.cli.conftest import Cli, Said, Site, on_each_version
@@ -8,14 +12,12 @@ from tests.support.databases import Database
 GOOD = "create table {} (id uuid primary key default gen_random_uuid(), v text)"
 
 
-def verdicts(said: Said) -> dict[str, dict[str, object]]:
-    import json
-
+def verdicts(said: Said) -> dict[str, Any]:
     return {table["table"]: table for table in json.loads(said.out)}
 
 
 def notes(said: Said) -> list[str]:
-    return [note["what"] for table in verdicts(said).values() for note in table["notes"]]  # type: ignore[attr-defined]
+    return [note["what"] for table in verdicts(said).values() for note in table["notes"]]
 
 
 def remains(database: Database) -> int:
@@ -64,8 +66,6 @@ def test_a_whole_database(site: Site) -> None:
         "syncagent attach --all --exclude '*_heartbeat' --exclude 'public.No Key [[]1]'"
         " --exclude public.child --exclude public.parent --derive-key"
     )
-    import shlex
-
     assert site(*shlex.split(command)[1:]).code == 0
     assert {row["table_name"] for row in site("tables", "--json").answer} == {
         "public.done",
@@ -105,7 +105,7 @@ def test_the_sql_that_gives_a_key_does(site: Site, definition: str) -> None:
         site.sql('create unique index "Given" on "Odd Table" (u)')
     else:
         site.sql(f'insert into "Odd Table" values ({"current_date" if "date" in definition else 1})')
-    (hint,) = site("adopt", "--json").out and verdicts(site("adopt", "--json"))['public."Odd Table"']["hints"]  # type: ignore[misc]
+    (hint,) = verdicts(site("adopt", "--json"))['public."Odd Table"']["hints"]
     assert ("concurrently" in hint) == ("date" not in definition and "uuid" not in definition)
     with site.database.connect() as psql:
         for line in hint.splitlines():
@@ -125,13 +125,13 @@ def test_what_lies_between_tables_that_go_and_tables_that_stay(site: Site) -> No
     said = site("adopt", "--exclude", "queue", "--exclude", "job", "--json")
     assert said.code == 0
     found = verdicts(said)
-    (outward,) = found["public.child"]["notes"]  # type: ignore[misc]
+    (outward,) = found["public.child"]["notes"]
     assert outward["what"].startswith("public.child refers to public.queue (child_q_fkey), which stays")
     assert outward["mend"].splitlines()[:2] == [
         "syncagent attach public.queue",
         "or, without the promise: alter table public.child drop constraint child_q_fkey;",
     ]
-    (inward,) = found["public.parent"]["notes"]  # type: ignore[misc]
+    (inward,) = found["public.parent"]["notes"]
     assert inward["what"].startswith("public.job, which stays, refers to public.parent (job_p_fkey)")
     assert "nor does its ON DELETE happen" in inward["what"]
     assert notes(site("adopt", "--json")) == []
