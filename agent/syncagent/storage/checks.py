@@ -176,7 +176,7 @@ def _foreign_keys(connection: Connection) -> Iterator[Finding]:
         select c.conname as name, c.conrelid::regclass::text as referring, c.confrelid::regclass::text as referred, r.id is not null as from_ours
         from pg_constraint c
         left join syncagent.replicated r on r.relation = c.conrelid left join syncagent.replicated d on d.relation = c.confrelid
-        where c.contype = 'f' and (r.id is null) <> (d.id is null) order by 2, 1
+        where c.contype = 'f' and c.conparentid = 0 and (r.id is null) <> (d.id is null) order by 2, 1
         """
     ).fetchall():
         inside, outside = (
@@ -197,8 +197,8 @@ def _foreign_keys(connection: Connection) -> Iterator[Finding]:
 def _other_triggers(connection: Connection) -> Iterator[Finding]:
     for row in connection.execute(
         "select quote_ident(t.tgname) as name, t.tgrelid::regclass::text as relation, t.tgenabled::text as state from pg_trigger t"
-        " join syncagent.replicated r on r.relation = t.tgrelid"
-        " where not t.tgisinternal and t.tgenabled in ('A', 'R') and t.tgname !~ '^syncagent_' order by 2, 1"
+        " join syncagent.replicated r on r.relation in (t.tgrelid, pg_partition_root(t.tgrelid))"
+        " where not t.tgisinternal and t.tgparentid = 0 and t.tgenabled in ('A', 'R') and t.tgname !~ '^syncagent_' order by 2, 1"
     ):
         yield Finding(
             "warning",
