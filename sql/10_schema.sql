@@ -46,6 +46,16 @@ create table syncagent.replicated (
 );
 comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here';
 
+create table syncagent.stride (
+    relation    integer not null,
+    column_name name not null,
+    sequence    regclass not null,
+    every       integer not null,
+    before      bigint not null,
+    primary key (relation, column_name)
+);
+comment on table syncagent.stride is 'sequences of attached tables that draw every so many numbers; before is the step they had';
+
 -- Captured statements --------------------------------------------------------------------------------------
 -- A ring of slots by the entry's own clock: two seconds each, sixteen of them. A slot is truncated once all it
 -- holds is folded, so a cut scans seconds of entries, without an index that every write would pay for.

@@ -17,6 +17,9 @@ create function syncagent._refuse_truncate() returns trigger
     set search_path = pg_catalog, pg_temp
     as $$
 begin
+    if not exists (select from syncagent.replicated r where r.relation in (tg_relid, pg_partition_root(tg_relid))) then
+        return null;   -- a partition that was detached
+    end if;
     raise exception 'table %.% is replicated: TRUNCATE would not reach the other sites',
             quote_ident(tg_table_schema), quote_ident(tg_table_name)
         using errcode = 'SA001',
@@ -50,6 +53,7 @@ create function syncagent.capture_{id}() returns trigger
 declare
     v_rows bigint;
 begin
+    {guard}
     insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
     select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), k.keys {odd_array}
     from (select array(select {key} from changed t limit 10000)) as k (keys)
@@ -65,6 +69,11 @@ begin
     return null;
 end
 $$;
+$sql$ $template$;
+
+create function syncagent._key_template() returns text
+    language sql immutable
+    as $template$ select $sql$
 create function syncagent.capture_{id}_key() returns trigger
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp {pinned}
@@ -77,19 +86,50 @@ begin
     return null;
 end
 $$;
-revoke all on function syncagent.capture_{id}() from public;
-revoke all on function syncagent.capture_{id}_key() from public;
-create trigger syncagent_insert after insert on {table}
-    referencing new table as changed for each statement execute function syncagent.capture_{id}();
-create trigger syncagent_update after update on {table}
-    referencing new table as changed for each statement execute function syncagent.capture_{id}();
-create trigger syncagent_delete after delete on {table}
-    referencing old table as changed for each statement execute function syncagent.capture_{id}();
-create trigger syncagent_key after update on {table}
-    for each row when ({key_changed}) execute function syncagent.capture_{id}_key();
-create trigger syncagent_truncate before truncate on {table}
-    for each statement execute function syncagent._refuse_truncate();
 $sql$ $template$;
+
+-- A partitioned table has no row triggers of ours: a row that an update moves to another partition fires those of an
+-- insert and a delete, and a partition may have its columns in another order than the root.
+create function syncagent._moved_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.capture_{id}_key() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+begin
+    {guard}
+    insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+    select pg_current_xact_id(), {id}, 'D', syncagent._tick(), array_agg(k.key) {odd_agg}
+    from (
+        select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk
+        from (select {key_columns} from before t except select {key_columns} from changed t) as t
+    ) as k
+    group by k.chunk;
+    return null;
+end
+$$;
+$sql$ $template$;
+
+-- The same names on every kind of table; `{node}` is the table, or one of the tables of a partitioned one.
+create function syncagent._trigger_template(p_partitioned boolean) returns text
+    language sql immutable
+    as $template$ select $sql$
+create trigger syncagent_insert after insert on {node}
+    referencing new table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_update after update on {node}
+    referencing new table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_delete after delete on {node}
+    referencing old table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_truncate before truncate on {node}
+    for each statement execute function syncagent._refuse_truncate();
+$sql$ || case when p_partitioned then $sql$
+create trigger syncagent_key after update on {node}
+    referencing old table as before new table as changed for each statement execute function syncagent.capture_{id}_key();
+$sql$ else $sql$
+create trigger syncagent_key after update on {node}
+    for each row when ({key_changed}) execute function syncagent.capture_{id}_key();
+$sql$ end $template$;
 
 create function syncagent._version_template() returns text
     language sql immutable
@@ -105,6 +145,23 @@ create table syncagent.version_{id} (
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 $sql$ $template$;
 
+create function syncagent._nodes(p_table regclass) returns setof regclass
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$ select p_table union select t.relid from pg_partition_tree(p_table) as t $$;
+comment on function syncagent._nodes is 'a table, and if it is partitioned all tables below it';
+
+create function syncagent._key(p_table regclass, out names name[], out uuid boolean)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select array_agg(a.attname order by u.o), count(*) = 1 and bool_and(a.atttypid = 'uuid'::regtype)
+    from pg_index i cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (n, o)
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
+    where i.indrelid = p_table and i.indisprimary and u.o <= i.indnkeyatts
+$$;
+comment on function syncagent._key is 'the columns of the primary key in its order, null if there is none; and whether it is one uuid';
+
 create function syncagent._tokens(p_id integer) returns jsonb
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -118,10 +175,10 @@ declare
     v_spelled name[];  -- columns of the key whose equal values can look different
     v_unique  name[];  -- columns of unique and exclusion constraints beside the key
     v_n       integer;
-    v_odd     text;
+    v_parts   boolean;
 begin
     select * into strict v_table from syncagent.replicated where id = p_id;
-    select format('%I.%I', n.nspname, c.relname) into strict v_name
+    select format('%I.%I', n.nspname, c.relname), c.relkind = 'p' into strict v_name, v_parts
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
     v_n := cardinality(v_table.columns);
     select array_agg(format_type(a.atttypid, -1) order by u.n),
@@ -136,18 +193,24 @@ begin
     from pg_index i
     join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = i.indexrelid and d.refobjid = i.indrelid and d.refobjsubid > 0
     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = d.refobjsubid
-    where i.indrelid = v_table.relation and (i.indisunique or i.indisexclusion) and not i.indisprimary;
+    where i.indrelid in (select syncagent._nodes(v_table.relation)) and (i.indisunique or i.indisexclusion) and not i.indisprimary;
     select array_agg(distinct a.attname) || v_unique into v_unique   -- constraints own their index: the columns hang on the constraint
     from pg_constraint c cross join lateral unnest(c.conkey) as k (n)
     join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.n
-    where c.conrelid = v_table.relation and c.contype in ('u', 'x');
+    where c.conrelid in (select syncagent._nodes(v_table.relation)) and c.contype in ('u', 'x');
     if exists (select from pg_attribute a where a.attrelid = v_table.relation and a.attname = any (v_unique) and a.attgenerated <> '') then
         v_unique := v_table.columns;   -- it may change with any of them
     end if;
 
     return (
         select jsonb_build_object(
-            'id', p_id, 'table', v_name, 'title', quote_literal(v_name),
+            'id', p_id, 'table', v_name,
+            'lift', coalesce((
+                select string_agg(format('perform syncagent._lift_number(%s, %L, (select max(s.c%s) from pg_temp.stage_%1$s s where s._deleted is not true));',
+                                         p_id, x.column_name, array_position(v_table.columns, x.column_name)), ' ' order by x.column_name)
+                from syncagent.stride x where x.relation = p_id), ''),
+            'guard', case when v_parts then format('if pg_partition_root(tg_relid) is distinct from %L::regclass then return null; end if;', v_name) else '' end,
+            'title', quote_literal(v_name),
             'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
             'columns', string_agg(format('%I', c), ', ' order by n),
             'columns_typed', string_agg(format('c%s %s', n, v_types[n]), ', ' order by n),
@@ -160,6 +223,7 @@ begin
             'k_columns', string_agg(case when k is null then format('t.%I', c) when v_table.derived then format('v.k%s', k) else 'k.key' end, ', ' order by n),
             't_absent', format('t.%I is null', v_table.key_columns[1]),
             't_eq_s', string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null),
+            'key_columns', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null),
             'key_changed', string_agg(format('old.%1$I is distinct from new.%1$I', c), ' or ' order by k) filter (where k is not null),
             'may_move', coalesce(bool_or(c = any (v_unique || v_fixed || v_spelled)), false)::text,
             -- byte by byte: not every type has an equality, and some equalities see no difference (boxes of one area)
@@ -261,6 +325,64 @@ comment on function syncagent._stage_key is 'the row key of a staged row';
 
 -- Attach and detach ----------------------------------------------------------------------------------------
 
+create function syncagent._key_mend(p_table regclass) returns text
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_name   text;
+    v_schema text;
+    v_kind   "char";
+    v_parted text;
+    v_column text := 'id';
+    v_index  text;
+    r        record;
+begin
+    select format('%I.%I', n.nspname, c.relname), n.nspname, c.relkind, quote_ident('key_of_' || c.relname)
+    into strict v_name, v_schema, v_kind, v_index
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table;
+    if exists (select from pg_attribute a where a.attrelid = p_table and a.attname = 'id' and not a.attisdropped) then
+        v_column := 'row_id';
+    end if;
+    if v_kind = 'p' then   -- no index of a partitioned table can be made online
+        select coalesce(string_agg(quote_ident(a.attname) || ', ', '' order by u.o), '') into v_parted
+        from pg_partitioned_table p cross join lateral unnest(p.partattrs::smallint[]) with ordinality as u (n, o)
+        join pg_attribute a on a.attrelid = p.partrelid and a.attnum = u.n where p.partrelid = p_table;
+        return format(E'alter table %1$s add column %2$I uuid not null default gen_random_uuid();\nalter table %1$s add primary key (%3$s%2$I);',
+                      v_name, v_column, v_parted);
+    end if;
+    -- What is a key already, if only in name; one that a constraint owns needs an index beside it.
+    select x.columns, x.name, x.owned into r
+    from (
+        select string_agg(quote_ident(a.attname), ', ' order by u.o) as columns, bool_and(a.attnotnull) as given,
+               count(*) = 1 and bool_and(a.atttypid = 'uuid'::regtype) as uuid, quote_ident(min(c.relname::text)) as name,
+               exists (select from pg_constraint k where k.conindid = i.indexrelid and k.contype in ('u', 'p', 'x')) as owned
+        from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am m on m.oid = c.relam and m.amname = 'btree'
+        cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (n, o)
+        left join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n and u.n > 0
+        where i.indrelid = p_table and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null
+          and i.indexprs is null and i.indnkeyatts = i.indnatts
+        group by i.indexrelid
+    ) as x where x.given order by x.uuid desc, x.owned, x.name limit 1;
+    if found and not r.owned then
+        return format('alter table %s add primary key using index %s;', v_name, r.name);
+    elsif found then
+        return format(E'create unique index concurrently %2$s on %1$s (%3$s);\nalter table %1$s add primary key using index %2$s;',
+                      v_name, v_index, r.columns);
+    end if;
+    return format(concat_ws(E'\n', 'alter table %1$s add column %2$I uuid;',
+        'alter table %1$s alter column %2$I set default gen_random_uuid();',
+        'update %1$s set %2$I = default where %2$I is null; -- in portions, if the table is large',
+        'create unique index concurrently %3$s on %1$s (%2$I);',
+        'alter table %1$s add constraint key_is_given check (%2$I is not null) not valid;',
+        'alter table %1$s validate constraint key_is_given;',
+        'alter table %1$s alter column %2$I set not null;',
+        'alter table %1$s drop constraint key_is_given;',
+        'alter table %1$s add primary key using index %3$s;'), v_name, v_column, v_index);
+end
+$$;
+comment on function syncagent._key_mend is 'the SQL that gives a table a primary key, online where that can be';
+
 create function syncagent._obstacles(p_table regclass, p_derive boolean)
     returns table (problem text, hint text)
     language sql stable
@@ -270,16 +392,25 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
         select c.*, n.nspname, format('%I.%I', n.nspname, c.relname) as name
         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table
     ), k as (
-        select count(*) as columns, bool_and(a.atttypid = 'uuid'::regtype) as uuid
-        from pg_index i cross join lateral unnest(i.indkey::smallint[]) as u (n)
-        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
-        where i.indrelid = p_table and i.indisprimary
+        select coalesce(cardinality(k.names), 0) as columns, k.uuid from syncagent._key(p_table) as k
     )
     select case c.relkind when 'v' then 'it is a view' when 'm' then 'it is a materialized view' when 'f' then 'it is a foreign table'
-                          when 'p' then 'it is partitioned' else 'it is not a table' end,
+                          else 'it is not a table' end,
            case c.relkind when 'v' then 'attach the tables below it' when 'm' then 'attach the tables below it'
-                          when 'p' then 'partitioned tables cannot be attached yet' else 'only ordinary tables can be attached' end
-    from c where c.relkind <> 'r'
+                          else 'only ordinary tables can be attached' end
+    from c where c.relkind not in ('r', 'p')
+    union all
+    select format('it is a partition of %s', pg_partition_root(p_table)), format('syncagent attach %s', pg_partition_root(p_table))
+    from c where c.relispartition
+    union all
+    select format('its partition %s is a foreign table', x.oid::regclass), format('alter table %s detach partition %s', i.inhparent::regclass, x.oid::regclass)
+    from c cross join lateral syncagent._nodes(p_table) as n (node) join pg_class x on x.oid = n.node join pg_inherits i on i.inhrelid = x.oid
+    where c.relkind = 'p' and x.relkind = 'f'
+    union all
+    select format('its partition %s is %s', x.oid::regclass, case x.relpersistence when 't' then 'temporary' else 'unlogged: a crash empties it' end),
+           case x.relpersistence when 't' then format('drop table %s', x.oid::regclass) else format('alter table %s set logged', x.oid::regclass) end
+    from c cross join lateral syncagent._nodes(p_table) as n (node) join pg_class x on x.oid = n.node
+    where c.relkind = 'p' and x.relkind = 'r' and x.relpersistence <> 'p'
     union all
     select 'it is a system table', 'only tables of the application can be attached'
     from c where c.nspname in ('pg_catalog', 'information_schema', 'syncagent')
@@ -289,20 +420,20 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
     from c where c.relkind = 'r' and c.relpersistence <> 'p'
     union all
     select 'it inherits, or others inherit from it', 'plain inheritance cannot be replicated' from c
-    where c.relkind = 'r' and exists (select from pg_inherits i where p_table in (i.inhrelid, i.inhparent))
+    where c.relkind = 'r' and not c.relispartition and exists (select from pg_inherits i where p_table in (i.inhrelid, i.inhparent))
     union all
-    select 'it has no primary key', format('alter table %s add column id uuid not null default gen_random_uuid() primary key', c.name)
-    from c cross join k where c.relkind = 'r' and k.columns = 0
+    select 'it has no primary key', syncagent._key_mend(p_table)
+    from c cross join k where c.relkind in ('r', 'p') and k.columns = 0
     union all
     select 'its primary key is not one uuid column', format('syncagent attach --derive-key %s', c.name)
-    from c cross join k where c.relkind = 'r' and k.columns > 0 and not (k.columns = 1 and k.uuid) and not p_derive
+    from c cross join k where c.relkind in ('r', 'p') and k.columns > 0 and not (k.columns = 1 and k.uuid) and not p_derive
     union all
     select format('key column %I is of type %s, whose equal values can be written in different ways', a.attname, format_type(a.atttypid, a.atttypmod)),
            format('alter table %s add column id uuid not null default gen_random_uuid(), and make it the primary key', c.name)
-    from c join pg_index i on i.indrelid = c.oid and i.indisprimary
-    join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
+    from c cross join lateral syncagent._key(p_table) as k
+    join pg_attribute a on a.attrelid = c.oid and a.attname = any (k.names)
     join pg_type t on t.oid = syncagent._base_type(a.atttypid)
-    where c.relkind = 'r' and p_derive
+    where c.relkind in ('r', 'p') and p_derive
       and not (t.typtype = 'e' or t.oid = any (array['int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'text', 'varchar', 'bpchar',
           'name', '"char"', 'uuid', 'bool', 'date', 'timestamp', 'timestamptz', 'time', 'timetz', 'interval', 'bytea', 'bit', 'varbit',
           'inet', 'cidr', 'macaddr', 'macaddr8']::regtype[]) and not exists (
@@ -311,7 +442,7 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
     select format('column %I is of type %s, which means something only inside this server', a.attname, format_type(a.atttypid, a.atttypmod)),
            format('alter table %s alter column %I type text', c.name, a.attname)
     from c join pg_attribute a on a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
-    where c.relkind = 'r' and (a.atttypid = any (array['oid', 'xid', 'cid', 'tid', 'xid8', 'pg_snapshot', 'pg_lsn']::regtype[])
+    where c.relkind in ('r', 'p') and (a.atttypid = any (array['oid', 'xid', 'cid', 'tid', 'xid8', 'pg_snapshot', 'pg_lsn']::regtype[])
                                or format_type(a.atttypid, null) like 'reg%')
     union all
     select 'the name of the table, of its schema or of a column holds $syncagent$', 'rename it'
@@ -319,7 +450,7 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
        or exists (select from pg_attribute a where a.attrelid = p_table and position('$syncagent$' in a.attname) > 0)
     union all
     select 'row-level security hides rows from the agent''s role', 'alter role the agent connects as: bypassrls'
-    from c where c.relkind = 'r' and c.relrowsecurity and row_security_active(p_table)
+    from c where c.relkind in ('r', 'p') and c.relrowsecurity and row_security_active(p_table)
     union all
     select 'it is attached already', '`syncagent tables` shows how' from syncagent.replicated r where r.relation = p_table
     union all
@@ -339,7 +470,10 @@ declare
 begin
     version := syncagent._render(syncagent._version_template(), v_tokens);
     functions := syncagent._render(replace(   -- no name may end a function's body: _obstacles keeps this quote from them
-        syncagent._capture_template() || syncagent._fold_template() || syncagent._settle_template()
+        syncagent._capture_template()
+        || case when exists (select from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id and c.relkind = 'p')
+                then syncagent._moved_template() else syncagent._key_template() end
+        || syncagent._fold_template() || syncagent._settle_template()
         || syncagent._compact_template() || syncagent._apply_template() || syncagent._inspect_template(),
         repeat('$', 2), '$syncagent$'), v_tokens);
     hash := md5(version || functions);
@@ -354,10 +488,15 @@ create function syncagent._drop_functions(p_id integer, p_table regclass) return
 declare
     r record;
 begin
-    for r in select t.tgname from pg_trigger t where t.tgrelid = p_table and t.tgname in
-        ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
+    for r in   -- partitions that were detached still have theirs
+        select t.tgname, n.nspname, c.relname from pg_trigger t
+        join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace
+        where t.tgname in ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
+          and (t.tgrelid = p_table or t.tgrelid in (
+            select x.tgrelid from pg_trigger x join pg_proc p on p.oid = x.tgfoid
+            where p.pronamespace = 'syncagent'::regnamespace and p.proname in (format('capture_%s', p_id), format('capture_%s_key', p_id))))
     loop
-        execute format('drop trigger %I on %s', r.tgname, p_table);
+        execute format('drop trigger %I on %I.%I', r.tgname, r.nspname, r.relname);
     end loop;
     for r in
         select p.oid::regprocedure::text as name from pg_proc p
@@ -368,6 +507,23 @@ begin
 end
 $$;
 comment on function syncagent._drop_functions is 'drop triggers and generated functions of an attached table';
+
+create function syncagent._arm(p_id integer, p_node regclass) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_node        text;
+    v_partitioned boolean;
+begin
+    select format('%I.%I', n.nspname, c.relname) into strict v_node
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
+    select c.relkind = 'p' into strict v_partitioned
+    from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id;
+    execute syncagent._render(syncagent._trigger_template(v_partitioned), syncagent._tokens(p_id) || jsonb_build_object('node', v_node));
+end
+$$;
+comment on function syncagent._arm is 'make the triggers of an attached table on it, or on one of its partitions';
 
 create function syncagent._generate(p_id integer) returns text
     language plpgsql volatile
@@ -382,6 +538,8 @@ begin
         execute v_text.version;
     end if;
     execute v_text.functions;
+    perform syncagent._arm(p_id, x.node) from syncagent.replicated t cross join lateral syncagent._nodes(t.relation) as x (node)
+    where t.id = p_id order by x.node::oid;
     for r in
         select p.oid::regprocedure::text as name from pg_proc p
         where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', p_id)
@@ -395,7 +553,79 @@ end
 $$;
 comment on function syncagent._generate is 'make the triggers and functions of an attached table, anew if they are there, and its version table if it is not; returns the hash of their text';
 
-create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean) returns integer
+-- Partitions come and go without asking. What goes through the root is captured from the first row; the agent looks
+-- every second whether there is a partition that lacks triggers of its own.
+
+create function syncagent._strays() returns table (relation integer, node regclass, gone boolean)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with parted as (
+        select r.id, r.relation, to_regproc(format('syncagent.capture_%s', r.id)) as capture
+        from syncagent.replicated r join pg_class c on c.oid = r.relation where c.relkind = 'p'
+    )
+    select p.id, n.node, false
+    from parted p cross join lateral syncagent._nodes(p.relation) as n (node) join pg_class c on c.oid = n.node
+    where c.relkind in ('r', 'p')
+      and not exists (select from pg_trigger t where t.tgrelid = n.node and t.tgname = 'syncagent_insert' and t.tgfoid = p.capture)
+    union all
+    select p.id, t.tgrelid, true
+    from parted p join pg_trigger t on t.tgfoid = p.capture and t.tgname = 'syncagent_insert'
+    where t.tgrelid <> p.relation and pg_partition_root(t.tgrelid) is distinct from p.relation
+$$;
+comment on function syncagent._strays is 'partitions of attached tables without triggers of their own, and former ones that still have them';
+
+create function syncagent._cover(p_id integer, p_node regclass) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_node text;
+    v_made boolean;
+    v_last record := syncagent._last_cut();
+    v_rows bigint;
+    r      record;
+begin
+    select format('%I.%I', n.nspname, c.relname) into v_node
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
+    if not found then
+        return 0;
+    end if;
+    execute format('lock table only %s in share row exclusive mode', v_node);
+    for r in
+        select t.tgname from pg_trigger t where t.tgrelid = p_node and not t.tgisinternal
+        and t.tgname in ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
+    loop
+        execute format('drop trigger %I on %s', r.tgname, v_node);
+    end loop;
+    if not exists (select from syncagent.replicated x where x.id = p_id and p_node in (select syncagent._nodes(x.relation))) then
+        return 0;   -- it has left
+    end if;
+    perform syncagent._arm(p_id, p_node);
+    -- Made as a partition, it holds what came through the root and was logged, and what came straight into it: only that is
+    -- entered. Attached as a table that was there before, all it holds is what this site writes now.
+    select t.xmin = i.xmin into v_made
+    from pg_class c join pg_type t on t.oid = c.reltype join pg_inherits i on i.inhrelid = c.oid where c.oid = p_node;
+    execute syncagent._render($sql$
+        with known as materialized (
+            select v.key from syncagent.version_{id} v where not v.deleted
+            union all select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key) where c.relation = {id} and c.implicit
+            union all select k.key from syncagent.log l cross join lateral unnest(l.keys) as k (key)
+            where l.relation = {id} and (l.xid >= $2 or l.xid = any ($3))
+        )
+        insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+        select pg_current_xact_id(), {id}, case when $1 then 'I' else 'U' end::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
+        from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from only {node} t
+              where not ($1 and exists (select from known n where n.key = {key}))) as k
+        group by k.chunk $sql$, syncagent._tokens(p_id) || jsonb_build_object('node', v_node))
+        using v_made, v_last.xmax, v_last.xip;
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$$;
+comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
+
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null) returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -421,18 +651,16 @@ begin
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
     insert into syncagent.replicated (relation, schema_name, table_name, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, k.names, not (cardinality(k.names) = 1 and k.uuid),
+    select p_table, n.nspname, c.relname, k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    cross join lateral (
-        select array_agg(a.attname order by u.o) as names, bool_and(a.atttypid = 'uuid'::regtype) as uuid
-        from pg_index i cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (n, o)
-        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
-        where i.indrelid = p_table and i.indisprimary
-    ) as k
+    cross join lateral syncagent._key(p_table) as k
     where c.oid = p_table
     returning id into v_id;
+    if p_stride is not null then
+        perform syncagent._stride(v_id, p_stride);
+    end if;
     perform syncagent._generate(v_id);
     v_tokens := syncagent._tokens(v_id);
     if p_ship_existing then
@@ -467,6 +695,7 @@ begin
         return false;
     end if;
     perform syncagent._drop_functions(v_id, p_table);
+    perform syncagent._unstride(v_id);
     execute format('drop table syncagent.version_%s', v_id);
     execute format('drop type if exists syncagent.key_%s, syncagent.row_%1$s', v_id);
     delete from syncagent.cut_keys where relation = v_id;

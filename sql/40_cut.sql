@@ -60,6 +60,19 @@ end
 $$;
 comment on function syncagent._empty is 'empty a work table';
 
+create function syncagent._estimate(p_table regclass) returns real
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- the server counts partitions only, unless somebody has analysed the root
+    select case c.relkind when 'p' then (
+            select sum(x.reltuples) filter (where x.reltuples >= 0) from syncagent._nodes(p_table) as n (node) join pg_class x on x.oid = n.node
+            where x.relkind <> 'p')
+        else c.reltuples end
+    from pg_class c where c.oid = p_table
+$$;
+comment on function syncagent._estimate is 'about how many rows a table has; null or negative if that is not known';
+
 create function syncagent._plan_for(p_table regclass, p_keys bigint) returns void
     language sql volatile
     set search_path = pg_catalog, pg_temp
@@ -69,7 +82,7 @@ create function syncagent._plan_for(p_table regclass, p_keys bigint) returns voi
     -- that reading all of it once is cheaper.)
     select set_config('plan_cache_mode', case when p_keys > 1000 then 'force_custom_plan' else 'force_generic_plan' end, true),
            set_config('enable_seqscan', case when p_keys > 1000 then 'on' else 'off' end, true),
-           set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > (select c.reltuples from pg_class c where c.oid = p_table)
+           set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > syncagent._estimate(p_table)
                                               then 'off' else 'on' end, true)
 $$;
 comment on function syncagent._plan_for is 'until the end of the transaction, plan for so many keys of this table';
@@ -78,7 +91,8 @@ create function syncagent._lock_statement() returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select 'lock table only ' || string_agg(format('%I.%I', n.nspname, c.relname), ', only ' order by r.id) || ' in access share mode'
+    select 'lock table ' || string_agg(format(case c.relkind when 'p' then '%I.%I' else 'only %I.%I' end, n.nspname, c.relname), ', ' order by r.id)
+           || ' in access share mode'
     from syncagent.replicated r join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace
 $$;
 comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables; null if there are none';

@@ -62,7 +62,7 @@ declare
     v_free boolean;
 begin
     execute format('select not exists (select from syncagent.version_%s)', p_relation) into v_free;
-    return v_free and not exists (
+    return v_free and not exists (select from syncagent.stride x where x.relation = p_relation) and not exists (
         select from syncagent.log l where l.relation = p_relation and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)));
 end
 $$;
@@ -198,6 +198,12 @@ end
 $$;
 comment on function syncagent._retry_parked is 'try parked rows again, those of one table and origin together; returns how many are parked no longer';
 
+create function syncagent._may_park(p_state text) returns boolean
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$ select left(p_state, 2) in ('22', '23', '38', '39', 'P0') or p_state = '42883' $$;
+comment on function syncagent._may_park is 'whether an error is one row''s doing: it breaks a constraint, or a function that a CHECK calls raises or does not find what it calls';
+
 create function syncagent._write_carefully(p_relation integer, p_origin integer) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -214,10 +220,11 @@ begin
             return v_count;
         exception when others then
             get stacked diagnostics v_state = returned_sqlstate, v_constraint = constraint_name;
-            if left(v_state, 2) not in ('22', '23') then
+            if not syncagent._may_park(v_state) then
                 raise;
             end if;
-            if exists (select from pg_constraint c join syncagent.replicated t on t.relation = c.conrelid
+            if exists (select from syncagent.replicated t cross join lateral syncagent._nodes(t.relation) as x (node)
+                       join pg_constraint c on c.conrelid = x.node
                        where t.id = p_relation and c.contype = 'p' and c.conname = v_constraint) then
                 raise exception 'a row with a key of the batch appeared meanwhile' using errcode = 'SA101';
             end if;
@@ -300,7 +307,7 @@ begin
                 continue;
             when others then
                 get stacked diagnostics v_state = returned_sqlstate, v_said = message_text;
-                if left(v_state, 2) not in ('22', '23') then
+                if not syncagent._may_park(v_state) then
                     raise;
                 end if;
         end;
@@ -409,8 +416,9 @@ begin
         select j.*, case when j.twice and w.here < w.there then 1 when j.twice and w.here > w.there then -1 else 0 end as larger
         from judged j
         left join {stage} s on j.twice and s._key = j._key
-        left join {table} t on j.twice and t.ctid = j.tid
-        cross join lateral (select row({t_columns})::text collate "C", row({s_columns})::text collate "C") as w (here, there)
+        cross join lateral (
+            select case when j.twice then (select row({t_columns})::text collate "C" from {table} t where {t_eq_s}) end,
+                   row({s_columns})::text collate "C") as w (here, there)
         where j.concurrent or j.mine >= j.incoming or j.inexact or (j.plain and j.fresh is not null)
     )
     insert into pg_temp.verdict (key, loses, conflict, kind, incoming, mine, my_node, absent, trace, unborn, sqlstate)
@@ -535,6 +543,7 @@ declare
     v_rows    bigint := 0;
     v_taken   bigint := 0;
 begin
+    {lift}
     -- One look at what there is to do spares the statements that would find nothing.
     select count(*), count(*) filter (where s._deleted), count(*) filter (where s._stamp is null)
     into v_staged, v_deleted, v_plain from pg_temp.stage_{id} s;

@@ -79,7 +79,7 @@ comment on function syncagent._commit_time is 'when a transaction committed here
 create view syncagent.replicated_table as
 select format('%I.%I', coalesce(n.nspname, r.schema_name), coalesce(c.relname, r.table_name)) as table_name,
        r.key_columns::text[] as key_columns, r.derived, r.strategy, r.columns::text[] as columns,
-       case when c.reltuples >= 0 then c.reltuples::bigint end as estimated_rows,
+       case when syncagent._estimate(r.relation) >= 0 then syncagent._estimate(r.relation)::bigint end as estimated_rows,
        e.entries as unsettled_rows,
        (select count(*) from syncagent.parked_row p where p.relation = r.id) as parked_rows,
        r.attached_at, c.oid is null as dropped
@@ -289,7 +289,7 @@ begin
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
                    ' syncagent.conflict, syncagent.parked to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text),'
-                   ' syncagent._entries(), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
+                   ' syncagent._entries(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);

@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 20_clock.sql, 30_capture.sql, 40_cut.sql, 50_apply.sql, 60_inspect.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 50_apply.sql, 60_inspect.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -47,6 +47,16 @@ create table syncagent.replicated (
     unique (schema_name, table_name)
 );
 comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here';
+
+create table syncagent.stride (
+    relation    integer not null,
+    column_name name not null,
+    sequence    regclass not null,
+    every       integer not null,
+    before      bigint not null,
+    primary key (relation, column_name)
+);
+comment on table syncagent.stride is 'sequences of attached tables that draw every so many numbers; before is the step they had';
 
 -- Captured statements --------------------------------------------------------------------------------------
 -- A ring of slots by the entry's own clock: two seconds each, sixteen of them. A slot is truncated once all it
@@ -356,6 +366,9 @@ create function syncagent._refuse_truncate() returns trigger
     set search_path = pg_catalog, pg_temp
     as $$
 begin
+    if not exists (select from syncagent.replicated r where r.relation in (tg_relid, pg_partition_root(tg_relid))) then
+        return null;   -- a partition that was detached
+    end if;
     raise exception 'table %.% is replicated: TRUNCATE would not reach the other sites',
             quote_ident(tg_table_schema), quote_ident(tg_table_name)
         using errcode = 'SA001',
@@ -389,6 +402,7 @@ create function syncagent.capture_{id}() returns trigger
 declare
     v_rows bigint;
 begin
+    {guard}
     insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
     select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), k.keys {odd_array}
     from (select array(select {key} from changed t limit 10000)) as k (keys)
@@ -404,6 +418,11 @@ begin
     return null;
 end
 $$;
+$sql$ $template$;
+
+create function syncagent._key_template() returns text
+    language sql immutable
+    as $template$ select $sql$
 create function syncagent.capture_{id}_key() returns trigger
     language plpgsql security definer
     set search_path = pg_catalog, pg_temp {pinned}
@@ -416,19 +435,50 @@ begin
     return null;
 end
 $$;
-revoke all on function syncagent.capture_{id}() from public;
-revoke all on function syncagent.capture_{id}_key() from public;
-create trigger syncagent_insert after insert on {table}
-    referencing new table as changed for each statement execute function syncagent.capture_{id}();
-create trigger syncagent_update after update on {table}
-    referencing new table as changed for each statement execute function syncagent.capture_{id}();
-create trigger syncagent_delete after delete on {table}
-    referencing old table as changed for each statement execute function syncagent.capture_{id}();
-create trigger syncagent_key after update on {table}
-    for each row when ({key_changed}) execute function syncagent.capture_{id}_key();
-create trigger syncagent_truncate before truncate on {table}
-    for each statement execute function syncagent._refuse_truncate();
 $sql$ $template$;
+
+-- A partitioned table has no row triggers of ours: a row that an update moves to another partition fires those of an
+-- insert and a delete, and a partition may have its columns in another order than the root.
+create function syncagent._moved_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.capture_{id}_key() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+begin
+    {guard}
+    insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+    select pg_current_xact_id(), {id}, 'D', syncagent._tick(), array_agg(k.key) {odd_agg}
+    from (
+        select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk
+        from (select {key_columns} from before t except select {key_columns} from changed t) as t
+    ) as k
+    group by k.chunk;
+    return null;
+end
+$$;
+$sql$ $template$;
+
+-- The same names on every kind of table; `{node}` is the table, or one of the tables of a partitioned one.
+create function syncagent._trigger_template(p_partitioned boolean) returns text
+    language sql immutable
+    as $template$ select $sql$
+create trigger syncagent_insert after insert on {node}
+    referencing new table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_update after update on {node}
+    referencing new table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_delete after delete on {node}
+    referencing old table as changed for each statement execute function syncagent.capture_{id}();
+create trigger syncagent_truncate before truncate on {node}
+    for each statement execute function syncagent._refuse_truncate();
+$sql$ || case when p_partitioned then $sql$
+create trigger syncagent_key after update on {node}
+    referencing old table as before new table as changed for each statement execute function syncagent.capture_{id}_key();
+$sql$ else $sql$
+create trigger syncagent_key after update on {node}
+    for each row when ({key_changed}) execute function syncagent.capture_{id}_key();
+$sql$ end $template$;
 
 create function syncagent._version_template() returns text
     language sql immutable
@@ -444,6 +494,23 @@ create table syncagent.version_{id} (
 ) with (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 $sql$ $template$;
 
+create function syncagent._nodes(p_table regclass) returns setof regclass
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$ select p_table union select t.relid from pg_partition_tree(p_table) as t $$;
+comment on function syncagent._nodes is 'a table, and if it is partitioned all tables below it';
+
+create function syncagent._key(p_table regclass, out names name[], out uuid boolean)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select array_agg(a.attname order by u.o), count(*) = 1 and bool_and(a.atttypid = 'uuid'::regtype)
+    from pg_index i cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (n, o)
+    join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
+    where i.indrelid = p_table and i.indisprimary and u.o <= i.indnkeyatts
+$$;
+comment on function syncagent._key is 'the columns of the primary key in its order, null if there is none; and whether it is one uuid';
+
 create function syncagent._tokens(p_id integer) returns jsonb
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -457,10 +524,10 @@ declare
     v_spelled name[];  -- columns of the key whose equal values can look different
     v_unique  name[];  -- columns of unique and exclusion constraints beside the key
     v_n       integer;
-    v_odd     text;
+    v_parts   boolean;
 begin
     select * into strict v_table from syncagent.replicated where id = p_id;
-    select format('%I.%I', n.nspname, c.relname) into strict v_name
+    select format('%I.%I', n.nspname, c.relname), c.relkind = 'p' into strict v_name, v_parts
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
     v_n := cardinality(v_table.columns);
     select array_agg(format_type(a.atttypid, -1) order by u.n),
@@ -475,18 +542,24 @@ begin
     from pg_index i
     join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = i.indexrelid and d.refobjid = i.indrelid and d.refobjsubid > 0
     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = d.refobjsubid
-    where i.indrelid = v_table.relation and (i.indisunique or i.indisexclusion) and not i.indisprimary;
+    where i.indrelid in (select syncagent._nodes(v_table.relation)) and (i.indisunique or i.indisexclusion) and not i.indisprimary;
     select array_agg(distinct a.attname) || v_unique into v_unique   -- constraints own their index: the columns hang on the constraint
     from pg_constraint c cross join lateral unnest(c.conkey) as k (n)
     join pg_attribute a on a.attrelid = c.conrelid and a.attnum = k.n
-    where c.conrelid = v_table.relation and c.contype in ('u', 'x');
+    where c.conrelid in (select syncagent._nodes(v_table.relation)) and c.contype in ('u', 'x');
     if exists (select from pg_attribute a where a.attrelid = v_table.relation and a.attname = any (v_unique) and a.attgenerated <> '') then
         v_unique := v_table.columns;   -- it may change with any of them
     end if;
 
     return (
         select jsonb_build_object(
-            'id', p_id, 'table', v_name, 'title', quote_literal(v_name),
+            'id', p_id, 'table', v_name,
+            'lift', coalesce((
+                select string_agg(format('perform syncagent._lift_number(%s, %L, (select max(s.c%s) from pg_temp.stage_%1$s s where s._deleted is not true));',
+                                         p_id, x.column_name, array_position(v_table.columns, x.column_name)), ' ' order by x.column_name)
+                from syncagent.stride x where x.relation = p_id), ''),
+            'guard', case when v_parts then format('if pg_partition_root(tg_relid) is distinct from %L::regclass then return null; end if;', v_name) else '' end,
+            'title', quote_literal(v_name),
             'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
             'columns', string_agg(format('%I', c), ', ' order by n),
             'columns_typed', string_agg(format('c%s %s', n, v_types[n]), ', ' order by n),
@@ -499,6 +572,7 @@ begin
             'k_columns', string_agg(case when k is null then format('t.%I', c) when v_table.derived then format('v.k%s', k) else 'k.key' end, ', ' order by n),
             't_absent', format('t.%I is null', v_table.key_columns[1]),
             't_eq_s', string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null),
+            'key_columns', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null),
             'key_changed', string_agg(format('old.%1$I is distinct from new.%1$I', c), ' or ' order by k) filter (where k is not null),
             'may_move', coalesce(bool_or(c = any (v_unique || v_fixed || v_spelled)), false)::text,
             -- byte by byte: not every type has an equality, and some equalities see no difference (boxes of one area)
@@ -600,6 +674,64 @@ comment on function syncagent._stage_key is 'the row key of a staged row';
 
 -- Attach and detach ----------------------------------------------------------------------------------------
 
+create function syncagent._key_mend(p_table regclass) returns text
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_name   text;
+    v_schema text;
+    v_kind   "char";
+    v_parted text;
+    v_column text := 'id';
+    v_index  text;
+    r        record;
+begin
+    select format('%I.%I', n.nspname, c.relname), n.nspname, c.relkind, quote_ident('key_of_' || c.relname)
+    into strict v_name, v_schema, v_kind, v_index
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table;
+    if exists (select from pg_attribute a where a.attrelid = p_table and a.attname = 'id' and not a.attisdropped) then
+        v_column := 'row_id';
+    end if;
+    if v_kind = 'p' then   -- no index of a partitioned table can be made online
+        select coalesce(string_agg(quote_ident(a.attname) || ', ', '' order by u.o), '') into v_parted
+        from pg_partitioned_table p cross join lateral unnest(p.partattrs::smallint[]) with ordinality as u (n, o)
+        join pg_attribute a on a.attrelid = p.partrelid and a.attnum = u.n where p.partrelid = p_table;
+        return format(E'alter table %1$s add column %2$I uuid not null default gen_random_uuid();\nalter table %1$s add primary key (%3$s%2$I);',
+                      v_name, v_column, v_parted);
+    end if;
+    -- What is a key already, if only in name; one that a constraint owns needs an index beside it.
+    select x.columns, x.name, x.owned into r
+    from (
+        select string_agg(quote_ident(a.attname), ', ' order by u.o) as columns, bool_and(a.attnotnull) as given,
+               count(*) = 1 and bool_and(a.atttypid = 'uuid'::regtype) as uuid, quote_ident(min(c.relname::text)) as name,
+               exists (select from pg_constraint k where k.conindid = i.indexrelid and k.contype in ('u', 'p', 'x')) as owned
+        from pg_index i join pg_class c on c.oid = i.indexrelid join pg_am m on m.oid = c.relam and m.amname = 'btree'
+        cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (n, o)
+        left join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n and u.n > 0
+        where i.indrelid = p_table and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null
+          and i.indexprs is null and i.indnkeyatts = i.indnatts
+        group by i.indexrelid
+    ) as x where x.given order by x.uuid desc, x.owned, x.name limit 1;
+    if found and not r.owned then
+        return format('alter table %s add primary key using index %s;', v_name, r.name);
+    elsif found then
+        return format(E'create unique index concurrently %2$s on %1$s (%3$s);\nalter table %1$s add primary key using index %2$s;',
+                      v_name, v_index, r.columns);
+    end if;
+    return format(concat_ws(E'\n', 'alter table %1$s add column %2$I uuid;',
+        'alter table %1$s alter column %2$I set default gen_random_uuid();',
+        'update %1$s set %2$I = default where %2$I is null; -- in portions, if the table is large',
+        'create unique index concurrently %3$s on %1$s (%2$I);',
+        'alter table %1$s add constraint key_is_given check (%2$I is not null) not valid;',
+        'alter table %1$s validate constraint key_is_given;',
+        'alter table %1$s alter column %2$I set not null;',
+        'alter table %1$s drop constraint key_is_given;',
+        'alter table %1$s add primary key using index %3$s;'), v_name, v_column, v_index);
+end
+$$;
+comment on function syncagent._key_mend is 'the SQL that gives a table a primary key, online where that can be';
+
 create function syncagent._obstacles(p_table regclass, p_derive boolean)
     returns table (problem text, hint text)
     language sql stable
@@ -609,16 +741,25 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
         select c.*, n.nspname, format('%I.%I', n.nspname, c.relname) as name
         from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table
     ), k as (
-        select count(*) as columns, bool_and(a.atttypid = 'uuid'::regtype) as uuid
-        from pg_index i cross join lateral unnest(i.indkey::smallint[]) as u (n)
-        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
-        where i.indrelid = p_table and i.indisprimary
+        select coalesce(cardinality(k.names), 0) as columns, k.uuid from syncagent._key(p_table) as k
     )
     select case c.relkind when 'v' then 'it is a view' when 'm' then 'it is a materialized view' when 'f' then 'it is a foreign table'
-                          when 'p' then 'it is partitioned' else 'it is not a table' end,
+                          else 'it is not a table' end,
            case c.relkind when 'v' then 'attach the tables below it' when 'm' then 'attach the tables below it'
-                          when 'p' then 'partitioned tables cannot be attached yet' else 'only ordinary tables can be attached' end
-    from c where c.relkind <> 'r'
+                          else 'only ordinary tables can be attached' end
+    from c where c.relkind not in ('r', 'p')
+    union all
+    select format('it is a partition of %s', pg_partition_root(p_table)), format('syncagent attach %s', pg_partition_root(p_table))
+    from c where c.relispartition
+    union all
+    select format('its partition %s is a foreign table', x.oid::regclass), format('alter table %s detach partition %s', i.inhparent::regclass, x.oid::regclass)
+    from c cross join lateral syncagent._nodes(p_table) as n (node) join pg_class x on x.oid = n.node join pg_inherits i on i.inhrelid = x.oid
+    where c.relkind = 'p' and x.relkind = 'f'
+    union all
+    select format('its partition %s is %s', x.oid::regclass, case x.relpersistence when 't' then 'temporary' else 'unlogged: a crash empties it' end),
+           case x.relpersistence when 't' then format('drop table %s', x.oid::regclass) else format('alter table %s set logged', x.oid::regclass) end
+    from c cross join lateral syncagent._nodes(p_table) as n (node) join pg_class x on x.oid = n.node
+    where c.relkind = 'p' and x.relkind = 'r' and x.relpersistence <> 'p'
     union all
     select 'it is a system table', 'only tables of the application can be attached'
     from c where c.nspname in ('pg_catalog', 'information_schema', 'syncagent')
@@ -628,20 +769,20 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
     from c where c.relkind = 'r' and c.relpersistence <> 'p'
     union all
     select 'it inherits, or others inherit from it', 'plain inheritance cannot be replicated' from c
-    where c.relkind = 'r' and exists (select from pg_inherits i where p_table in (i.inhrelid, i.inhparent))
+    where c.relkind = 'r' and not c.relispartition and exists (select from pg_inherits i where p_table in (i.inhrelid, i.inhparent))
     union all
-    select 'it has no primary key', format('alter table %s add column id uuid not null default gen_random_uuid() primary key', c.name)
-    from c cross join k where c.relkind = 'r' and k.columns = 0
+    select 'it has no primary key', syncagent._key_mend(p_table)
+    from c cross join k where c.relkind in ('r', 'p') and k.columns = 0
     union all
     select 'its primary key is not one uuid column', format('syncagent attach --derive-key %s', c.name)
-    from c cross join k where c.relkind = 'r' and k.columns > 0 and not (k.columns = 1 and k.uuid) and not p_derive
+    from c cross join k where c.relkind in ('r', 'p') and k.columns > 0 and not (k.columns = 1 and k.uuid) and not p_derive
     union all
     select format('key column %I is of type %s, whose equal values can be written in different ways', a.attname, format_type(a.atttypid, a.atttypmod)),
            format('alter table %s add column id uuid not null default gen_random_uuid(), and make it the primary key', c.name)
-    from c join pg_index i on i.indrelid = c.oid and i.indisprimary
-    join pg_attribute a on a.attrelid = c.oid and a.attnum = any (i.indkey)
+    from c cross join lateral syncagent._key(p_table) as k
+    join pg_attribute a on a.attrelid = c.oid and a.attname = any (k.names)
     join pg_type t on t.oid = syncagent._base_type(a.atttypid)
-    where c.relkind = 'r' and p_derive
+    where c.relkind in ('r', 'p') and p_derive
       and not (t.typtype = 'e' or t.oid = any (array['int2', 'int4', 'int8', 'numeric', 'float4', 'float8', 'text', 'varchar', 'bpchar',
           'name', '"char"', 'uuid', 'bool', 'date', 'timestamp', 'timestamptz', 'time', 'timetz', 'interval', 'bytea', 'bit', 'varbit',
           'inet', 'cidr', 'macaddr', 'macaddr8']::regtype[]) and not exists (
@@ -650,7 +791,7 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
     select format('column %I is of type %s, which means something only inside this server', a.attname, format_type(a.atttypid, a.atttypmod)),
            format('alter table %s alter column %I type text', c.name, a.attname)
     from c join pg_attribute a on a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
-    where c.relkind = 'r' and (a.atttypid = any (array['oid', 'xid', 'cid', 'tid', 'xid8', 'pg_snapshot', 'pg_lsn']::regtype[])
+    where c.relkind in ('r', 'p') and (a.atttypid = any (array['oid', 'xid', 'cid', 'tid', 'xid8', 'pg_snapshot', 'pg_lsn']::regtype[])
                                or format_type(a.atttypid, null) like 'reg%')
     union all
     select 'the name of the table, of its schema or of a column holds $syncagent$', 'rename it'
@@ -658,7 +799,7 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
        or exists (select from pg_attribute a where a.attrelid = p_table and position('$syncagent$' in a.attname) > 0)
     union all
     select 'row-level security hides rows from the agent''s role', 'alter role the agent connects as: bypassrls'
-    from c where c.relkind = 'r' and c.relrowsecurity and row_security_active(p_table)
+    from c where c.relkind in ('r', 'p') and c.relrowsecurity and row_security_active(p_table)
     union all
     select 'it is attached already', '`syncagent tables` shows how' from syncagent.replicated r where r.relation = p_table
     union all
@@ -678,7 +819,10 @@ declare
 begin
     version := syncagent._render(syncagent._version_template(), v_tokens);
     functions := syncagent._render(replace(   -- no name may end a function's body: _obstacles keeps this quote from them
-        syncagent._capture_template() || syncagent._fold_template() || syncagent._settle_template()
+        syncagent._capture_template()
+        || case when exists (select from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id and c.relkind = 'p')
+                then syncagent._moved_template() else syncagent._key_template() end
+        || syncagent._fold_template() || syncagent._settle_template()
         || syncagent._compact_template() || syncagent._apply_template() || syncagent._inspect_template(),
         repeat('$', 2), '$syncagent$'), v_tokens);
     hash := md5(version || functions);
@@ -693,10 +837,15 @@ create function syncagent._drop_functions(p_id integer, p_table regclass) return
 declare
     r record;
 begin
-    for r in select t.tgname from pg_trigger t where t.tgrelid = p_table and t.tgname in
-        ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
+    for r in   -- partitions that were detached still have theirs
+        select t.tgname, n.nspname, c.relname from pg_trigger t
+        join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace
+        where t.tgname in ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
+          and (t.tgrelid = p_table or t.tgrelid in (
+            select x.tgrelid from pg_trigger x join pg_proc p on p.oid = x.tgfoid
+            where p.pronamespace = 'syncagent'::regnamespace and p.proname in (format('capture_%s', p_id), format('capture_%s_key', p_id))))
     loop
-        execute format('drop trigger %I on %s', r.tgname, p_table);
+        execute format('drop trigger %I on %I.%I', r.tgname, r.nspname, r.relname);
     end loop;
     for r in
         select p.oid::regprocedure::text as name from pg_proc p
@@ -707,6 +856,23 @@ begin
 end
 $$;
 comment on function syncagent._drop_functions is 'drop triggers and generated functions of an attached table';
+
+create function syncagent._arm(p_id integer, p_node regclass) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_node        text;
+    v_partitioned boolean;
+begin
+    select format('%I.%I', n.nspname, c.relname) into strict v_node
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
+    select c.relkind = 'p' into strict v_partitioned
+    from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id;
+    execute syncagent._render(syncagent._trigger_template(v_partitioned), syncagent._tokens(p_id) || jsonb_build_object('node', v_node));
+end
+$$;
+comment on function syncagent._arm is 'make the triggers of an attached table on it, or on one of its partitions';
 
 create function syncagent._generate(p_id integer) returns text
     language plpgsql volatile
@@ -721,6 +887,8 @@ begin
         execute v_text.version;
     end if;
     execute v_text.functions;
+    perform syncagent._arm(p_id, x.node) from syncagent.replicated t cross join lateral syncagent._nodes(t.relation) as x (node)
+    where t.id = p_id order by x.node::oid;
     for r in
         select p.oid::regprocedure::text as name from pg_proc p
         where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', p_id)
@@ -734,7 +902,79 @@ end
 $$;
 comment on function syncagent._generate is 'make the triggers and functions of an attached table, anew if they are there, and its version table if it is not; returns the hash of their text';
 
-create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean) returns integer
+-- Partitions come and go without asking. What goes through the root is captured from the first row; the agent looks
+-- every second whether there is a partition that lacks triggers of its own.
+
+create function syncagent._strays() returns table (relation integer, node regclass, gone boolean)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with parted as (
+        select r.id, r.relation, to_regproc(format('syncagent.capture_%s', r.id)) as capture
+        from syncagent.replicated r join pg_class c on c.oid = r.relation where c.relkind = 'p'
+    )
+    select p.id, n.node, false
+    from parted p cross join lateral syncagent._nodes(p.relation) as n (node) join pg_class c on c.oid = n.node
+    where c.relkind in ('r', 'p')
+      and not exists (select from pg_trigger t where t.tgrelid = n.node and t.tgname = 'syncagent_insert' and t.tgfoid = p.capture)
+    union all
+    select p.id, t.tgrelid, true
+    from parted p join pg_trigger t on t.tgfoid = p.capture and t.tgname = 'syncagent_insert'
+    where t.tgrelid <> p.relation and pg_partition_root(t.tgrelid) is distinct from p.relation
+$$;
+comment on function syncagent._strays is 'partitions of attached tables without triggers of their own, and former ones that still have them';
+
+create function syncagent._cover(p_id integer, p_node regclass) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_node text;
+    v_made boolean;
+    v_last record := syncagent._last_cut();
+    v_rows bigint;
+    r      record;
+begin
+    select format('%I.%I', n.nspname, c.relname) into v_node
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
+    if not found then
+        return 0;
+    end if;
+    execute format('lock table only %s in share row exclusive mode', v_node);
+    for r in
+        select t.tgname from pg_trigger t where t.tgrelid = p_node and not t.tgisinternal
+        and t.tgname in ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
+    loop
+        execute format('drop trigger %I on %s', r.tgname, v_node);
+    end loop;
+    if not exists (select from syncagent.replicated x where x.id = p_id and p_node in (select syncagent._nodes(x.relation))) then
+        return 0;   -- it has left
+    end if;
+    perform syncagent._arm(p_id, p_node);
+    -- Made as a partition, it holds what came through the root and was logged, and what came straight into it: only that is
+    -- entered. Attached as a table that was there before, all it holds is what this site writes now.
+    select t.xmin = i.xmin into v_made
+    from pg_class c join pg_type t on t.oid = c.reltype join pg_inherits i on i.inhrelid = c.oid where c.oid = p_node;
+    execute syncagent._render($sql$
+        with known as materialized (
+            select v.key from syncagent.version_{id} v where not v.deleted
+            union all select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key) where c.relation = {id} and c.implicit
+            union all select k.key from syncagent.log l cross join lateral unnest(l.keys) as k (key)
+            where l.relation = {id} and (l.xid >= $2 or l.xid = any ($3))
+        )
+        insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+        select pg_current_xact_id(), {id}, case when $1 then 'I' else 'U' end::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
+        from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from only {node} t
+              where not ($1 and exists (select from known n where n.key = {key}))) as k
+        group by k.chunk $sql$, syncagent._tokens(p_id) || jsonb_build_object('node', v_node))
+        using v_made, v_last.xmax, v_last.xip;
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$$;
+comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
+
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null) returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -760,18 +1000,16 @@ begin
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
     insert into syncagent.replicated (relation, schema_name, table_name, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, k.names, not (cardinality(k.names) = 1 and k.uuid),
+    select p_table, n.nspname, c.relname, k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    cross join lateral (
-        select array_agg(a.attname order by u.o) as names, bool_and(a.atttypid = 'uuid'::regtype) as uuid
-        from pg_index i cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (n, o)
-        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
-        where i.indrelid = p_table and i.indisprimary
-    ) as k
+    cross join lateral syncagent._key(p_table) as k
     where c.oid = p_table
     returning id into v_id;
+    if p_stride is not null then
+        perform syncagent._stride(v_id, p_stride);
+    end if;
     perform syncagent._generate(v_id);
     v_tokens := syncagent._tokens(v_id);
     if p_ship_existing then
@@ -806,6 +1044,7 @@ begin
         return false;
     end if;
     perform syncagent._drop_functions(v_id, p_table);
+    perform syncagent._unstride(v_id);
     execute format('drop table syncagent.version_%s', v_id);
     execute format('drop type if exists syncagent.key_%s, syncagent.row_%1$s', v_id);
     delete from syncagent.cut_keys where relation = v_id;
@@ -815,6 +1054,136 @@ begin
 end
 $$;
 comment on function syncagent._detach is 'stop replicating a table here; its rows stay';
+
+-- Numbers that every site draws for itself: serial and identity columns, made so that no two sites draw the same.
+--
+-- With a stride of N a site draws only numbers that leave its node's remainder when divided by N. Numbers that were drawn
+-- before, here or at another site, are left behind: the sequence starts above them, and apply lifts it above what arrives.
+
+create function syncagent._numbered(p_table regclass) returns table (column_name name, sequence regclass, counts boolean, is_unique boolean)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select a.attname, d.sequence::regclass, syncagent._base_type(a.atttypid) = any (array['int2', 'int4', 'int8']::regtype[]),
+           exists (select from pg_index i where i.indrelid = p_table and i.indisunique and a.attnum = any (i.indkey))
+    from (
+        select refobjsubid as number, objid as sequence from pg_depend   -- identity
+        where classid = 'pg_class'::regclass and refclassid = 'pg_class'::regclass and refobjid = p_table and refobjsubid > 0 and deptype = 'i'
+        union
+        select f.adnum, e.refobjid from pg_attrdef f
+        join pg_depend e on e.classid = 'pg_attrdef'::regclass and e.objid = f.oid and e.refclassid = 'pg_class'::regclass
+        where f.adrelid = p_table
+    ) as d
+    join pg_class c on c.oid = d.sequence and c.relkind = 'S'
+    join pg_attribute a on a.attrelid = p_table and a.attnum = d.number
+    order by a.attnum
+$$;
+comment on function syncagent._numbered is 'columns that take their values from a sequence; those that count are integers';
+
+create function syncagent._stride(p_id integer, p_every integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_node  integer := (select s.node from syncagent.local_site s);
+    v_said  text := format('table %s cannot be attached with a stride of %s: ', (select r.relation from syncagent.replicated r where r.id = p_id), p_every);
+    v_first bigint;
+    v_most  bigint;
+    r       record;
+begin
+    if v_node >= p_every then
+        raise exception '%this site is node %', v_said, v_node
+            using errcode = 'SA002', hint = 'choose a stride larger than the node of any site there will ever be, the same at every site';
+    end if;
+    for r in
+        select n.*, t.relation, q.seqincrement, q.seqmin, q.seqcycle, format('%I.%I', sn.nspname, sc.relname) as name,
+               least(q.seqmax, case syncagent._base_type(a.atttypid)
+                   when 'int2'::regtype then 32767 when 'int4'::regtype then 2147483647 else 9223372036854775807 end) as seqmax,
+               (select x.before from syncagent.stride x where x.sequence = n.sequence limit 1) as before,
+               (select x.every from syncagent.stride x where x.sequence = n.sequence limit 1) as every
+        from syncagent.replicated t cross join lateral syncagent._numbered(t.relation) as n
+        join pg_sequence q on q.seqrelid = n.sequence join pg_class sc on sc.oid = n.sequence join pg_namespace sn on sn.oid = sc.relnamespace
+        join pg_attribute a on a.attrelid = t.relation and a.attname = n.column_name
+        where t.id = p_id and n.counts
+    loop
+        if r.every is distinct from p_every then
+            if r.seqincrement <> 1 then
+                raise exception '%sequence % counts in steps of % already', v_said, r.name, r.seqincrement
+                    using errcode = 'SA002', hint = format('alter sequence %s increment by 1, or attach the table without --stride', r.name);
+            elsif r.seqcycle then
+                raise exception '%sequence % begins anew when it ends', v_said, r.name
+                    using errcode = 'SA002', hint = format('alter sequence %s no cycle', r.name);
+            end if;
+        end if;
+        execute format('select greatest(case when s.is_called then s.last_value + 1 else s.last_value end, m.most + 1, %s), m.most'
+                       ' from %s s cross join (select max(t.%I)::bigint as most from %s t) as m', r.seqmin, r.name, r.column_name, r.relation)
+            into v_first, v_most;
+        v_first := v_first + ((v_node - v_first) % p_every + p_every) % p_every;
+        if v_first > r.seqmax - p_every then
+            raise exception '%the numbers of % end at %, and % comes next', v_said, r.name, r.seqmax, v_first
+                using errcode = 'SA002', detail = format('the largest number in column %I is %s', r.column_name, coalesce(v_most::text, 'none')),
+                      hint = format('make column %I and sequence %s bigint, or attach the table without --stride', r.column_name, r.name);
+        end if;
+        execute format('alter sequence %s increment by %s restart with %s', r.name, p_every, v_first);
+        insert into syncagent.stride (relation, column_name, sequence, every, before)
+        values (p_id, r.column_name, r.sequence, p_every, coalesce(r.before, r.seqincrement));
+    end loop;
+end
+$$;
+comment on function syncagent._stride is 'let the sequences of an attached table draw only this site''s share of the numbers';
+
+create function syncagent._unstride(p_id integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    r record;
+begin
+    for r in
+        delete from syncagent.stride x where x.relation = p_id
+        returning x.sequence, x.before
+    loop
+        if exists (select from pg_class c where c.oid = r.sequence)
+           and not exists (select from syncagent.stride x where x.sequence = r.sequence) then
+            execute format('alter sequence %s increment by %s', r.sequence, r.before);
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._unstride is 'let the sequences of a table count as they did before it was attached';
+
+create function syncagent._lift_number(p_id integer, p_column name, p_number bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_last bigint;
+    v_next bigint;
+    r      record;
+begin
+    if p_number is null then
+        return;
+    end if;
+    for r in
+        select x.sequence, x.every, q.seqmax, s.node
+        from syncagent.stride x join pg_sequence q on q.seqrelid = x.sequence cross join syncagent.local_site s
+        where x.relation = p_id and x.column_name = p_column and q.seqincrement = x.every
+    loop
+        execute format('select last_value from %s', r.sequence) into v_last;
+        continue when p_number < v_last or p_number > r.seqmax - 2 * r.every;
+        -- Writers draw meanwhile, and must not be set back: a short way is drawn, a long one nobody else goes at the same time.
+        if (p_number - v_last) / r.every < 1000 then
+            while v_last <= p_number loop
+                v_last := nextval(r.sequence);
+            end loop;
+        else
+            v_next := p_number + 1;
+            perform setval(r.sequence, v_next + ((r.node - v_next) % r.every + r.every) % r.every, false);
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._lift_number is 'draw from now on above a number that has arrived';
 
 -- Cuts at the origin: fold the log into versions, ship what changed, forget what is settled.
 --
@@ -878,6 +1247,19 @@ end
 $$;
 comment on function syncagent._empty is 'empty a work table';
 
+create function syncagent._estimate(p_table regclass) returns real
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- the server counts partitions only, unless somebody has analysed the root
+    select case c.relkind when 'p' then (
+            select sum(x.reltuples) filter (where x.reltuples >= 0) from syncagent._nodes(p_table) as n (node) join pg_class x on x.oid = n.node
+            where x.relkind <> 'p')
+        else c.reltuples end
+    from pg_class c where c.oid = p_table
+$$;
+comment on function syncagent._estimate is 'about how many rows a table has; null or negative if that is not known';
+
 create function syncagent._plan_for(p_table regclass, p_keys bigint) returns void
     language sql volatile
     set search_path = pg_catalog, pg_temp
@@ -887,7 +1269,7 @@ create function syncagent._plan_for(p_table regclass, p_keys bigint) returns voi
     -- that reading all of it once is cheaper.)
     select set_config('plan_cache_mode', case when p_keys > 1000 then 'force_custom_plan' else 'force_generic_plan' end, true),
            set_config('enable_seqscan', case when p_keys > 1000 then 'on' else 'off' end, true),
-           set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > (select c.reltuples from pg_class c where c.oid = p_table)
+           set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > syncagent._estimate(p_table)
                                               then 'off' else 'on' end, true)
 $$;
 comment on function syncagent._plan_for is 'until the end of the transaction, plan for so many keys of this table';
@@ -896,7 +1278,8 @@ create function syncagent._lock_statement() returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select 'lock table only ' || string_agg(format('%I.%I', n.nspname, c.relname), ', only ' order by r.id) || ' in access share mode'
+    select 'lock table ' || string_agg(format(case c.relkind when 'p' then '%I.%I' else 'only %I.%I' end, n.nspname, c.relname), ', ' order by r.id)
+           || ' in access share mode'
     from syncagent.replicated r join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace
 $$;
 comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables; null if there are none';
@@ -1375,7 +1758,7 @@ declare
     v_free boolean;
 begin
     execute format('select not exists (select from syncagent.version_%s)', p_relation) into v_free;
-    return v_free and not exists (
+    return v_free and not exists (select from syncagent.stride x where x.relation = p_relation) and not exists (
         select from syncagent.log l where l.relation = p_relation and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)));
 end
 $$;
@@ -1511,6 +1894,12 @@ end
 $$;
 comment on function syncagent._retry_parked is 'try parked rows again, those of one table and origin together; returns how many are parked no longer';
 
+create function syncagent._may_park(p_state text) returns boolean
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$ select left(p_state, 2) in ('22', '23', '38', '39', 'P0') or p_state = '42883' $$;
+comment on function syncagent._may_park is 'whether an error is one row''s doing: it breaks a constraint, or a function that a CHECK calls raises or does not find what it calls';
+
 create function syncagent._write_carefully(p_relation integer, p_origin integer) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -1527,10 +1916,11 @@ begin
             return v_count;
         exception when others then
             get stacked diagnostics v_state = returned_sqlstate, v_constraint = constraint_name;
-            if left(v_state, 2) not in ('22', '23') then
+            if not syncagent._may_park(v_state) then
                 raise;
             end if;
-            if exists (select from pg_constraint c join syncagent.replicated t on t.relation = c.conrelid
+            if exists (select from syncagent.replicated t cross join lateral syncagent._nodes(t.relation) as x (node)
+                       join pg_constraint c on c.conrelid = x.node
                        where t.id = p_relation and c.contype = 'p' and c.conname = v_constraint) then
                 raise exception 'a row with a key of the batch appeared meanwhile' using errcode = 'SA101';
             end if;
@@ -1613,7 +2003,7 @@ begin
                 continue;
             when others then
                 get stacked diagnostics v_state = returned_sqlstate, v_said = message_text;
-                if left(v_state, 2) not in ('22', '23') then
+                if not syncagent._may_park(v_state) then
                     raise;
                 end if;
         end;
@@ -1722,8 +2112,9 @@ begin
         select j.*, case when j.twice and w.here < w.there then 1 when j.twice and w.here > w.there then -1 else 0 end as larger
         from judged j
         left join {stage} s on j.twice and s._key = j._key
-        left join {table} t on j.twice and t.ctid = j.tid
-        cross join lateral (select row({t_columns})::text collate "C", row({s_columns})::text collate "C") as w (here, there)
+        cross join lateral (
+            select case when j.twice then (select row({t_columns})::text collate "C" from {table} t where {t_eq_s}) end,
+                   row({s_columns})::text collate "C") as w (here, there)
         where j.concurrent or j.mine >= j.incoming or j.inexact or (j.plain and j.fresh is not null)
     )
     insert into pg_temp.verdict (key, loses, conflict, kind, incoming, mine, my_node, absent, trace, unborn, sqlstate)
@@ -1848,6 +2239,7 @@ declare
     v_rows    bigint := 0;
     v_taken   bigint := 0;
 begin
+    {lift}
     -- One look at what there is to do spares the statements that would find nothing.
     select count(*), count(*) filter (where s._deleted), count(*) filter (where s._stamp is null)
     into v_staged, v_deleted, v_plain from pg_temp.stage_{id} s;
@@ -1997,7 +2389,7 @@ comment on function syncagent._commit_time is 'when a transaction committed here
 create view syncagent.replicated_table as
 select format('%I.%I', coalesce(n.nspname, r.schema_name), coalesce(c.relname, r.table_name)) as table_name,
        r.key_columns::text[] as key_columns, r.derived, r.strategy, r.columns::text[] as columns,
-       case when c.reltuples >= 0 then c.reltuples::bigint end as estimated_rows,
+       case when syncagent._estimate(r.relation) >= 0 then syncagent._estimate(r.relation)::bigint end as estimated_rows,
        e.entries as unsettled_rows,
        (select count(*) from syncagent.parked_row p where p.relation = r.id) as parked_rows,
        r.attached_at, c.oid is null as dropped
@@ -2207,7 +2599,7 @@ begin
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
                    ' syncagent.conflict, syncagent.parked to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text),'
-                   ' syncagent._entries(), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
+                   ' syncagent._entries(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);

@@ -172,6 +172,11 @@ def test_uninstall_leaves_the_schema_as_it_was(site: Site, make_site: Callable[.
         TABLE.format("t"),
         TABLE.format('billing."B%d {x}"'),
         "create table pairs (a int, b text, primary key (a, b))",
+        "create table counted (a serial primary key, b int generated always as identity)",
+        "create table parted (a int, b text, primary key (a, b)) partition by list (a)",
+        "create table parted_one partition of parted for values in (1)",
+        "create table parted_rest partition of parted default partition by hash (b)",
+        "create table parted_last partition of parted_rest for values with (modulus 1, remainder 0)",
         "create function f() returns trigger language plpgsql as 'begin return new; end'",
         "create trigger mine after insert on t for each row execute function f()",
         TABLE.format("dropped"),
@@ -179,7 +184,7 @@ def test_uninstall_leaves_the_schema_as_it_was(site: Site, make_site: Callable[.
         site.sql(statement)
     before = dump(site.database)
     make_site(site.database)
-    assert site("attach", "--all", "--derive-key").code == 0
+    assert site("attach", "--all", "--derive-key", "--stride", "8").code == 0
     site.sql("insert into t (v) values ('x')")
     assert site("detach", "pairs").code == 0
     assert site("attach", "pairs", "--derive-key").code == 0

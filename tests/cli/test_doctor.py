@@ -163,7 +163,39 @@ def test_triggers_and_numbers_of_the_application(site: Site) -> None:
     findings = found(site)
     assert one(findings, "trigger mine of t fires again")[1] == "alter table t enable trigger mine"
     assert one(findings, "t.id is numbered here")[0] == "warning"
-    assert one(findings, "s.id is numbered here")[0] == "warning"
+    severity, mend = one(findings, "s.id is numbered here")
+    assert severity == "warning"
+    assert mend is not None
+    for command in mend.replace("--stride N", "--stride 16").split(" && "):
+        assert site(*command.split()[1:]).code == 0
+    assert not [what for what in found(site) if what.startswith("s.id")]
+    site.sql("alter sequence s_id_seq increment by 3")
+    assert one(found(site), "s_id_seq counts in steps of 3, and was set to 16") == (
+        "error",
+        "alter sequence s_id_seq increment by 16",
+    )
+
+
+@on_each_version
+def test_a_partition_that_is_not_watched(site: Site) -> None:
+    site.sql("create table t (d date, n int, primary key (d, n)) partition by range (d)")
+    site.sql("create table t_all partition of t default")
+    site("attach", "t", "--derive-key")
+    assert not [what for what in found(site) if "t_" in what]
+    site.sql("create table t_one partition of t for values from ('2024-01-01') to ('2025-01-01')")
+    site.sql("insert into t_one values ('2024-01-02', 1)")
+    site.sql("alter table t detach partition t_all")
+    assert one(found(site), "trigger syncagent_insert of public.t_one is missing") == (
+        "error",
+        "syncagent db upgrade",
+    )
+    assert one(found(site), "t_all is no partition of t any more") == ("warning", "syncagent db upgrade")
+    assert site("db", "check").code == 1
+    assert site("db", "upgrade").code == 0
+    assert not [what for what in found(site) if "t_" in what]
+    assert site.sql("select op::text, odd from syncagent.log") == [("I", ["(2024-01-02,1)"])]
+    site.sql("alter table t_one disable trigger syncagent_update")
+    assert one(found(site), "trigger syncagent_update of public.t_one is disabled")[0] == "error"
 
 
 def test_parked_rows_and_a_large_log(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

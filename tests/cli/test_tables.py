@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -109,7 +110,21 @@ OBSTACLES = [
         "it is a materialized view",
         "attach the tables below it",
     ),
-    (GOOD.format("e") + " partition by range (id)", "e", "it is partitioned", "partitioned tables cannot"),
+    (GOOD.format("e") + " partition by range (id)", "", "", ""),
+    (
+        "create table e_one partition of e default",
+        "e_one",
+        "it is a partition of public.e",
+        "syncagent attach public.e",
+    ),
+    (
+        "create unlogged table e_two partition of e for values from (minvalue) to ('1')".replace(
+            "'1'", f"'{UUID(int=1)}'"
+        ),
+        "e",
+        "its partition public.e_two is unlogged",
+        "alter table public.e_two set logged",
+    ),
     (
         GOOD.replace("table", "unlogged table").format("f"),
         "f",
@@ -225,7 +240,15 @@ def test_a_dry_run_says_it_and_does_nothing(shop: Site) -> None:
     assert "it has no primary key" in said.out
     assert "can be attached" in said.out
     assert shop("attach", "orders", "--dry-run", "--json").answer == [
-        {"table": "public.orders", "problems": [], "hints": []}
+        {
+            "table": "public.orders",
+            "verdict": "goes",
+            "key": ["id"],
+            "derived": False,
+            "problems": [],
+            "hints": [],
+            "notes": [],
+        }
     ]
     assert attached(shop) == []
 
@@ -268,6 +291,22 @@ def test_keys_of_other_kinds_are_derived(site: Site) -> None:
     assert site.sql("select odd from syncagent.log") == [(["(1,x)"],)]
 
 
+def test_numbers_of_its_own(site: Site) -> None:
+    site.sql("create table a (id serial primary key, v text)")
+    site.sql("create table b (id uuid primary key, n int generated always as identity unique)")
+    said = site("adopt", "--json")
+    assert [note["what"].partition(":")[0] for table in said.answer for note in table["notes"]] == [
+        "public.a is numbered at each site for itself (id)",
+        "public.b is numbered at each site for itself (n)",
+    ]
+    assert site("adopt").err.strip().endswith("syncagent attach --all --derive-key --stride 64")
+    answer = site("attach", "--all", "--derive-key", "--stride", "64", "--json").answer
+    assert [table["numbered"] for table in answer] == [["id"], ["n"]]
+    site.sql("insert into a (v) values ('x'), ('y')")
+    assert site.sql("select id from a order by 1") == [(1,), (65,)]
+    assert site("attach", "a", "--stride", "1").code == 2
+
+
 # ---- locks
 
 
@@ -289,6 +328,16 @@ def test_who_is_in_the_way_is_named(site: Site) -> None:
         assert f"pid {reader.info.backend_pid}" in said.err
         assert attached(site) == ["public.free", "public.held"]
     assert site("detach", "free", "held").code == 0
+
+
+def test_who_is_in_the_way_of_a_partition_is_named(site: Site) -> None:
+    site.sql("create table t (id uuid primary key) partition by hash (id)")
+    site.sql("create table leaf partition of t for values with (modulus 1, remainder 0)")
+    with open_transaction(site.database, "insert into leaf values (gen_random_uuid())") as writer:
+        said = site("attach", "t", "--lock-timeout", "0")
+        refused(said, "a lock was not to be had", "end that transaction")
+        assert f"leaf is locked by pid {writer.info.backend_pid} " in said.err
+    assert site("attach", "t").code == 0
 
 
 def test_readers_are_in_nobodys_way(site: Site) -> None:

@@ -44,7 +44,7 @@ def timeless(number: int) -> str:
 
 _ATTACH_ALL = """
     select syncagent._attach(c.oid::regclass, true, false) from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where c.relkind = 'r' and n.nspname not in ('pg_catalog', 'information_schema', 'syncagent') and n.nspname !~ '^pg_'
+    where c.relkind in ('r', 'p') and not c.relispartition and n.nspname not in ('pg_catalog', 'information_schema', 'syncagent') and n.nspname !~ '^pg_'
     order by n.nspname, c.relname
 """
 
@@ -55,6 +55,8 @@ _LOOKS = """
         union all
         select (a.attrelid, a.attnum, a.attname, a.atttypid, a.attnotnull, a.attidentity)::text
         from pg_attribute a join pg_class c on c.oid = a.attrelid where a.attrelid >= 16384 and c.relpersistence <> 't'
+        union all
+        select (i.inhrelid, i.inhparent)::text from pg_inherits i
         union all
         select (p.oid, md5(p.prosrc))::text from pg_proc p where p.oid >= 16384
         union all

@@ -13,6 +13,7 @@ import typer
 
 from syncagent import __version__
 from syncagent.cli import render
+from syncagent.cli.adopt import adopt
 from syncagent.cli.attach import attach
 from syncagent.cli.bench import bench
 from syncagent.cli.conflicts import conflicts
@@ -58,7 +59,22 @@ def _root(
     pass
 
 
-for _verb in (init, attach, detach, tables, run, status, wait, why, pause, resume, doctor, demo, bench):
+for _verb in (
+    init,
+    adopt,
+    attach,
+    detach,
+    tables,
+    run,
+    status,
+    wait,
+    why,
+    pause,
+    resume,
+    doctor,
+    demo,
+    bench,
+):
     app.command()(_verb)
 for _name, _group in (("conflicts", conflicts), ("parked", parked), ("db", db)):
     app.add_typer(_group, name=_name)

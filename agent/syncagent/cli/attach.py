@@ -9,7 +9,8 @@ from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, sec
 from syncagent.errors import UsageError
 
 if TYPE_CHECKING:
-    from syncagent.storage.tables import Attached, Candidate
+    from syncagent.storage.preflight import Judged
+    from syncagent.storage.tables import Attached
 
 LockTimeoutOption = Annotated[
     float,
@@ -39,6 +40,16 @@ def attach(
     derive_key: Annotated[
         bool, typer.Option("--derive-key", help="Accept primary keys that are not one uuid column.")
     ] = False,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            metavar="N",
+            help="Serial and identity columns: draw every Nth number, so that no two sites draw the same."
+            " More than there will ever be sites, and the same at each.",
+            show_default=False,
+        ),
+    ] = None,
     existing: Annotated[
         Literal["ship", "keep"],
         typer.Option(
@@ -52,6 +63,7 @@ def attach(
     as_json: JsonOption = False,
 ) -> None:
     """Replicate tables from now on: all of those named, or none if one of them cannot be."""
+    from syncagent.storage import preflight
     from syncagent.storage import tables as storage
     from syncagent.storage.commands import site_of
 
@@ -65,8 +77,9 @@ def attach(
             if every
             else storage.named(connection, tables or [], derive=derive_key)
         )
+        judged = preflight.of(connection, chosen, strided=stride is not None)
         if dry_run:
-            _foretell(chosen, as_json)
+            foretell(judged, as_json)
             return
         storage.refuse_obstacles(chosen)
         done = storage.attach(
@@ -74,20 +87,56 @@ def attach(
             chosen,
             derive=derive_key,
             ship=existing == "ship",
+            stride=stride,
             patience=lock_timeout,
             on_wait=lambda held: render.say(f"waiting: {held}"),
         )
     _tell(done, as_json)
+    for finding in (finding for table in judged for finding in table.notes):
+        render.say(f"{finding.severity}: {finding.what}")
 
 
-def _foretell(chosen: "list[Candidate]", as_json: bool) -> None:
+def foretell(judged: "list[Judged]", as_json: bool) -> None:
+    """The preflight, as a table; exit 1 if a table that was asked for cannot go."""
     if as_json:
-        render.json([{"table": c.name, "problems": c.problems, "hints": c.hints} for c in chosen])
+        render.json(
+            [
+                {
+                    "table": table.candidate.name,
+                    "verdict": table.verdict,
+                    "key": table.candidate.key,
+                    "derived": table.candidate.derived,
+                    "problems": table.candidate.problems,
+                    "hints": table.candidate.hints,
+                    "notes": table.notes,
+                }
+                for table in judged
+            ]
+        )
     else:
-        rows = [(c.name, "; ".join(c.problems) or "can be attached", "; ".join(c.hints)) for c in chosen]
-        render.show(render.grid(rows, ("table", "verdict", "what mends it")))
-    if any(c.problems for c in chosen):
+        rows = [
+            (
+                table.candidate.name,
+                ", ".join(table.candidate.key) + (" (derived)" if table.candidate.derived else ""),
+                _VERDICTS[table.verdict],
+                "" if table.verdict == "attached" else "; ".join(table.candidate.problems),
+                "" if table.verdict == "attached" else "\n".join(table.candidate.hints),
+            )
+            for table in judged
+        ]
+        render.show(render.grid(rows, ("table", "key", "verdict", "why", "what mends it")))
+        if notes := [finding for table in judged for finding in table.notes]:
+            render.show("", render.findings(notes))
+    if any(table.verdict == "stays" for table in judged):
         raise typer.Exit(1)
+
+
+_VERDICTS = {
+    "attached": "is attached",
+    "excluded": "excluded",
+    "goes": "can be attached",
+    "stays": "cannot be attached",
+}
 
 
 def _tell(done: "list[Attached]", as_json: bool) -> None:
@@ -102,8 +151,9 @@ def _tell(done: "list[Attached]", as_json: bool) -> None:
             a.table,
             ", ".join(a.key) + (" (derived)" if a.derived else ""),
             "kept" if a.shipped is None else f"{a.shipped:,}",
+            ", ".join(a.numbered),
         )
         for a in done
     ]
-    render.show(render.grid(rows, ("attached", "key", ">rows to ship")))
+    render.show(render.grid(rows, ("attached", "key", ">rows to ship", "own numbers")))
     render.say("attach them at every other site, too: a site without a table waits for it")

@@ -123,6 +123,9 @@ class Keeper(Protocol):
     async def on_request(self, ring: Callable[[], None]) -> None:
         """`ring` is called whenever a person has asked something."""
 
+    async def cover(self) -> int:
+        """Give partitions that have come their triggers; returns how many came or left."""
+
     async def compact(self, *, always: bool) -> int:
         """Drop what is settled, if more is than the last time, or `always`; returns how many entries went."""
 

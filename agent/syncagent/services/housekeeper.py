@@ -54,9 +54,10 @@ class Housekeeper:
         self._heard = asyncio.Condition()
 
     async def tidy(self) -> None:
-        """Compact and trim, for ever, while there is work."""
+        """Cover new partitions; compact and trim, for ever, while there is work."""
         done, left, turn = (-1, -1), 0, 0
         while True:
+            uncovered = await self._cover()
             seen, turn = (self._cutter.made, self._applier.batches), turn + 1
             always = turn % _THOROUGH == 0
             try:
@@ -64,7 +65,7 @@ class Housekeeper:
                     await self._keeper.compact(always=always)
                 if seen != done or left:
                     left = await self._keeper.trim()
-                done, self._trouble = seen, None
+                done, self._trouble = seen, uncovered
             except Unreachable:
                 raise
             except Contended:
@@ -72,6 +73,16 @@ class Housekeeper:
             except SyncagentError as error:
                 done, self._trouble = (-1, -1), f"metadata cannot be dropped: {error.line}"
             await asyncio.sleep(_TURN)
+
+    async def _cover(self) -> str | None:
+        """What keeps a new partition from being watched, in words."""
+        try:
+            await self._keeper.cover()
+        except Unreachable:
+            raise
+        except SyncagentError as error:
+            return f"a new partition is not watched yet: {error.line}"
+        return None
 
     async def tell(self) -> None:
         """Tell the peers how far this site is, and show what is known of them, for ever."""

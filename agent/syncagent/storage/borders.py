@@ -26,6 +26,9 @@ _GONE = ("08", "53300", "57P01", "57P02", "57P03", "57P05")
 _CONTENDED = ("40001", "40P01", "53200", "55P03", "57014", "SA101")
 """What another try may not meet: locks, memory, somebody who cancelled the statement."""
 
+_BROKEN = ("22", "23", "38", "39", "P0", "42883")
+"""As in syncagent._may_park: one row's doing. A CHECK calls functions, which raise, or miss what they call."""
+
 
 def of_sqlstate(state: str, message: str, detail: str | None, hint: str | None) -> SyncagentError:
     """The error of ours that a SQLSTATE stands for."""
@@ -39,7 +42,7 @@ def of_sqlstate(state: str, message: str, detail: str | None, hint: str | None) 
         return Unreachable("this site's frontier moved under the agent", detail=message)
     if state in ("SA001", "SA002"):
         return RefusedError(message, detail=detail, hint=hint)
-    if state.startswith(("22", "23")):
+    if state.startswith(_BROKEN):
         return ConstraintBroken(message, detail=detail, hint=hint)
     if state == "53100":
         return DiskFull(

@@ -31,7 +31,7 @@ def examine(connection: Connection, max_skew: float | None) -> list[Finding]:
         *_open_transactions(connection),
         *_foreign_keys(connection),
         *_other_triggers(connection),
-        *_generated_keys(connection),
+        *_numbers(connection),
         *_hidden_rows(connection),
     ]
 
@@ -176,7 +176,7 @@ def _foreign_keys(connection: Connection) -> Iterator[Finding]:
         select c.conname as name, c.conrelid::regclass::text as referring, c.confrelid::regclass::text as referred, r.id is not null as from_ours
         from pg_constraint c
         left join syncagent.replicated r on r.relation = c.conrelid left join syncagent.replicated d on d.relation = c.confrelid
-        where c.contype = 'f' and (r.id is null) <> (d.id is null) order by 2, 1
+        where c.contype = 'f' and c.conparentid = 0 and (r.id is null) <> (d.id is null) order by 2, 1
         """
     ).fetchall():
         inside, outside = (
@@ -197,8 +197,8 @@ def _foreign_keys(connection: Connection) -> Iterator[Finding]:
 def _other_triggers(connection: Connection) -> Iterator[Finding]:
     for row in connection.execute(
         "select quote_ident(t.tgname) as name, t.tgrelid::regclass::text as relation, t.tgenabled::text as state from pg_trigger t"
-        " join syncagent.replicated r on r.relation = t.tgrelid"
-        " where not t.tgisinternal and t.tgenabled in ('A', 'R') and t.tgname !~ '^syncagent_' order by 2, 1"
+        " join syncagent.replicated r on r.relation in (t.tgrelid, pg_partition_root(t.tgrelid))"
+        " where not t.tgisinternal and t.tgparentid = 0 and t.tgenabled in ('A', 'R') and t.tgname !~ '^syncagent_' order by 2, 1"
     ):
         yield Finding(
             "warning",
@@ -207,24 +207,32 @@ def _other_triggers(connection: Connection) -> Iterator[Finding]:
         )
 
 
-def _generated_keys(connection: Connection) -> Iterator[Finding]:
-    """Integer keys that every site draws for itself meet as one row."""
+def _numbers(connection: Connection) -> Iterator[Finding]:
+    """Numbers that every site draws for itself: two rows of one key meet as one, others collide."""
     for row in connection.execute(
         """
-        select r.relation::regclass::text as relation, quote_ident(a.attname) as name
-        from syncagent.replicated r
-        join pg_attribute a on a.attrelid = r.relation and a.attname = any (r.key_columns)
-        left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
-        where r.derived and cardinality(r.key_columns) = 1 and not a.attisdropped
-          and (a.attidentity <> '' or pg_get_expr(d.adbin, d.adrelid) like 'nextval(%')
-        order by 1
+        select r.relation::regclass::text as relation, quote_ident(n.column_name) as name, r.derived, n.is_unique, q.seqincrement as step,
+               n.sequence::text as sequence, s.every, n.column_name = any (r.key_columns) and cardinality(r.key_columns) = 1 as is_key
+        from syncagent.replicated r join pg_class c on c.oid = r.relation
+        cross join lateral syncagent._numbered(r.relation) as n join pg_sequence q on q.seqrelid = n.sequence
+        left join syncagent.stride s on s.relation = r.id and s.column_name = n.column_name
+        where n.counts and q.seqincrement is distinct from s.every
+        order by 1, 2
         """
     ):
-        sequence = f"pg_get_serial_sequence('{row['relation']}', '{row['name']}')"
+        if row["every"] is not None:
+            yield Finding(
+                "error",
+                f"{row['sequence']} counts in steps of {row['step']}, and was set to {row['every']} by --stride",
+                f"alter sequence {row['sequence']} increment by {row['every']}",
+            )
+            continue
+        derive = "--derive-key " if row["derived"] else ""
+        what = "make one row of two" if row["is_key"] else "number two rows alike"
         yield Finding(
-            "warning",
-            f"{row['relation']}.{row['name']} is numbered here: two sites that draw one number make one row of two",
-            f"give each site its own numbers: an own start, and increment by the number of sites, for {sequence}",
+            "warning" if row["is_unique"] else "note",
+            f"{row['relation']}.{row['name']} is numbered here: two sites that draw one number {what}",
+            f"syncagent detach {row['relation']} && syncagent attach --existing keep {derive}--stride N {row['relation']}",
         )
 
 

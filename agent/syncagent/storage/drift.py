@@ -135,7 +135,16 @@ def _generated(connection: Connection) -> Iterator[Finding]:
         yield from columns
         if not any(finding.severity == "error" for finding in columns):
             yield from _functions(connection, table, bodies)
-        yield from _triggers(connection, table["oid"], table["name"])
+        yield from _triggers(connection, table["id"])
+    for row in connection.execute(
+        "select s.node::text as node, r.relation::text as root from syncagent._strays() s"
+        " join syncagent.replicated r on r.id = s.relation where s.gone order by 1"
+    ):
+        yield Finding(
+            "warning",
+            f"{row['node']} is no partition of {row['root']} any more, and still has its triggers",
+            _REGENERATE,
+        )
 
 
 def _columns(connection: Connection, relation: int, name: str) -> Iterator[Finding]:
@@ -175,9 +184,7 @@ def _columns(connection: Connection, relation: int, name: str) -> Iterator[Findi
     key = connection.execute(
         """
         select r.key_columns::text[] as before,
-               array(select a.attname::text from pg_index i cross join lateral unnest(i.indkey::smallint[]) with ordinality as u (k, n)
-                     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.k
-                     where i.indrelid = r.relation and i.indisprimary order by u.n) as now
+               array(select unnest(k.names)::text from syncagent._key(r.relation) as k) as now
         from syncagent.replicated r where r.id = %s
         """,
         (relation,),
@@ -217,31 +224,40 @@ def _functions(
     yield from _together(changed, of, "not as this version has made it", _REGENERATE)
 
 
-def _triggers(connection: Connection, oid: int, name: str) -> Iterator[Finding]:
-    found = {
-        row["tgname"]: row["tgenabled"]
-        for row in connection.execute(
-            "select tgname, tgenabled::text from pg_trigger where tgrelid = %s::bigint::oid and not tgisinternal",
-            (oid,),
-        )
-    }
-    for trigger in _TRIGGERS:
-        state = found.get(trigger)
-        if state is None:
+def _triggers(connection: Connection, relation: int) -> Iterator[Finding]:
+    """The triggers of an attached table, and of every partition of it."""
+    nodes: dict[str, dict[str, str]] = {}
+    for row in connection.execute(
+        """
+        select format('%%I.%%I', s.nspname, c.relname) as node, t.tgname, t.tgenabled::text as state
+        from syncagent.replicated r cross join lateral syncagent._nodes(r.relation) as n (node)
+        join pg_class c on c.oid = n.node and c.relkind <> 'f' join pg_namespace s on s.oid = c.relnamespace
+        left join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal and t.tgname ~ '^syncagent_'
+          and (t.tgname = 'syncagent_truncate' or t.tgfoid = any (array[
+              to_regproc(format('syncagent.capture_%%s', r.id)), to_regproc(format('syncagent.capture_%%s_key', r.id))]::oid[]))
+        where r.id = %s order by n.node = r.relation desc, 1
+        """,
+        (relation,),
+    ):
+        nodes.setdefault(row["node"], {})[row["tgname"]] = row["state"]
+    for name, found in nodes.items():
+        missing = [trigger for trigger in _TRIGGERS if trigger not in found]
+        for trigger in missing:
             yield Finding(
                 "error", f"trigger {trigger} of {name} is missing: writes are not replicated", _REGENERATE
             )
-        elif state != "O":
+        for trigger in _TRIGGERS:
             how = {
                 "D": "disabled: writes are not replicated",
                 "R": "enabled for replicas only",
                 "A": "enabled always",
-            }
-            yield Finding(
-                "error",
-                f"trigger {trigger} of {name} is {how[state]}",
-                f"alter table {name} enable trigger {trigger}",
-            )
+            }.get(found.get(trigger, "O"))
+            if how is not None:
+                yield Finding(
+                    "error",
+                    f"trigger {trigger} of {name} is {how}",
+                    f"alter table {name} enable trigger {trigger}",
+                )
 
 
 def stale(connection: Connection) -> list[tuple[int, int, str]]:
@@ -255,7 +271,7 @@ def stale(connection: Connection) -> list[tuple[int, int, str]]:
     ).fetchall():
         if any(finding.severity == "error" for finding in _columns(connection, table["id"], table["name"])):
             continue
-        missing = [f for f in _triggers(connection, table["oid"], table["name"]) if f.mend == _REGENERATE]
+        missing = [f for f in _triggers(connection, table["id"]) if f.mend == _REGENERATE]
         if missing or any(_functions(connection, table, bodies)):
             wrong.append((table["id"], table["oid"], table["name"]))
     return wrong

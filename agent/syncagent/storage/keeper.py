@@ -24,6 +24,8 @@ AGENT_LOCK = (1937337955, 2)
 """Advisory lock of the one agent of a site; whoever wants to know whether it runs looks for it."""
 _SLOTS = 16
 _CHUNK = 20_000
+_COVER_MS = 200
+"""One try to lock a new partition, below deadlock_timeout: who queues behind is not kept."""
 _context = msgspec.json.Decoder(dict[int, int])
 _encoder = msgspec.json.Encoder()
 
@@ -118,6 +120,20 @@ class PostgresKeeper:
         return Loaded(
             mine.cut, mine.id, _context.decode(context) if context else {}, positions, floor, parked
         )
+
+    async def cover(self) -> int:
+        async with self._talking():
+            strays = await self._session.fetch(
+                "select relation, node::oid::bigint as node from syncagent._strays()"
+            )
+        for stray in strays:
+            async with self._merging, self._talking(), self._session.transaction():
+                await self._session.execute("lock table syncagent.merge_lock in exclusive mode")
+                await self._session.execute(f"set local lock_timeout = {_COVER_MS}")
+                await self._session.fetchval(
+                    "select syncagent._cover($1, $2::bigint::oid::regclass)", stray["relation"], stray["node"]
+                )
+        return len(strays)
 
     async def compact(self, *, always: bool) -> int:
         async with self._talking():

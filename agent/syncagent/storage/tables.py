@@ -31,10 +31,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A table that was asked for, and what stands against attaching it."""
+    """A table that was asked for, and what stands against attaching it. A derived key is not one uuid column."""
 
     oid: int
     name: str
+    title: str
+    """Schema and name as patterns see them: without quotes."""
+    key: tuple[str, ...]
+    derived: bool
+    partitioned: bool
+    foreign: bool
     problems: tuple[str, ...]
     hints: tuple[str, ...]
 
@@ -47,18 +53,39 @@ class Attached:
     key: list[str]
     derived: bool
     shipped: int | None
+    numbered: list[str]
+    """Columns whose numbers are this site's own."""
 
 
 def named(connection: Connection, names: Sequence[str], *, derive: bool) -> list[Candidate]:
     """The tables of these names, each once; UsageError for a name that means nothing."""
     oids = dict.fromkeys(resolve(connection, name) for name in names)
-    return [_candidate(connection, oid, derive) for oid in oids]
+    return [candidate(connection, oid, derive=derive) for oid in oids]
 
 
 def every(
     connection: Connection, schema: str | None, exclude: Sequence[str], *, derive: bool
 ) -> list[Candidate]:
     """Every table of the application that is not attached, but for those a pattern excludes."""
+    return [
+        candidate(connection, table.oid, derive=derive)
+        for table in listed(connection, schema, exclude)
+        if not table.attached and not table.excluded and table.kind != "f"
+    ]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A table of the application; foreign ones (kind f) are of another server."""
+
+    oid: int
+    kind: str
+    attached: bool
+    excluded: bool
+
+
+def listed(connection: Connection, schema: str | None, exclude: Sequence[str]) -> list[Listed]:
+    """Every table of the application, in the order of names; a partition belongs to its partitioned table."""
     if (
         schema is not None
         and not connection.execute("select from pg_namespace where nspname = %s", (schema,)).rowcount
@@ -66,27 +93,30 @@ def every(
         raise UsageError(f"there is no schema {schema}", hint="schema names are case-sensitive here")
     rows = connection.execute(
         """
-        select c.oid, n.nspname as schema, c.relname as name
+        select c.oid::bigint as oid, n.nspname as schema, c.relname as name, c.relkind::text as kind, r.id is not null as attached
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
-        where c.relkind in ('r', 'p') and c.relpersistence <> 't' and not c.relispartition
+        left join syncagent.replicated r on r.relation = c.oid
+        where c.relkind in ('r', 'p', 'f') and c.relpersistence <> 't' and not c.relispartition
           and n.nspname <> all ('{pg_catalog,information_schema,syncagent}') and n.nspname !~ '^pg_'
           and n.nspname = coalesce(%s, n.nspname)
           and not exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')
-          and not exists (select from syncagent.replicated r where r.relation = c.oid)
         order by 2, 3
         """,
         (schema,),
     ).fetchall()
-    wanted = [
-        row
-        for row in rows
-        if not any(
-            fnmatch.fnmatchcase(name, p)
-            for p in exclude
-            for name in (row["name"], f"{row['schema']}.{row['name']}")
+    return [
+        Listed(
+            row["oid"],
+            row["kind"],
+            row["attached"],
+            any(
+                fnmatch.fnmatchcase(name, pattern)
+                for pattern in exclude
+                for name in (row["name"], f"{row['schema']}.{row['name']}")
+            ),
         )
+        for row in rows
     ]
-    return [_candidate(connection, row["oid"], derive) for row in wanted]
 
 
 def resolve(connection: Connection, name: str) -> int:
@@ -126,19 +156,28 @@ def _oid(connection: Connection, name: str) -> int | None:
     return None
 
 
-def _candidate(connection: Connection, oid: int, derive: bool) -> Candidate:
+def candidate(connection: Connection, oid: int, *, derive: bool) -> Candidate:
     rows = connection.execute(
         "select problem, hint from syncagent._obstacles(%s::oid::regclass, %s)", (oid, derive)
     ).fetchall()
-    name = connection.execute(
-        "select format('%%I.%%I', n.nspname, c.relname) as name"
-        " from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = %s",
+    found = connection.execute(
+        """
+        select format('%%I.%%I', n.nspname, c.relname) as name, coalesce(k.names::text[], '{}') as key, k.names is not null and not k.uuid as derived,
+               c.relkind = 'p' as partitioned, c.relkind = 'f' as "foreign", n.nspname || '.' || c.relname as title
+        from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        cross join lateral syncagent._key(c.oid) as k where c.oid = %s
+        """,
         (oid,),
     ).fetchone()
-    assert name is not None
+    assert found is not None
     return Candidate(
         oid,
-        name["name"],
+        found["name"],
+        found["title"],
+        tuple(found["key"]),
+        found["derived"],
+        found["partitioned"],
+        found["foreign"],
         tuple(row["problem"] for row in rows),
         tuple(row["hint"] for row in rows if row["hint"]),
     )
@@ -168,30 +207,44 @@ def attach(
     *,
     derive: bool,
     ship: bool,
+    stride: int | None,
     patience: float,
     on_wait: OnWait,
 ) -> list[Attached]:
     """Attach all or none. Contended, naming who is in the way, after `patience` seconds."""
 
     def work() -> list[Attached]:
-        return [_attach(connection, table, derive, ship) for table in tables]
+        return [_attach(connection, table, derive, ship, stride) for table in tables]
 
     return _patiently(connection, [table.oid for table in tables], _WRITERS, work, patience, on_wait)
 
 
-def _attach(connection: Connection, table: Candidate, derive: bool, ship: bool) -> Attached:
-    connection.execute(f"lock table only {table.name} in share row exclusive mode".encode())
+def _with_partitions(connection: Connection, oids: Sequence[int]) -> list[int]:
+    rows = connection.execute(
+        "select distinct n.node::oid::bigint as oid from unnest(%s::bigint[]) as t (oid)"
+        " cross join lateral syncagent._nodes(t.oid::oid::regclass) as n (node)",
+        (list(oids),),
+    )
+    return [row["oid"] for row in rows]
+
+
+def _attach(
+    connection: Connection, table: Candidate, derive: bool, ship: bool, stride: int | None
+) -> Attached:
+    only = "" if table.partitioned else "only "
+    connection.execute(f"lock table {only}{table.name} in share row exclusive mode".encode())
     made = connection.execute(
-        "select syncagent._attach(%s::oid::regclass, %s, %s) as id", (table.oid, derive, ship)
+        "select syncagent._attach(%s::oid::regclass, %s, %s, %s) as id", (table.oid, derive, ship, stride)
     ).fetchone()
     assert made is not None
     row = connection.execute(
-        "select r.key_columns::text[] as key, r.derived, coalesce(sum(cardinality(l.keys)), 0)::bigint as rows"
+        "select r.key_columns::text[] as key, r.derived, coalesce(sum(cardinality(l.keys)), 0)::bigint as rows,"
+        " array(select s.column_name::text from syncagent.stride s where s.relation = r.id order by 1) as numbered"
         " from syncagent.replicated r left join syncagent.log l on l.relation = r.id where r.id = %s group by r.id",
         (made["id"],),
     ).fetchone()
     assert row is not None
-    return Attached(table.name, row["key"], row["derived"], row["rows"] if ship else None)
+    return Attached(table.name, row["key"], row["derived"], row["rows"] if ship else None, row["numbered"])
 
 
 def attached(connection: Connection, names: Sequence[str]) -> dict[int, str]:
@@ -242,16 +295,24 @@ def detach(connection: Connection, tables: Mapping[int, str], *, patience: float
 
 def regenerate(connection: Connection, *, patience: float, on_wait: OnWait) -> int:
     """Make triggers and functions anew where they are not what they should be; returns for how many tables."""
+    strays = connection.execute(
+        "select relation, node::oid::bigint as node from syncagent._strays()"
+    ).fetchall()
     stale = drift.stale(connection)
 
     def work() -> None:
         connection.execute("lock table syncagent.merge_lock in exclusive mode")
+        for stray in strays:
+            connection.execute(
+                "select syncagent._cover(%s, %s::bigint::oid::regclass)", (stray["relation"], stray["node"])
+            )
         for relation, _, _ in stale:
             connection.execute("select syncagent._generate(%s)", (relation,))
 
-    if stale:
-        _patiently(connection, [oid for _, oid, _ in stale], _ANYBODY, work, patience, on_wait)
-    return len(stale)
+    if stale or strays:
+        oids = [*(oid for _, oid, _ in stale), *(stray["node"] for stray in strays)]
+        _patiently(connection, oids, _ANYBODY, work, patience, on_wait)
+    return len({relation for relation, _, _ in stale} | {stray["relation"] for stray in strays})
 
 
 # ---- locks
@@ -298,6 +359,6 @@ def _holders(connection: Connection, oids: Sequence[int], compatible: Sequence[s
           and l.database = (select oid from pg_database where datname = current_database())
         group by 1 order by 1
         """,
-        (list(oids), list(compatible)),
+        (_with_partitions(connection, oids), list(compatible)),
     ).fetchall()
     return "\n".join(row["held"] for row in rows) or "whoever held it has let go meanwhile"
