@@ -48,7 +48,7 @@ soak: SHELL := /bin/bash
 soak: $(READY) ## the seeded tests with their full counts, kept in docs/proof/; SEED=n repeats one run
 	@mkdir -p docs/proof
 	@set -o pipefail; { git log -1 --format='commit %h, %cd' --date=iso; date --utc +'run %F %H:%M UTC'; \
-	  $(BIN)/pytest -m soak --soak -rP $(ARGS); } | tee docs/proof/soak.txt
+	  $(BIN)/pytest -m soak --soak -rP $(ARGS); } | grep --line-buffered -v '^{"site"\|^rootdir' | tee docs/proof/soak.txt
 
 .PHONY: test-matrix
 test-matrix: $(READY) ## the tests on PostgreSQL 14 to 18; fetches the versions that are missing
