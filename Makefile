@@ -62,6 +62,10 @@ demo: $(READY) ## three sites on this machine: load, conflicts, a cut, a heal, a
 bench: $(READY) ## the benchmarks, against PostgreSQL's own replication
 	@$(BIN)/syncagent bench
 
+.PHONY: extension
+extension: $(READY) ## write the SQL side as an extension, to build/extension
+	@$(BIN)/python -m tests.support.extension build/extension
+
 .PHONY: clean
 clean: ## remove everything that was made here
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

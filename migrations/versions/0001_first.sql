@@ -643,6 +643,24 @@ create function syncagent._base_type(p_type oid) returns oid
 $$;
 comment on function syncagent._base_type is 'the type below a domain';
 
+create function syncagent._made_of(p_type oid) returns setof oid
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with recursive parts (oid) as (
+        select p_type
+        union
+        select x.oid from parts p join pg_type t on t.oid = p.oid
+        cross join lateral (
+            select t.typbasetype where t.typtype = 'd'
+            union all select t.typelem where t.typelem <> 0
+            union all select r.rngsubtype from pg_range r where t.oid in (r.rngtypid, r.rngmultitypid)
+            union all select a.atttypid from pg_attribute a where a.attrelid = t.typrelid and t.typtype = 'c' and a.attnum > 0 and not a.attisdropped
+        ) as x (oid)
+    ) select oid from parts
+$$;
+comment on function syncagent._made_of is 'a type and all types inside it';
+
 create function syncagent._spelling(p_type text, p_value text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
@@ -791,8 +809,16 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
     select format('column %I is of type %s, which means something only inside this server', a.attname, format_type(a.atttypid, a.atttypmod)),
            format('alter table %s alter column %I type text', c.name, a.attname)
     from c join pg_attribute a on a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
-    where c.relkind in ('r', 'p') and (a.atttypid = any (array['oid', 'xid', 'cid', 'tid', 'xid8', 'pg_snapshot', 'pg_lsn']::regtype[])
-                               or format_type(a.atttypid, null) like 'reg%')
+    where c.relkind in ('r', 'p') and exists (
+        select from syncagent._made_of(a.atttypid) as m (part) join pg_type t on t.oid = m.part
+        where t.oid = any (array['oid', 'xid', 'cid', 'tid', 'xid8', 'pg_snapshot', 'txid_snapshot', 'pg_lsn']::regtype[])
+           or t.typnamespace = 'pg_catalog'::regnamespace and t.typname like 'reg%')
+    union all
+    select format('column %I is of type %s, which has no binary form to travel in', a.attname, format_type(a.atttypid, a.atttypmod)),
+           format('alter table %s alter column %I type text', c.name, a.attname)
+    from c join pg_attribute a on a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+    where c.relkind in ('r', 'p') and exists (
+        select from syncagent._made_of(a.atttypid) as m (part) join pg_type t on t.oid = m.part where 0 in (t.typsend::oid, t.typreceive::oid))
     union all
     select 'the name of the table, of its schema or of a column holds $syncagent$', 'rename it'
     from c where position('$syncagent$' in c.name) > 0

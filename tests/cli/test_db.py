@@ -195,6 +195,40 @@ def test_uninstall_leaves_the_schema_as_it_was(site: Site, make_site: Callable[.
     assert dump(site.database) == before
 
 
+@on_each_version
+def test_a_dump_that_is_restored_is_whole(site: Site, make_database: Callable[..., Database]) -> None:
+    for statement in (
+        TABLE.format("t"),
+        "create table counted (a serial primary key, b int)",
+        "create table parted (a int, b text, primary key (a, b)) partition by list (a)",
+        "create table parted_one partition of parted for values in (1)",
+    ):
+        site.sql(statement)
+    assert site("attach", "--all", "--derive-key", "--stride", "8").code == 0
+    site.sql(
+        "insert into t (v) values ('x'); insert into parted values (1, 'x'); insert into counted (b) values (1)"
+    )
+    copy = make_database(site.database.server)
+    binaries = site.database.server.binaries
+    dumped = subprocess.run(
+        [binaries.tool("pg_dump"), "--format=custom", "--dbname", site.database.dsn],
+        capture_output=True,
+        check=True,
+    )
+    subprocess.run(
+        [binaries.tool("pg_restore"), "--exit-on-error", "--dbname", copy.dsn],
+        input=dumped.stdout,
+        capture_output=True,
+        check=True,
+    )
+    said = site.cli("db", "check", "--dsn", copy.dsn)
+    assert (said.code, said.err) == (0, ""), said.out
+    copy.execute("insert into parted_one values (1, 'y'); insert into counted (b) values (2)")
+    assert copy.execute("select count(*) from syncagent.log") == [(5,)]
+    assert copy.execute("select a from counted order by 1") == [(1,), (9,)]
+    assert site.cli("db", "uninstall", "--yes", "--dsn", copy.dsn).code == 0
+
+
 def test_uninstall_asks_somebody(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     said = site("db", "uninstall")
     assert said.code == 2

@@ -16,6 +16,20 @@ LockTimeoutOption = Annotated[
     float,
     typer.Option(parser=seconds, metavar="TIME", help="How long to keep trying for a lock that others hold."),
 ]
+StrideOption = Annotated[
+    int | None,
+    typer.Option(
+        min=2,
+        metavar="N",
+        help="Serial and identity columns: draw every Nth number, so that no two sites draw the same."
+        " More than there will ever be sites, and the same at each.",
+        show_default=False,
+    ),
+]
+ExistingOption = Annotated[
+    Literal["ship", "keep"],
+    typer.Option(help="Rows that are there: ship them to the others, or keep them, for every site has them."),
+]
 
 
 def attach(
@@ -40,22 +54,8 @@ def attach(
     derive_key: Annotated[
         bool, typer.Option("--derive-key", help="Accept primary keys that are not one uuid column.")
     ] = False,
-    stride: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            metavar="N",
-            help="Serial and identity columns: draw every Nth number, so that no two sites draw the same."
-            " More than there will ever be sites, and the same at each.",
-            show_default=False,
-        ),
-    ] = None,
-    existing: Annotated[
-        Literal["ship", "keep"],
-        typer.Option(
-            help="Rows that are there: ship them to the others, or keep them, for every site has them."
-        ),
-    ] = "ship",
+    stride: StrideOption = None,
+    existing: ExistingOption = "ship",
     lock_timeout: LockTimeoutOption = "30s",  # type: ignore[assignment]
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
     home: HomeOption = None,

@@ -86,5 +86,8 @@ def remove(connection: Connection) -> list[str]:
     ).fetchall()
     for table in tables:
         connection.execute("select syncagent._detach(%s::bigint::oid::regclass)", (table["oid"],))
-    connection.execute("drop schema syncagent cascade")
+    if connection.execute("select from pg_extension where extname = 'syncagent'").rowcount:
+        connection.execute("drop extension syncagent cascade")
+    else:
+        connection.execute("drop schema syncagent cascade")
     return [table["name"] for table in tables]
