@@ -1,0 +1,257 @@
+"""One schedule: clients at every site, faults, then peace; and what must come of it.
+
+Invariant: everything follows from the seed.
+"""
+
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from uuid import UUID
+
+from syncagent.core.raft.machine import Machine
+from syncagent.core.raft.messages import Change, Membership, Message, founded
+from syncagent.errors import RefusedError
+from tests.raft.site import Site, World
+from tests.raft.truth import Broken, Truth
+from tests.raft.weather import Net
+from tests.simulation.world import Schedule
+
+_PATIENCE = 60.0
+"""Seconds after the end of all faults within which the cluster must agree on something again."""
+_NODES = 6
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a schedule is like. A scene of its own finds a broken rule sooner than the usual weather."""
+
+    voters: tuple[int, ...] = (1, 2, 3, 3, 3, 4, 5)
+    learners: tuple[int, ...] = (0, 0, 1)
+    steps: tuple[int, ...] = (100, 200)
+    pace: tuple[float, ...] = (0.02, 0.1, 0.2)  # seconds between two steps
+    disk: tuple[float, ...] = (0.0, 0.005, 0.05)
+    loss: tuple[float, ...] = (0.0, 0.02, 0.2)
+    twice: tuple[float, ...] = (0.0, 0.1)
+    delay: tuple[float, ...] = (0.005, 0.05)
+    faults: tuple[float, ...] = (0.0, 0.05, 0.15)  # per step
+    kinds: tuple[str, ...] = ("crash", "crash", "way", "alone", "split", "disk", "clock")
+    does: tuple[str, ...] = (
+        *("write",) * 6,
+        *("read",) * 5,
+        *("change", "change", "compact"),
+    )
+    odd: float = 0.02  # how often an operator does something beside
+
+
+USUAL = Scene()
+
+
+class Run:
+    """`broken` names the rules that the drivers do not keep."""
+
+    def __init__(self, seed: int, scene: Scene = USUAL, broken: Collection[str] = ()) -> None:
+        self.rnd = rnd = random.Random(seed)
+        self.scene, self.schedule = scene, Schedule()
+        self.net = Net(
+            self.schedule,
+            rnd,
+            self._deliver,
+            rnd.choice(scene.delay),
+            rnd.choice(scene.loss),
+            rnd.choice(scene.twice),
+        )
+        self.world = World(self.schedule, self.net, rnd, Truth(), broken, rnd.random() < 0.5)
+        self.world.disk = rnd.choice(scene.disk)
+        voters = rnd.choice(scene.voters)
+        members = Membership(
+            tuple(range(1, voters + 1)), tuple(range(voters + 1, voters + 1 + rnd.choice(scene.learners)))
+        )
+        self.sites = {
+            node: Site(node, self.world, founded(members) if node in members.nodes else None)
+            for node in range(1, _NODES + 1)
+        }
+        self.pace, self.faults = rnd.choice(scene.pace), rnd.choice(scene.faults)
+        self._written = self._read = 0
+
+    def run(self) -> dict[str, int]:
+        """Raises Broken. Returns what happened, counted."""
+        rnd = self.rnd
+        for site in self.sites.values():
+            site.start()
+        self._pass(rnd.choice((0.0, 4.0)))
+        for _ in range(rnd.choice(self.scene.steps)):
+            self._pass(rnd.expovariate(1 / self.pace))
+            if rnd.random() < self.faults:
+                self._fault()
+            if rnd.random() < self.scene.odd:
+                self._odd()
+            self._do(rnd.choice(self.scene.does))
+        self._heal()
+        self._must_agree()
+        self._must_stay()
+        return self.world.counts
+
+    def _pass(self, seconds: float) -> None:
+        self.schedule.run(self.schedule.now + seconds)
+
+    def _deliver(self, message: Message) -> None:
+        self.sites[message.to].hear(message)
+
+    # ---- clients
+
+    def _any(self) -> Site:
+        """Likelier one that believes that it leads."""
+        leading = [site for site in self.sites.values() if site.machine and site.machine.leading]
+        return self.rnd.choice(leading if leading and self.rnd.random() < 0.5 else list(self.sites.values()))
+
+    def _do(self, what: str) -> None:
+        site = self._any()
+        if what == "write":
+            self._written += 1
+            site.propose(f"w{self._written}".encode() * self.rnd.choice((1, 1, 20)))
+        elif what == "read":
+            self._ask(site)
+        elif what == "change":
+            self._change(site)
+        elif what == "compact":
+            self.rnd.choice(list(self.sites.values())).compact(self.rnd.choice((0, 1, 5)))
+
+    def _ask(self, site: Site) -> None:
+        self._read += 1
+        site.read(UUID(int=self._read))
+
+    def _change(self, site: Site) -> None:
+        voters = len(site.machine.membership.voters) if site.machine else 3
+        kinds = ("voter", "voter", "learner") if voters < 4 else ("voter", "remove", "learner")
+        self._written += 1
+        change = Change(self.rnd.choice(kinds), self.rnd.randint(1, _NODES))  # type: ignore[arg-type]
+        site.propose(f"c{self._written}".encode(), change)
+
+    def _odd(self) -> None:
+        site, other = self._any(), self.rnd.choice(list(self.sites))
+        if site.machine is None:
+            return
+        what: Callable[[Machine], None] = self.rnd.choice(
+            (
+                lambda machine: machine.transfer(other),
+                lambda machine: machine.unreachable(other),
+                lambda machine: machine.forget(),
+                lambda machine: machine.campaign(),
+            )
+        )
+        try:
+            what(site.machine)
+        except RefusedError:
+            return
+        site.work()
+
+    # ---- faults
+
+    def _fault(self) -> None:
+        rnd, seconds = self.rnd, self.rnd.choice((0.3, 2.0, 8.0)) * self.rnd.random()
+        kind, site = rnd.choice(self.scene.kinds), self._any()
+        others = [node for node in self.sites if node != site.node]
+        if kind == "crash":
+            self._crash(site, seconds)
+        elif kind == "way":
+            self._cut({rnd.choice(((site.node, rnd.choice(others)), (rnd.choice(others), site.node)))}, seconds)
+        elif kind == "alone":
+            ins, outs = {(other, site.node) for other in others}, {(site.node, other) for other in others}
+            self._cut(rnd.choice((ins, outs, ins | outs)), seconds)
+        elif kind == "split":
+            here = {node for node in self.sites if rnd.random() < 0.5}
+            there = self.sites.keys() - here
+            both = {(a, b) for a in here for b in there} | {(b, a) for a in here for b in there}
+            self._cut(both, seconds)
+        elif kind == "disk":
+            site.slow = rnd.choice((1.0, 10.0, 50.0))
+        else:
+            site.pace = rnd.choice((0.5, 1.0, 1.0, 2.0))
+
+    def _crash(self, site: Site, seconds: float) -> None:
+        """Now, or between two of its next steps; all together, now and then."""
+        for one in self.sites.values() if self.rnd.random() < 0.1 else (site,):
+            if self.rnd.random() < 0.3:
+                one.crash()
+            else:
+                one.doom = self.rnd.randint(0, 12)
+            self.schedule.after(seconds, one.start)
+
+    def _cut(self, ways: set[tuple[int, int]], seconds: float) -> None:
+        self.net.cut |= ways
+        self.schedule.after(seconds, lambda: self.net.cut.difference_update(ways))
+
+    # ---- the end
+
+    def _heal(self) -> None:
+        self._pass(10.0)  # what was to be ended by itself has ended
+        self.net.heal()
+        for site in self.sites.values():
+            site.pace = site.slow = 1.0
+            site.doom = None
+            site.start()
+
+    def _must_agree(self) -> None:
+        """On something new, all members, and each of them reads it."""
+        end, last = self.schedule.now + _PATIENCE, b"last"
+        while self.schedule.now < end:
+            self._pass(0.5)
+            leader = self._leader()
+            if leader is None:
+                continue
+            if last not in leader.acknowledged:
+                leader.propose(last)
+            elif self._is_level(leader):
+                break
+        else:
+            raise Broken(f"liveness: {self._told()}")
+        reads, members = self.world.counts.get("reads", 0), self._members(leader)
+        for site in members:
+            self._ask(site)
+        self._pass(2.0)
+        if self.world.counts.get("reads", 0) - reads < len(members):
+            raise Broken("liveness: a read is not answered")
+
+    def _leader(self) -> Site | None:
+        leading = [site for site in self.sites.values() if site.machine and site.machine.leading]
+        return max(leading, key=lambda site: site.machine.term if site.machine else 0, default=None)
+
+    def _members(self, leader: Site) -> list[Site]:
+        assert leader.machine is not None
+        return [self.sites[node] for node in leader.machine.membership.nodes]
+
+    def _is_level(self, leader: Site) -> bool:
+        return all(
+            (site.applied, site.state) == (leader.applied, leader.state)
+            and site.machine
+            and site.machine.leader == leader.node
+            for site in self._members(leader)
+        )
+
+    def _must_stay(self) -> None:
+        """Whoever was away comes back, and the leader stays."""
+        leader = self._leader()
+        assert leader is not None
+        assert leader.machine is not None
+        term, membership = leader.machine.term, leader.machine.membership
+        away = self.rnd.choice([node for node in self.sites if node != leader.node])
+        if away in membership.voters and len(membership.voters) < 3:
+            return
+        others = [node for node in self.sites if node != away]
+        ways = {(other, away) for other in others} | {(away, other) for other in others}
+        self._cut(ways, 4.0)
+        self._pass(4.1)
+        leader.propose(b"while it was away")
+        self._pass(4.0)
+        if leader.machine is None or leader.machine.term != term or not leader.machine.leading:
+            raise Broken(f"stability: node {away} came back, and the leader had to go")
+        if not self._is_level(leader):
+            raise Broken(f"liveness: {self._told()}")
+
+    def _told(self) -> str:
+        return "; ".join(
+            f"node {site.node}: {site.machine.role} in term {site.machine.term} of {site.machine.leader},"
+            f" {site.applied}/{site.machine.log.committed}/{site.machine.log.last}, {site.machine.membership}"
+            for site in self.sites.values()
+            if site.machine
+        )

@@ -1,0 +1,39 @@
+"""A network that loses, doubles, delays and reorders what it is given, and can be cut one way.
+
+Invariant: what arrives is what was sent, encoded and decoded.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from syncagent.core.raft.messages import Message, decode, encode
+from tests.simulation.world import Schedule
+
+
+@dataclass
+class Net:
+    schedule: Schedule
+    rnd: random.Random
+    deliver: Callable[[Message], None]
+    delay: float
+    loss: float
+    twice: float
+    cut: set[tuple[int, int]] = field(default_factory=set)
+
+    def send(self, message: Message) -> None:
+        for _ in range(2 if self.rnd.random() < self.twice else 1):
+            if (message.sender, message.to) in self.cut or self.rnd.random() < self.loss:
+                continue
+            data = encode(message)
+            late = 10 if self.rnd.random() < 0.05 else 1
+            seconds = self.delay * late * self.rnd.uniform(0.3, 1.7)
+            self.schedule.after(seconds, lambda: self._arrive(message, data))
+
+    def _arrive(self, message: Message, data: bytes) -> None:
+        if (message.sender, message.to) not in self.cut:
+            self.deliver(decode(data))
+
+    def heal(self) -> None:
+        self.cut.clear()
+        self.loss = self.twice = 0.0
