@@ -5,13 +5,13 @@ Invariant: everything follows from the seed.
 
 import random
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from syncagent.core.raft.machine import Machine
 from syncagent.core.raft.messages import Change, Membership, Message, founded
 from syncagent.errors import RefusedError
-from tests.raft.site import Site, World
+from tests.raft.site import OPTIONS, Site, World
 from tests.raft.truth import Broken, Truth
 from tests.raft.weather import Net
 from tests.simulation.world import Schedule
@@ -41,6 +41,8 @@ class Scene:
         *("change", "change", "compact"),
     )
     odd: float = 0.02  # how often an operator does something beside
+    lasts: tuple[float, ...] = (0.3, 2.0, 8.0)  # seconds at most that a fault takes
+    append: tuple[int, ...] = (1, 300)  # bytes of entries in a message
 
 
 USUAL = Scene()
@@ -62,6 +64,7 @@ class Run:
         )
         self.world = World(self.schedule, self.net, rnd, Truth(), broken, rnd.random() < 0.5)
         self.world.disk = rnd.choice(scene.disk)
+        self.world.options = replace(OPTIONS, append=rnd.choice(scene.append))
         voters = rnd.choice(scene.voters)
         members = Membership(
             tuple(range(1, voters + 1)), tuple(range(voters + 1, voters + 1 + rnd.choice(scene.learners)))
@@ -87,8 +90,10 @@ class Run:
                 self._odd()
             self._do(rnd.choice(self.scene.does))
         self._heal()
-        self._must_agree()
+        self._must_agree(b"at last")
         self._must_stay()
+        self._must_be_replaced()
+        self.world.count("messages", self.net.sent)
         return self.world.counts
 
     def _pass(self, seconds: float) -> None:
@@ -148,7 +153,7 @@ class Run:
     # ---- faults
 
     def _fault(self) -> None:
-        rnd, seconds = self.rnd, self.rnd.choice((0.3, 2.0, 8.0)) * self.rnd.random()
+        rnd, seconds = self.rnd, self.rnd.choice(self.scene.lasts) * self.rnd.random()
         kind, site = rnd.choice(self.scene.kinds), self._any()
         others = [node for node in self.sites if node != site.node]
         if kind == "crash":
@@ -172,10 +177,9 @@ class Run:
         """Now, or between two of its next steps; all together, now and then."""
         for one in self.sites.values() if self.rnd.random() < 0.1 else (site,):
             if self.rnd.random() < 0.3:
-                one.crash()
+                one.crash(seconds)
             else:
-                one.doom = self.rnd.randint(0, 12)
-            self.schedule.after(seconds, one.start)
+                one.doom, one.rest = self.rnd.randint(0, 12), seconds
 
     def _cut(self, ways: set[tuple[int, int]], seconds: float) -> None:
         self.net.cut |= ways
@@ -191,9 +195,9 @@ class Run:
             site.doom = None
             site.start()
 
-    def _must_agree(self) -> None:
+    def _must_agree(self, last: bytes) -> None:
         """On something new, all members, and each of them reads it."""
-        end, last = self.schedule.now + _PATIENCE, b"last"
+        end = self.schedule.now + _PATIENCE
         while self.schedule.now < end:
             self._pass(0.5)
             leader = self._leader()
@@ -210,7 +214,7 @@ class Run:
             self._ask(site)
         self._pass(2.0)
         if self.world.counts.get("reads", 0) - reads < len(members):
-            raise Broken("liveness: a read is not answered")
+            raise Broken(f"liveness: a read is not answered: {self._told()}")
 
     def _leader(self) -> Site | None:
         leading = [site for site in self.sites.values() if site.machine and site.machine.leading]
@@ -224,7 +228,9 @@ class Run:
         return all(
             (site.applied, site.state) == (leader.applied, leader.state)
             and site.machine
+            and leader.machine
             and site.machine.leader == leader.node
+            and site.machine.membership == leader.machine.membership
             for site in self._members(leader)
         )
 
@@ -247,6 +253,26 @@ class Run:
             raise Broken(f"stability: node {away} came back, and the leader had to go")
         if not self._is_level(leader):
             raise Broken(f"liveness: {self._told()}")
+
+    def _must_be_replaced(self) -> None:
+        """A leader that hears nobody, or is gone, while the others are a majority."""
+        leader = self._leader()
+        assert leader is not None
+        assert leader.machine is not None
+        if len(leader.machine.membership.voters) < 3:
+            return
+        if self.rnd.random() < 0.5:
+            leader.crash(2 * _PATIENCE)
+        deaf = {(other, leader.node) for other in self.sites}
+        self.net.cut |= deaf
+        end = self.schedule.now + _PATIENCE
+        while self._leader() in (None, leader):
+            self._pass(0.5)
+            if self.schedule.now > end:
+                raise Broken(f"liveness: node {leader.node} is not replaced: {self._told()}")
+        self.net.cut -= deaf
+        leader.start()
+        self._must_agree(b"under another leader")
 
     def _told(self) -> str:
         return "; ".join(

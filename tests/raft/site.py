@@ -21,6 +21,7 @@ from tests.simulation.world import Schedule
 
 TICK = 0.1
 OPTIONS = Options(heartbeat=2, election=10, resend=30, append=300, window=3, uncommitted=20)
+"""Little of everything, so that limits are met."""
 
 
 @dataclass
@@ -34,6 +35,7 @@ class World:
     broken: Collection[str] = ()
     atomic: bool = True  # a Ready is written in one transaction
     disk: float = 0.001  # seconds that a write takes
+    options: Options = OPTIONS
     counts: dict[str, int] = field(default_factory=dict)
 
     def count(self, what: str, by: int = 1) -> None:
@@ -49,6 +51,7 @@ class Site:
         self.pace = 1.0  # of its clock
         self.slow = 1.0  # its disk
         self.doom: int | None = None  # steps until it dies
+        self.rest = 1.0  # seconds until it is back then
         self.acknowledged: set[bytes] = set()
         self._life = 0
         self._working = False
@@ -65,13 +68,16 @@ class Site:
         snapshot = self.disk.snapshot()
         if snapshot.index > self.applied:
             self._load(snapshot)
+        world = self.world
         self.machine = Machine(
-            self.node, self.disk, self.world.rnd.randrange, applied=self.applied, options=OPTIONS
+            self.node, self.disk, world.rnd.randrange, applied=self.applied, options=world.options
         )
         self._working = False
         self._tick(self._life)
 
-    def crash(self) -> None:
+    def crash(self, seconds: float) -> None:
+        """And be back after so long."""
+        self.world.schedule.after(seconds, self.start)
         self.machine, self.doom = None, None
         self._life += 1
         self._led = self._committed = 0
@@ -134,7 +140,7 @@ class Site:
             if self.doom is not None:
                 self.doom -= 1
                 if self.doom < 0:
-                    self.crash()
+                    self.crash(self.rest)
                     return
             seconds = next(steps, None)
             if seconds is None:

@@ -8,7 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from syncagent.core.raft.messages import Message, decode, encode
+from tests.raft.truth import Broken
 from tests.simulation.world import Schedule
+
+_MOST = 50_000
+"""Messages in one schedule. Ten times as many as any that is well."""
 
 
 @dataclass
@@ -20,8 +24,12 @@ class Net:
     loss: float
     twice: float
     cut: set[tuple[int, int]] = field(default_factory=set)
+    sent: int = 0
 
     def send(self, message: Message) -> None:
+        self.sent += 1
+        if self.sent > _MOST:
+            raise Broken(f"a storm of messages; now {message}")
         for _ in range(2 if self.rnd.random() < self.twice else 1):
             if (message.sender, message.to) in self.cut or self.rnd.random() < self.loss:
                 continue
@@ -37,3 +45,4 @@ class Net:
     def heal(self) -> None:
         self.cut.clear()
         self.loss = self.twice = 0.0
+        self.delay = min(self.delay, 0.05)
