@@ -34,7 +34,7 @@ class Scene:
     twice: tuple[float, ...] = (0.0, 0.1)
     delay: tuple[float, ...] = (0.005, 0.05)
     faults: tuple[float, ...] = (0.0, 0.05, 0.15)  # per step
-    kinds: tuple[str, ...] = ("crash", "crash", "way", "alone", "split", "disk", "clock")
+    kinds: tuple[str, ...] = ("crash", "leader", "way", "alone", "split", "halves", "disk", "clock")
     does: tuple[str, ...] = (
         *("write",) * 6,
         *("read",) * 5,
@@ -42,6 +42,7 @@ class Scene:
     )
     odd: float = 0.02  # how often an operator does something beside
     lasts: tuple[float, ...] = (0.3, 2.0, 8.0)  # seconds at most that a fault takes
+    late: tuple[float, ...] = (10.0, 40.0)  # how much later than others a few messages come
     append: tuple[int, ...] = (1, 300)  # bytes of entries in a message
 
 
@@ -61,6 +62,7 @@ class Run:
             rnd.choice(scene.delay),
             rnd.choice(scene.loss),
             rnd.choice(scene.twice),
+            rnd.choice(scene.late),
         )
         self.world = World(self.schedule, self.net, rnd, Truth(), broken, rnd.random() < 0.5)
         self.world.disk = rnd.choice(scene.disk)
@@ -155,8 +157,10 @@ class Run:
     def _fault(self) -> None:
         rnd, seconds = self.rnd, self.rnd.choice(self.scene.lasts) * self.rnd.random()
         kind, site = rnd.choice(self.scene.kinds), self._any()
+        if kind in ("leader", "halves"):
+            site = self._leader() or site
         others = [node for node in self.sites if node != site.node]
-        if kind == "crash":
+        if kind in ("crash", "leader"):
             self._crash(site, seconds)
         elif kind == "way":
             self._cut({rnd.choice(((site.node, rnd.choice(others)), (rnd.choice(others), site.node)))}, seconds)
@@ -164,14 +168,15 @@ class Run:
             ins, outs = {(other, site.node) for other in others}, {(site.node, other) for other in others}
             self._cut(rnd.choice((ins, outs, ins | outs)), seconds)
         elif kind == "split":
-            here = {node for node in self.sites if rnd.random() < 0.5}
-            there = self.sites.keys() - here
-            both = {(a, b) for a in here for b in there} | {(b, a) for a in here for b in there}
-            self._cut(both, seconds)
+            self._split({node for node in self.sites if rnd.random() < 0.5}, seconds)
+        elif kind == "halves":
+            voters = site.machine.membership.voters if site.machine else ()
+            few = rnd.sample(voters, min(len(voters), rnd.choice((0, 1))))
+            self._split({site.node, *few, *(set(others) - set(voters))}, seconds)
         elif kind == "disk":
             site.slow = rnd.choice((1.0, 10.0, 50.0))
         else:
-            site.pace = rnd.choice((0.5, 1.0, 1.0, 2.0))
+            site.pace = rnd.choice((0.5, 1.0, 1.0, 2.0, 4.0))
 
     def _crash(self, site: Site, seconds: float) -> None:
         """Now, or between two of its next steps; all together, now and then."""
@@ -180,6 +185,10 @@ class Run:
                 one.crash(seconds)
             else:
                 one.doom, one.rest = self.rnd.randint(0, 12), seconds
+
+    def _split(self, here: set[int], seconds: float) -> None:
+        there = self.sites.keys() - here
+        self._cut({(a, b) for a in here for b in there} | {(b, a) for a in here for b in there}, seconds)
 
     def _cut(self, ways: set[tuple[int, int]], seconds: float) -> None:
         self.net.cut |= ways

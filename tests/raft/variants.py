@@ -113,21 +113,32 @@ class Variant:
 _ROUGH = replace(USUAL, voters=(3, 4, 5), faults=(0.15, 0.3), pace=(0.1,), odd=0.05)
 _CRASHES = replace(_ROUGH, kinds=("crash",))
 _SPLITS = replace(_ROUGH, kinds=("alone", "split"), voters=(3, 5), does=("write",) * 3 + ("read",))
-_DUELS = replace(_CRASHES, delay=(0.3,), lasts=(0.3,), odd=0.5, does=("write",))
+_DUELS = replace(
+    _CRASHES, voters=(3,), delay=(0.3,), disk=(0.0,), lasts=(0.05,), faults=(0.1,), odd=0.5, does=("write",)
+)
 """Several campaign at once, and whoever dies is back while they do."""
-_ROTATION = replace(_CRASHES, voters=(5,), lasts=(2.0,), append=(1,), does=("write",), steps=(200,))
+_ROTATION = replace(
+    _CRASHES, voters=(5,), kinds=("leader",), faults=(0.1,), lasts=(2.0,), append=(1,), steps=(400,)
+)
 """Leaders die young, and are back."""
 _MOVING = replace(
     USUAL,
     voters=(4,),
     learners=(0,),
-    faults=(0.3,),
+    faults=(0.05, 0.1),
     pace=(0.1,),
-    kinds=("split", "alone"),
-    lasts=(2.0, 4.0),
-    does=("change",) * 3 + ("write",),
+    kinds=("halves",),
+    lasts=(8.0,),
+    loss=(0.0, 0.2),
+    delay=(0.05, 0.2),
+    steps=(400,),
+    does=("change",),
 )
-_READING = replace(_SPLITS, delay=(0.3,), pace=(0.05,), steps=(300,), does=("read",) * 3 + ("write",) * 2)
+_READING = replace(
+    _SPLITS, kinds=("alone", "clock"), pace=(0.05,), faults=(0.05,), steps=(400,), does=("read", "write")
+)
+_LONG = replace(_SPLITS, kinds=("alone", "leader"), lasts=(2.0, 8.0), faults=(0.1,), steps=(300,))
+"""Some are away while leaders come and go."""
 _LATE = replace(_CRASHES, twice=(0.5,), delay=(0.3,), does=("write",) * 3 + ("compact",) * 2)
 """What is sent arrives twice, and long after."""
 
@@ -152,12 +163,12 @@ VARIANTS = {
     ),
     "read": Variant("reads are answered without a quorum", ((Leader, "read", _unasked),), scene=_READING),
     "read-early": Variant(
-        "a new leader reads before it knows what is committed", ((Leader, "read", _too_soon),), scene=replace(_READING, kinds=("crash",))
+        "a new leader reads before it knows what is committed", ((Leader, "read", _too_soon),), scene=replace(_READING, kinds=("leader",))
     ),
     "read-late": Variant(
         "a read is confirmed by an answer to what was sent before it",
         ((Reads, "heard", _older),),
-        scene=_READING,
+        scene=replace(_READING, late=(40.0,)),
     ),
     "backwards": Variant(
         "a snapshot replaces what is newer", ((Machine, "_installed", _backwards),), scene=_LATE
@@ -167,7 +178,7 @@ VARIANTS = {
     ),
     "replaced": Variant("entries of a lost term are not replaced", ((Log, "accept", _accept),), scene=_SPLITS),
     "before": Variant(
-        "entries are taken without a look at the one before", ((Log, "accept", _trusting),), scene=_SPLITS
+        "entries are taken without a look at the one before", ((Log, "accept", _trusting),), scene=_LONG
     ),
     "lost": Variant("what was sent counts as received", ((Progress, "probe", _forward),), scene=_ROUGH),
     "pre-vote": Variant("a site that was away campaigns at once", ((Machine, "campaign", _campaign),)),

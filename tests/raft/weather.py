@@ -23,6 +23,7 @@ class Net:
     delay: float
     loss: float
     twice: float
+    late: float
     cut: set[tuple[int, int]] = field(default_factory=set)
     sent: int = 0
 
@@ -34,7 +35,7 @@ class Net:
             if (message.sender, message.to) in self.cut or self.rnd.random() < self.loss:
                 continue
             data = encode(message)
-            late = 10 if self.rnd.random() < 0.05 else 1
+            late = self.late if self.rnd.random() < 0.05 else 1
             seconds = self.delay * late * self.rnd.uniform(0.3, 1.7)
             self.schedule.after(seconds, lambda: self._arrive(message, data))
 
@@ -45,4 +46,4 @@ class Net:
     def heal(self) -> None:
         self.cut.clear()
         self.loss = self.twice = 0.0
-        self.delay = min(self.delay, 0.05)
+        self.delay, self.late = min(self.delay, 0.05), 1.0
