@@ -101,6 +101,8 @@ class Machine:
         self._chance = chance
         self._saved = storage.hard_state()
         self.term, self.vote = self._saved.term, self._saved.vote
+        if self.log.last_term > self.term:  # founded, or given a snapshot: that term is taken
+            self.term, self.vote = self.log.last_term, NOBODY
         self._votes: dict[int, bool] = {}
         self._messages: list[Message] = []
         self._reads: list[tuple[int, UUID]] = []  # confirmed, to be released once so much is applied
