@@ -163,7 +163,9 @@ class Run:
         if kind in ("crash", "leader"):
             self._crash(site, seconds)
         elif kind == "way":
-            self._cut({rnd.choice(((site.node, rnd.choice(others)), (rnd.choice(others), site.node)))}, seconds)
+            self._cut(
+                {rnd.choice(((site.node, rnd.choice(others)), (rnd.choice(others), site.node)))}, seconds
+            )
         elif kind == "alone":
             ins, outs = {(other, site.node) for other in others}, {(site.node, other) for other in others}
             self._cut(rnd.choice((ins, outs, ins | outs)), seconds)

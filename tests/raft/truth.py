@@ -20,7 +20,9 @@ class Truth:
         """Somebody was told what the entries up to here have led to: so must be whoever asks from now on."""
         self.leaders: dict[int, int] = {}
         self._written: dict[tuple[int, int], tuple[int | None, Entry]] = {}
-        self._committed: dict[int, tuple[int, int]] = {}  # index -> its term, and the term it was committed in
+        self._committed: dict[
+            int, tuple[int, int]
+        ] = {}  # index -> its term, and the term it was committed in
         self._applied: dict[int, tuple[Entry | None, int]] = {}
 
     def elected(self, node: int, term: int, log: Log) -> None:

@@ -146,7 +146,9 @@ VARIANTS = {
     "vote": Variant("a vote is not persisted", scene=_DUELS, switch="vote"),
     "early": Variant("entries are acknowledged before they are persisted", scene=_CRASHES, switch="early"),
     "counting": Variant(
-        "an entry of an old term is committed by counting", ((Leader, "_may_commit", _always),), scene=_ROTATION
+        "an entry of an old term is committed by counting",
+        ((Leader, "_may_commit", _always),),
+        scene=_ROTATION,
     ),
     "no-op": Variant(
         "the membership is changed before anything of the own term is committed",
@@ -163,7 +165,9 @@ VARIANTS = {
     ),
     "read": Variant("reads are answered without a quorum", ((Leader, "read", _unasked),), scene=_READING),
     "read-early": Variant(
-        "a new leader reads before it knows what is committed", ((Leader, "read", _too_soon),), scene=replace(_READING, kinds=("leader",))
+        "a new leader reads before it knows what is committed",
+        ((Leader, "read", _too_soon),),
+        scene=replace(_READING, kinds=("leader",)),
     ),
     "read-late": Variant(
         "a read is confirmed by an answer to what was sent before it",
@@ -176,7 +180,9 @@ VARIANTS = {
     "complete": Variant(
         "votes go to candidates whose log is behind", ((Log, "is_complete", _always),), scene=_SPLITS
     ),
-    "replaced": Variant("entries of a lost term are not replaced", ((Log, "accept", _accept),), scene=_SPLITS),
+    "replaced": Variant(
+        "entries of a lost term are not replaced", ((Log, "accept", _accept),), scene=_SPLITS
+    ),
     "before": Variant(
         "entries are taken without a look at the one before", ((Log, "accept", _trusting),), scene=_LONG
     ),
@@ -186,7 +192,5 @@ VARIANTS = {
         "votes are asked for and given while there is a leader",
         ((Machine, "campaign", _campaign), (Machine, "_has_leader", _never)),
     ),
-    "quorum": Variant(
-        "a leader that nobody answers goes on", ((Leader, "tick", _patient),)
-    ),
+    "quorum": Variant("a leader that nobody answers goes on", ((Leader, "tick", _patient),)),
 }
