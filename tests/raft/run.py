@@ -209,17 +209,16 @@ class Run:
     def _must_agree(self, last: bytes) -> None:
         """On something new, all members, and each of them reads it."""
         end = self.schedule.now + _PATIENCE
-        while self.schedule.now < end:
-            self._pass(0.5)
-            leader = self._leader()
-            if leader is None:
-                continue
-            if last not in leader.acknowledged:
+        while (
+            (leader := self._leader()) is None
+            or last not in leader.acknowledged
+            or not self._is_level(leader)
+        ):
+            if self.schedule.now > end:
+                raise Broken(f"liveness: {self._told()}")
+            if leader is not None and last not in leader.acknowledged:
                 leader.propose(last)
-            elif self._is_level(leader):
-                break
-        else:
-            raise Broken(f"liveness: {self._told()}")
+            self._pass(0.5)
         reads, members = self.world.counts.get("reads", 0), self._members(leader)
         for site in members:
             self._ask(site)
@@ -236,14 +235,12 @@ class Run:
         return [self.sites[node] for node in leader.machine.membership.nodes]
 
     def _is_level(self, leader: Site) -> bool:
-        return all(
-            (site.applied, site.state) == (leader.applied, leader.state)
-            and site.machine
-            and leader.machine
-            and site.machine.leader == leader.node
-            and site.machine.membership == leader.machine.membership
-            for site in self._members(leader)
-        )
+        return len({self._view(site) for site in self._members(leader)}) == 1
+
+    @staticmethod
+    def _view(site: Site) -> tuple[object, ...]:
+        machine = site.machine
+        return site.applied, site.state, machine and (machine.leader, machine.membership)
 
     def _must_stay(self) -> None:
         """Whoever was away comes back, and the leader stays."""

@@ -25,6 +25,7 @@ does at once, and durably, what its machine says; what it sends stays in flight 
     expect in flight 1 -> 2 append 2+1, heartbeat
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from uuid import NAMESPACE_OID, UUID, uuid5
@@ -150,34 +151,20 @@ class Script:
             for node in list(self.members):
                 self._act(verb, [str(node), *words[1:]])
             return
-        member = self._member(words[0])
-        machine, rest = member.machine, words[1:]
-        match verb:
-            case "campaign":
-                machine.campaign()
-            case "forget":
-                machine.forget()
-            case "restart":
-                member.start()
-            case "tick":
-                for _ in range(int(rest[0]) if rest else 1):
-                    machine.tick()
-                    self._work(member)
-            case "propose":
-                for data in rest:
-                    machine.propose(data.encode())
-            case "change":
-                machine.propose(b"", Change(rest[0], int(rest[1])))  # type: ignore[arg-type]
-            case "read":
-                machine.read(uuid5(NAMESPACE_OID, rest[0]))
-            case "transfer":
-                machine.transfer(int(rest[0]))
-            case "unreachable":
-                machine.unreachable(int(rest[0]))
-            case "compact":
-                member.compact(int(rest[1]) if rest else 0)
-            case _:
-                raise ValueError(f"{self.file.name}: no such verb: {verb}")
+        member, rest = self._member(words[0]), words[1:]
+        if verb == "restart":
+            member.start()
+        elif verb == "compact":
+            member.compact(int(rest[1]) if rest else 0)
+        elif verb == "tick":
+            for _ in range(int(rest[0]) if rest else 1):
+                member.machine.tick()
+                self._work(member)
+        elif verb == "propose":
+            for data in rest:
+                member.machine.propose(data.encode())
+        else:
+            _SINGLE[verb](member.machine, *rest)
         self._work(member)
 
     def _work(self, member: Member) -> None:
@@ -254,11 +241,22 @@ class Script:
                     return f"{rest[0]} nowhere"
                 counts = f"match {seen.match} next {seen.next} inflight {len(seen.inflight)}"
                 return f"{rest[0]} {seen.state} {counts}"
-        raise ValueError(f"{self.file.name}: nothing to see: {what}")
+            case _:
+                raise ValueError(f"{self.file.name}: nothing to see: {what}")
 
     @staticmethod
     def _told(messages: list[Message]) -> str:
         return ", ".join(map(_text, messages)) or "nothing"
+
+
+_SINGLE: dict[str, Callable[..., None]] = {
+    "campaign": Machine.campaign,
+    "forget": Machine.forget,
+    "change": lambda machine, kind, node: machine.propose(b"", Change(kind, int(node))),
+    "read": lambda machine, name: machine.read(uuid5(NAMESPACE_OID, name)),
+    "transfer": lambda machine, peer: machine.transfer(int(peer)),
+    "unreachable": lambda machine, peer: machine.unreachable(int(peer)),
+}
 
 
 def _text(message: Message) -> str:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 import pytest
 
+from syncagent.errors import ProtocolError
 from tests.raft.run import Run
 from tests.raft.truth import Broken
+from tests.raft.variants import VARIANTS, Variant
 
 
 @pytest.mark.soak
@@ -29,3 +31,17 @@ def test_schedules(seed: int, runs: Callable[[int, int], int]) -> None:
             ("snapshots", 0.5),
         ):
             assert story[what] >= least * count, story
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=list(VARIANTS))
+def test_broken_rules_are_noticed(variant: Variant) -> None:
+    with variant.rules() as broken:
+        for number in range(_PATIENCE):
+            try:
+                Run(number, variant.scene, broken).run()
+            except (Broken, ProtocolError):  # the sites notice some of it themselves
+                return
+    pytest.fail(f"{_PATIENCE} schedules did not notice that {variant.why}")
+
+
+_PATIENCE = 150

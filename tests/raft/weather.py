@@ -6,6 +6,7 @@ Invariant: what arrives is what was sent, encoded and decoded.
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from syncagent.core.raft.messages import Message, decode, encode
 from tests.raft.truth import Broken
@@ -34,10 +35,9 @@ class Net:
         for _ in range(2 if self.rnd.random() < self.twice else 1):
             if (message.sender, message.to) in self.cut or self.rnd.random() < self.loss:
                 continue
-            data = encode(message)
             late = self.late if self.rnd.random() < 0.05 else 1
             seconds = self.delay * late * self.rnd.uniform(0.3, 1.7)
-            self.schedule.after(seconds, lambda: self._arrive(message, data))
+            self.schedule.after(seconds, partial(self._arrive, message, encode(message)))
 
     def _arrive(self, message: Message, data: bytes) -> None:
         if (message.sender, message.to) not in self.cut:
