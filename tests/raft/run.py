@@ -40,6 +40,7 @@ class Scene:
         *("read",) * 5,
         *("change", "change", "compact"),
     )
+    cradle: tuple[float, ...] = (0.0, 0.3)  # how often a new leader is cut off at once
     odd: float = 0.02  # how often an operator does something beside
     lasts: tuple[float, ...] = (0.3, 2.0, 8.0)  # seconds at most that a fault takes
     late: tuple[float, ...] = (10.0, 40.0)  # how much later than others a few messages come
@@ -75,6 +76,8 @@ class Run:
             node: Site(node, self.world, founded(members) if node in members.nodes else None)
             for node in range(1, _NODES + 1)
         }
+        self.cradle = rnd.choice(scene.cradle)
+        self.world.born = self._born
         self.pace, self.faults = rnd.choice(scene.pace), rnd.choice(scene.faults)
         self._written = self._read = 0
 
@@ -172,9 +175,7 @@ class Run:
         elif kind == "split":
             self._split({node for node in self.sites if rnd.random() < 0.5}, seconds)
         elif kind == "halves":
-            voters = site.machine.membership.voters if site.machine else ()
-            few = rnd.sample(voters, min(len(voters), rnd.choice((0, 1))))
-            self._split({site.node, *few, *(set(others) - set(voters))}, seconds)
+            self._halve(site, seconds)
         elif kind == "disk":
             site.slow = rnd.choice((1.0, 10.0, 50.0))
         else:
@@ -188,6 +189,16 @@ class Run:
             else:
                 one.doom, one.rest = self.rnd.randint(0, 12), seconds
 
+    def _born(self, site: Site) -> None:
+        if self.rnd.random() < self.cradle:
+            self._halve(site, self.rnd.choice(self.scene.lasts) * self.rnd.random())
+
+    def _halve(self, site: Site, seconds: float) -> None:
+        """It, a voter perhaps, and whoever has no vote, apart from the others."""
+        voters = site.machine.membership.voters if site.machine else ()
+        few = self.rnd.sample(voters, min(len(voters), self.rnd.choice((0, 1))))
+        self._split({site.node, *few, *(self.sites.keys() - set(voters))}, seconds)
+
     def _split(self, here: set[int], seconds: float) -> None:
         there = self.sites.keys() - here
         self._cut({(a, b) for a in here for b in there} | {(b, a) for a in here for b in there}, seconds)
@@ -199,6 +210,7 @@ class Run:
     # ---- the end
 
     def _heal(self) -> None:
+        self.cradle = 0.0
         self._pass(10.0)  # what was to be ended by itself has ended
         self.net.heal()
         for site in self.sites.values():
@@ -246,8 +258,9 @@ class Run:
         """Whoever was away comes back, and the leader stays."""
         leader = self._leader()
         assert leader is not None
-        assert leader.machine is not None
-        term, membership = leader.machine.term, leader.machine.membership
+        machine = leader.machine
+        assert machine is not None
+        term, membership = machine.term, machine.membership
         away = self.rnd.choice([node for node in self.sites if node != leader.node])
         if away in membership.voters and len(membership.voters) < 3:
             return
@@ -257,7 +270,7 @@ class Run:
         self._pass(4.1)
         leader.propose(b"while it was away")
         self._pass(4.0)
-        if leader.machine is None or leader.machine.term != term or not leader.machine.leading:
+        if machine.term != term or machine.leading is None:
             raise Broken(f"stability: node {away} came back, and the leader had to go")
         if not self._is_level(leader):
             raise Broken(f"liveness: {self._told()}")

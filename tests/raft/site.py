@@ -4,7 +4,7 @@ Invariant: what a driver has not written when it dies is gone; the disk is never
 """
 
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -36,6 +36,7 @@ class World:
     atomic: bool = True  # a Ready is written in one transaction
     disk: float = 0.001  # seconds that a write takes
     options: Options = OPTIONS
+    born: Callable[["Site"], None] = lambda _: None  # told of a new leader before it has said anything
     counts: dict[str, int] = field(default_factory=dict)
 
     def count(self, what: str, by: int = 1) -> None:
@@ -223,6 +224,7 @@ class Site:
             self._led, self._committed = machine.term, log.committed
             truth.elected(self.node, machine.term, log)
             self.world.count("elections")
+            self.world.born(self)
         for index in range(self._committed + 1, log.committed + 1):
             truth.committed(index, log.term(index) or 0, machine.term)
         self._committed = max(self._committed, log.committed)

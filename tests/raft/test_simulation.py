@@ -18,7 +18,7 @@ def test_schedules(seed: int, runs: Callable[[int, int], int]) -> None:
     for number in range(seed, seed + count):
         try:
             story.update(Run(number).run())
-        except Broken as broken:
+        except (Broken, ProtocolError) as broken:
             raise AssertionError(f"{broken}\nrepeat it with SEED={number}") from broken
     if count > 1:  # schedules in which little happens prove little
         for what, least in (
