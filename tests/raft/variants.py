@@ -17,6 +17,7 @@ from syncagent.core.raft.members import Memberships
 from syncagent.core.raft.messages import Appended, Change, Entry, Install, Membership
 from syncagent.core.raft.progress import Progress
 from syncagent.core.raft.reads import Read, Reads
+from syncagent.errors import Undecided
 from tests.raft.run import USUAL, Scene
 
 _install, _tick = Machine._installed, Leader.tick
@@ -32,7 +33,7 @@ def _never(*_: Any) -> bool:
 
 def _hasty(self: Leader, change: Change) -> Membership:
     if self._is_changing():
-        return self._log.membership
+        raise Undecided("another change is not committed yet")
     return quorum.changed(self._log.membership, change)
 
 
