@@ -110,9 +110,10 @@ class Run:
     # ---- clients
 
     def _any(self) -> Site:
-        """Likelier one that believes that it leads."""
+        """Likelier one that believes that it leads; not one that was never told anything."""
         leading = [site for site in self.sites.values() if site.machine and site.machine.leading]
-        return self.rnd.choice(leading if leading and self.rnd.random() < 0.5 else list(self.sites.values()))
+        told = [site for site in self.sites.values() if site.disk.last()]
+        return self.rnd.choice(leading if leading and self.rnd.random() < 0.5 else told)
 
     def _do(self, what: str) -> None:
         site = self._any()
@@ -242,6 +243,12 @@ class Run:
         leading = [site for site in self.sites.values() if site.machine and site.machine.leading]
         return max(leading, key=lambda site: site.machine.term if site.machine else 0, default=None)
 
+    def _ruler(self) -> tuple[Site, Machine]:
+        leader = self._leader()
+        if leader is None or leader.machine is None:
+            raise Broken(f"stability: nobody leads any more: {self._told()}")
+        return leader, leader.machine
+
     def _members(self, leader: Site) -> list[Site]:
         assert leader.machine is not None
         return [self.sites[node] for node in leader.machine.membership.nodes]
@@ -256,10 +263,7 @@ class Run:
 
     def _must_stay(self) -> None:
         """Whoever was away comes back, and the leader stays."""
-        leader = self._leader()
-        assert leader is not None
-        machine = leader.machine
-        assert machine is not None
+        leader, machine = self._ruler()
         term, membership = machine.term, machine.membership
         away = self.rnd.choice([node for node in self.sites if node != leader.node])
         if away in membership.voters and len(membership.voters) < 3:
@@ -277,10 +281,8 @@ class Run:
 
     def _must_be_replaced(self) -> None:
         """A leader that hears nobody, or is gone, while the others are a majority."""
-        leader = self._leader()
-        assert leader is not None
-        assert leader.machine is not None
-        if len(leader.machine.membership.voters) < 3:
+        leader, machine = self._ruler()
+        if len(machine.membership.voters) < 3:
             return
         if self.rnd.random() < 0.5:
             leader.crash(2 * _PATIENCE)

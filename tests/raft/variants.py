@@ -115,11 +115,26 @@ _ROUGH = replace(USUAL, voters=(3, 4, 5), faults=(0.15, 0.3), pace=(0.1,), odd=0
 _CRASHES = replace(_ROUGH, kinds=("crash",))
 _SPLITS = replace(_ROUGH, kinds=("alone", "split"), voters=(3, 5), does=("write",) * 3 + ("read",))
 _DUELS = replace(
-    _CRASHES, voters=(3,), delay=(0.3,), disk=(0.0,), lasts=(0.05,), faults=(0.1,), odd=0.5, does=("write",)
+    _CRASHES,
+    voters=(3,),
+    kinds=("crash", "crash", "leader"),
+    delay=(0.3,),
+    lasts=(0.05, 3.0),
+    faults=(0.2,),
+    steps=(300,),
 )
 """Several campaign at once, and whoever dies is back while they do."""
 _ROTATION = replace(
-    _CRASHES, voters=(5,), kinds=("leader",), faults=(0.1,), lasts=(2.0,), append=(1,), steps=(400,)
+    _CRASHES,
+    voters=(3,),
+    kinds=("leader", "halves"),
+    cradle=(0.5,),
+    delay=(0.2,),
+    lasts=(4.0,),
+    faults=(0.1,),
+    append=(1,),
+    steps=(400,),
+    does=("write",),
 )
 """Leaders die young, and are back."""
 _MOVING = replace(

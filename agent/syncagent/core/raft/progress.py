@@ -80,13 +80,17 @@ class Progress:
         return True
 
     def rejected(self, index: int, hint: int) -> bool:
-        """Its log does not agree at `index`, at most up to `hint`. False: an old answer, nothing to do."""
+        """Its log does not agree at `index`, at most up to `hint`. False: nothing follows from it.
+
+        What it had acknowledged it must have: an old answer, or else a site that has forgotten and is not
+        asked again in a hurry.
+        """
+        if index <= self.match or self.state == "snapshot":
+            return False
         if self.state == "replicate":
-            if index <= self.match:
-                return False
             self.probe()
             return True
-        if self.state == "snapshot" or index != self.next - 1:
+        if index != self.next - 1:
             return False
         self.next = max(min(index, hint + 1), self.match + 1)
         self.told = min(self.told, self.next - 1)
