@@ -41,6 +41,7 @@ class Scene:
         *("change", "change", "compact"),
     )
     cradle: tuple[float, ...] = (0.0, 0.3)  # how often a new leader is cut off at once
+    few: tuple[int, ...] = (0, 1)  # how many voters stay with it
     odd: float = 0.02  # how often an operator does something beside
     lasts: tuple[float, ...] = (0.3, 2.0, 8.0)  # seconds at most that a fault takes
     late: tuple[float, ...] = (10.0, 40.0)  # how much later than others a few messages come
@@ -197,7 +198,7 @@ class Run:
     def _halve(self, site: Site, seconds: float) -> None:
         """It, a voter perhaps, and whoever has no vote, apart from the others."""
         voters = site.machine.membership.voters if site.machine else ()
-        few = self.rnd.sample(voters, min(len(voters), self.rnd.choice((0, 1))))
+        few = self.rnd.sample(voters, min(len(voters), self.rnd.choice(self.scene.few)))
         self._split({site.node, *few, *(self.sites.keys() - set(voters))}, seconds)
 
     def _split(self, here: set[int], seconds: float) -> None:

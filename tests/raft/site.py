@@ -12,7 +12,7 @@ import msgspec
 
 from syncagent.core.raft.leader import Options
 from syncagent.core.raft.machine import Machine, Ready
-from syncagent.core.raft.messages import NOBODY, Change, Entry, HardState, Message, Snapshot
+from syncagent.core.raft.messages import NOBODY, Change, Entry, HardState, Message, Snapshot, Vote
 from syncagent.core.raft.storage import Memory
 from syncagent.errors import RefusedError, Undecided
 from tests.raft.truth import Broken, Truth, following
@@ -197,6 +197,8 @@ class Site:
 
     def _send(self, ready: Ready) -> Iterator[float]:
         for message in ready.messages:
+            if isinstance(message, Vote) and message.granted and not message.pre:
+                self.world.truth.voted(self.node, message.term, message.to)
             self.world.net.send(message)
             yield 0.0
 

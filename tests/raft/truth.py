@@ -19,11 +19,17 @@ class Truth:
         self.floor = 0
         """Somebody was told what the entries up to here have led to: so must be whoever asks from now on."""
         self.leaders: dict[int, int] = {}
+        self._votes: dict[tuple[int, int], int] = {}
         self._written: dict[tuple[int, int], tuple[int | None, Entry]] = {}
         self._committed: dict[
             int, tuple[int, int]
         ] = {}  # index -> its term, and the term it was committed in
         self._applied: dict[int, tuple[Entry | None, int]] = {}
+
+    def voted(self, node: int, term: int, candidate: int) -> None:
+        other = self._votes.setdefault((node, term), candidate)
+        if other != candidate:
+            raise Broken(f"votes: node {node} voted for nodes {other} and {candidate} in term {term}")
 
     def elected(self, node: int, term: int, log: Log) -> None:
         other = self.leaders.setdefault(term, node)

@@ -127,16 +127,20 @@ _DUELS = replace(
 _ROTATION = replace(
     _CRASHES,
     voters=(3,),
-    kinds=("leader", "halves"),
-    cradle=(0.5,),
+    kinds=("halves", "leader"),
+    cradle=(0.7,),
+    few=(0,),
     delay=(0.2,),
+    late=(1.0,),
+    loss=(0.0,),
     lasts=(4.0,),
-    faults=(0.1,),
+    faults=(0.15,),
     append=(1,),
-    steps=(400,),
+    steps=(600,),
     does=("write",),
+    odd=0.4,
 )
-"""Leaders die young, and are back."""
+"""Leaders are cut off at birth, or soon after, and are back."""
 _MOVING = replace(
     USUAL,
     voters=(4,),
