@@ -16,7 +16,7 @@ from syncagent.core.raft.machine import Machine
 from syncagent.core.raft.members import Memberships
 from syncagent.core.raft.messages import Appended, Change, Entry, Install, Membership
 from syncagent.core.raft.progress import Progress
-from syncagent.core.raft.reads import Read, Reads
+from syncagent.core.raft.reads import Read
 from syncagent.errors import Undecided
 from tests.raft.run import USUAL, Scene
 
@@ -45,11 +45,6 @@ def _unasked(self: Leader, read: Read) -> None:
 def _too_soon(self: Leader, read: Read) -> None:
     self._reads.take(read._replace(upto=self._log.committed))
     self._confirm()
-
-
-def _older(self: Reads, node: int, taken: int) -> None:
-    """An answer counts for whatever waits now."""
-    self._heard[node] = self.taken
 
 
 def _backwards(self: Machine, message: Install) -> Appended:
@@ -154,13 +149,34 @@ _MOVING = replace(
     delay=(0.05,),
     steps=(400,),
     does=("change",),
+    odd=0.2,
 )
 _READING = replace(
-    _SPLITS, kinds=("alone", "clock"), pace=(0.05,), faults=(0.05,), steps=(400,), does=("read", "write")
+    _ROUGH,
+    voters=(3,),
+    kinds=("halves",),
+    few=(0,),
+    delay=(0.05,),
+    late=(40.0,),
+    lasts=(4.0,),
+    faults=(0.015,),
+    pace=(0.02,),
+    steps=(800,),
+    odd=0.05,
+    does=("read", "read", "write"),
 )
+"""Leaders are replaced before they know."""
 _LONG = replace(_SPLITS, kinds=("alone", "leader"), lasts=(2.0, 8.0), faults=(0.1,), steps=(300,))
 """Some are away while leaders come and go."""
-_LATE = replace(_CRASHES, twice=(0.5,), delay=(0.3,), does=("write",) * 3 + ("compact",) * 2)
+_LATE = replace(
+    _ROUGH,
+    kinds=("crash", "alone"),
+    twice=(0.5,),
+    delay=(0.05,),
+    late=(40.0,),
+    lasts=(2.0,),
+    does=("write", "write", "compact", "change"),
+)
 """What is sent arrives twice, and long after."""
 
 VARIANTS = {
@@ -189,11 +205,6 @@ VARIANTS = {
         "a new leader reads before it knows what is committed",
         ((Leader, "read", _too_soon),),
         scene=replace(_READING, kinds=("leader",)),
-    ),
-    "read-late": Variant(
-        "a read is confirmed by an answer to what was sent before it",
-        ((Reads, "heard", _older),),
-        scene=replace(_READING, late=(40.0,)),
     ),
     "backwards": Variant(
         "a snapshot replaces what is newer", ((Machine, "_installed", _backwards),), scene=_LATE
