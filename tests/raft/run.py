@@ -6,6 +6,7 @@ Invariant: everything follows from the seed.
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from itertools import cycle
 from uuid import UUID
 
 from syncagent.core.raft.machine import Machine
@@ -41,7 +42,7 @@ class Scene:
         *("change", "change", "compact"),
     )
     cradle: tuple[float, ...] = (0.0, 0.3)  # how often a new leader is cut off at once
-    few: tuple[int, ...] = (0, 1)  # how many voters stay with it
+    few: tuple[int, ...] = (0, 1)  # how many voters stay with it, one time after the other
     odd: float = 0.02  # how often an operator does something beside
     lasts: tuple[float, ...] = (0.3, 2.0, 8.0)  # seconds at most that a fault takes
     late: tuple[float, ...] = (10.0, 40.0)  # how much later than others a few messages come
@@ -77,6 +78,7 @@ class Run:
             node: Site(node, self.world, founded(members) if node in members.nodes else None)
             for node in range(1, _NODES + 1)
         }
+        self._few = cycle(scene.few)
         self.cradle = rnd.choice(scene.cradle)
         self.world.born = self._born
         self.pace, self.faults = rnd.choice(scene.pace), rnd.choice(scene.faults)
@@ -134,7 +136,7 @@ class Run:
 
     def _change(self, site: Site) -> None:
         voters = len(site.machine.membership.voters) if site.machine else 3
-        kinds = ("voter", "voter", "learner") if voters < 4 else ("voter", "remove", "learner")
+        kinds = ("voter", "voter", "voter", "learner") if voters < 4 else ("voter", "remove", "learner")
         self._written += 1
         change = Change(self.rnd.choice(kinds), self.rnd.randint(1, _NODES))  # type: ignore[arg-type]
         site.propose(f"c{self._written}".encode(), change)
@@ -197,9 +199,9 @@ class Run:
 
     def _halve(self, site: Site, seconds: float) -> None:
         """It, a voter perhaps, and whoever has no vote, apart from the others."""
-        voters = site.machine.membership.voters if site.machine else ()
-        few = self.rnd.sample(voters, min(len(voters), self.rnd.choice(self.scene.few)))
-        self._split({site.node, *few, *(self.sites.keys() - set(voters))}, seconds)
+        voters = {*site.machine.membership.voters} - {site.node} if site.machine else set()
+        few = self.rnd.sample(sorted(voters), min(len(voters), next(self._few)))
+        self._split((self.sites.keys() - voters) | {site.node, *few}, seconds)
 
     def _split(self, here: set[int], seconds: float) -> None:
         there = self.sites.keys() - here
