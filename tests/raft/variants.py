@@ -146,7 +146,7 @@ _MOVING = replace(
     kinds=("halves",),
     lasts=(12.0,),
     loss=(0.0,),
-    delay=(0.05,),
+    delay=(0.01,),
     steps=(600,),
     does=("change",),
     odd=0.0,
@@ -199,7 +199,9 @@ VARIANTS = {
         scene=_MOVING,
     ),
     "taken-back": Variant(
-        "a membership stays in force that its log has lost", ((Memberships, "cut", _never),), scene=_MOVING
+        "a membership stays in force that its log has lost",
+        ((Memberships, "cut", _never),),
+        scene=replace(_ROUGH, kinds=("halves",), few=(0,), does=("change", "write")),
     ),
     "read": Variant("reads are answered without a quorum", ((Leader, "read", _unasked),), scene=_READING),
     "read-early": Variant(
