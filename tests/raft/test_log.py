@@ -87,6 +87,7 @@ class Twin:
         assert log.membership == told[-1]
 
 
+@pytest.mark.soak
 def test_it_is_the_list(seed: int, runs: Callable[[int, int], int]) -> None:
     for number in range(seed, seed + runs(100, 5000)):
         rnd = random.Random(number)

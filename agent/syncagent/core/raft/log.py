@@ -69,7 +69,7 @@ class Log:
         return bounded(held + self._unstable, 0, size) if held[-1].index == self._offset - 1 else held
 
     def newest_snapshot(self) -> Snapshot:
-        return self.snapshot or self._storage.snapshot()
+        return self._storage.snapshot()
 
     @property
     def membership(self) -> Membership:

@@ -6,7 +6,6 @@ Invariants: an entry is identified by index and term: two entries that agree in 
 all before them. A membership in an entry is the whole outcome of a change, so nobody computes it twice.
 """
 
-from collections.abc import Iterable
 from typing import Literal
 from uuid import UUID
 
@@ -192,7 +191,3 @@ def decode(data: bytes) -> Message:
         return _messages.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ProtocolError("a message of the control plane is malformed", detail=str(error)) from error
-
-
-def total_size(entries: Iterable[Entry]) -> int:
-    return sum(entry.size for entry in entries)
