@@ -12,6 +12,7 @@
     │   └── DiskFull          no space left where PostgreSQL writes
     ├── ProtocolError         a peer sent what the protocol does not allow
     │   └── DamagedFrame      bytes that do not match their digest, or stop too early
+    ├── Undecided             the cluster cannot agree on it now: try again
     ├── TrustError            a certificate that is not listed, or not the one expected
     ├── LinkDown              a peer cannot be reached, or its link has ended
     └── SpoolFull             no room for a batch on its way
@@ -98,6 +99,12 @@ class ProtocolError(SyncagentError):
 
 class DamagedFrame(ProtocolError):
     """Bytes that do not match their digest, or stop too early."""
+
+    recoverable = True
+
+
+class Undecided(SyncagentError):
+    """The cluster cannot agree on it now: no leader is known, or it is busy."""
 
     recoverable = True
 

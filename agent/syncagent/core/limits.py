@@ -56,6 +56,20 @@ MAX_CLOCK_SKEW = 5.0
 CLOCK_LEAD = 0.002
 """A clock that fell behind is set so far ahead of the wall."""
 
+# ---- agreement
+RAFT_TICK = 0.1
+RAFT_HEARTBEAT = 2
+RAFT_ELECTION = 10
+"""Ticks. A follower that hears nothing for RAFT_ELECTION to twice as many campaigns."""
+RAFT_RESEND = 100
+"""Ticks after which a snapshot without an answer is asked about."""
+RAFT_APPEND = 1024 * 1024
+"""Bytes of entries in one append, and applied at a time; no entry's data is larger."""
+RAFT_WINDOW = 16
+"""Appends to one site without an answer."""
+RAFT_UNCOMMITTED = 1024
+"""Entries that a leader takes before it has committed them, and reads before it has confirmed them."""
+
 MAX_NODE = 0xFFFF
 """Node numbers are 1 .. MAX_NODE; zero is nobody."""
 
@@ -72,3 +86,8 @@ assert IDLE_POLL < KNOWLEDGE_INTERVAL, "an idle poll is no reason to be late"
 assert LOCK_TIMEOUT * 10 <= DEADLOCK_TIMEOUT, "the agent gives way long before a deadlock is looked for"
 assert RETRY_FIRST >= LOCK_TIMEOUT, "a retry gives the lock's owner time"
 assert CLOCK_LEAD * 100 < MAX_CLOCK_SKEW, "a healthy clock is never mistaken for a wrong one"
+assert RAFT_HEARTBEAT * 3 < RAFT_ELECTION, "two heartbeats may be lost before a leader is given up"
+assert RAFT_TICK * RAFT_ELECTION * 2 < 3, "a new leader within three seconds"
+assert RAFT_TICK * RAFT_HEARTBEAT >= 0.2, "an answer that takes so long is no reason for a second question"
+assert RAFT_ELECTION * 2 < RAFT_RESEND, "whoever is gone is found out before it is asked again"
+assert RAFT_APPEND * 3 < MESSAGE_SIZE, "an append fits into a message: one entry is taken whatever its size"
