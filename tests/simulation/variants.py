@@ -82,6 +82,8 @@ class Variant:
 _CALM = replace(USUAL, faults=(0.0,), sites=(2, 3), hot=(0.9,), steps=(80,))
 _CROWD = replace(_CALM, ends=(0.1, 0.3), pace=(0.1, 0.5))
 """Everybody writes the same few keys, in transactions that stay open."""
+_TOMBS = replace(_CALM, ends=(0.3,), pace=(0.1, 0.5), hot=(1.0,), steps=(30,))
+"""Keys that every site makes and deletes, again and again."""
 _LATE = replace(_CALM, ends=(0.6,), pace=(0.1, 0.5), refused=0.95)
 """What is committed stays in the log for seconds."""
 _SLOW = replace(_CALM, ends=(1.0,), pace=(0.1, 0.3), commits=(1.0, 3.0), steps=(30,))
@@ -91,7 +93,7 @@ _LAGGING = replace(USUAL, sites=(3, 4), faults=(0.1,), kinds=("slow", "split", "
 
 VARIANTS = {
     "settle": Variant(
-        "a live row under a newer tombstone is only left unshipped", scene=_CROWD, switch="settle"
+        "a live row under a newer tombstone is only left unshipped", scene=_TOMBS, switch="settle"
     ),
     "horizon": Variant(
         "a tombstone goes while transactions that ran when it was applied are open",
