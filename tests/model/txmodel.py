@@ -260,8 +260,9 @@ class Site:
         return False
 
     def concurrent(self, key, origin, number, context):
-        if self.logged(key) is not None and self.logged(key) >= self.meta.get(key, ((-1, -2),))[0]:
-            return True                                       # not cut yet: nobody has seen it
+        stamp, _, gone = self.meta.get(key, ((-1, -2), None, False))
+        if self.logged(key) is not None and (self.logged(key) >= stamp or gone and key in self.rows):
+            return True                                       # not cut yet: nobody has seen it; the tombstone is not what it is
         if key not in self.meta:
             return "unseen" not in BROKEN and self.births.get(key, 0) > context[self.me]
         dot = self.meta[key][1]
