@@ -84,7 +84,7 @@ _CROWD = replace(_CALM, ends=(0.1, 0.3), pace=(0.1, 0.5))
 """Everybody writes the same few keys, in transactions that stay open."""
 _TOMBS = replace(_CALM, ends=(0.3,), pace=(0.1, 0.5), hot=(1.0,), steps=(30,))
 """Keys that every site makes and deletes, again and again."""
-_LATE = replace(_CALM, ends=(0.6,), pace=(0.1, 0.5), refused=0.95)
+_LATE = replace(_CALM, ends=(0.6,), pace=(0.1, 0.5), hot=(1.0,), steps=(30,), refused=0.8)
 """What is committed stays in the log for seconds."""
 _SLOW = replace(_CALM, ends=(1.0,), pace=(0.1, 0.3), commits=(1.0, 3.0), steps=(30,))
 """Cuts that take seconds."""
