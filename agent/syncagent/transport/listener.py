@@ -6,7 +6,8 @@ and that only for a listed certificate.
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -26,6 +27,7 @@ Abort = Callable[[], None]
 OnControl = Callable[[Peer, WebSocket, Abort], Awaitable[None]]
 OnData = Callable[[Peer, UUID, WebSocket, Abort], Awaitable[None]]
 Handler = Callable[[web.Request, Peer], Awaitable[web.StreamResponse]]
+NO_PAGES: Mapping[str, Handler] = MappingProxyType({})
 
 
 class Listener:
@@ -39,7 +41,9 @@ class Listener:
         on_control: OnControl,
         on_data: OnData,
         on_stranger: Callable[[TrustError], None],
+        pages: Mapping[str, Handler] = NO_PAGES,
     ) -> None:
+        """`pages` are what else peers may GET: path to handler."""
         self._address = address
         self._trust = trust
         self._limits = limits
@@ -51,6 +55,8 @@ class Listener:
         app.router.add_put(CERTIFICATE_PATH, self._introduction)
         app.router.add_get(CONTROL_PATH, self._for_peers(self._control))
         app.router.add_get(DATA_PATH + "/{session}", self._for_peers(self._data))
+        for path, handler in pages.items():
+            app.router.add_get(path, self._for_peers(handler))
         app.router.add_route("*", "/{rest:.*}", self._for_peers(_nothing_here))
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=LAST_WORDS)
 

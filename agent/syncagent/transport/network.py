@@ -9,7 +9,7 @@ Invariant: at most one `on_link` per peer runs at a time, and after `stop` nothi
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from syncagent.transport import handshake
 from syncagent.transport.addresses import host_and_port
 from syncagent.transport.dialler import Dialler
 from syncagent.transport.links import Limits, PeerLink, WebSocket
-from syncagent.transport.listener import Abort, Listener
+from syncagent.transport.listener import NO_PAGES, Abort, Handler, Listener
 from syncagent.transport.spool import Spools
 from syncagent.transport.tls import Credentials, Trust
 
@@ -49,9 +49,11 @@ class TlsNetwork:
         directory: Path,
         spools: Spools,
         limits: Limits | None = None,
+        pages: Mapping[str, Handler] = NO_PAGES,
     ) -> None:
         """`hello` is what this site says of itself (each link gets its own session); `listen` is HOST:PORT
-        or "none"; `directory` keeps the certificates of peers that have introduced themselves."""
+        or "none"; `directory` keeps the certificates of peers that have introduced themselves; `pages` are
+        what else peers may GET here."""
         for address in (None if listen == NOWHERE else listen, *(peer.address for peer in peers)):
             if address is not None:
                 host_and_port(address)
@@ -62,6 +64,7 @@ class TlsNetwork:
         self._directory = directory
         self._spools = spools
         self._limits = limits or Limits()
+        self._pages = pages
         self._switch = asyncio.Lock()
         self._running = False
         self._on_link: OnLink
@@ -90,7 +93,7 @@ class TlsNetwork:
                 )
                 stranger = partial(on_trouble, None)
                 listener = Listener(
-                    self._listen, trust, self._limits, self._on_control, self._on_data, stranger
+                    self._listen, trust, self._limits, self._on_control, self._on_data, stranger, self._pages
                 )
                 await listener.start()
                 self._listener = listener
