@@ -1,19 +1,16 @@
 """syncagent as an operator runs it: two homes made by its verbs, two agents as processes."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
-
 from bench.pair import Stage
-from syncagent.core.membership import Peer
 from syncagent.embedded import free_port
 from syncagent.errors import SyncagentError
-from syncagent.settings import peer_entry
 from syncagent.storage.commands import site_of
 from syncagent.storage.requests import ask
 
@@ -33,43 +30,44 @@ class Ours:
     def start(self, stage: Stage) -> None:
         self._stage = stage
         self._homes = [stage.folder / name for name in "ab"]
-        ports = self._listen, free_port()
-        said = self._both(
+        (dsn_a, dsn_b), port = stage.dsns, self._listen
+        here = f"127.0.0.1:{port}"
+        _ended(_begun(self._homes[0], "init", "--dsn", dsn_a, "--name", "a", "--listen", here))
+        self._agents = [self._run(self._homes[0])]
+        self._await_agent(self._homes[0])
+        token = _ended(_begun(self._homes[0], "invite"))["token"]
+        apart = self._dialled is not None
+        joining = _begun(
+            self._homes[1],
             *(
-                ("init", "--dsn", dsn, "--name", name, "--node", str(node), "--listen", f"127.0.0.1:{port}")
-                for node, (name, dsn, port) in enumerate(zip("ab", stage.dsns, ports, strict=True), 1)
-            )
+                "join",
+                "--peer",
+                f"127.0.0.1:{self._dialled}" if apart else here,
+                "--dsn",
+                dsn_b,
+                "--name",
+                "b",
+            ),
+            *("--listen", "none" if apart else f"127.0.0.1:{free_port()}"),
+            SYNCAGENT_TOKEN=token,
         )
-        a, b = (Peer(s["name"], s["node"], s["listen"], s["sha256"]) for s in said)
-        if self._dialled is not None:
-            a, b = replace(a, address=f"127.0.0.1:{self._dialled}"), replace(b, address=None)
-        for home, peer in zip(self._homes, (b, a), strict=True):
-            with (home / "config.toml").open("a") as configuration:
-                configuration.write(peer_entry(peer))
+        _ended(joining)
         attach = ("attach", "orders", "--existing", "keep")
         self._both(attach, attach)
-        self._agents = [self._run(home) for home in self._homes]
+        self._agents.append(self._run(self._homes[1]))
         stage.check = self._check
         for backwards in (True, False):
             stage.await_row(stage.mark(backwards=backwards), backwards=backwards)
 
     def _both(self, *verbs: tuple[str, ...]) -> list[dict[str, Any]]:
         """One verb at each site, at once; their answers."""
-        running = [
-            subprocess.Popen(
-                [sys.executable, "-m", "syncagent", *verb, "--home", home, "--json"],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for verb, home in zip(verbs, self._homes, strict=True)
-        ]
-        said = [process.communicate() for process in running]
-        for process, (_, talk) in zip(running, said, strict=True):
-            if process.returncode:
-                raise SyncagentError("syncagent refused to be measured", detail=talk.strip())
-        return [json.loads(answer) for answer, _ in said]
+        running = [_begun(home, *verb) for verb, home in zip(verbs, self._homes, strict=True)]
+        return [_ended(process) for process in running]
+
+    def _await_agent(self, home: Path) -> None:
+        """Until it can be asked."""
+        while _ended(_begun(home, "status"))[0]["state"] != "running":
+            self._check()
 
     def _run(self, home: Path) -> subprocess.Popen[bytes]:
         with (home / "agent.log").open("wb") as log:
@@ -82,7 +80,7 @@ class Ours:
             )
 
     def _check(self) -> None:
-        for agent, home in zip(self._agents, self._homes, strict=True):
+        for agent, home in zip(self._agents, self._homes, strict=False):
             if agent.poll() is not None:
                 raise SyncagentError("an agent has ended", detail=(home / "agent.log").read_text()[-2000:])
 
@@ -109,3 +107,23 @@ class Ours:
                 agent.kill()
                 agent.wait()
         self._agents = []
+
+
+def _begun(home: Path, *verb: str, **environment: str) -> "subprocess.Popen[str]":
+    """One verb, as a process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "syncagent", *verb, "--home", home, "--json"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+def _ended(process: "subprocess.Popen[str]") -> Any:
+    """What it answered."""
+    answer, talk = process.communicate()
+    if process.returncode:
+        raise SyncagentError("syncagent refused to be measured", detail=talk.strip())
+    return json.loads(answer)

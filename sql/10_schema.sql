@@ -20,15 +20,10 @@ create table syncagent.local_site (
     node        integer not null check (node between 1 and 65535),
     incarnation uuid not null,
     tail        bigint not null,
-    trimmed     bigint not null default 0
+    trimmed     bigint not null default 0,
+    joining     boolean not null default false
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten';
-
-create table syncagent.member (
-    node integer primary key,
-    name text not null unique
-);
-comment on table syncagent.member is 'every site of the cluster, this one included; all of them count for stability';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until its copy is whole';
 
 create table syncagent.replicated (
     id          integer generated always as identity primary key,
@@ -192,7 +187,8 @@ create table syncagent.agent_state (
     version    text not null,
     started_at timestamptz not null,
     waiting    text,
-    trouble    text
+    trouble    text,
+    leader     integer
 );
 comment on table syncagent.agent_state is 'what the agent last said of itself';
 

@@ -117,6 +117,8 @@ select m.name, m.node, m.node = s.node as is_self,
        case when m.node = s.node then case when syncagent._agent_runs() then 'running' else 'no agent' end
             when not syncagent._agent_runs() then 'unknown'
             when p.paused then 'paused' when p.linked then 'linked' else 'away' end as state,
+       case when m.state = 'joining' then 'joining' when m.votes then 'voter' else 'learner' end as role,
+       case when syncagent._agent_runs() then m.node = led.leader end as leads, m.address,
        case when m.node = s.node then s.site end as site,
        case when m.node = s.node then s.incarnation end as incarnation,
        case when m.node = s.node then a.version end as agent_version,
@@ -124,11 +126,12 @@ select m.name, m.node, m.node = s.node as is_self,
 from syncagent.local_site s
 cross join syncagent.member m
 left join syncagent.peer_state p on p.node = m.node
-left join syncagent.agent_state a on m.node = s.node;
-comment on view syncagent.site is 'the sites of the cluster: this one, and those its agent knows';
+left join syncagent.agent_state a on m.node = s.node
+left join syncagent.agent_state led on true;
+comment on view syncagent.site is 'the sites of the cluster: this one, and those its agent knows; role is what they are to the group that agrees on members, leads who leads it';
 
 create view syncagent.status as
-select m.name, m.node, m.is_self, m.state, coalesce(p.linked, false) as linked, coalesce(p.paused, false) as paused,
+select m.name, m.node, m.is_self, m.state, m.role, m.leads, coalesce(p.linked, false) as linked, coalesce(p.paused, false) as paused,
        l.cuts as behind_cuts, l.rows as behind_rows, l.seconds as behind_seconds,
        f.cut as applied_cut, f.applied_at,
        case when m.is_self then (select count(*) from syncagent.parked_row) else p.parked end as parked,

@@ -9,36 +9,42 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
-from uuid import uuid4
+from typing import Any, NamedTuple
+from uuid import UUID, uuid4
 
 import structlog
 
 from syncagent import __version__
 from syncagent.core import backoff, stamp
+from syncagent.core.catalog import Catalog
 from syncagent.core.inbox import Inbox
+from syncagent.core.invitation import Admission, Application
 from syncagent.core.membership import Peer
 from syncagent.core.outbox import Outbox
 from syncagent.core.ports import Link, Spool
+from syncagent.core.store import Loaded
 from syncagent.core.wire import PROTOCOL, Hello
 from syncagent.errors import SyncagentError
 from syncagent.services.applier import Applier
 from syncagent.services.cutter import Cutter
+from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
 from syncagent.services.housekeeper import Housekeeper
-from syncagent.services.lifecycle import Desk
+from syncagent.services.lifecycle import Desk, Roster
+from syncagent.services.membership import Membership, peers_of
 from syncagent.settings import Settings
 from syncagent.storage.store import PostgresStore, opened
+from syncagent.transport.admission import Gate
 from syncagent.transport.network import TlsNetwork
+from syncagent.transport.roster import ROSTER_PATH, Told, page
 from syncagent.transport.spool import Spools
 from syncagent.transport.tls import Credentials
 
-CLUSTER = "static"
-"""Until clusters have an identity of their own, the peers' certificates are the cluster."""
-
-
 _HEALTHY = 10.0
 """Seconds after which a stretch with the database counts as a good one."""
+
+
+Arriving = Callable[[Membership], Coroutine[Any, Any, None]]
 
 
 class SystemClock:
@@ -54,15 +60,24 @@ class SystemClock:
         return random.random()
 
 
-async def run(settings: Settings, *, stop: asyncio.Event, on_ready: Callable[[], None] | None = None) -> None:
-    """Be the agent of a site until `stop` is set. Raises what trying again cannot mend."""
+async def run(
+    settings: Settings,
+    *,
+    stop: asyncio.Event,
+    on_ready: Callable[[], None] | None = None,
+    arriving: Arriving | None = None,
+) -> None:
+    """Be the agent of a site until `stop` is set. Raises what trying again cannot mend.
+
+    `arriving`: the agent of a site that joins; it is called once per stretch, beside the loops, and sets `stop`.
+    """
     log = structlog.get_logger().bind(site=settings.name)
     clock = SystemClock()
     failures = 0
     while not stop.is_set():
         began = clock.now()
         try:
-            await _unless(stop, _run_once(settings, clock, log, on_ready))
+            await _unless(stop, _run_once(settings, clock, log, on_ready, arriving))
         except* SyncagentError as group:
             errors = list(_leaves(group))
             for error in errors:
@@ -109,6 +124,7 @@ async def _run_once(
     clock: SystemClock,
     log: structlog.stdlib.BoundLogger,
     on_ready: Callable[[], None] | None,
+    arriving: Arriving | None,
 ) -> None:
     async with opened(
         settings.dsn,
@@ -116,27 +132,17 @@ async def _run_once(
         node=settings.node,
         incarnation=settings.incarnation,
         name=settings.name,
-        peers=settings.peers,
     ) as store:
         (settings.home / "spool").mkdir(mode=0o700, exist_ok=True)
         spools = Spools(settings.home / "spool")
-        network = TlsNetwork(
-            hello(settings),
-            settings.peers,
-            Credentials.provide(settings.home, settings.name),
-            listen=settings.listen,
-            directory=settings.home / "peers",
-            spools=spools,
-        )
-        loops, exchange = await _assemble(settings, store, spools, clock)
-
+        parts = await _assemble(settings, store, spools, clock, steady=arriving is None)
         told: dict[str | None, str] = {}
 
         async def on_link(link: Link) -> None:
             log.info("link up", peer=link.peer.name)
             told.pop(link.peer.name, None)
             try:
-                await exchange.on_link(link)
+                await parts.exchange.on_link(link)
             finally:
                 log.info("link down", peer=link.peer.name)
 
@@ -146,30 +152,32 @@ async def _run_once(
                 log.warning("trouble with a peer", peer=name, reason=reason)
             told[name] = reason
             if peer is not None:
-                exchange.trouble(peer.node, reason)
+                parts.exchange.trouble(peer.node, reason)
 
-        await network.start(on_link, on_trouble)
+        await parts.network.start(on_link, on_trouble)
         log.info(
             "running",
             node=settings.node,
             listen=settings.listen,
-            peers=[peer.name for peer in settings.peers],
+            peers=[peer.name for peer in parts.roster.peers],
         )
         if on_ready is not None:
             on_ready()
         try:
             async with asyncio.TaskGroup() as group:
-                for loop in loops:
+                for loop in parts.loops:
                     group.create_task(loop)
+                if arriving is not None:
+                    group.create_task(arriving(parts.membership))
         finally:
-            await network.stop()
+            await parts.network.stop()
             log.info("stopped")
 
 
-def hello(settings: Settings) -> Hello:
+def hello(settings: Settings, cluster: UUID) -> Hello:
     return Hello(
         protocol=PROTOCOL,
-        cluster=CLUSTER,
+        cluster=str(cluster),
         node=settings.node,
         name=settings.name,
         site=settings.site,
@@ -179,28 +187,68 @@ def hello(settings: Settings) -> Hello:
     )
 
 
+class _Parts(NamedTuple):
+    """A site's agent, put together."""
+
+    network: TlsNetwork
+    exchange: Exchange
+    membership: Membership
+    roster: Roster
+    loops: list[Coroutine[Any, Any, None]]
+
+
 async def _assemble(
-    settings: Settings, store: PostgresStore, spools: Spools, clock: SystemClock
-) -> tuple[list[Coroutine[Any, Any, None]], Exchange]:
-    """Inbox and outbox as the database says, and the loops that drive them."""
+    settings: Settings, store: PostgresStore, spools: Spools, clock: SystemClock, *, steady: bool
+) -> _Parts:
+    """Inbox and outbox as the database says, what was agreed, and the loops that drive them."""
+    catalog, applied = await store.registry.load()
     loaded = await store.keeper.load()
-    inbox: Inbox[Spool] = Inbox(
-        settings.node,
-        [peer.node for peer in settings.peers],
-        max_skew=stamp.from_seconds(settings.max_clock_skew),
+    roster = Roster(peers_of(catalog, settings.node, settings.addresses), catalog.epoch)
+    desk = Desk(
+        settings.node, _inbox(settings, catalog, loaded, await store.keeper.paused()), Outbox(), clock, roster
     )
-    inbox.loaded(loaded.positions)
-    for node in await store.keeper.paused():
-        inbox.pause(node)
-    outbox = Outbox()
-    outbox.loaded(loaded.last, loaded.last_id, loaded.context, loaded.frontier, loaded.floor, clock.now())
-    desk = Desk(settings.node, inbox, outbox, clock)
+    desk.outbox.loaded(
+        loaded.last, loaded.last_id, loaded.context, loaded.frontier, loaded.floor, clock.now()
+    )
     exchange = Exchange(desk, store.origin)
+    elections = Elections(settings.node, store.registry, catalog, applied, clock, exchange.post)
+    exchange.on_ballot, exchange.on_unlinked = elections.heard, elections.unlinked
+    credentials = Credentials.provide(settings.home, settings.name)
+    membership: Membership
+
+    async def admit(application: Application) -> Admission:
+        return await membership.admit(application)
+
+    async def verifier(invitation: UUID) -> bytes | None:
+        return await membership.verifier(invitation)
+
+    async def told() -> Told:
+        here = await store.keeper.load()
+        frontier = {node: (position.cut, position.id) for node, position in here.positions.items()}
+        return Told(await membership.roster(), frontier)
+
+    network = TlsNetwork(
+        hello(settings, catalog.cluster),
+        roster.peers,
+        credentials,
+        listen=settings.listen,
+        directory=settings.home / "peers",
+        spools=spools,
+        pages={ROSTER_PATH: page(told)},
+        gate=Gate(credentials.sha256, verifier, admit).routes(),
+    )
+    membership = Membership(desk, __version__, elections, exchange, network, settings.addresses)
+    elections.on_change = membership.follow
     cutter = Cutter(desk, store.origin, exchange, spools)
     applier = Applier(desk, store.replica, store.keeper, loaded.parked)
-    housekeeper = Housekeeper(desk, settings.peers, store.keeper, exchange, cutter, applier)
+    housekeeper = Housekeeper(desk, store.keeper, exchange, cutter, applier, elections, steady=steady)
+    housekeeper.verbs.update(membership.verbs)
     await store.keeper.on_request(desk.bells.requests.ring)
     loops = [
+        elections.run(),
+        membership.watch(),
+        membership.arrive(housekeeper.caught_up),
+        membership.describe(settings.address, (credentials.sha256,)),
         cutter.run(),
         applier.run(),
         exchange.ask(),
@@ -208,4 +256,18 @@ async def _assemble(
         housekeeper.tell(),
         housekeeper.serve(),
     ]
-    return loops, exchange
+    return _Parts(network, exchange, membership, roster, loops)
+
+
+def _inbox(settings: Settings, catalog: Catalog, loaded: Loaded, paused: set[int]) -> "Inbox[Spool]":
+    inbox: Inbox[Spool] = Inbox(
+        settings.node,
+        [node for node in catalog.sites if node != settings.node],
+        max_skew=stamp.from_seconds(settings.max_clock_skew),
+    )
+    for node in catalog.gone:
+        inbox.forget(node)
+    inbox.loaded(loaded.positions)
+    for node in paused:
+        inbox.pause(node)
+    return inbox

@@ -1,7 +1,7 @@
 """One site's `config.toml`: read once at start, frozen, passed down.
 
-Invariant: what is loaded is whole and sound. A key that is not known, a peer named twice or a digest that
-is none stops the agent with the place and the remedy, before anything is connected.
+Invariant: what is loaded is whole and sound. A key that is not known, or an address that is none, stops the
+agent with the place and the remedy, before anything is connected.
 """
 
 import difflib
@@ -11,13 +11,13 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 import msgspec
 
 from syncagent.core import limits
-from syncagent.core.membership import Peer
 from syncagent.errors import SyncagentError, UsageError
 from syncagent.transport.addresses import host_and_port
 
@@ -26,10 +26,7 @@ NOWHERE = "none"
 """`listen` of a site that only dials out."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_PEER_HEADER = re.compile(r"\s*\[\[\s*[\"']?peer[\"']?\s*\]\]")
-_KEYS = ("name", "node", "site", "incarnation", "dsn", "listen", "advertise", "max_clock_skew", "peer")
-_PEER_KEYS = ("name", "node", "address", "sha256")
+_KEYS = ("name", "node", "site", "incarnation", "dsn", "listen", "advertise", "max_clock_skew", "addresses")
 
 T = TypeVar("T")
 
@@ -49,19 +46,17 @@ listen = {listen}
 # Batches of a peer whose clock is so many seconds ahead are held until time catches up.
 max_clock_skew = {max_clock_skew}
 
-# Every other site of the cluster, one entry each; `syncagent init` printed there what to write here.
-# Leave the address out if that site dials this one.
+# Who the other sites are, the cluster knows. Only where this site reaches one of them at another address
+# than all the others do, through a tunnel for instance, it is said here:
 #
-# [[peer]]
-# name = "tokyo"
-# node = 2
-# address = "tokyo.example.org:7400"
-# sha256 = "the 64 hexadecimal digits of its certificate"
+# [addresses]
+# tokyo = "10.8.0.2:7400"
 """
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a site is, and whom it knows. `listen` is HOST:PORT or "none"; `advertise` is what peers dial."""
+    """What a site is. `listen` is HOST:PORT or "none"; `advertise` is what peers dial; `addresses` is where this
+    site reaches some peers, by name, if not at the address that they advertise."""
 
     home: Path
     name: str
@@ -72,11 +67,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     listen: str
     advertise: str | None = None
     max_clock_skew: float = limits.MAX_CLOCK_SKEW
-    peers: tuple[Peer, ...] = ()
+    addresses: Mapping[str, str] = MappingProxyType({})
 
     @property
     def address(self) -> str | None:
-        """What peers write into their entry for this site; None if nobody can dial it."""
+        """What the others are told; None if nobody can dial this site."""
         return None if self.listen == NOWHERE else self.advertise or self.listen
 
 
@@ -101,10 +96,15 @@ def load(home: Path) -> Settings:
         raise UsageError(
             f"{path} is not valid TOML",
             detail=_sentence(str(error)),
-            hint="strings need quotes; a peer starts with [[peer]]",
+            hint="strings need quotes",
         ) from error
+    if "peer" in values:
+        raise UsageError(
+            f"{path}: peers are not listed here any more",
+            hint="remove the [[peer]] entries: the cluster knows them",
+        )
     top = _Entry(path, "", values, _KEYS)
-    settings = Settings(
+    return Settings(
         home=home,
         name=top.checked("name", site_name),
         node=top.checked("node", node_number),
@@ -114,16 +114,16 @@ def load(home: Path) -> Settings:
         listen=top.checked("listen", listen_address),
         advertise=top.optional("advertise", address),
         max_clock_skew=top.optional("max_clock_skew", _skew) or limits.MAX_CLOCK_SKEW,
-        peers=tuple(_peers(top, text)),
+        addresses=top.optional("addresses", _addresses) or MappingProxyType({}),
     )
-    _distinct(settings, path)
-    return settings
 
 
 def write(settings: Settings) -> Path:
     """Make `config.toml` in the settings' home, readable by its owner alone; never overwrites one."""
     path = settings.home / FILE
     advertise = f"advertise = {_quote(settings.advertise)}\n" if settings.advertise else ""
+    reached = (f"{name} = {_quote(where)}\n" for name, where in settings.addresses.items())
+    addresses = "\n[addresses]\n" + "".join(reached) if settings.addresses else ""
     text = _TEMPLATE.format(
         name=_quote(settings.name),
         node=settings.node,
@@ -136,7 +136,7 @@ def write(settings: Settings) -> Path:
     )
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text + "".join(peer_entry(peer) for peer in settings.peers))
+        file.write(text + addresses)
         file.flush()
         os.fsync(file.fileno())
     return path
@@ -179,17 +179,6 @@ def listen_address(value: object) -> str:
     return _string(value)
 
 
-def digest(value: object) -> str:
-    """A SHA-256 as people write it, with or without colons."""
-    plain = _string(value).replace(":", "").strip().lower()
-    if not _DIGEST.fullmatch(plain):
-        raise UsageError(
-            f"{value!r} is not a SHA-256 digest: it takes 64 hexadecimal digits",
-            hint="`syncagent init` printed it at that site; `syncagent doctor` there shows it again",
-        )
-    return plain
-
-
 def _string(value: object) -> str:
     if not isinstance(value, str):
         raise UsageError(f"{value!r} is not text", hint="put it in quotes")
@@ -204,13 +193,15 @@ def _skew(value: object) -> float:
     return float(value)
 
 
-def _tables(value: object) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise UsageError("not a list of entries", hint="start each entry with the line [[peer]]")
-    return value
+def _addresses(value: object) -> Mapping[str, str]:
+    if not isinstance(value, dict):
+        raise UsageError(
+            "not a list of addresses", hint='write it as  [addresses]  and below  tokyo = "host:port"'
+        )
+    return MappingProxyType({site_name(name): address(where) for name, where in value.items()})
 
 
-# ---- entries
+# ---- the file's keys
 
 
 class _Entry:
@@ -256,59 +247,6 @@ class _Entry:
             if self.where
             else "restore the line that `syncagent init` wrote"
         )
-
-
-def _peers(top: _Entry, text: str) -> list[Peer]:
-    entries = top.optional("peer", _tables) or []
-    lines = [number for number, line in enumerate(text.splitlines(), 1) if _PEER_HEADER.match(line)]
-    peers = []
-    for index, values in enumerate(entries):
-        line = f", line {lines[index]}" if index < len(lines) else ""
-        entry = _Entry(top.path, f"{line}, [[peer]] {index + 1}", values, _PEER_KEYS)
-        peers.append(
-            Peer(
-                name=entry.checked("name", site_name),
-                node=entry.checked("node", node_number),
-                address=entry.optional("address", address),
-                sha256=entry.checked("sha256", digest),
-            )
-        )
-    return peers
-
-
-def _distinct(settings: Settings, path: Path) -> None:
-    """Names, numbers and certificates tell sites apart; two sites that share one would pass for each other."""
-    taken: dict[object, str] = {settings.name: "this site", settings.node: "this site"}
-    for index, peer in enumerate(settings.peers, 1):
-        for field, value in (("name", peer.name), ("node", peer.node), ("sha256", peer.sha256)):
-            if value in taken:
-                raise UsageError(
-                    f"{path}, [[peer]] {index}: {field} {value} belongs to {taken[value]} already",
-                    hint="list every other site once, and not this one",
-                )
-            taken[value] = f"[[peer]] {index}"
-        if peer.address is None and settings.listen == NOWHERE:
-            raise UsageError(
-                f"{path}, [[peer]] {index}: neither site can dial the other",
-                detail=f'This site has listen = "none", and {peer.name} has no address.',
-                hint="give one of them an address",
-            )
-
-
-def peer_entry(peer: Peer) -> str:
-    """What other sites write about a peer."""
-    values: dict[str, str | int | None] = {
-        "name": peer.name,
-        "node": peer.node,
-        "address": peer.address,
-        "sha256": peer.sha256,
-    }
-    lines = (
-        f"{key} = {value if isinstance(value, int) else _quote(value)}\n"
-        for key, value in values.items()
-        if value is not None
-    )
-    return "\n[[peer]]\n" + "".join(lines)
 
 
 def _quote(value: str) -> str:

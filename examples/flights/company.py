@@ -59,10 +59,13 @@ class Company:
         self._observers = [site.engine("observer") for site in self.sites]
 
     def connect(self) -> None:
-        """Make sites of them, each knowing all the others."""
-        identities = [site.init() for site in self.sites]
+        """Make sites of them: the first founds a cluster, the others join it; then the tables, everywhere."""
+        first, *others = self.sites
+        first.found()
+        for site in others:
+            site.join(first)
         for site in self.sites:
-            site.join([identity for identity in identities if identity.node != site.number])
+            site.attach()
 
     def open(self) -> None:
         """Every office begins to write."""

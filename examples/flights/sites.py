@@ -5,10 +5,10 @@ role, tables and connections are those it would have without it. `stop` leaves n
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +29,11 @@ class SiteError(Exception):
     """syncagent refused or ended."""
 
 
-@dataclass(frozen=True)
-class Identity:
-    """What the other sites must know of this one."""
-
-    node: int
-    name: str
-    listen: str
-    sha256: str
-
-    def as_peer(self) -> str:
-        entry = {"name": self.name, "node": self.node, "address": self.listen, "sha256": self.sha256}
-        return "\n[[peer]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
-
-
 class Site:
     def __init__(self, number: int, folder: Path, binaries: Binaries) -> None:
         self.number = number
         self.name = f"site{number}"
+        self.port = free_port()
         self.home = folder / self.name
         self.log = folder / f"{self.name}.log"
         self.server = Server(
@@ -54,6 +41,11 @@ class Site:
         )
         self._agent: subprocess.Popen[bytes] | None = None
         self._engines: list[Engine] = []
+
+    @property
+    def dsn(self) -> str:
+        """Of the owner of the database: the agent's."""
+        return self.server.dsn(DATABASE)
 
     def start(self) -> None:
         """A running server with the empty tables of the application, made by the application."""
@@ -71,18 +63,33 @@ class Site:
         self._engines.append(engine)
         return engine
 
-    def init(self) -> Identity:
-        said = self.ask(
-            *("init", "--dsn", self.server.dsn(DATABASE), "--name", self.name, "--node", str(self.number)),
-            *("--listen", f"127.0.0.1:{free_port()}", "--json"),
-        )
-        return Identity(said["node"], said["name"], said["listen"], said["sha256"])
+    @property
+    def listen(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
-    def join(self, peers: list[Identity]) -> None:
-        """Name the peers, replicate the tables, start the agent."""
-        with (self.home / "config.toml").open("a") as configuration:
-            configuration.writelines(peer.as_peer() for peer in peers)
+    def found(self) -> None:
+        """The first site of a cluster, and its agent."""
+        self.command("init", "--dsn", self.dsn, "--name", self.name, "--listen", self.listen)
+        self.run()
+
+    def invite(self) -> str:
+        """A token; the agent may be just starting."""
+        while self.ask("status", "--json")[0]["state"] != "running":
+            self.check()
+        return str(self.ask("invite", "--json")["token"])
+
+    def join(self, peer: "Site") -> None:
+        """One more site of the peer's cluster, and its agent."""
+        os.environ["SYNCAGENT_TOKEN"] = peer.invite()
+        self.command(
+            *("join", "--peer", peer.listen, "--dsn", self.dsn, "--name", self.name, "--listen", self.listen)
+        )
+        self.run()
+
+    def attach(self) -> None:
         self.command("attach", *TABLES)
+
+    def run(self) -> None:
         with self.log.open("ab") as log:
             self._agent = subprocess.Popen(
                 [sys.executable, "-m", "syncagent", "run", "--home", self.home],

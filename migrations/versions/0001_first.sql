@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 50_apply.sql, 60_inspect.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 50_apply.sql, 60_inspect.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -22,15 +22,10 @@ create table syncagent.local_site (
     node        integer not null check (node between 1 and 65535),
     incarnation uuid not null,
     tail        bigint not null,
-    trimmed     bigint not null default 0
+    trimmed     bigint not null default 0,
+    joining     boolean not null default false
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten';
-
-create table syncagent.member (
-    node integer primary key,
-    name text not null unique
-);
-comment on table syncagent.member is 'every site of the cluster, this one included; all of them count for stability';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until its copy is whole';
 
 create table syncagent.replicated (
     id          integer generated always as identity primary key,
@@ -194,7 +189,8 @@ create table syncagent.agent_state (
     version    text not null,
     started_at timestamptz not null,
     waiting    text,
-    trouble    text
+    trouble    text,
+    leader     integer
 );
 comment on table syncagent.agent_state is 'what the agent last said of itself';
 
@@ -207,6 +203,38 @@ create table syncagent.request (
     answer      jsonb
 );
 comment on table syncagent.request is 'what a person asked the running agent to do, and its answer';
+
+-- What the sites have agreed on: Raft's log, and the catalog it led to.
+--
+-- The agent reads and writes these as bytes; what people and the rest of the SQL side need of the catalog is
+-- in `member`, written in the same transaction.
+
+create table syncagent.raft_state (
+    only_row boolean primary key default true check (only_row),
+    term     bigint not null,
+    vote     integer not null,
+    applied  bigint not null,
+    snapshot bytea not null,
+    catalog  bytea not null
+);
+comment on table syncagent.raft_state is 'what this site must not forget of Raft, the newest snapshot, and the catalog as of the entry applied last';
+
+create table syncagent.raft_entry (
+    number bigint primary key,
+    entry  bytea not null
+);
+comment on table syncagent.raft_entry is 'Raft''s log after, and a little before, the snapshot';
+
+create table syncagent.member (
+    node     integer primary key,
+    name     text not null unique deferrable initially deferred,
+    address  text,
+    sha256   text[] not null default '{}',
+    state    text not null default 'member' check (state in ('joining', 'member')),
+    votes    boolean not null default false,
+    admitted bigint not null default 0
+);
+comment on table syncagent.member is 'every site of the cluster, this one included, as agreed; all of them count for stability';
 
 -- The clock of the site and the stamps made of it.
 --
@@ -2453,6 +2481,8 @@ select m.name, m.node, m.node = s.node as is_self,
        case when m.node = s.node then case when syncagent._agent_runs() then 'running' else 'no agent' end
             when not syncagent._agent_runs() then 'unknown'
             when p.paused then 'paused' when p.linked then 'linked' else 'away' end as state,
+       case when m.state = 'joining' then 'joining' when m.votes then 'voter' else 'learner' end as role,
+       case when syncagent._agent_runs() then m.node = led.leader end as leads, m.address,
        case when m.node = s.node then s.site end as site,
        case when m.node = s.node then s.incarnation end as incarnation,
        case when m.node = s.node then a.version end as agent_version,
@@ -2460,11 +2490,12 @@ select m.name, m.node, m.node = s.node as is_self,
 from syncagent.local_site s
 cross join syncagent.member m
 left join syncagent.peer_state p on p.node = m.node
-left join syncagent.agent_state a on m.node = s.node;
-comment on view syncagent.site is 'the sites of the cluster: this one, and those its agent knows';
+left join syncagent.agent_state a on m.node = s.node
+left join syncagent.agent_state led on true;
+comment on view syncagent.site is 'the sites of the cluster: this one, and those its agent knows; role is what they are to the group that agrees on members, leads who leads it';
 
 create view syncagent.status as
-select m.name, m.node, m.is_self, m.state, coalesce(p.linked, false) as linked, coalesce(p.paused, false) as paused,
+select m.name, m.node, m.is_self, m.state, m.role, m.leads, coalesce(p.linked, false) as linked, coalesce(p.paused, false) as paused,
        l.cuts as behind_cuts, l.rows as behind_rows, l.seconds as behind_seconds,
        f.cut as applied_cut, f.applied_at,
        case when m.is_self then (select count(*) from syncagent.parked_row) else p.parked end as parked,

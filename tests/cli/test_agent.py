@@ -14,6 +14,7 @@ import pytest
 from syncagent.embedded import Server, free_port
 from tests.cli.conftest import Cli, Site
 from tests.support.databases import Database
+from tests.support.founding import found_together
 from tests.support.waiting import until
 
 TABLE = "create table t (id uuid primary key default gen_random_uuid(), v text, n int unique)"
@@ -49,7 +50,7 @@ def pair(
     server18: Server, make_database: Callable[..., Database], make_site: Callable[..., Site]
 ) -> tuple[Site, Site]:
     """Paris and tokyo, who know each other, with one table."""
-    sites, entries = [], []
+    sites, known = [], []
     for node, name in enumerate(("paris", "tokyo"), 1):
         database = make_database(server18)
         listen = f"127.0.0.1:{free_port()}"
@@ -62,13 +63,9 @@ def pair(
             if "certificate" in f["what"]
         )
         sites.append(site)
-        entries.append(
-            f'\n[[peer]]\nname = "{name}"\nnode = {node}\naddress = "{listen}"\nsha256 = "{digest}"\n'
-        )
+        known.append((database.dsn, listen, digest))
+    found_together(known)
     paris, tokyo = sites
-    for site, entry in ((paris, entries[1]), (tokyo, entries[0])):
-        with (site.home / "config.toml").open("a") as file:
-            file.write(entry)
     return paris, tokyo
 
 

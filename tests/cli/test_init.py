@@ -49,7 +49,7 @@ def test_a_database_becomes_a_site(cli: Cli, database: Database, home: Path) -> 
         "sha256": Credentials.provide(home, "paris").sha256,
         "home": str(home),
     }
-    assert (made.name, made.node, made.dsn, made.peers) == ("paris", 7, database.dsn, ())
+    assert (made.name, made.node, made.dsn, made.addresses) == ("paris", 7, database.dsn, {})
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in home.iterdir()} == {
         "config.toml": 0o600,
@@ -59,27 +59,17 @@ def test_a_database_becomes_a_site(cli: Cli, database: Database, home: Path) -> 
     assert database.execute("select name, node, site, incarnation from syncagent.local_site") == [
         ("paris", 7, made.site, made.incarnation)
     ]
-    assert database.execute("select node, name from syncagent.member") == [(7, "paris")]
-    assert database.execute(
-        "select syncagent.stamp_node(syncagent.uuid7()), syncagent.stamp_node(site) from syncagent.local_site"
-    ) == [(7, 7)]
+    assert database.execute("select node, name, address, sha256, state, votes from syncagent.member") == [
+        (7, "paris", "paris.example:7400", [answer["sha256"]], "member", True)
+    ]
+    assert database.execute("select syncagent.stamp_node(syncagent.uuid7())") == [(7,)]
 
 
-def test_a_person_is_shown_the_entry_for_the_others(cli: Cli, database: Database, home: Path) -> None:
+def test_a_person_is_told_how_to_go_on(cli: Cli, database: Database, home: Path) -> None:
     said = init(cli, database, home)
     assert said.code == 0
-    entry = said.out[said.out.index("[[peer]]") : said.out.index("Then:")]
-    other = settings.Settings(
-        **{**vars_of(settings.load(home)), "home": home.parent, "name": "tokyo", "node": 2}  # type: ignore[arg-type]
-    )
-    with settings.write(other).open("a") as file:
-        file.write(entry)
-    (peer,) = settings.load(home.parent).peers
-    assert (peer.name, peer.node, peer.address) == ("paris", 1, "127.0.0.1:7400")
-
-
-def vars_of(made: settings.Settings) -> dict[str, object]:
-    return {name: getattr(made, name) for name in made.__struct_fields__}
+    for verb in ("attach", "run", "invite", "join"):
+        assert f"syncagent {verb}" in said.out
 
 
 def test_a_site_that_only_dials_out(cli: Cli, database: Database, home: Path) -> None:

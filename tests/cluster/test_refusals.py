@@ -13,10 +13,14 @@ import pytest
 from syncagent import settings
 from syncagent.core.wire import PROTOCOL
 from syncagent.node import hello
+from syncagent.services.membership import peers_of
+from syncagent.storage.commands import site_of
+from syncagent.storage.registry import known
 from syncagent.transport.network import TlsNetwork
 from syncagent.transport.spool import Spools
 from syncagent.transport.tls import Credentials
 from tests.support.cluster import Cluster, Laboratory, Site, has, mark
+from tests.support.founding import CLUSTER, found_together
 from tests.support.waiting import until
 
 EXTRA = "create table extra (id uuid primary key, text text)"
@@ -86,8 +90,8 @@ def test_a_peer_has_other_columns(laboratory: Laboratory) -> None:
 def test_a_certificate_is_not_listed(laboratory: Laboratory) -> None:
     def prepare(cluster: Cluster) -> None:
         a, b = cluster
-        a.meet(b, sha256="ab" * 32)
-        b.meet(a)
+        cluster.introduce()
+        found_together([(a.dsn, a.address, a.sha256), (b.dsn, b.address, "ab" * 32)], only=a.dsn)
 
     with laboratory.cluster(18, 15, prepare=prepare) as cluster:
         a, b = cluster
@@ -110,9 +114,11 @@ def test_a_peer_speaks_another_protocol(laboratory: Laboratory) -> None:
 async def speak(site: Site, *, until_seen: Callable[[], str | None]) -> None:
     """Be an agent of the next protocol until that was noticed."""
     own = settings.load(site.home)
+    with site_of(site.dsn) as connection:
+        peers = peers_of(known(connection), site.node, own.addresses)
     network = TlsNetwork(
-        msgspec.structs.replace(hello(own), protocol=PROTOCOL + 1),
-        own.peers,
+        msgspec.structs.replace(hello(own, CLUSTER), protocol=PROTOCOL + 1),
+        peers,
         Credentials.provide(own.home, own.name),
         listen=own.listen,
         directory=own.home / "peers",

@@ -28,6 +28,7 @@ from psycopg import sql
 from syncagent.embedded import Server, free_port
 from syncagent.embedded.server import Setting
 from tests.support.databases import Database
+from tests.support.founding import found_together
 from tests.support.postgres import binaries
 from tests.support.proxy import Proxy
 from tests.support.waiting import until
@@ -165,16 +166,18 @@ class Site:
         self._set("listen", "none")
         self.port = 0
 
-    def meet(self, peer: "Site", *, sha256: str | None = None) -> None:
-        """Write a peer into config.toml; it is dialled through a proxy of its own, if it listens."""
-        entry: dict[str, Any] = {"name": peer.name, "node": peer.node, "sha256": sha256 or peer.sha256}
-        if peer.port:
+    @property
+    def address(self) -> str | None:
+        return f"127.0.0.1:{self.port}" if self.port else None
+
+    def meet(self, *peers: "Site") -> None:
+        """Each peer is dialled through a proxy of its own, if it listens."""
+        reached = [peer for peer in peers if peer.port]
+        for peer in reached:
             peer.ways[self.name] = self.network.proxy(peer.port)
-            entry["address"] = peer.ways[self.name].address
         with (self.home / "config.toml").open("a") as file:
-            file.write(
-                "\n[[peer]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in entry.items())
-            )
+            file.write("\n[addresses]\n")
+            file.writelines(f"{peer.name} = {json.dumps(peer.ways[self.name].address)}\n" for peer in reached)
 
     # ---- the agent
 
@@ -331,10 +334,10 @@ class Cluster:
         return iter(self.sites)
 
     def introduce(self) -> None:
+        """They are the first sites of one cluster."""
         for site in self.sites:
-            for peer in self.sites:
-                if peer is not site:
-                    site.meet(peer)
+            site.meet(*(peer for peer in self.sites if peer is not site))
+        found_together([(site.dsn, site.address, site.sha256) for site in self.sites])
 
     def start(self) -> None:
         for site in self.sites:

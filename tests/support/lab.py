@@ -353,6 +353,14 @@ class Laboratory:
             me.name,
             me.node,
         )
+        await app.executemany(
+            "insert into syncagent.member (node, name) values ($1, $2)",
+            [(peer.node, peer.name) for peer in peers],
+        )
+        await app.executemany(
+            "insert into syncagent.peer_state (node) values ($1)",
+            [(peer.node,) for peer in peers if peer is not me],
+        )
         store = await stack.enter_async_context(
             opened(
                 dsn,
@@ -360,7 +368,6 @@ class Laboratory:
                 node=me.node,
                 incarnation=identity["incarnation"],
                 name=me.name,
-                peers=[peer for peer in peers if peer is not me],
             )
         )
         site = Site(me.node, kind.server, dsn, store, app)

@@ -22,6 +22,9 @@ from syncagent.cli.demo import demo
 from syncagent.cli.detach import detach
 from syncagent.cli.doctor import doctor
 from syncagent.cli.init import init
+from syncagent.cli.invite import invite
+from syncagent.cli.join import join
+from syncagent.cli.leave import leave, remove
 from syncagent.cli.parked import parked
 from syncagent.cli.pause import pause, resume
 from syncagent.cli.run import run
@@ -61,6 +64,8 @@ def _root(
 
 for _verb in (
     init,
+    invite,
+    join,
     adopt,
     attach,
     detach,
@@ -71,6 +76,8 @@ for _verb in (
     why,
     pause,
     resume,
+    leave,
+    remove,
     doctor,
     demo,
     bench,

@@ -8,7 +8,6 @@ import typer
 from syncagent.cli import render
 from syncagent.cli.attach import LockTimeoutOption
 from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of
-from syncagent.errors import UsageError
 
 db = typer.Typer(help="The SQL side: install, upgrade, check, print, remove.", no_args_is_help=True)
 
@@ -113,7 +112,7 @@ def uninstall(
         here = installation.site(connection)
         title = f"site {here['name']}" if here else "this database"
         if not yes:
-            _confirm(
+            render.confirm(
                 f"Remove syncagent from {title}? Conflicts, parked rows and unshipped writes go with it."
             )
         with connection.transaction():
@@ -123,9 +122,3 @@ def uninstall(
         render.json({"detached": tables})
     else:
         render.show(f"syncagent is gone from {title}; {render.counted(len(tables), 'table')} detached")
-
-
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        raise UsageError("this destroys, and there is nobody to ask", hint="repeat it with --yes")
-    typer.confirm(question, abort=True, err=True)

@@ -28,7 +28,7 @@ def doctor(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOptio
     except UsageError:
         if dsn is None:
             raise
-    findings = _home(folder, settings) if settings else []
+    findings = _home(folder) if settings else []
     with connected(dsn or (settings.dsn if settings else "")) as connection:
         findings += checks.examine(connection, settings.max_clock_skew if settings else None)
         if settings and (found := checks.stranger(connection, settings.site, settings.incarnation)):
@@ -54,8 +54,8 @@ def _tell(findings: "list[Finding]") -> None:
         render.say("everything is as it should be")
 
 
-def _home(folder: "Path", settings: "Settings") -> "list[Finding]":
-    """The files of the home: secrets kept to their owner, the certificate that peers must list."""
+def _home(folder: "Path") -> "list[Finding]":
+    """The files of the home: secrets kept to their owner, the certificate that peers know."""
     from syncagent.errors import SyncagentError
     from syncagent.settings import FILE
     from syncagent.storage.drift import Finding
@@ -68,11 +68,9 @@ def _home(folder: "Path", settings: "Settings") -> "list[Finding]":
     ]
     try:
         sha256 = digest_of_pem((folder / CERTIFICATE).read_text(encoding="ascii", errors="replace"))
-        found.append(Finding("note", f"peers list this site's certificate as sha256 = {sha256}"))
+        found.append(Finding("note", f"this site's certificate has the SHA-256 {sha256}"))
     except (OSError, SyncagentError) as error:
         found.append(
             Finding("error", f"{folder / CERTIFICATE}: {error}", "restore it, or make the home anew")
         )
-    if not settings.peers:
-        found.append(Finding("note", "this site has no peers", f"add [[peer]] entries to {folder / FILE}"))
     return found

@@ -79,11 +79,15 @@ def _make(
     import asyncio
 
     from syncagent import settings as configuration
-    from syncagent.storage import commands, installation
+    from syncagent.core import catalog as catalogs
+    from syncagent.core.catalog import Site
+    from syncagent.core.raft.messages import Membership
+    from syncagent.storage import commands, installation, registry
+    from syncagent.storage.installation import new_uuid
     from syncagent.storage.session import connect
     from syncagent.transport.tls import Credentials
 
-    _refuse_used(home)
+    refuse_used(home)
     url = commands.as_url(dsn)
 
     async def agent_can_connect() -> None:
@@ -92,7 +96,7 @@ def _make(
     with commands.connected(dsn) as connection:
         installation.preflight(connection)
         asyncio.run(agent_can_connect())
-        with _taken_back_on_failure(home), connection.transaction():
+        with taken_back_on_failure(home), connection.transaction():
             site, incarnation = installation.settle(connection, name, node)
             credentials = Credentials.provide(home, name)
             settings = configuration.Settings(
@@ -105,11 +109,21 @@ def _make(
                 listen=listen,
                 advertise=advertise,
             )
+            first = Site(
+                node=node,
+                name=name,
+                site=site,
+                incarnation=incarnation,
+                address=settings.address,
+                sha256=(credentials.sha256,),
+                state="member",
+            )
+            registry.found(connection, catalogs.founded(first, new_uuid()), Membership(voters=(node,)))
             configuration.write(settings)
     return settings, credentials.sha256
 
 
-def _refuse_used(home: Path) -> None:
+def refuse_used(home: Path) -> None:
     from syncagent.settings import FILE
     from syncagent.transport.tls import CERTIFICATE, KEY
 
@@ -125,7 +139,7 @@ def _refuse_used(home: Path) -> None:
 
 
 @contextmanager
-def _taken_back_on_failure(home: Path) -> Iterator[None]:
+def taken_back_on_failure(home: Path) -> Iterator[None]:
     """Make the home; on any failure it is as it was."""
     new = [folder for folder in (home, *home.parents) if not folder.exists()]
     before = set() if home in new else set(home.iterdir())
@@ -151,15 +165,12 @@ def _taken_back_on_failure(home: Path) -> Iterator[None]:
 def _tell(settings: "Settings", digest: str) -> None:
     from rich.text import Text
 
-    from syncagent.core.membership import Peer
-    from syncagent.settings import peer_entry
-
-    entry = peer_entry(Peer(settings.name, settings.node, settings.address, digest)).strip()
     render.show(
         Text.assemble(
-            "Site ", (settings.name, "bold"), f", node {settings.node}, is ready in {settings.home}"
+            "Site ", (settings.name, "bold"), f", node {settings.node}, is ready in {settings.home}:"
         ),
-        Text("\nWrite this at the end of every other site's config.toml, and theirs into this one:\n"),
-        Text(entry, "green"),
+        Text("the first of a cluster of its own."),
+        Text(f"Its certificate has the SHA-256 {digest}.", "dim"),
         Text("\nThen: syncagent attach TABLE...  and  syncagent run"),
+        Text("Another site: syncagent invite  here, and  syncagent join  there"),
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from syncagent.errors import SyncagentError
+from syncagent.errors import SyncagentError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -45,6 +45,15 @@ def show(*parts: "RenderableType") -> None:
 def say(text: str) -> None:
     """Talk: to stderr, as it is."""
     sys.stderr.write(text + "\n")
+
+
+def confirm(question: str) -> None:
+    """Ask before what destroys; UsageError if nobody is there."""
+    if not sys.stdin.isatty():
+        raise UsageError("this destroys, and there is nobody to ask", hint="repeat it with --yes")
+    import typer
+
+    typer.confirm(question, abort=True, err=True)
 
 
 def grid(rows: Iterable[Sequence[object]], headings: Sequence[str]) -> "RenderableType":

@@ -37,7 +37,7 @@ def run(
     if dsn is not None:
         settings = msgspec.structs.replace(settings, dsn=as_url(dsn))
     _check(settings.dsn)
-    _talk_on_stderr(as_json)
+    talk_on_stderr(as_json=as_json)
     asyncio.run(_run(settings))
 
 
@@ -79,7 +79,9 @@ async def _run(settings: "Settings") -> None:
     await node.run(settings, stop=stop)
 
 
-def _talk_on_stderr(as_json: bool) -> None:
+def talk_on_stderr(*, as_json: bool, only_trouble: bool = False) -> None:
+    """The agent's log."""
+    import logging
     import sys
 
     import structlog
@@ -96,6 +98,9 @@ def _talk_on_stderr(as_json: bool) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             *form,
         ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.WARNING if only_trouble else logging.INFO
+        ),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )

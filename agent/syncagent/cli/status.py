@@ -63,9 +63,11 @@ def _picture(found: list[dict[str, Any]]) -> "RenderableType":
     good = me["state"] == "running"
     head = Text.assemble(
         (me["name"], "bold"),
-        f", node {me['node']}: ",
+        f", node {me['node']}, {_role(me)}: ",
         ("agent running", "green") if good else ("no agent", "bold red"),
     )
+    if good and not any(site["leads"] for site in found):
+        head.append("  no leader: members and schema cannot change now", "yellow")
     facts = [
         f"log {render.size(me['log_bytes'])}",
         f"{render.counted(me['unsettled_rows'], 'row')} unsettled",
@@ -76,7 +78,7 @@ def _picture(found: list[dict[str, Any]]) -> "RenderableType":
     if peers:
         parts += [Text(""), render.grid([_line(peer) for peer in peers], _HEADINGS)]
     else:
-        parts.append(Text("no peers: add [[peer]] entries to config.toml", "dim"))
+        parts.append(Text("no other sites yet: syncagent invite  lets one join", "dim"))
     for site in found:
         for kind, colour in (("waiting", "yellow"), ("trouble", "red")):
             if site[kind]:
@@ -84,8 +86,13 @@ def _picture(found: list[dict[str, Any]]) -> "RenderableType":
     return Group(*parts)
 
 
-_HEADINGS = ("peer", "state", ">lacks", ">since", ">applied", ">ago", ">parked", ">rtt", ">clock")
+_HEADINGS = ("peer", "role", "state", ">lacks", ">since", ">applied", ">ago", ">parked", ">rtt", ">clock")
 _COLOURS = {"linked": "green", "paused": "yellow", "away": "bold red", "unknown": "dim"}
+
+
+def _role(site: dict[str, Any]) -> str:
+    """What it is to the group that agrees on members and schema."""
+    return "leader" if site["leads"] else str(site["role"])
 
 
 def _line(peer: dict[str, Any]) -> tuple[object, ...]:
@@ -98,6 +105,7 @@ def _line(peer: dict[str, Any]) -> tuple[object, ...]:
     lacks = render.counted(peer["behind_rows"], "row") if peer["behind_rows"] else "nothing"
     return (
         f"{peer['name']} ({peer['node']})",
+        _role(peer),
         Text(peer["state"], _COLOURS.get(peer["state"], "")),
         lacks,
         render.span(peer["behind_seconds"] or None),

@@ -113,6 +113,7 @@ class Inbox(Generic[P]):
         self._positions: dict[int, Position] | None = None  # None: the database was not read yet
         self._origins: dict[int, _Origin[P]] = {node: _Origin() for node in origins}
         self._applying: list[Entry[P]] = []
+        self._forgotten: set[int] = set()
         self._arrivals = 0
 
     # ---- what the database has
@@ -146,6 +147,16 @@ class Inbox(Generic[P]):
     def _at(self, node: int) -> _Origin[P]:
         known = (self._positions or {}).get(node, START)
         return self._origins.setdefault(node, _Origin(applied=known))
+
+    # ---- who there is
+
+    def meet(self, node: int) -> None:
+        """A site that has come."""
+        self._at(node)
+
+    def forget(self, node: int) -> None:
+        """A site that was removed: what has arrived of it is applied, and no more of it is waited for."""
+        self._forgotten.add(node)
 
     # ---- links and wants
 
@@ -265,7 +276,8 @@ class Inbox(Generic[P]):
         return tangled
 
     def _lacks(self, entry: Entry[P], have: Mapping[int, int]) -> dict[int, int]:
-        return frontier.missing(entry.header.context, have, origin=entry.origin, me=self.me)
+        lacks = frontier.missing(entry.header.context, have, origin=entry.origin, me=self.me)
+        return {node: cut for node, cut in lacks.items() if node not in self._forgotten}
 
     def _oldest(self, now: float, wall: int, done: Entry[P] | None) -> Entry[P] | None:
         ready = []

@@ -3,7 +3,7 @@
 Invariant: a service imports the core and this module, never a driver, a socket or a file.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from syncagent.core.batch import BatchHeader
@@ -90,6 +90,9 @@ class Network(Protocol):
         link ends, it is cancelled. `on_trouble` hears of refused certificates, protocol mismatch,
         unreachable peers and links that broke (peer None: an unknown certificate).
         """
+
+    async def know(self, peers: Sequence[Peer]) -> None:
+        """These are the peers from now on. Who is not among them is refused at once, and its link ends soon."""
 
     async def stop(self) -> None:
         """Every link is closed, every `on_link` has ended, no task and no socket is left. Idempotent."""

@@ -9,9 +9,13 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from syncagent.core.batch import BatchHeader
+from syncagent.core.catalog import Catalog
 from syncagent.core.inbox import Position
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
+from syncagent.core.raft.machine import Ready
+from syncagent.core.raft.messages import Membership, Snapshot
+from syncagent.core.raft.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,9 @@ class Keeper(Protocol):
 
     async def answer(self, request: UUID, answer: dict[str, Any]) -> None: ...
 
-    async def report(self, peers: Sequence[PeerState], waiting: str | None, trouble: str | None) -> None:
+    async def report(
+        self, peers: Sequence[PeerState], waiting: str | None, trouble: str | None, leader: int | None
+    ) -> None:
         """Make the state visible in SQL."""
 
     async def paused(self) -> set[int]:
@@ -146,3 +152,19 @@ class Keeper(Protocol):
 
     async def blockers(self) -> str | None:
         """Who holds what the merge waits for, in words; None if nobody."""
+
+
+class Registry(Protocol):
+    """Raft's log and the catalog."""
+
+    @property
+    def memory(self) -> Storage: ...
+
+    async def save(self, ready: Ready) -> None:
+        """Hard state, snapshot and entries of a Ready: durable when this returns."""
+
+    async def applied(self, index: int, catalog: Catalog, membership: Membership) -> None:
+        """The catalog as of this entry; it and its index are recorded together."""
+
+    async def compact(self, snapshot: Snapshot) -> None:
+        """The log up to this snapshot, of what was applied here, is not needed any more."""

@@ -68,11 +68,16 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """Gossip for `status` and `wait`; stability never rests on it."""
+    """Gossip for `status`, `wait` and who joins; stability never rests on it.
+
+    `epoch`: the catalog this site works by. `steady`: its agent runs for good, not only until it has joined.
+    """
 
     frontier: dict[int, int]
     parked: int
     waiting: str | None = None
+    epoch: int = 0
+    steady: bool = True
 
 
 class Mark(msgspec.Struct, frozen=True, tag=True):
@@ -88,13 +93,19 @@ class Marked(msgspec.Struct, frozen=True, tag=True):
     frontier: dict[int, int]
 
 
+class Ballot(msgspec.Struct, frozen=True, tag=True):
+    """A message of Raft, as `core.raft.messages` writes it."""
+
+    data: bytes
+
+
 class Bye(msgspec.Struct, frozen=True, tag=True):
     """The last message of a link: why its sender ends it."""
 
     reason: str
 
 
-Message = Hello | Ping | Pong | Want | Refused | Progress | Mark | Marked | Bye
+Message = Hello | Ping | Pong | Want | Refused | Progress | Mark | Marked | Ballot | Bye
 
 
 class _Greeting(msgspec.Struct):

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +37,6 @@ class Site:
         self.log = folder / f"{name}.log"
         self.server = Server(binaries, folder / f"{name}.postgres")
         self.port = free_port()
-        self.sha256 = ""
         self._heard = heard
         self._agent: Process | None = None
         self._ending = False
@@ -66,24 +65,50 @@ class Site:
     # ---- commands
 
     async def init(self) -> None:
-        said = await self.ask(
-            *("init", "--name", self.name, "--node", str(self.number)), "--listen", f"127.0.0.1:{self.port}"
-        )
-        self.sha256 = said["sha256"]
+        """The first site of a cluster."""
+        await self.command("init", "--name", self.name, "--listen", f"127.0.0.1:{self.port}")
 
-    def add_peers(self, entries: Sequence[str]) -> None:
-        """Write them into config.toml, as a person would with an editor."""
-        with (self.home / "config.toml").open("a") as configuration:
-            configuration.writelines(entries)
+    async def invite(self) -> str:
+        """A token for one more site; the agent may be just starting."""
+        while (await self._quietly("status"))[0]["state"] != "running":
+            pass
+        return str((await self.ask("invite"))["token"])
+
+    async def join(self, address: str, token: str) -> None:
+        """One more site of the cluster that the token is of."""
+        await self.command(
+            *("join", "--peer", address, "--name", self.name, "--listen", f"127.0.0.1:{self.port}"),
+            SYNCAGENT_TOKEN=token,
+        )
+
+    def reach(self, addresses: Mapping[str, str]) -> None:
+        """Write into config.toml where the others are reached, as a person would with an editor."""
+        path = self.home / "config.toml"
+        lines = path.read_text().splitlines()
+        if "[addresses]" not in lines:
+            lines += ["", "[addresses]"]
+        lines += [
+            f'{name} = "{address}"'
+            for name, address in addresses.items()
+            if not any(line.startswith(f"{name} = ") for line in lines)
+        ]
+        path.write_text("\n".join(lines) + "\n")
 
     async def ask(self, *arguments: str) -> Any:
         """What a command answers in JSON."""
         return json.loads(await self.command(*arguments, "--json"))
 
-    async def command(self, *arguments: str) -> str:
+    async def _quietly(self, *arguments: str) -> Any:
+        """The same, and nobody is told."""
+        return json.loads(await self._run(*arguments, "--json"))
+
+    async def command(self, *arguments: str, **environment: str) -> str:
         """Run one command to its end; what it answered on stdout."""
         self._heard(self.name, " ".join(["syncagent", *arguments]))
-        process = await self._start(*arguments, stdout=PIPE, stderr=PIPE)
+        return await self._run(*arguments, **environment)
+
+    async def _run(self, *arguments: str, **environment: str) -> str:
+        process = await self._start(*arguments, stdout=PIPE, stderr=PIPE, **environment)
         try:
             answer, talk = await process.communicate()
         finally:
@@ -95,11 +120,11 @@ class Site:
             )
         return answer.decode(errors="replace")
 
-    async def _start(self, *arguments: str, stdout: Any, stderr: Any) -> Process:
+    async def _start(self, *arguments: str, stdout: Any, stderr: Any, **more: str) -> Process:
         # Nothing that is set around the demo reaches the sites; they stand in no terminal's way of Ctrl-C.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNCAGENT_")}
-        environment |= {"SYNCAGENT_HOME": str(self.home), "PYTHONIOENCODING": "utf-8"}
-        if arguments[0] == "init":
+        environment |= {"SYNCAGENT_HOME": str(self.home), "PYTHONIOENCODING": "utf-8", **more}
+        if arguments[0] in ("init", "join"):
             environment["SYNCAGENT_DSN"] = self.dsn
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "syncagent", *arguments),

@@ -76,23 +76,28 @@ class Story:
     async def _join(self) -> None:
         self._screen.act(
             "three offices become one shop",
-            "Each database becomes a site; each config.toml lists the two others.",
+            "The first one founds a cluster and invites the others; each of them joins with one command.",
         )
-        await asyncio.gather(*(site.init() for site in self._sites))
-        for site in self._sites:
-            site.add_peers([self._entry(site, other) for other in self._sites if other is not site])
-        self._screen.answer(self._entry(self._home, self._second))
+        home, *others = self._sites
+        await home.init()
+        home.reach(self._addresses(home))
+        await home.run()
+        for site in others:
+            await site.join(self._network.address(site.name, home.name), await home.invite())
+            site.reach(self._addresses(site))
+            await site.run()
+        self._screen.answer(await home.command("status"))
         tables = [f"shop.{table.name}" for table in shop.TABLES]
         self._screen.say("The tables are replicated as they are: no column is added, no query changed.")
         await asyncio.gather(*(site.command("attach", "--derive-key", *tables) for site in self._sites))
-        await asyncio.gather(*(site.run() for site in self._sites))
 
-    def _entry(self, site: Site, other: Site) -> str:
-        address = self._network.address(site.name, other.name)
-        return (
-            f'\n[[peer]]\nname = "{other.name}"\nnode = {other.number}\n'
-            f'address = "{address}"\nsha256 = "{other.sha256}"\n'
-        )
+    def _addresses(self, site: Site) -> dict[str, str]:
+        """Where it reaches the others: through lines that can be cut."""
+        return {
+            other.name: self._network.address(site.name, other.name)
+            for other in self._sites
+            if other is not site
+        }
 
     async def _arrive(self) -> None:
         self._screen.say(f"{self._home.name} has customers and goods already; now every office gets them.")

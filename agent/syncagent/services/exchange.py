@@ -5,14 +5,14 @@ frontier in the database.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from uuid import UUID
 
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Link
 from syncagent.core.store import Origin, Shipment
-from syncagent.core.wire import Mark, Marked, Message, Progress, Refused, Want
+from syncagent.core.wire import Ballot, Mark, Marked, Message, Progress, Refused, Want
 from syncagent.errors import LinkDown, SyncagentError
 from syncagent.services.lifecycle import Desk
 
@@ -20,6 +20,8 @@ _PATIENCE = 1.0
 """Seconds a small message may take to leave; one that did not is said again later, or its link is dead."""
 _REFUSED_AGAIN = 15.0
 """Seconds after which a refused want is repeated."""
+_BALLOTS = 64
+"""Messages of Raft that wait for one socket; it bears the loss of those beyond."""
 
 
 class Exchange:
@@ -34,6 +36,9 @@ class Exchange:
         self.marked: dict[UUID, dict[int, int]] = {}
         self._askers: dict[UUID, Link | None] = {}
         self._said: Progress | None = None
+        self._ballots: dict[int, asyncio.Queue[bytes]] = {}
+        self.on_ballot: Callable[[bytes], None] | None = None
+        self.on_unlinked: Callable[[int], None] | None = None
 
     # ---- a link's life
 
@@ -46,12 +51,17 @@ class Exchange:
         try:
             if self._said is not None:
                 await link.send(self._said)
+            ballots = self._ballots[node] = asyncio.Queue(_BALLOTS)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._hear(link))
                 group.create_task(self._receive(link))
+                group.create_task(self._vote(link, ballots))
         finally:
             if self.links.get(node) is link:
                 del self.links[node]
+                self._ballots.pop(node, None)
+                if self.on_unlinked is not None:
+                    self.on_unlinked(node)
                 self.progress.pop(node, None)
                 self._inbox.unlinked(node)
                 self._outbox.unlinked(node)
@@ -86,6 +96,9 @@ class Exchange:
                 self._askers[message.request] = link
                 self._outbox.marked(message.request)
                 self._bells.cuts.ring()
+            case Ballot():
+                if self.on_ballot is not None:
+                    self.on_ballot(message.data)
             case Marked():
                 self.marked[message.request] = message.frontier
                 self._bells.news.ring()
@@ -106,6 +119,22 @@ class Exchange:
         self._bells.news.ring()
 
     # ---- out
+
+    async def _vote(self, link: Link, ballots: "asyncio.Queue[bytes]") -> None:
+        """By itself, so that Raft never waits for a socket."""
+        while True:
+            await link.send(Ballot(await ballots.get()))
+
+    def post(self, node: int, data: bytes) -> None:
+        """A message of Raft, if there is a link and it is not choked."""
+        if (ballots := self._ballots.get(node)) is not None:
+            with suppress(asyncio.QueueFull):
+                ballots.put_nowait(data)
+
+    def forget(self, node: int) -> None:
+        """The site was removed."""
+        self.progress.pop(node, None)
+        self.troubles.pop(node, None)
 
     async def ask(self) -> None:
         """Send the wants of the inbox, for ever."""

@@ -4,6 +4,8 @@ Invariant: nothing waits for it; it does one thing at a time, and what it misses
 """
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import reduce
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +17,7 @@ from syncagent.core.wire import Progress
 from syncagent.errors import Contended, SyncagentError, Unreachable
 from syncagent.services.applier import Applier
 from syncagent.services.cutter import Cutter
+from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
 
@@ -26,6 +29,9 @@ _QUIET = 0.2
 """Least seconds between two reports."""
 _LONGEST_WAIT = 3600.0
 
+Verb = Callable[[Request], Awaitable[dict[str, Any]]]
+"""What a request asks for; a SyncagentError is its answer, too."""
+
 
 class Housekeeper:
     """See the module's docstring."""
@@ -33,12 +39,15 @@ class Housekeeper:
     def __init__(
         self,
         desk: Desk,
-        peers: tuple[Peer, ...],
         keeper: Keeper,
         exchange: Exchange,
         cutter: Cutter,
         applier: Applier,
+        elections: Elections,
+        *,
+        steady: bool,
     ) -> None:
+        """`steady`: the agent runs for good, not only until the site has joined."""
         self._me, self._inbox, self._outbox, self._clock, self._bells = (
             desk.me,
             desk.inbox,
@@ -46,11 +55,13 @@ class Housekeeper:
             desk.clock,
             desk.bells,
         )
-        self._peers, self._keeper = peers, keeper
+        self._roster, self._keeper, self._steady = desk.roster, keeper, steady
         self._exchange, self._cutter, self._applier = exchange, cutter, applier
-        self._shown: tuple[list[PeerState], str | None, str | None] | None = None
+        self._elections = elections
+        self._shown: tuple[list[PeerState], str | None, str | None, int | None] | None = None
         self._trouble: str | None = None
-        self._waits: dict[UUID, asyncio.Task[None]] = {}
+        self._serving: dict[UUID, asyncio.Task[None]] = {}
+        self.verbs: dict[str, Verb] = {"wait": self._wait, "pause": self._switch, "resume": self._switch}
         self._heard = asyncio.Condition()
 
     async def tidy(self) -> None:
@@ -89,10 +100,19 @@ class Housekeeper:
         while True:
             await self._bells.news.wait(_TURN)
             progress = Progress(
-                frontier=self._frontier(), parked=self._applier.parked, waiting=self._cutter.waiting
+                frontier=self._frontier(),
+                parked=self._applier.parked,
+                waiting=self._cutter.waiting,
+                epoch=self._roster.epoch,
+                steady=self._steady,
             )
             await self._exchange.gossip(progress)
-            shown = ([self._state(peer) for peer in self._peers], self._cutter.waiting, self._trouble)
+            shown = (
+                [self._state(peer) for peer in self._roster.peers],
+                self._cutter.waiting,
+                self._trouble,
+                self._elections.leader or None,
+            )
             if shown != self._shown:
                 await self._keeper.report(*shown)
                 self._shown = shown
@@ -126,24 +146,36 @@ class Housekeeper:
     # ---- requests
 
     async def serve(self) -> None:
-        """Carry out what people ask, for ever."""
+        """Carry out what people ask, for ever, each by itself: one may wait for long."""
         async with asyncio.TaskGroup() as group:
             while True:
                 for request in await self._keeper.requests():
-                    if request.verb == "wait":
-                        if request.id not in self._waits:
-                            self._waits[request.id] = group.create_task(self._wait(request))
-                    else:
-                        await self._keeper.answer(request.id, await self._carry_out(request))
+                    if request.id not in self._serving:
+                        self._serving[request.id] = group.create_task(self._serve(request))
                 await self._bells.requests.wait(5.0)
 
-    async def _carry_out(self, request: Request) -> dict[str, Any]:
-        if request.verb not in ("pause", "resume"):
-            return {
-                "error": f"this agent does not know the request {request.verb!r}",
-                "hint": "upgrade the agent",
-            }
-        known = {peer.node for peer in self._peers}
+    async def _serve(self, request: Request) -> None:
+        verb = self.verbs.get(request.verb)
+        try:
+            answer = (
+                await verb(request)
+                if verb is not None
+                else {
+                    "error": f"this agent does not know the request {request.verb!r}",
+                    "hint": "upgrade the agent",
+                }
+            )
+        except Unreachable:
+            raise
+        except SyncagentError as error:
+            detail = f" ({error.detail})" if error.detail else ""
+            answer = {"error": error.message + detail, "hint": error.hint}
+        await self._keeper.answer(request.id, answer)
+        del self._serving[request.id]
+
+    async def _switch(self, request: Request) -> dict[str, Any]:
+        """Pause and resume."""
+        known = {peer.node for peer in self._roster.peers}
         nodes = sorted(known & set(request.arguments.get("peers") or known))
         await self._keeper.set_paused(nodes, request.verb == "pause")
         for node in nodes:
@@ -151,42 +183,75 @@ class Housekeeper:
         self._bells.ring()
         return {"paused": sorted(await self._keeper.paused())}
 
-    async def _wait(self, request: Request) -> None:
+    async def _wait(self, request: Request) -> dict[str, Any]:
         """Until every site has what was committed anywhere before the request."""
-        timeout = min(float(request.arguments.get("timeout") or 60.0), _LONGEST_WAIT)
-        marks = {node: uuid4() for node in (self._me, *(peer.node for peer in self._peers))}
+        return await self.converged(min(float(request.arguments.get("timeout") or 60.0), _LONGEST_WAIT))
+
+    async def converged(self, seconds: float) -> dict[str, Any]:
+        """See `_wait`; the answer says who is missing, if any."""
+        marks = {node: uuid4() for node in (self._me, *(peer.node for peer in self._roster.peers))}
         asked: dict[int, object] = {}
         answer: dict[str, Any] = {"converged": True, "missing": []}
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 self._exchange.mark(marks[self._me])
                 while await self._missing(marks, asked):
                     async with self._heard:
                         await self._heard.wait()
         except TimeoutError:
             missing = [
-                {"site": self._name(n), "node": n, "reason": why}
+                {"site": self._roster.name(n), "node": n, "reason": why}
                 for n, why in (await self._missing(marks, asked)).items()
             ]
             answer = {"converged": not missing, "missing": missing}
-        answer |= {"frontier": self._frontier(), "parked": self._applier.parked}
         for mark in marks.values():
             self._exchange.marked.pop(mark, None)
-        await self._keeper.answer(request.id, answer)
-        del self._waits[request.id]
+        return answer | {"frontier": self._frontier(), "parked": self._applier.parked}
+
+    async def caught_up(self, seconds: float) -> dict[str, str]:
+        """Until this site has all that was committed anywhere before; who stands in the way, if it has not."""
+        marks = {peer.node: uuid4() for peer in self._roster.peers}
+        asked: dict[int, object] = {}
+        lacking = {}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while lacking := await self._lacking(marks, asked):
+                    async with self._heard:
+                        await self._heard.wait()
+        for mark in marks.values():
+            self._exchange.marked.pop(mark, None)
+        return lacking
+
+    async def _lacking(self, marks: dict[int, UUID], asked: dict[int, object]) -> dict[str, str]:
+        marked, have = self._exchange.marked, self._frontier()
+        await self._ask_for_marks(marks, asked)
+        lacking = {}
+        for node, mark in marks.items():
+            if mark not in marked:
+                linked = node in self._exchange.links
+                lacking[self._roster.name(node)] = "has not made its cut yet" if linked else "no link"
+            elif (cut := marked[mark].get(node, 0)) > have.get(node, 0):
+                lacking[self._roster.name(node)] = f"cut {have.get(node, 0)} of {cut} is applied here"
+        return lacking
+
+    async def _ask_for_marks(self, marks: dict[int, UUID], asked: dict[int, object]) -> None:
+        """Of peers with a new link, a cut."""
+        for node, mark in marks.items():
+            link = self._exchange.links.get(node)
+            if link is not None and mark not in self._exchange.marked and asked.get(node) is not link:
+                asked[node] = link
+                await self._exchange.mark_peer(node, mark)
 
     async def _missing(self, marks: dict[int, UUID], asked: dict[int, object]) -> dict[int, str]:
-        """Who has not got there yet, and why; peers with a new link are asked for a cut."""
+        """Who has not got there yet, and why."""
         marked = self._exchange.marked
+        await self._ask_for_marks(marks, asked)
         missing: dict[int, str] = {}
         for node, mark in marks.items():
             if mark in marked:
                 continue
-            link = self._exchange.links.get(node)
-            missing[node] = "has not made its cut yet" if node == self._me or link else "no link"
-            if link is not None and asked.get(node) is not link:
-                asked[node] = link
-                await self._exchange.mark_peer(node, mark)
+            linked = node == self._me or node in self._exchange.links
+            missing[node] = "has not made its cut yet" if linked else "no link"
         if missing:
             return missing
         target = reduce(frontier.join, (marked[mark] for mark in marks.values()))
@@ -196,7 +261,7 @@ class Housekeeper:
             parked = self._applier.parked if node == self._me else progress.parked if progress else 0
             if not frontier.covers(have, target):
                 behind = ", ".join(
-                    f"{self._name(o)}: {have.get(o, 0)} of {cut}"
+                    f"{self._roster.name(o)}: {have.get(o, 0)} of {cut}"
                     for o, cut in target.items()
                     if have.get(o, 0) < cut
                 )
@@ -204,6 +269,3 @@ class Housekeeper:
             elif parked:
                 missing[node] = f"{parked} parked rows: see `syncagent parked list` there"
         return missing
-
-    def _name(self, node: int) -> str:
-        return next((peer.name for peer in self._peers if peer.node == node), "this site")

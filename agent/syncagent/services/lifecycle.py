@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from syncagent.core.inbox import Inbox
+from syncagent.core.membership import Peer
 from syncagent.core.outbox import Outbox
 from syncagent.core.ports import Spool
 
@@ -61,6 +62,17 @@ class Bells:
             bell.ring()
 
 
+@dataclass
+class Roster:
+    """The other sites, as the catalog of now has them."""
+
+    peers: tuple[Peer, ...] = ()
+    epoch: int = 0
+
+    def name(self, node: int) -> str:
+        return next((peer.name for peer in self.peers if peer.node == node), "this site")
+
+
 @dataclass(frozen=True)
 class Desk:
     """The site's decisions while it is connected to its database: every service works at this one desk."""
@@ -69,4 +81,5 @@ class Desk:
     inbox: Inbox[Spool]
     outbox: Outbox
     clock: Clock
+    roster: Roster = field(default_factory=Roster)
     bells: Bells = field(default_factory=Bells)

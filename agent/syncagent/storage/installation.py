@@ -6,11 +6,13 @@ belongs to the caller's transaction.
 
 import secrets
 import time
+from collections.abc import Mapping
 from uuid import UUID, uuid4
 
 from psycopg.errors import InsufficientPrivilege
 
 from syncagent.core import stamp
+from syncagent.core.raft.messages import NOBODY
 from syncagent.errors import LacksPrivilege, RefusedError
 from syncagent.storage import migrations
 from syncagent.storage.commands import Connection, agent_runs
@@ -64,16 +66,44 @@ def site(connection: Connection) -> dict[str, object] | None:
 
 def settle(connection: Connection, name: str, node: int) -> tuple[UUID, UUID]:
     """Install the SQL side and make this database a site; returns its site and incarnation."""
-    identity = stamp.pack(stamp.from_seconds(time.time()), node, secrets.randbits(46))
-    incarnation = uuid4()
+    site, incarnation = new_uuid(), uuid4()
+    settle_as(connection, name, node, site, incarnation)
+    return site, incarnation
+
+
+def new_uuid() -> UUID:
+    """A UUIDv7 of no site."""
+    return stamp.pack(stamp.from_seconds(time.time()), NOBODY, secrets.randbits(46))
+
+
+def settle_as(
+    connection: Connection, name: str, node: int, site: UUID, incarnation: UUID, *, joining: bool = False
+) -> None:
+    """Install the SQL side and make this database the site; one that joins has no copy yet."""
     migrations.upgrade(connection)
     connection.execute(
-        "insert into syncagent.local_site (site, name, node, incarnation, tail)"
-        " values (%s, %s, %s, %s, syncagent._tail(%s, %s))",
-        (identity, name, node, incarnation, node, secrets.randbits(46)),
+        "insert into syncagent.local_site (site, name, node, incarnation, tail, joining)"
+        " values (%s, %s, %s, %s, syncagent._tail(%s, %s), %s)",
+        (site, name, node, incarnation, node, secrets.randbits(46), joining),
     )
-    connection.execute("insert into syncagent.member (node, name) values (%s, %s)", (node, name))
-    return identity, incarnation
+
+
+def is_joining(connection: Connection) -> bool:
+    """Whether this site has no whole copy yet."""
+    row = connection.execute("select joining from syncagent.local_site").fetchone()
+    return bool(row and row["joining"])
+
+
+def begin_at(connection: Connection, frontier: Mapping[int, tuple[int, UUID | None]]) -> None:
+    """This site has everything up to these cuts: its copy is whole."""
+    with connection.transaction():
+        for node, (cut, cut_id) in frontier.items():
+            connection.execute(
+                "insert into syncagent.frontier (node, cut, cut_id) values (%s, %s, %s)"
+                " on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id",
+                (node, cut, cut_id),
+            )
+        connection.execute("update syncagent.local_site set joining = false")
 
 
 def remove(connection: Connection) -> list[str]:

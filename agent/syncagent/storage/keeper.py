@@ -15,7 +15,6 @@ import msgspec
 
 from syncagent import __version__
 from syncagent.core.inbox import Position
-from syncagent.core.membership import Peer
 from syncagent.core.store import Loaded, PeerState, Request
 from syncagent.errors import Contended, RefusedError
 from syncagent.storage.borders import border
@@ -62,11 +61,11 @@ class PostgresKeeper:
                     hint="stop it first: there is one agent per site",
                 )
 
-    async def enter(self, site: UUID, incarnation: UUID, name: str, peers: Sequence[Peer]) -> None:
-        """Check that database and home belong together, and make the members those of the configuration."""
+    async def enter(self, site: UUID, incarnation: UUID, name: str) -> None:
+        """Check that database and home belong together."""
         async with self._talking():
             here = await self._session.fetchrow(
-                "select site, node, incarnation, name from syncagent.local_site"
+                "select site, node, incarnation, name, joining from syncagent.local_site"
             )
             if here is None or (here["site"], here["node"], here["incarnation"]) != (
                 site,
@@ -80,30 +79,17 @@ class PostgresKeeper:
                     else "the database has no site",
                     hint="check --home and dsn; a restored or cloned database needs a site of its own: `syncagent init`",
                 )
-            nodes, names = [self._node, *(p.node for p in peers)], [name, *(p.name for p in peers)]
-            async with self._session.transaction():
-                await self._session.execute(
-                    "delete from syncagent.member where node <> all ($1::int[])", nodes
+            if here["joining"]:
+                raise RefusedError(
+                    f"site {name} has not joined to the end: its copy is not whole",
+                    hint="run the same `syncagent join` again; it goes on where it was",
                 )
-                await self._session.execute(
-                    "insert into syncagent.member (node, name) select * from unnest($1::int[], $2::text[])"
-                    " on conflict (node) do update set name = excluded.name",
-                    nodes,
-                    names,
-                )
-                await self._session.execute(
-                    "insert into syncagent.peer_state (node) select unnest($1::int[]) on conflict do nothing",
-                    [p.node for p in peers],
-                )
-                await self._session.execute(
-                    "delete from syncagent.peer_state where node <> all ($1::int[])", nodes
-                )
-                await self._session.execute(
-                    "insert into syncagent.agent_state (version, started_at) values ($1, $2) on conflict (only_row)"
-                    " do update set version = excluded.version, started_at = excluded.started_at, waiting = null, trouble = null",
-                    __version__,
-                    datetime.now(UTC),
-                )
+            await self._session.execute(
+                "insert into syncagent.agent_state (version, started_at) values ($1, $2) on conflict (only_row)"
+                " do update set version = excluded.version, started_at = excluded.started_at, waiting = null, trouble = null",
+                __version__,
+                datetime.now(UTC),
+            )
 
     async def load(self) -> Loaded:
         async with self._talking():
@@ -184,7 +170,9 @@ class PostgresKeeper:
                 "delete from syncagent.request where answered_at < clock_timestamp() - interval '1 hour'"
             )
 
-    async def report(self, peers: Sequence[PeerState], waiting: str | None, trouble: str | None) -> None:
+    async def report(
+        self, peers: Sequence[PeerState], waiting: str | None, trouble: str | None, leader: int | None
+    ) -> None:
         async with self._talking():
             for peer in peers:
                 await self._session.execute(
@@ -200,7 +188,10 @@ class PostgresKeeper:
                     peer.trouble,
                 )
             await self._session.execute(
-                "update syncagent.agent_state set waiting = $1, trouble = $2", waiting, trouble
+                "update syncagent.agent_state set waiting = $1, trouble = $2, leader = $3",
+                waiting,
+                trouble,
+                leader,
             )
 
     async def paused(self) -> set[int]:

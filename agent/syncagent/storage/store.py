@@ -1,20 +1,20 @@
-"""The site's database as the services see it: four sessions, opened and closed together.
+"""The site's database as the services see it: five sessions, opened and closed together.
 
 Invariant: a store that was opened belongs to this agent alone until it is closed; when one session is
 lost all are given up, so that nothing half-connected goes on.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from uuid import UUID
 
 import asyncpg
 
-from syncagent.core.membership import Peer
 from syncagent.storage.borders import border
 from syncagent.storage.keeper import PostgresKeeper
 from syncagent.storage.origin import PostgresOrigin
+from syncagent.storage.registry import PostgresRegistry
 from syncagent.storage.replica import PostgresReplica
 from syncagent.storage.session import connect, working
 
@@ -22,13 +22,19 @@ from syncagent.storage.session import connect, working
 class PostgresStore:
     """The parts of an open store."""
 
-    def __init__(self, origin: PostgresOrigin, replica: PostgresReplica, keeper: PostgresKeeper) -> None:
-        self.origin, self.replica, self.keeper = origin, replica, keeper
+    def __init__(
+        self,
+        origin: PostgresOrigin,
+        replica: PostgresReplica,
+        keeper: PostgresKeeper,
+        registry: PostgresRegistry,
+    ) -> None:
+        self.origin, self.replica, self.keeper, self.registry = origin, replica, keeper, registry
 
 
 @asynccontextmanager
 async def opened(
-    dsn: str, *, site: UUID, node: int, incarnation: UUID, name: str, peers: Sequence[Peer]
+    dsn: str, *, site: UUID, node: int, incarnation: UUID, name: str
 ) -> AsyncIterator[PostgresStore]:
     """Connect, claim the site, prepare sessions. Raises Unreachable, RefusedError, LacksPrivilege, DatabaseError."""
     sessions: list[asyncpg.Connection] = []
@@ -47,9 +53,12 @@ async def opened(
             await keeping.execute("set lock_timeout = 200")
         keeper = PostgresKeeper(keeping, merging, node, replica.pid)
         await keeper.claim()
-        await keeper.enter(site, incarnation, name, peers)
+        await keeper.enter(site, incarnation, name)
         origin = PostgresOrigin(await session("cut", False), await session("poll", None), merging, node)
-        yield PostgresStore(origin, replica, keeper)
+        agreeing = await session("agree", None)
+        with border():
+            await agreeing.execute("set synchronous_commit = on")
+        yield PostgresStore(origin, replica, keeper, PostgresRegistry(agreeing))
     finally:
         with border():
             await asyncio.gather(*(session.close(timeout=2) for session in sessions))

@@ -24,19 +24,11 @@ from syncagent.transport import handshake
 from syncagent.transport.addresses import host_and_port
 from syncagent.transport.frames import LARGEST_FRAME
 from syncagent.transport.links import LAST_WORDS, Limits, PeerLink, WebSocket
+from syncagent.transport.pages import LARGEST_REFUSAL, Refusal
 from syncagent.transport.spool import Spools
 from syncagent.transport.tls import Credentials, PinnedContext, WrongCertificate
 
 CERTIFICATE_PATH, CONTROL_PATH, DATA_PATH = "/v1/certificate", "/v1/control", "/v1/data"
-LARGEST_REFUSAL = 16 * 1024
-
-
-class Refusal(msgspec.Struct):
-    """What a server answers, as JSON, when it does not do what was asked."""
-
-    message: str
-    detail: str | None = None
-    hint: str | None = None
 
 
 class Dialler:
@@ -46,9 +38,20 @@ class Dialler:
         self._hello = hello
         self._spools = spools
         self._limits = limits
+        self._credentials = credentials
         self._certificate = credentials.certificate
-        self._anonymous = {peer.node: PinnedContext.to(peer, None) for peer in peers}
-        self._proven = {peer.node: PinnedContext.to(peer, credentials) for peer in peers}
+        self._known: dict[int, Peer] = {}
+        self._anonymous: dict[int, PinnedContext] = {}
+        self._proven: dict[int, PinnedContext] = {}
+        self.know(peers)
+
+    def know(self, peers: Sequence[Peer]) -> None:
+        """Whom to expect at the other end, from the next dial on."""
+        for peer in peers:
+            if self._known.get(peer.node) != peer:
+                self._anonymous[peer.node] = PinnedContext.to(peer, None)
+                self._proven[peer.node] = PinnedContext.to(peer, self._credentials)
+        self._known = {peer.node: peer for peer in peers}
 
     async def dial(self, peer: Peer) -> tuple[PeerLink, WebSocket]:
         """A new link and its data connection. Raises LinkDown, TrustError, ProtocolError, RefusedError."""
@@ -138,8 +141,7 @@ def _distrusted(peer: Peer, error: aiohttp.ClientConnectorCertificateError) -> S
     return TrustError(
         f"at {peer.address} a certificate was shown that is not the one listed for site {peer.name}",
         detail=f"shown {cause.presented}, listed {peer.sha256}",
-        hint=f'if site {peer.name} has a new certificate, set sha256 = "{cause.presented}" in its [[peer]] entry;'
-        " if not, the address is wrong or somebody else answers there",
+        hint="the address is wrong, somebody else answers there, or that site was set up anew and must join again",
     )
 
 

@@ -67,13 +67,13 @@ def _fitting(first: bytes, ours: Hello, peer: Peer) -> Hello:
     if theirs.node != peer.node:
         raise TrustError(
             f"the certificate of site {peer.name} is listed for node {peer.node}, its agent says node {theirs.node}",
-            hint=f"make the [[peer]] entry with this certificate at site {ours.name} say what site {theirs.name} is",
+            hint=f"the home of site {theirs.name} was mixed up with another one's: restore its config.toml",
         )
     if theirs.cluster != ours.cluster:
         raise RefusedError(
             f"site {ours.name} and site {peer.name} belong to different clusters",
             detail=f"{ours.cluster} and {theirs.cluster}",
-            hint="set up one of them anew as a site of the other's cluster, or remove its [[peer]] entry",
+            hint="one of them was set up anew: it becomes a site of the other's cluster with `syncagent join`",
         )
     return theirs
 

@@ -1,25 +1,25 @@
 """Being reached by peers: TLS and HTTP up to the point where a peer is known and its socket is open.
 
-Invariant: without a certificate that is listed and proved, only `PUT /v1/certificate` does anything,
-and that only for a listed certificate.
+Invariant: without a certificate that is listed and proved, only `PUT /v1/certificate` does anything, and
+that only for a listed certificate, and what is given as `gate`, which looks at a token itself.
 """
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
-import msgspec
 from aiohttp import web
 
 from syncagent.core.membership import Peer
-from syncagent.errors import SyncagentError, TrustError, UsageError
+from syncagent.errors import TrustError, UsageError
 from syncagent.transport.addresses import host_and_port
-from syncagent.transport.dialler import CERTIFICATE_PATH, CONTROL_PATH, DATA_PATH, Refusal, keep_alive
+from syncagent.transport.dialler import CERTIFICATE_PATH, CONTROL_PATH, DATA_PATH, keep_alive
 from syncagent.transport.frames import LARGEST_FRAME
 from syncagent.transport.links import LAST_WORDS, Limits, WebSocket
+from syncagent.transport.pages import refusal
 from syncagent.transport.tls import Trust
 
 LARGEST_CERTIFICATE = 16 * 1024
@@ -42,8 +42,9 @@ class Listener:
         on_data: OnData,
         on_stranger: Callable[[TrustError], None],
         pages: Mapping[str, Handler] = NO_PAGES,
+        gate: Iterable[web.RouteDef] = (),
     ) -> None:
-        """`pages` are what else peers may GET: path to handler."""
+        """`pages` are what else peers may GET: path to handler; `gate` is what anybody may ask."""
         self._address = address
         self._trust = trust
         self._limits = limits
@@ -55,6 +56,7 @@ class Listener:
         app.router.add_put(CERTIFICATE_PATH, self._introduction)
         app.router.add_get(CONTROL_PATH, self._for_peers(self._control))
         app.router.add_get(DATA_PATH + "/{session}", self._for_peers(self._data))
+        app.router.add_routes(gate)
         for path, handler in pages.items():
             app.router.add_get(path, self._for_peers(handler))
         app.router.add_route("*", "/{rest:.*}", self._for_peers(_nothing_here))
@@ -102,7 +104,7 @@ class Listener:
             await self._trust.introduce((await request.read()).decode("ascii", errors="replace"))
         except TrustError as error:
             self._on_stranger(error)
-            return _refusal(web.HTTPForbidden.status_code, error)
+            return refusal(web.HTTPForbidden.status_code, error)
         return web.Response(status=web.HTTPNoContent.status_code)
 
     def _for_peers(self, handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -111,7 +113,7 @@ class Listener:
             peer = self._trust.identify(transport.get_extra_info("ssl_object")) if transport else None
             if peer is None:
                 error = TrustError("this is for peers with a listed certificate")
-                return _refusal(web.HTTPForbidden.status_code, error)
+                return refusal(web.HTTPForbidden.status_code, error)
             return await handler(request, peer)
 
         return guarded
@@ -145,9 +147,4 @@ async def _open(request: web.Request, message_size: int) -> tuple["web.WebSocket
 
 
 async def _nothing_here(_request: web.Request, _peer: Peer) -> web.StreamResponse:
-    return _refusal(web.HTTPNotFound.status_code, TrustError("there is nothing here"))
-
-
-def _refusal(status: int, error: SyncagentError) -> web.Response:
-    body = msgspec.json.encode(Refusal(error.message, error.detail, error.hint))
-    return web.Response(status=status, body=body, content_type="application/json")
+    return refusal(web.HTTPNotFound.status_code, TrustError("there is nothing here"))

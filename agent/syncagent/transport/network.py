@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 import aiohttp
+from aiohttp import web
 
 from syncagent.core import backoff
 from syncagent.core.membership import Peer
@@ -34,6 +35,8 @@ OnLink = Callable[[PeerLink], Awaitable[None]]
 OnTrouble = Callable[[Peer | None, SyncagentError], None]
 Result = TypeVar("Result")
 NOWHERE = "none"
+_PARTING = 2.0
+"""Seconds that the link with a removed peer stays."""
 
 
 class TlsNetwork:
@@ -50,21 +53,22 @@ class TlsNetwork:
         spools: Spools,
         limits: Limits | None = None,
         pages: Mapping[str, Handler] = NO_PAGES,
+        gate: Sequence[web.RouteDef] = (),
     ) -> None:
         """`hello` is what this site says of itself (each link gets its own session); `listen` is HOST:PORT
         or "none"; `directory` keeps the certificates of peers that have introduced themselves; `pages` are
-        what else peers may GET here."""
+        what else peers may GET here, `gate` what anybody may ask."""
         for address in (None if listen == NOWHERE else listen, *(peer.address for peer in peers)):
             if address is not None:
                 host_and_port(address)
         self._hello = hello
-        self._peers = tuple(peers)
+        self._peers = {peer.node: peer for peer in peers}
         self._credentials = credentials
         self._listen = listen
         self._directory = directory
         self._spools = spools
         self._limits = limits or Limits()
-        self._pages = pages
+        self._pages, self._gate = pages, gate
         self._switch = asyncio.Lock()
         self._running = False
         self._on_link: OnLink
@@ -75,6 +79,8 @@ class TlsNetwork:
         self._awaited: dict[tuple[int, UUID], PeerLink] = {}  # without their data connection so far
         self._lives: dict[PeerLink, asyncio.Task[None]] = {}
         self._efforts: set[asyncio.Task[Any]] = set()  # dialling and greeting: cancelled by stop
+        self._dialling: dict[int, asyncio.Future[None]] = {}
+        self._trust: Trust | None = None
 
     @property
     def port(self) -> int | None:
@@ -86,21 +92,56 @@ class TlsNetwork:
             if self._running:
                 return
             self._on_link, self._on_trouble = on_link, on_trouble
-            self._dialler = Dialler(self._hello, self._peers, self._credentials, self._spools, self._limits)
+            peers = tuple(self._peers.values())
+            self._dialler = Dialler(self._hello, peers, self._credentials, self._spools, self._limits)
             if self._listen != NOWHERE:
-                trust = await asyncio.to_thread(
-                    Trust, self._hello.name, self._credentials, self._peers, self._directory
+                trust = self._trust = await asyncio.to_thread(
+                    Trust, self._hello.name, self._credentials, peers, self._directory
                 )
                 stranger = partial(on_trouble, None)
                 listener = Listener(
-                    self._listen, trust, self._limits, self._on_control, self._on_data, stranger, self._pages
+                    self._listen,
+                    trust,
+                    self._limits,
+                    self._on_control,
+                    self._on_data,
+                    stranger,
+                    self._pages,
+                    self._gate,
                 )
                 await listener.start()
                 self._listener = listener
             self._running = True
-            for peer in self._peers:
-                if peer.address:
-                    self._effort(self._keep_linked(peer)).add_done_callback(_raise_alarm)
+            for peer in peers:
+                self._keep_dialling(peer)
+
+    async def know(self, peers: Sequence[Peer]) -> None:
+        """These are the peers from now on: links with others end, and those that have come are dialled."""
+        async with self._switch:
+            before, self._peers = self._peers, {peer.node: peer for peer in peers}
+            if not self._running:
+                return
+            self._dialler.know(peers)
+            if self._trust is not None:
+                await asyncio.to_thread(self._trust.know, peers)
+            for node, old in before.items():
+                if self._peers.get(node) != old and (dialling := self._dialling.pop(node, None)):
+                    dialling.cancel()
+                if node not in self._peers and (link := self._links.get(node)):
+                    self._effort(self._part(link)).add_done_callback(_raise_alarm)
+            for node, peer in self._peers.items():
+                if before.get(node) != peer:
+                    self._keep_dialling(peer)
+
+    async def _part(self, link: PeerLink) -> None:
+        """Not before the peer can have heard that it was removed."""
+        await asyncio.sleep(_PARTING)
+        await link.close(f"site {link.peer.name} was removed from the cluster")
+
+    def _keep_dialling(self, peer: Peer) -> None:
+        if peer.address:
+            self._dialling[peer.node] = self._effort(self._keep_linked(peer))
+            self._dialling[peer.node].add_done_callback(_raise_alarm)
 
     async def stop(self) -> None:
         async with self._switch:

@@ -1,6 +1,6 @@
 """Who is at the other end: mutual TLS 1.3 between certificates that are listed by their SHA-256.
 
-There is no authority. Every site has a self-signed certificate, and its peers list the digest. A dialer
+The catalog is the authority. Every site has a self-signed certificate, and the catalog lists its digest. A dialer
 compares the digest inside the handshake, before its own certificate leaves. A server cannot do that:
 OpenSSL refuses a client certificate that is no trust anchor before Python sees it. So a peer introduces
 itself once, without a client certificate: it hands over the PEM, and if the digest is listed the
@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -83,6 +82,11 @@ def digest(der: bytes) -> str:
     return hashlib.sha256(der).hexdigest()
 
 
+def pins(peer: Peer) -> tuple[str, ...]:
+    """The digests that may be the peer's."""
+    return (peer.sha256, *peer.also)
+
+
 def normal(sha256: str) -> str:
     """A digest as people write it, with or without colons."""
     return sha256.replace(":", "").strip().lower()
@@ -100,12 +104,12 @@ class WrongCertificate(ssl.SSLCertVerificationError):
 
 
 class PinnedContext(ssl.SSLContext):
-    """A client's side: the handshake fails unless the server's certificate has this digest.
+    """A client's side: the handshake fails unless the server's certificate has one of these digests.
 
     The check runs before the client's certificate and last handshake message are put on the wire.
     """
 
-    pin: str
+    pins: frozenset[str]
 
     @classmethod
     def to(cls, peer: Peer, credentials: Credentials | None) -> "PinnedContext":
@@ -115,7 +119,7 @@ class PinnedContext(ssl.SSLContext):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE  # the digest is compared instead, by _PinnedObject
         context.sslobject_class = _PinnedObject
-        context.pin = normal(peer.sha256)
+        context.pins = frozenset(map(normal, pins(peer)))
         if credentials is not None:
             credentials.load_into(context)
         return context
@@ -126,7 +130,7 @@ class _PinnedObject(ssl.SSLObject):
         super().do_handshake()
         assert isinstance(self.context, PinnedContext)
         presented = digest(self.getpeercert(binary_form=True) or b"")
-        if presented != self.context.pin:
+        if presented not in self.context.pins:
             raise WrongCertificate(presented)
 
 
@@ -136,7 +140,7 @@ class Trust:
     def __init__(self, site: str, credentials: Credentials, peers: Sequence[Peer], directory: Path) -> None:
         """`directory` keeps the certificates of peers that have introduced themselves. Blocks."""
         self._site = site
-        self._peers = {normal(peer.sha256): peer for peer in peers}
+        self._peers: dict[str, Peer] = {}
         self._directory = directory
         self._anchored: set[str] = set()
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -145,9 +149,14 @@ class Trust:
         self.context.verify_mode = ssl.CERT_OPTIONAL
         self.context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         self.context.num_tickets = 0  # every connection shows its certificate
-        for pin, peer in self._peers.items():
+        self.know(peers)
+
+    def know(self, peers: Sequence[Peer]) -> None:
+        """These are listed from now on, and no others. Blocks."""
+        self._peers = {normal(pin): peer for peer in peers for pin in pins(peer)}
+        for pin in self._peers.keys() - self._anchored:
             with suppress(OSError, TrustError):  # what is kept is a copy: a damaged one is as good as none
-                der = der_of_pem(self._kept(peer).read_text(encoding="ascii", errors="replace"))
+                der = der_of_pem(self._kept(pin).read_text(encoding="ascii", errors="replace"))
                 if digest(der) == pin:
                     self._anchor(pin, der)
 
@@ -165,13 +174,13 @@ class Trust:
             raise TrustError(
                 f"a certificate that calls itself {_name_in(der)!r} is not listed at site {self._site}",
                 detail=f"its SHA-256 is {pin}",
-                hint=f"if it is a site of this cluster, add a [[peer]] entry with its name, its node and"
-                f' sha256 = "{pin}" to config.toml of site {self._site}',
+                hint="a site that was removed comes back with `syncagent join`; one that has just joined is known"
+                " here as soon as this site has heard of it",
             )
         if pin not in self._anchored:
             self._anchor(pin, der)
             await asyncio.to_thread(
-                _write, self._kept(peer), ssl.DER_cert_to_PEM_cert(der).encode(), mode=0o644
+                _write, self._kept(pin), ssl.DER_cert_to_PEM_cert(der).encode(), mode=0o644
             )
         return peer
 
@@ -182,8 +191,8 @@ class Trust:
             raise TrustError("OpenSSL does not accept this certificate", detail=str(error)) from error
         self._anchored.add(pin)
 
-    def _kept(self, peer: Peer) -> Path:
-        return self._directory / f"{quote(peer.name, safe=' ')}.pem"
+    def _kept(self, pin: str) -> Path:
+        return self._directory / f"{pin}.pem"
 
 
 # ---- making and keeping

@@ -46,6 +46,15 @@ class Memory:
         self._before = self._snapshot.index, self._snapshot.term  # of the entry before the first one
         self._entries: list[Entry] = []
 
+    def reload(self, hard_state: HardState, entries: Sequence[Entry]) -> None:
+        """What a durable storage holds, at its start. If the first entry is one that the snapshot covers, it
+        only says what stands before the others."""
+        self._hard_state = hard_state
+        if entries and entries[0].index <= self._snapshot.index:
+            self._before = entries[0].index, entries[0].term
+            entries = entries[1:]
+        self._entries = list(entries)
+
     # ---- what a Storage is asked
 
     def hard_state(self) -> HardState:

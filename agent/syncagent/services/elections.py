@@ -1,0 +1,208 @@
+"""Agreement: drives the site's Raft machine, and keeps the catalog as of the entry applied last.
+
+Invariants: nothing of a Ready leaves before it is durable; the catalog and the entry that led to it are
+recorded together; whoever submits a command learns what it did, or that nobody could decide in time.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from uuid import UUID
+
+from syncagent.core import catalog as catalogs
+from syncagent.core import limits
+from syncagent.core.catalog import Catalog, Command, Outcome, Proposal
+from syncagent.core.raft.machine import Machine
+from syncagent.core.raft.messages import Entry, Message, decode, encode
+from syncagent.core.store import Registry
+from syncagent.errors import ProtocolError, RefusedError, Undecided
+from syncagent.services.lifecycle import Bell, Clock
+
+_TRY_AGAIN = 1.0
+"""Seconds after which a proposal that is not applied yet is made again: it may have been lost."""
+_COMPACT = 256
+"""Entries after which the log is compacted."""
+_UNHEARD = 256
+"""Messages that may wait to be heard; Raft bears the loss of those beyond."""
+
+Post = Callable[[int, bytes], None]
+OnChange = Callable[[Catalog], Awaitable[None]]
+
+
+class Elections:
+    """`post` sends bytes to a node and never waits; `on_change` is awaited with each new catalog."""
+
+    def __init__(
+        self, me: int, registry: Registry, catalog: Catalog, applied: int, clock: Clock, post: Post
+    ) -> None:
+        self._registry, self._clock, self._post = registry, clock, post
+        self.me, self.catalog, self.applied = me, catalog, applied
+        self._machine = Machine(me, registry.memory, lambda n: int(clock.chance() * n), applied=applied)
+        self._heard: deque[bytes] = deque(maxlen=_UNHEARD)
+        self._bell = Bell()
+        self._waiting: dict[UUID, asyncio.Future[Outcome]] = {}
+        self._reads: dict[UUID, asyncio.Future[None]] = {}
+        self._compacted = applied
+        self._steady: frozenset[int] = frozenset()
+        self.on_change: OnChange | None = None
+        self.removed = asyncio.Event()
+        """This site was removed, and its vote does not count any more."""
+
+    # ---- what others see
+
+    @property
+    def leader(self) -> int:
+        """Zero: none is known."""
+        return self._machine.leader
+
+    @property
+    def leads(self) -> bool:
+        return self._machine.leading is not None
+
+    @property
+    def voters(self) -> tuple[int, ...]:
+        return self._machine.membership.voters
+
+    # ---- events
+
+    def heard(self, data: bytes) -> None:
+        """A message from another site."""
+        self._heard.append(data)
+        self._bell.ring()
+
+    def unlinked(self, node: int) -> None:
+        self._machine.unreachable(node)
+
+    def steady(self, nodes: frozenset[int]) -> None:
+        """Sites whose agents are seen to run for good: see `catalog.next_change`."""
+        self._steady = nodes
+
+    async def submit(self, command: Command, proposal: UUID, *, seconds: float) -> Outcome:
+        """What the command did. RefusedError if it was refused, Undecided if nobody decided in time."""
+        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._waiting[proposal] = future
+        data = catalogs.encode(Proposal(proposal, command))
+        try:
+            async with asyncio.timeout(seconds):
+                while True:
+                    with suppress(Undecided):
+                        self._machine.propose(data)
+                        self._bell.ring()
+                    done, _ = await asyncio.wait([future], timeout=_TRY_AGAIN)
+                    if done:
+                        break
+        except TimeoutError:
+            raise self._undecided() from None
+        finally:
+            del self._waiting[proposal]
+        outcome = future.result()
+        if outcome.refused is not None:
+            raise RefusedError(outcome.refused, hint=outcome.hint)
+        return outcome
+
+    async def settle(self, request: UUID, *, seconds: float) -> None:
+        """Until the catalog here has all that anybody was told before this call."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(seconds):
+                attempt = 0
+                while True:
+                    asked = UUID(int=request.int ^ attempt)  # an id is never used twice
+                    self._reads[asked] = future
+                    with suppress(Undecided):
+                        self._machine.read(asked)
+                        self._bell.ring()
+                    done, _ = await asyncio.wait([future], timeout=_TRY_AGAIN)
+                    if done:
+                        return
+                    attempt += 1
+        except TimeoutError:
+            raise self._undecided() from None
+        finally:
+            self._reads = {asked: waiting for asked, waiting in self._reads.items() if waiting is not future}
+
+    def _undecided(self) -> Undecided:
+        voters = [self.catalog.name(node) for node in self.voters]
+        need = len(voters) // 2 + 1
+        return Undecided(
+            "the cluster could not agree in time: no majority of the sites that vote can be reached",
+            detail=f"{need} of these must run and reach each other: {', '.join(voters)}",
+            hint="see `syncagent status`; rows are written and shipped all the same",
+        )
+
+    # ---- the loop
+
+    async def run(self) -> None:
+        """For ever. Raises Unreachable when the database is gone."""
+        if self._machine.membership.voters == (self.me,):
+            self._machine.campaign()
+        due = self._clock.now() + limits.RAFT_TICK
+        while True:
+            await self._work()
+            await self._bell.wait(max(0.0, due - self._clock.now()))
+            while self._heard:
+                self._step(self._heard.popleft())
+            now = self._clock.now()
+            if now >= due:
+                self._machine.tick()
+                self._follow_catalog()
+                due = max(due + limits.RAFT_TICK, now)
+
+    def _step(self, data: bytes) -> None:
+        try:
+            self._machine.step(decode(data))
+        except ProtocolError:
+            return  # of no use to anybody; Raft bears the loss
+
+    def _follow_catalog(self) -> None:
+        """A leader brings Raft's membership to what the catalog says, step by step."""
+        if not self.leads:
+            return
+        change = catalogs.next_change(self.catalog, self._machine.membership, self.me, self._steady)
+        if change is not None:
+            with suppress(Undecided):
+                self._machine.propose(b"", change)
+
+    async def _work(self) -> None:
+        while ready := self._machine.ready():
+            await self._registry.save(ready)
+            if ready.snapshot is not None:
+                self.catalog, self.applied = catalogs.decode(ready.snapshot.data), ready.snapshot.index
+                await self._changed()
+            self._send(ready.messages)
+            if ready.committed:
+                await self._apply(ready.committed)
+            for request in ready.reads:
+                if (future := self._reads.get(request)) is not None and not future.done():
+                    future.set_result(None)
+            self._machine.advance(ready)
+        if self.me in self.catalog.gone and self.me not in self._machine.membership.nodes:
+            self.removed.set()
+        if self.applied - self._compacted >= _COMPACT:
+            await self._registry.compact(self._machine.snapshot(catalogs.encode(self.catalog)))
+            self._compacted = self.applied
+
+    def _send(self, messages: tuple[Message, ...]) -> None:
+        for message in messages:
+            self._post(message.to, encode(message))
+
+    async def _apply(self, entries: tuple[Entry, ...]) -> None:
+        catalog, outcomes = self.catalog, dict[UUID, Outcome]()
+        for entry in entries:
+            if entry.data:
+                proposal = catalogs.decode_proposal(entry.data)
+                catalog, outcome = catalogs.apply(catalog, entry.index, proposal.command)
+                outcomes.setdefault(proposal.id, outcome)
+        await self._registry.applied(entries[-1].index, catalog, self._machine.membership)
+        changed = catalog != self.catalog
+        self.catalog, self.applied = catalog, entries[-1].index
+        if changed:
+            await self._changed()
+        for proposed, outcome in outcomes.items():
+            if (future := self._waiting.get(proposed)) is not None and not future.done():
+                future.set_result(outcome)
+
+    async def _changed(self) -> None:
+        if self.on_change is not None:
+            await self.on_change(self.catalog)

@@ -1,0 +1,269 @@
+"""Who belongs to the cluster: what people and joiners ask of it, and what follows from its answers.
+
+Invariant: links, streams and stability follow the catalog, never the other way round; a site that was
+removed stops as soon as its removal does not need it any more.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+from uuid import UUID, uuid4
+
+from syncagent.core import catalog as catalogs
+from syncagent.core import limits, stamp
+from syncagent.core.catalog import Admit, Catalog, Confirm, Describe, Invitation, Invite, Remove, Site
+from syncagent.core.invitation import Admission, Application
+from syncagent.core.membership import Peer
+from syncagent.core.ports import Network
+from syncagent.core.store import Request
+from syncagent.core.wire import PROTOCOL
+from syncagent.errors import RefusedError, Undecided
+from syncagent.services.elections import Elections
+from syncagent.services.exchange import Exchange
+from syncagent.services.lifecycle import Desk
+
+_SECONDS = 20.0
+"""The longest wait for the cluster to agree."""
+_READ = 5.0
+_OUT = 5.0
+"""Seconds a removed site goes on at most, so that Raft can let it go."""
+_LOOK = 0.2
+_CATCH_UP = 10.0
+"""Seconds after which a site that joins asks its peers for newer cuts."""
+MAX_SKEW = 60.0
+"""Seconds between the clocks of a member and of a joiner; more is a clock that is not set."""
+
+
+class Membership:
+    """See the module's docstring. `reach` gives an address of a peer that holds for this site alone."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        version: str,
+        elections: Elections,
+        exchange: Exchange,
+        network: Network,
+        reach: Mapping[str, str],
+    ) -> None:
+        self._desk, self._version, self._reach = desk, version, reach
+        self._elections, self._exchange, self._network = elections, exchange, network
+        self._me = desk.me
+        self.arrived = asyncio.Event()
+        self.lacking: dict[str, str] = {}
+        """What keeps a site that joins from being a member."""
+        self.verbs: dict[str, Callable[[Request], Any]] = {
+            "invite": self._invite,
+            "remove": self._remove,
+            "leave": self._leave,
+        }
+
+    # ---- what the catalog says, done
+
+    async def follow(self, catalog: Catalog) -> None:
+        """Whom to link with, whose streams to ask for."""
+        peers = peers_of(catalog, self._me, self._reach)
+        roster = self._desk.roster
+        for peer in peers:
+            self._desk.inbox.meet(peer.node)
+        for node in catalog.gone:
+            self._desk.inbox.forget(node)
+            self._exchange.forget(node)
+        changed = peers != roster.peers
+        roster.peers, roster.epoch = peers, catalog.epoch
+        if changed:
+            await self._network.know(peers)
+        self._desk.bells.ring()
+
+    async def watch(self) -> None:
+        """For ever; raises RefusedError once this site was removed and is not needed any more."""
+        while self._me not in self._elections.catalog.gone:
+            progress = self._exchange.progress
+            self._elections.steady(frozenset(node for node, told in progress.items() if told.steady))
+            await asyncio.sleep(_LOOK)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_OUT):
+                await self._elections.removed.wait()
+        raise RefusedError(
+            "this site was removed from the cluster",
+            hint="its rows stay as they are; `syncagent db uninstall` takes syncagent out of the database,"
+            " and with a new --home the database can join again",
+        )
+
+    async def describe(self, address: str | None, sha256: tuple[str, ...]) -> None:
+        """Tell the others how this site is dialled, if that is not what they know."""
+        while True:
+            site = self._elections.catalog.sites.get(self._me)
+            if site is not None and (site.address, site.sha256) == (address, sha256):
+                return
+            try:
+                await self._elections.submit(Describe(self._me, address, sha256), uuid4(), seconds=_SECONDS)
+            except Undecided:
+                await asyncio.sleep(1.0)
+
+    # ---- joiners
+
+    async def verifier(self, invitation: UUID) -> bytes | None:
+        """Of a token that is still good; a member that lags asks first."""
+        for attempt in range(2):
+            known = self._elections.catalog.invitations.get(invitation)
+            if known is not None:
+                return known.verifier if known.expires > self._now() else None
+            if not attempt:
+                await self._elections.settle(uuid4(), seconds=_READ)
+        return None
+
+    async def admit(self, application: Application) -> Admission:
+        """A place for whoever showed a token. Raises RefusedError, Undecided."""
+        self._check(application)
+        outcome = await self._elections.submit(
+            Admit(
+                invitation=application.invitation,
+                at=self._now(),
+                name=application.name,
+                site=application.site,
+                incarnation=application.incarnation,
+                address=application.address,
+                sha256=application.sha256,
+            ),
+            uuid4(),
+            seconds=_SECONDS,
+        )
+        return Admission(outcome.node, self._me, catalogs.encode(self._elections.catalog))
+
+    def _check(self, application: Application) -> None:
+        if application.protocol != PROTOCOL or _release(application.version) < _release(self._version):
+            raise RefusedError(
+                f"this site runs syncagent {self._version} (protocol {PROTOCOL}), yours is"
+                f" {application.version} (protocol {application.protocol})",
+                hint="install the version that the members run",
+            )
+        ahead = application.wall - stamp.to_seconds(self._desk.clock.wall())
+        if abs(ahead) > MAX_SKEW:
+            raise RefusedError(
+                f"your clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this site's",
+                hint="set the clocks with NTP, then join",
+            )
+
+    async def arrive(self, caught_up: Callable[[float], Awaitable[dict[str, str]]]) -> None:
+        """A site whose copy is whole becomes a member once it has what was written meanwhile."""
+        while (site := self._elections.catalog.sites.get(self._me)) is None or site.state == "joining":
+            self.lacking = await caught_up(_CATCH_UP)
+            if not self.lacking:
+                with suppress(Undecided):
+                    await self._elections.submit(Confirm(self._me), uuid4(), seconds=_SECONDS)
+        self.arrived.set()
+
+    async def roster(self) -> dict[int, int]:
+        """The catalog each member is known to work by."""
+        told = {node: progress.epoch for node, progress in self._exchange.progress.items()}
+        return {**told, self._me: self._desk.roster.epoch}
+
+    # ---- people
+
+    async def _invite(self, request: Request) -> dict[str, Any]:
+        given = request.arguments
+        invitation = Invitation(
+            id=UUID(given["id"]),
+            verifier=bytes.fromhex(given["verifier"]),
+            expires=self._now() + int(float(given["ttl"]) * 1000),
+            learner=bool(given.get("learner")),
+        )
+        await self._elections.submit(Invite(invitation, self._now()), uuid4(), seconds=_SECONDS)
+        site = self._elections.catalog.sites[self._me]
+        return {"expires": invitation.expires, "address": site.address}
+
+    async def _remove(self, request: Request) -> dict[str, Any]:
+        site = self._named(str(request.arguments["site"]))
+        if site.node == self._me:
+            raise RefusedError(
+                "this is the site itself", hint="`syncagent leave` takes it out of the cluster"
+            )
+        if site.node in self._exchange.links:
+            raise RefusedError(
+                f"site {site.name} is alive: there is a link with it",
+                hint=f"run `syncagent leave` at {site.name}; or stop its agent first",
+            )
+        have = self._have(site.node)
+        if not request.arguments.get("sure"):
+            return {"site": site.name, "node": site.node, "have": have}
+        await self._elections.submit(Remove(site.node), uuid4(), seconds=_SECONDS)
+        return {"site": site.name, "node": site.node, "have": have}
+
+    def _named(self, name: str) -> Site:
+        catalog = self._elections.catalog
+        site = catalog.named(name) or (catalog.sites.get(int(name)) if name.isdecimal() else None)
+        if site is None:
+            known = ", ".join(site.name for site in catalog.sites.values())
+            raise RefusedError(f"there is no site {name}", hint=f"sites are: {known}")
+        return site
+
+    def _have(self, node: int) -> dict[str, int | None]:
+        """The last cut of a node that each member is known to have applied; None: not known."""
+        have: dict[str, int | None] = {}
+        for site in self._elections.catalog.sites.values():
+            if site.node == self._me:
+                have[site.name] = self._desk.inbox.frontier.get(node, 0)
+            elif site.node != node:
+                progress = self._exchange.progress.get(site.node)
+                have[site.name] = progress.frontier.get(node, 0) if progress else None
+        return have
+
+    async def _leave(self, request: Request) -> dict[str, Any]:
+        """Everything written here is at every other site; then this one goes."""
+        seconds = float(request.arguments.get("timeout") or 60.0)
+        marked = uuid4()
+        self._exchange.mark(marked)
+        missing = await self._shipped(marked, seconds)
+        if missing and not request.arguments.get("force"):
+            raise RefusedError(
+                f"not everything written here has reached {', '.join(missing)}",
+                hint="bring them back, wait longer with --timeout, or leave all the same with --force",
+            )
+        await self._elections.submit(Remove(self._me), uuid4(), seconds=_SECONDS)
+        return {"left": True, "missing": missing}
+
+    async def _shipped(self, marked: UUID, seconds: float) -> list[str]:
+        """Who has not applied all that was committed here before; waits for them."""
+        until = self._desk.clock.now() + seconds
+        while True:
+            frontier = self._exchange.marked.get(marked)
+            cut = frontier.get(self._me, 0) if frontier else None
+            missing = [
+                peer.name
+                for peer in self._desk.roster.peers
+                if cut is None or not self._reached(peer.node, cut)
+            ]
+            if not missing or self._desk.clock.now() >= until:
+                self._exchange.marked.pop(marked, None)
+                return missing
+            await asyncio.sleep(_LOOK)
+
+    def _reached(self, node: int, cut: int) -> bool:
+        progress = self._exchange.progress.get(node)
+        return progress is not None and progress.frontier.get(self._me, 0) >= cut
+
+    def _now(self) -> int:
+        return int(stamp.to_seconds(self._desk.clock.wall()) * 1000)
+
+
+def peers_of(catalog: Catalog, me: int, reach: Mapping[str, str]) -> tuple[Peer, ...]:
+    """The others, each with the address that this site dials."""
+    return tuple(
+        Peer(peer.name, peer.node, reach.get(peer.name, peer.address), peer.sha256, peer.also)
+        for peer in catalog.peers_of(me)
+    )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers in front: 0.2.0.dev1 is 0, 2, 0."""
+    numbers: list[int] = []
+    for part in version.split("."):
+        if not part.isdecimal():
+            break
+        numbers.append(int(part))
+    return tuple(numbers[:3])
+
+
+assert MAX_SKEW > limits.MAX_CLOCK_SKEW, "who may join may still be held until its clock is set"

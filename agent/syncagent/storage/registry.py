@@ -1,0 +1,201 @@
+"""Raft's log and the catalog, in the site's own database.
+
+Invariants: what a Ready says is durable, flushed to disk, before the call returns; the catalog, the index
+of the entry that led to it and the table `member` change in one transaction.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import asyncpg
+import msgspec
+
+from syncagent.core import catalog as catalogs
+from syncagent.core.catalog import Catalog
+from syncagent.core.raft.machine import Ready
+from syncagent.core.raft.messages import Entry, HardState, Membership, Snapshot, founded
+from syncagent.core.raft.storage import Memory
+from syncagent.errors import DatabaseError
+from syncagent.storage.borders import border
+from syncagent.storage.commands import Connection
+
+_KEEP = 64
+"""Entries kept behind a snapshot, for sites that lag by little."""
+_encoder = msgspec.msgpack.Encoder()
+_entries: msgspec.msgpack.Decoder[Entry] = msgspec.msgpack.Decoder(Entry)
+_snapshots: msgspec.msgpack.Decoder[Snapshot] = msgspec.msgpack.Decoder(Snapshot)
+
+
+class PostgresRegistry:
+    """The Registry of the services, on a session of its own."""
+
+    def __init__(self, session: asyncpg.Connection) -> None:
+        self._session = session
+        self.memory = Memory()
+
+    async def load(self) -> tuple[Catalog, int]:
+        """Fills `memory`; the catalog, and the index of the entry applied last."""
+        async with self._transaction():
+            state = await self._session.fetchrow(
+                "select term, vote, applied, snapshot, catalog from syncagent.raft_state"
+            )
+            rows = await self._session.fetch("select entry from syncagent.raft_entry order by number")
+        if state is None:
+            raise DatabaseError(
+                "this database has no catalog of its cluster",
+                hint="the site was not set up to its end: `syncagent db uninstall`, then init or join again",
+            )
+        snapshot = _snapshots.decode(state["snapshot"])
+        entries = [_entries.decode(row["entry"]) for row in rows]
+        self.memory = Memory(snapshot)
+        self.memory.reload(HardState(state["term"], state["vote"]), entries)
+        return catalogs.decode(state["catalog"]), state["applied"]
+
+    async def save(self, ready: Ready) -> None:
+        """Hard state, snapshot and entries of a Ready: durable when this returns."""
+        if not (ready.hard_state or ready.snapshot or ready.entries):
+            return
+        async with self._transaction():
+            if ready.hard_state is not None:
+                await self._session.execute(
+                    "update syncagent.raft_state set term = $1, vote = $2",
+                    ready.hard_state.term,
+                    ready.hard_state.vote,
+                )
+            if ready.snapshot is not None:
+                await self._session.execute("delete from syncagent.raft_entry")
+                await self._restore(ready.snapshot)
+            if ready.entries:
+                await self._session.execute(
+                    "delete from syncagent.raft_entry where number >= $1", ready.entries[0].index
+                )
+                await self._session.executemany(
+                    "insert into syncagent.raft_entry (number, entry) values ($1, $2)",
+                    [(entry.index, _encoder.encode(entry)) for entry in ready.entries],
+                )
+        if ready.hard_state is not None:
+            self.memory.save(ready.hard_state)
+        if ready.snapshot is not None:
+            self.memory.restore(ready.snapshot)
+        self.memory.append(ready.entries)
+
+    async def _restore(self, snapshot: Snapshot) -> None:
+        """A snapshot from a leader is the catalog, too."""
+        await self._session.execute(
+            "update syncagent.raft_state set snapshot = $1, catalog = $2, applied = $3",
+            _encoder.encode(snapshot),
+            snapshot.data,
+            snapshot.index,
+        )
+        await self._session.execute(
+            _PROJECT, *_projection(catalogs.decode(snapshot.data), snapshot.membership)
+        )
+
+    async def applied(self, index: int, catalog: Catalog, membership: Membership) -> None:
+        """The catalog as of this entry."""
+        async with self._transaction():
+            await self._session.execute(
+                "update syncagent.raft_state set applied = $1, catalog = $2", index, catalogs.encode(catalog)
+            )
+            await self._session.execute(_PROJECT, *_projection(catalog, membership))
+
+    async def compact(self, snapshot: Snapshot) -> None:
+        """The log up to this snapshot, of what was applied here, is not needed any more."""
+        self.memory.compact(snapshot, _KEEP)
+        async with self._transaction():
+            await self._session.execute(
+                "update syncagent.raft_state set snapshot = $1", _encoder.encode(snapshot)
+            )
+            await self._session.execute(
+                "delete from syncagent.raft_entry where number < $1 - 1", self.memory.first()
+            )
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[None]:
+        with border():
+            async with self._session.transaction():
+                yield
+
+
+_PROJECT = """
+with given as (
+    select * from unnest($1::int[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bool[], $7::bigint[])
+        as g (node, name, address, sha256, state, votes, admitted)
+), gone as (
+    delete from syncagent.member m where not exists (select from given g where g.node = m.node)
+), unheard as (
+    delete from syncagent.peer_state p
+    where not exists (select from given g where g.node = p.node) or p.node = (select s.node from syncagent.local_site s)
+), heard as (
+    insert into syncagent.peer_state (node)
+    select g.node from given g where g.node <> (select s.node from syncagent.local_site s) on conflict do nothing
+)
+insert into syncagent.member (node, name, address, sha256, state, votes, admitted)
+select g.node, g.name, g.address, string_to_array(g.sha256, ' '), g.state, g.votes, g.admitted from given g
+on conflict (node) do update set name = excluded.name, address = excluded.address, sha256 = excluded.sha256,
+    state = excluded.state, votes = excluded.votes, admitted = excluded.admitted
+"""
+
+
+def _projection(catalog: Catalog, membership: Membership) -> Sequence[object]:
+    sites = list(catalog.sites.values())
+    return (
+        [site.node for site in sites],
+        [site.name for site in sites],
+        [site.address for site in sites],
+        [" ".join(site.sha256) for site in sites],
+        [site.state for site in sites],
+        [site.node in membership.voters for site in sites],
+        [site.admitted for site in sites],
+    )
+
+
+# ---- for the verbs that make a site
+
+
+def found(connection: Connection, catalog: Catalog, membership: Membership) -> None:
+    """The beginning of a cluster: every one of its first sites starts from the same."""
+    snapshot = founded(membership, catalogs.encode(catalog))
+    _begin(connection, snapshot, snapshot.index, catalog)
+
+
+def follow(connection: Connection, catalog: Catalog) -> None:
+    """The beginning of a site that joins: it knows its peers, and its log is empty until the leader fills it."""
+    _begin(connection, Snapshot(), 0, catalog)
+
+
+def _begin(connection: Connection, snapshot: Snapshot, applied: int, catalog: Catalog) -> None:
+    with connection.transaction():
+        connection.execute("delete from syncagent.raft_entry")
+        connection.execute("delete from syncagent.raft_state")
+        connection.execute(
+            "insert into syncagent.raft_state (term, vote, applied, snapshot, catalog) values (0, 0, %s, %s, %s)",
+            (applied, _encoder.encode(snapshot), catalogs.encode(catalog)),
+        )
+        connection.execute("delete from syncagent.member")
+        for site in catalog.sites.values():
+            connection.execute(
+                "insert into syncagent.member (node, name, address, sha256, state, votes, admitted)"
+                " values (%s, %s, %s, %s, %s, %s, %s)",
+                (
+                    site.node,
+                    site.name,
+                    site.address,
+                    list(site.sha256),
+                    site.state,
+                    site.node in snapshot.membership.voters,
+                    site.admitted,
+                ),
+            )
+        connection.execute(
+            "insert into syncagent.peer_state (node) select m.node from syncagent.member m"
+            " where m.node <> (select s.node from syncagent.local_site s) on conflict do nothing"
+        )
+
+
+def known(connection: Connection) -> Catalog:
+    """The catalog as this site has it."""
+    row = connection.execute("select catalog from syncagent.raft_state").fetchone()
+    if row is None:
+        raise DatabaseError("this database has no catalog of its cluster", hint="syncagent init, or join")
+    return catalogs.decode(row["catalog"])

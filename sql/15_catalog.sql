@@ -1,0 +1,31 @@
+-- What the sites have agreed on: Raft's log, and the catalog it led to.
+--
+-- The agent reads and writes these as bytes; what people and the rest of the SQL side need of the catalog is
+-- in `member`, written in the same transaction.
+
+create table syncagent.raft_state (
+    only_row boolean primary key default true check (only_row),
+    term     bigint not null,
+    vote     integer not null,
+    applied  bigint not null,
+    snapshot bytea not null,
+    catalog  bytea not null
+);
+comment on table syncagent.raft_state is 'what this site must not forget of Raft, the newest snapshot, and the catalog as of the entry applied last';
+
+create table syncagent.raft_entry (
+    number bigint primary key,
+    entry  bytea not null
+);
+comment on table syncagent.raft_entry is 'Raft''s log after, and a little before, the snapshot';
+
+create table syncagent.member (
+    node     integer primary key,
+    name     text not null unique deferrable initially deferred,
+    address  text,
+    sha256   text[] not null default '{}',
+    state    text not null default 'member' check (state in ('joining', 'member')),
+    votes    boolean not null default false,
+    admitted bigint not null default 0
+);
+comment on table syncagent.member is 'every site of the cluster, this one included, as agreed; all of them count for stability';
