@@ -36,10 +36,13 @@ create table syncagent.replicated (
     columns     name[] not null,
     collected   uuid not null default '00000000-0000-0000-0000-000000000000',
     text_hash   text not null default '',
+    shipped     boolean not null default true,
+    stride      integer,
+    agreed      boolean not null default false,
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped and stride are how it was attached; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,

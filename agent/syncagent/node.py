@@ -26,13 +26,15 @@ from syncagent.core.store import Loaded
 from syncagent.core.wire import PROTOCOL, Hello
 from syncagent.errors import SyncagentError
 from syncagent.services.applier import Applier
+from syncagent.services.attaching import Attaching
 from syncagent.services.cutter import Cutter
 from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
 from syncagent.services.housekeeper import Housekeeper
 from syncagent.services.lifecycle import Desk, Roster
-from syncagent.services.membership import Membership, peers_of
+from syncagent.services.membership import Departed, Membership, peers_of
 from syncagent.settings import Settings
+from syncagent.storage.attaching import PostgresTables
 from syncagent.storage.store import PostgresStore, opened
 from syncagent.transport.admission import Gate
 from syncagent.transport.network import TlsNetwork
@@ -80,6 +82,9 @@ async def run(
             await _unless(stop, _run_once(settings, clock, log, on_ready, arriving))
         except* SyncagentError as group:
             errors = list(_leaves(group))
+            if any(isinstance(error, Departed) for error in errors):
+                log.info("left the cluster")
+                return
             for error in errors:
                 if not error.recoverable:
                     raise error from None
@@ -237,18 +242,27 @@ async def _assemble(
         pages={ROSTER_PATH: page(told)},
         gate=Gate(credentials.sha256, verifier, admit).routes(),
     )
+    attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange)
     membership = Membership(desk, __version__, elections, exchange, network, settings.addresses)
-    elections.on_change = membership.follow
+
+    async def follow(catalog: Catalog) -> None:
+        await membership.follow(catalog)
+        attaching.bell.ring()
+
+    elections.on_change = follow
     cutter = Cutter(desk, store.origin, exchange, spools)
     applier = Applier(desk, store.replica, store.keeper, loaded.parked)
-    housekeeper = Housekeeper(desk, store.keeper, exchange, cutter, applier, elections, steady=steady)
-    housekeeper.verbs.update(membership.verbs)
+    housekeeper = Housekeeper(
+        desk, store.keeper, exchange, cutter, applier, elections, attaching, steady=steady
+    )
+    housekeeper.verbs.update(membership.verbs | attaching.verbs)
     await store.keeper.on_request(desk.bells.requests.ring)
     loops = [
         elections.run(),
         membership.watch(),
         membership.arrive(housekeeper.caught_up),
         membership.describe(settings.address, (credentials.sha256,)),
+        attaching.run(),
         cutter.run(),
         applier.run(),
         exchange.ask(),

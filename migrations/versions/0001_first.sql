@@ -38,10 +38,13 @@ create table syncagent.replicated (
     columns     name[] not null,
     collected   uuid not null default '00000000-0000-0000-0000-000000000000',
     text_hash   text not null default '',
+    shipped     boolean not null default true,
+    stride      integer,
+    agreed      boolean not null default false,
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped and stride are how it was attached; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,
@@ -1053,8 +1056,8 @@ begin
         lock table syncagent.merge_lock in exclusive mode;
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
-    insert into syncagent.replicated (relation, schema_name, table_name, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, k.names, not k.uuid,
+    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, key_columns, derived, columns)
+    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace

@@ -74,7 +74,6 @@ async def test_an_unlisted_certificate_is_refused_with_a_clear_message(low: Site
         assert "'low'" in error.message
         assert low.credentials.sha256 in str(error.detail)
         assert "syncagent join" in str(error.hint)
-        assert "config.toml of site high" in str(error.hint)
     assert list((high.home / "peers").glob("*")) == []
 
 
@@ -174,7 +173,7 @@ async def test_nothing_is_sent_to_a_server_with_another_certificate(
     assert isinstance(error, TrustError)
     assert "not the one listed for site high" in error.message
     assert error.detail == f"shown {impostor.sha256}, listed {high.credentials.sha256}"
-    assert impostor.sha256 in str(error.hint)
+    assert "set up anew" in str(error.hint)
     assert greeted == []
     await low.stop()
     server.close()
@@ -183,7 +182,7 @@ async def test_nothing_is_sent_to_a_server_with_another_certificate(
 
 async def test_an_introduced_certificate_is_kept(low: Site, high: Site) -> None:
     await linked(low, high)
-    kept = high.home / "peers" / "low.pem"
+    kept = high.home / "peers" / f"{low.credentials.sha256}.pem"
     assert tls.digest_of_pem(kept.read_text()) == low.credentials.sha256
     await high.stop()
     kept.write_text("damaged")

@@ -53,7 +53,7 @@ def _advice(judged: "list[Judged]", schema: str | None, exclude: list[str]) -> s
         words += ["--schema", schema]
     # patterns see names without their quotes
     stay = [
-        glob.escape(table.candidate.title)
+        glob.escape(f"{table.candidate.schema}.{table.candidate.relname}")
         for table in judged
         if table.verdict == "stays" and not table.candidate.foreign
     ]

@@ -1,16 +1,19 @@
 """`syncagent attach`: from now on these tables are replicated."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from syncagent.cli import render
 from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, seconds
-from syncagent.errors import UsageError
+from syncagent.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
     from syncagent.storage.preflight import Judged
     from syncagent.storage.tables import Attached
+
+_SECONDS = 30.0
+"""How long other sites may take to answer, and then to attach."""
 
 LockTimeoutOption = Annotated[
     float,
@@ -62,10 +65,11 @@ def attach(
     dsn: DsnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Replicate tables from now on: all of those named, or none if one of them cannot be."""
+    """Replicate tables from now on, at every site: all of those named, or none if one of them cannot be."""
     from syncagent.storage import preflight
     from syncagent.storage import tables as storage
-    from syncagent.storage.commands import site_of
+    from syncagent.storage.commands import agent_runs, site_of
+    from syncagent.storage.requests import ask
 
     if bool(tables) == every:
         raise UsageError("name tables, or use --all" if not tables else "name tables or use --all, not both")
@@ -78,10 +82,21 @@ def attach(
             else storage.named(connection, tables or [], derive=derive_key)
         )
         judged = preflight.of(connection, chosen, strided=stride is not None)
+        going = [(table.schema, table.relname) for table in chosen]
+        asked = [
+            {"table": table, "derive": derive_key, "ship": existing == "ship", "stride": stride}
+            for table in going
+        ]
+        others = (
+            ask(connection, "inspect", {"tables": asked}, seconds=_SECONDS)["sites"]
+            if agent_runs(connection)
+            else []
+        )
         if dry_run:
-            foretell(judged, as_json)
+            foretell(judged, as_json, others)
             return
         storage.refuse_obstacles(chosen)
+        _refuse_elsewhere(others)
         done = storage.attach(
             connection,
             chosen,
@@ -91,12 +106,50 @@ def attach(
             patience=lock_timeout,
             on_wait=lambda held: render.say(f"waiting: {held}"),
         )
+        missing = None
+        if done and agent_runs(connection):
+            told = ask(connection, "attached", {"tables": going, "timeout": _SECONDS}, seconds=_SECONDS)
+            missing = told["missing"]
     _tell(done, as_json)
+    _tell_of_others(missing)
     for finding in (finding for table in judged for finding in table.notes):
         render.say(f"{finding.severity}: {finding.what}")
 
 
-def foretell(judged: "list[Judged]", as_json: bool) -> None:
+def _refuse_elsewhere(others: list[dict[str, Any]]) -> None:
+    """One error for all that other sites have against it."""
+    reasons = [
+        f"{name(found['table'])} at {site['site']}: {'; '.join(found['problems'])}"
+        for site in others
+        for found in site["tables"]
+        if found["problems"]
+    ]
+    if reasons:
+        hints = {hint for site in others for found in site["tables"] for hint in found["hints"]}
+        raise RefusedError(
+            "not every site can attach this, so none does",
+            detail="\n".join(reasons),
+            hint="\n".join(sorted(hints)),
+        )
+    for site in others:
+        if site["error"]:
+            render.say(f"{site['site']} was not asked: {site['error']}")
+
+
+def name(table: list[str]) -> str:
+    """A table of another site, for people."""
+    return ".".join(table)
+
+
+def _tell_of_others(missing: dict[str, str] | None) -> None:
+    if missing is None:
+        render.say("the other sites attach them once the agent of this one runs")
+        return
+    for site, why in missing.items():
+        render.say(f"not attached yet at {site}: {why}")
+
+
+def foretell(judged: "list[Judged]", as_json: bool, others: "list[dict[str, Any]] | None" = None) -> None:
     """The preflight, as a table; exit 1 if a table that was asked for cannot go."""
     if as_json:
         render.json(
@@ -125,9 +178,18 @@ def foretell(judged: "list[Judged]", as_json: bool) -> None:
             for table in judged
         ]
         render.show(render.grid(rows, ("table", "key", "verdict", "why", "what mends it")))
+        elsewhere = [
+            (name(found["table"]), site["site"], "; ".join(found["problems"]), "\n".join(found["hints"]))
+            for site in others or ()
+            for found in site["tables"]
+            if found["problems"]
+        ]
+        if elsewhere:
+            render.show("", render.grid(elsewhere, ("table", "at", "why not", "what mends it")))
         if notes := [finding for table in judged for finding in table.notes]:
             render.show("", render.findings(notes))
-    if any(table.verdict == "stays" for table in judged):
+    troubled = any(found["problems"] for site in others or () for found in site["tables"])
+    if troubled or any(table.verdict == "stays" for table in judged):
         raise typer.Exit(1)
 
 
@@ -156,4 +218,3 @@ def _tell(done: "list[Attached]", as_json: bool) -> None:
         for a in done
     ]
     render.show(render.grid(rows, ("attached", "key", ">rows to ship", "own numbers")))
-    render.say("attach them at every other site, too: a site without a table waits for it")

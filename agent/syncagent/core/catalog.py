@@ -17,6 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from syncagent.core import limits
+from syncagent.core.batch import Table
 from syncagent.core.membership import Peer
 from syncagent.core.raft.messages import Change, Membership
 from syncagent.errors import ProtocolError
@@ -67,6 +68,24 @@ class Invitation(msgspec.Struct, frozen=True):
     used_by: UUID | None = None
 
 
+class Attachment(msgspec.Struct, frozen=True, order=True):
+    """A table that is replicated everywhere, and how: see `syncagent attach`."""
+
+    table: Table
+    derive: bool = False
+    ship: bool = True
+    stride: int | None = None
+
+
+class Inspected(msgspec.Struct, frozen=True):
+    """What a site found about a table that is to be attached. `rows`: those it has, about; None: it is attached."""
+
+    table: Table
+    problems: tuple[str, ...]
+    hints: tuple[str, ...]
+    rows: int | None
+
+
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     """Everything agreed. `epoch` is the index of the last entry that changed it."""
 
@@ -76,6 +95,7 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     sites: dict[int, Site]
     gone: dict[int, Gone] = {}
     invitations: dict[UUID, Invitation] = {}
+    attached: tuple[Attachment, ...] = ()
 
     def peers_of(self, me: int) -> tuple[Peer, ...]:
         return tuple(
@@ -88,6 +108,10 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
         """Of whoever has, or had, this number."""
         known: Site | Gone | None = self.sites.get(node) or self.gone.get(node)
         return known.name if known else f"node {node}"
+
+    @property
+    def tables(self) -> dict[Table, Attachment]:
+        return {attachment.table: attachment for attachment in self.attached}
 
     def named(self, name: str) -> Site | None:
         return next((site for site in self.sites.values() if site.name == name), None)
@@ -140,7 +164,19 @@ class Remove(msgspec.Struct, frozen=True, tag=True):
     node: int
 
 
-Command = Invite | Admit | Confirm | Describe | Remove
+class Attach(msgspec.Struct, frozen=True, tag=True):
+    """Every site replicates these tables. One that is attached already stays as it is."""
+
+    attachments: tuple[Attachment, ...]
+
+
+class Detach(msgspec.Struct, frozen=True, tag=True):
+    """No site replicates these tables any more."""
+
+    tables: tuple[Table, ...]
+
+
+Command = Invite | Admit | Confirm | Describe | Remove | Attach | Detach
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -179,6 +215,12 @@ def _applied(catalog: Catalog, index: int, command: Command) -> tuple[Catalog, O
             return _describe(catalog, command)
         case Remove():
             return _remove(catalog, index, command)
+        case Attach():
+            given = {attachment.table: attachment for attachment in command.attachments}
+            return replace(catalog, attached=tuple(sorted((given | catalog.tables).values()))), Outcome()
+        case Detach():
+            kept = tuple(known for known in catalog.attached if known.table not in command.tables)
+            return replace(catalog, attached=kept), Outcome()
 
 
 def _invite(catalog: Catalog, command: Invite) -> tuple[Catalog, Outcome]:

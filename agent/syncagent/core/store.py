@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
-from syncagent.core.batch import BatchHeader
-from syncagent.core.catalog import Catalog
+from syncagent.core.batch import BatchHeader, Table
+from syncagent.core.catalog import Attachment, Catalog, Inspected
 from syncagent.core.inbox import Position
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
@@ -152,6 +152,25 @@ class Keeper(Protocol):
 
     async def blockers(self) -> str | None:
         """Who holds what the merge waits for, in words; None if nobody."""
+
+
+class Tables(Protocol):
+    """Attached tables, here. Whatever waits for a lock gives up after some seconds with Contended."""
+
+    async def attached(self) -> dict[Attachment, bool]:
+        """Those that are, and whether the catalog has had them."""
+
+    async def attach(self, attachment: Attachment) -> None:
+        """Raises RefusedError, Contended."""
+
+    async def detach(self, table: Table) -> None:
+        """Raises Contended."""
+
+    async def agree(self, agreed: Sequence[Table]) -> None:
+        """The catalog has them."""
+
+    async def inspect(self, attachments: Sequence[Attachment]) -> list[Inspected]:
+        """The preflight of each. Changes nothing."""
 
 
 class Registry(Protocol):

@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 
 from syncagent.core.batch import BatchHeader
+from syncagent.core.catalog import Attachment, Inspected
 from syncagent.errors import ProtocolError
 
 PROTOCOL = 1
@@ -70,13 +71,16 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """Gossip for `status`, `wait` and who joins; stability never rests on it.
 
-    `epoch`: the catalog this site works by. `steady`: its agent runs for good, not only until it has joined.
+    `epoch`: the catalog this site works by; `attached`: the one whose tables it has attached, `trouble` what keeps
+    it from that. `steady`: its agent runs for good, not only until it has joined.
     """
 
     frontier: dict[int, int]
     parked: int
     waiting: str | None = None
     epoch: int = 0
+    attached: int = 0
+    trouble: str | None = None
     steady: bool = True
 
 
@@ -93,6 +97,21 @@ class Marked(msgspec.Struct, frozen=True, tag=True):
     frontier: dict[int, int]
 
 
+class Inspect(msgspec.Struct, frozen=True, tag=True):
+    """Could you attach these tables?"""
+
+    request: UUID
+    attachments: tuple[Attachment, ...]
+
+
+class Report(msgspec.Struct, frozen=True, tag=True):
+    """The answer to an Inspect; or why there is none."""
+
+    request: UUID
+    found: tuple[Inspected, ...] = ()
+    error: str | None = None
+
+
 class Ballot(msgspec.Struct, frozen=True, tag=True):
     """A message of Raft, as `core.raft.messages` writes it."""
 
@@ -105,7 +124,7 @@ class Bye(msgspec.Struct, frozen=True, tag=True):
     reason: str
 
 
-Message = Hello | Ping | Pong | Want | Refused | Progress | Mark | Marked | Ballot | Bye
+Message = Hello | Ping | Pong | Want | Refused | Progress | Mark | Marked | Ballot | Inspect | Report | Bye
 
 
 class _Greeting(msgspec.Struct):

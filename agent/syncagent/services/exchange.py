@@ -5,14 +5,15 @@ frontier in the database.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
+from typing import Any
 from uuid import UUID
 
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Link
 from syncagent.core.store import Origin, Shipment
-from syncagent.core.wire import Ballot, Mark, Marked, Message, Progress, Refused, Want
+from syncagent.core.wire import Ballot, Inspect, Mark, Marked, Message, Progress, Refused, Report, Want
 from syncagent.errors import LinkDown, SyncagentError
 from syncagent.services.lifecycle import Desk
 
@@ -39,6 +40,8 @@ class Exchange:
         self._ballots: dict[int, asyncio.Queue[bytes]] = {}
         self.on_ballot: Callable[[bytes], None] | None = None
         self.on_unlinked: Callable[[int], None] | None = None
+        self.on_report: Callable[[Report], None] | None = None
+        self.on_inspect: Callable[[Link, Inspect], Coroutine[Any, Any, None]] | None = None
 
     # ---- a link's life
 
@@ -53,7 +56,7 @@ class Exchange:
                 await link.send(self._said)
             ballots = self._ballots[node] = asyncio.Queue(_BALLOTS)
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._hear(link))
+                group.create_task(self._hear(link, group))
                 group.create_task(self._receive(link))
                 group.create_task(self._vote(link, ballots))
         finally:
@@ -67,9 +70,12 @@ class Exchange:
                 self._outbox.unlinked(node)
             self._bells.ring()
 
-    async def _hear(self, link: Link) -> None:
+    async def _hear(self, link: Link, group: asyncio.TaskGroup) -> None:
         async for message in link.messages():
-            await self._heard(link, message)
+            if isinstance(message, Inspect) and self.on_inspect is not None:
+                group.create_task(self.on_inspect(link, message))  # it takes its time
+            else:
+                await self._heard(link, message)
 
     async def _heard(self, link: Link, message: Message) -> None:
         node = link.peer.node
@@ -99,6 +105,9 @@ class Exchange:
             case Ballot():
                 if self.on_ballot is not None:
                     self.on_ballot(message.data)
+            case Report():
+                if self.on_report is not None:
+                    self.on_report(message)
             case Marked():
                 self.marked[message.request] = message.frontier
                 self._bells.news.ring()

@@ -16,6 +16,7 @@ from syncagent.core.store import Keeper, PeerState, Request
 from syncagent.core.wire import Progress
 from syncagent.errors import Contended, SyncagentError, Unreachable
 from syncagent.services.applier import Applier
+from syncagent.services.attaching import Attaching
 from syncagent.services.cutter import Cutter
 from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
@@ -44,6 +45,7 @@ class Housekeeper:
         cutter: Cutter,
         applier: Applier,
         elections: Elections,
+        attaching: Attaching,
         *,
         steady: bool,
     ) -> None:
@@ -57,7 +59,7 @@ class Housekeeper:
         )
         self._roster, self._keeper, self._steady = desk.roster, keeper, steady
         self._exchange, self._cutter, self._applier = exchange, cutter, applier
-        self._elections = elections
+        self._elections, self._attaching = elections, attaching
         self._shown: tuple[list[PeerState], str | None, str | None, int | None] | None = None
         self._trouble: str | None = None
         self._serving: dict[UUID, asyncio.Task[None]] = {}
@@ -104,13 +106,15 @@ class Housekeeper:
                 parked=self._applier.parked,
                 waiting=self._cutter.waiting,
                 epoch=self._roster.epoch,
+                attached=self._attaching.epoch,
+                trouble=self._attaching.trouble,
                 steady=self._steady,
             )
             await self._exchange.gossip(progress)
             shown = (
                 [self._state(peer) for peer in self._roster.peers],
                 self._cutter.waiting,
-                self._trouble,
+                self._trouble or self._attaching.trouble,
                 self._elections.leader or None,
             )
             if shown != self._shown:

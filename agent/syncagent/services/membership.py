@@ -18,7 +18,7 @@ from syncagent.core.membership import Peer
 from syncagent.core.ports import Network
 from syncagent.core.store import Request
 from syncagent.core.wire import PROTOCOL
-from syncagent.errors import RefusedError, Undecided
+from syncagent.errors import RefusedError, SyncagentError, Undecided
 from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
@@ -33,6 +33,10 @@ _CATCH_UP = 10.0
 """Seconds after which a site that joins asks its peers for newer cuts."""
 MAX_SKEW = 60.0
 """Seconds between the clocks of a member and of a joiner; more is a clock that is not set."""
+
+
+class Departed(RefusedError):
+    """This site has left the cluster because it was told to: its agent's work is done."""
 
 
 class Membership:
@@ -50,6 +54,7 @@ class Membership:
         self._desk, self._version, self._reach = desk, version, reach
         self._elections, self._exchange, self._network = elections, exchange, network
         self._me = desk.me
+        self._leaving = False
         self.arrived = asyncio.Event()
         self.lacking: dict[str, str] = {}
         """What keeps a site that joins from being a member."""
@@ -85,7 +90,8 @@ class Membership:
         with suppress(TimeoutError):
             async with asyncio.timeout(_OUT):
                 await self._elections.removed.wait()
-        raise RefusedError(
+                await asyncio.sleep(_LOOK)  # whoever asked hears the answer
+        raise (Departed if self._leaving else RefusedError)(
             "this site was removed from the cluster",
             hint="its rows stay as they are; `syncagent db uninstall` takes syncagent out of the database,"
             " and with a new --home the database can join again",
@@ -221,7 +227,12 @@ class Membership:
                 f"not everything written here has reached {', '.join(missing)}",
                 hint="bring them back, wait longer with --timeout, or leave all the same with --force",
             )
-        await self._elections.submit(Remove(self._me), uuid4(), seconds=_SECONDS)
+        self._leaving = True
+        try:
+            await self._elections.submit(Remove(self._me), uuid4(), seconds=_SECONDS)
+        except SyncagentError:
+            self._leaving = False
+            raise
         return {"left": True, "missing": missing}
 
     async def _shipped(self, marked: UUID, seconds: float) -> list[str]:

@@ -35,8 +35,8 @@ class Candidate:
 
     oid: int
     name: str
-    title: str
-    """Schema and name as patterns see them: without quotes."""
+    schema: str
+    relname: str
     key: tuple[str, ...]
     derived: bool
     partitioned: bool
@@ -156,6 +156,16 @@ def _oid(connection: Connection, name: str) -> int | None:
     return None
 
 
+def exactly(connection: Connection, schema: str, name: str) -> int | None:
+    """The oid of the table that is called so, to the letter."""
+    row = connection.execute(
+        "select c.oid::bigint as oid from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " where n.nspname = %s and c.relname = %s",
+        (schema, name),
+    ).fetchone()
+    return None if row is None else int(row["oid"])
+
+
 def candidate(connection: Connection, oid: int, *, derive: bool) -> Candidate:
     rows = connection.execute(
         "select problem, hint from syncagent._obstacles(%s::oid::regclass, %s)", (oid, derive)
@@ -163,7 +173,7 @@ def candidate(connection: Connection, oid: int, *, derive: bool) -> Candidate:
     found = connection.execute(
         """
         select format('%%I.%%I', n.nspname, c.relname) as name, coalesce(k.names::text[], '{}') as key, k.names is not null and not k.uuid as derived,
-               c.relkind = 'p' as partitioned, c.relkind = 'f' as "foreign", n.nspname || '.' || c.relname as title
+               c.relkind = 'p' as partitioned, c.relkind = 'f' as "foreign", n.nspname::text as schema, c.relname::text as relname
         from pg_class c join pg_namespace n on n.oid = c.relnamespace
         cross join lateral syncagent._key(c.oid) as k where c.oid = %s
         """,
@@ -173,7 +183,8 @@ def candidate(connection: Connection, oid: int, *, derive: bool) -> Candidate:
     return Candidate(
         oid,
         found["name"],
-        found["title"],
+        found["schema"],
+        found["relname"],
         tuple(found["key"]),
         found["derived"],
         found["partitioned"],

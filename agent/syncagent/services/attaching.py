@@ -1,0 +1,189 @@
+"""Which tables are replicated is agreed: what is attached at one site goes to all, and so does its end.
+
+Invariant: a table that a person attached here is in the catalog before anything else is done about it; one
+that the catalog has is attached here as soon as that can be; one that it had, and has no more, is detached.
+"""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+from uuid import UUID, uuid4
+
+from syncagent.core.batch import Table
+from syncagent.core.catalog import Attach, Attachment, Detach, Inspected
+from syncagent.core.ports import Link
+from syncagent.core.store import Request, Tables
+from syncagent.core.wire import Inspect, Report
+from syncagent.errors import SyncagentError, Undecided, Unreachable
+from syncagent.services.elections import Elections
+from syncagent.services.exchange import Exchange
+from syncagent.services.lifecycle import Bell, Desk
+
+_SECONDS = 20.0
+_INSPECT = 15.0
+"""Seconds a peer may take to look at tables."""
+_AGAIN = 5.0
+"""Seconds after which a table that could not be attached is tried again."""
+_LOOK = 0.1
+
+
+class Attaching:
+    """`trouble` says what keeps a table from being attached here; `epoch` is the catalog whose tables are."""
+
+    def __init__(self, desk: Desk, tables: Tables, elections: Elections, exchange: Exchange) -> None:
+        self._desk, self._tables = desk, tables
+        self._elections, self._exchange = elections, exchange
+        self._reports: dict[UUID, asyncio.Future[Report]] = {}
+        self.bell = Bell()
+        self.trouble: str | None = None
+        self.epoch = 0
+        exchange.on_report = self._reported
+        exchange.on_inspect = self._inspected
+        self.verbs = {"inspect": self._inspect, "attached": self._attached, "detach": self._detach}
+
+    async def run(self) -> None:
+        """For ever: what is here follows the catalog."""
+        while True:
+            try:
+                await self._follow()
+            except Unreachable:
+                raise
+            except SyncagentError as error:
+                self._say(error.line)
+            await self.bell.wait(_AGAIN if self.trouble else None)
+
+    async def _follow(self) -> None:
+        here = await self._tables.attached()
+        new = [attachment for attachment, agreed in here.items() if not agreed]
+        if missing := [known for known in new if known.table not in self._elections.catalog.tables]:
+            with suppress(Undecided):
+                await self._elections.submit(Attach(tuple(missing)), uuid4(), seconds=_SECONDS)
+        catalog = self._elections.catalog
+        await self._tables.agree([known.table for known in new if known.table in catalog.tables])
+        trouble = []
+        local = {attachment.table: agreed for attachment, agreed in here.items()}
+        for attachment in catalog.attached:
+            if attachment.table not in local:
+                trouble += await self._try(attachment)
+        for table, agreed in local.items():
+            if agreed and table not in catalog.tables:
+                await self._tables.detach(table)
+        if any(known.table not in catalog.tables for known in new):
+            trouble.append("the cluster has not agreed yet on the tables that were attached here")
+        self._say("; ".join(trouble) or None)
+        if not trouble:
+            self.epoch = catalog.epoch
+            self._desk.bells.news.ring()
+
+    async def _try(self, attachment: Attachment) -> list[str]:
+        try:
+            await self._tables.attach(attachment)
+        except Unreachable:
+            raise
+        except SyncagentError as error:
+            return [error.line]
+        await self._tables.agree([attachment.table])
+        return []
+
+    def _say(self, trouble: str | None) -> None:
+        self.trouble = trouble
+        self._desk.bells.news.ring()
+
+    # ---- what peers ask
+
+    async def _inspected(self, link: Link, question: Inspect) -> None:
+        try:
+            report = Report(question.request, tuple(await self._tables.inspect(question.attachments)))
+        except SyncagentError as error:
+            report = Report(question.request, error=error.line)
+        await link.send(report)
+
+    def _reported(self, report: Report) -> None:
+        if (future := self._reports.get(report.request)) is not None and not future.done():
+            future.set_result(report)
+
+    # ---- people
+
+    async def _inspect(self, request: Request) -> dict[str, Any]:
+        """What every other site says about tables that are to be attached."""
+        attachments = tuple(
+            Attachment(Table(*given["table"]), given["derive"], given["ship"], given["stride"])
+            for given in request.arguments["tables"]
+        )
+        peers = self._desk.roster.peers
+        reports = await asyncio.gather(*(self._ask(peer.node, attachments) for peer in peers))
+        return {
+            "sites": [
+                {
+                    "site": peer.name,
+                    "error": report.error,
+                    "tables": [_told(found) for found in report.found],
+                }
+                for peer, report in zip(peers, reports, strict=True)
+            ]
+        }
+
+    async def _ask(self, node: int, attachments: tuple[Attachment, ...]) -> Report:
+        link, question = self._exchange.links.get(node), uuid4()
+        if link is None:
+            return Report(question, error="no link: it attaches them when it comes back")
+        future: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+        self._reports[question] = future
+        try:
+            async with asyncio.timeout(_INSPECT):
+                await link.send(Inspect(question, attachments))
+                return await future
+        except TimeoutError:
+            return Report(question, error=f"no answer within {_INSPECT:g} s")
+        except SyncagentError as error:
+            return Report(question, error=error.line)
+        finally:
+            del self._reports[question]
+
+    async def _attached(self, request: Request) -> dict[str, Any]:
+        """Tables were attached here: until all sites that can be reached have them, too."""
+        seconds = float(request.arguments.get("timeout") or 30.0)
+        self.bell.ring()
+        return await self._everywhere({Table(*given) for given in request.arguments["tables"]}, seconds)
+
+    async def _everywhere(self, wanted: set[Table], seconds: float) -> dict[str, Any]:
+        return {"missing": await self._until_done(wanted, seconds)}
+
+    async def _detach(self, request: Request) -> dict[str, Any]:
+        """From all sites."""
+        tables = tuple(Table(*given) for given in request.arguments["tables"])
+        await self._elections.submit(Detach(tables), uuid4(), seconds=_SECONDS)
+        self.bell.ring()
+        seconds = float(request.arguments.get("timeout") or 30.0)
+        return {"missing": await self._until_done(set(), seconds)}
+
+    async def _until_done(self, wanted: set[Table], seconds: float) -> dict[str, str]:
+        """Who does not do yet what the catalog says, and why, after so many seconds at most."""
+        until = self._desk.clock.now() + seconds
+        while True:
+            missing = self._missing(wanted)
+            if not missing or self._desk.clock.now() >= until:
+                return missing
+            await asyncio.sleep(_LOOK)
+
+    def _missing(self, wanted: set[Table]) -> dict[str, str]:
+        catalog = self._elections.catalog
+        if not wanted <= catalog.tables.keys():
+            return {"the cluster": "has not agreed yet"}
+        missing = {} if self.epoch >= catalog.epoch else {"this site": self.trouble or "not yet"}
+        for peer in self._desk.roster.peers:
+            told = self._exchange.progress.get(peer.node)
+            if told is None:
+                missing[peer.name] = "no link: it follows when it comes back"
+            elif told.attached < catalog.epoch:
+                missing[peer.name] = told.trouble or "not yet"
+        return missing
+
+
+def _told(found: Inspected) -> dict[str, Any]:
+    return {
+        "table": [found.table.schema, found.table.name],
+        "problems": found.problems,
+        "hints": found.hints,
+        "rows": found.rows,
+    }

@@ -1,0 +1,197 @@
+"""A fleet is built, grown and shrunk by one command each; what is not allowed is refused, and changes nothing."""
+
+import asyncio
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from msgspec.structs import replace
+
+from syncagent import __version__
+from syncagent.core.invitation import Application, Token
+from syncagent.core.wire import PROTOCOL
+from syncagent.embedded import Server
+from syncagent.errors import RefusedError, TrustError
+from syncagent.transport import admission
+from tests.support.cluster import Cluster, Laboratory, Site
+from tests.support.fleet import Member, fleet
+from tests.support.load import committed, load, share, verify
+from tests.support.waiting import until
+
+TABLE = "create table item (id uuid primary key, name text not null)"
+INSERT = "insert into item values (syncagent.uuid7(), %s)"
+
+
+def has(member: Member, *names: str) -> bool:
+    return {name for (name,) in member.execute("select name from item")} >= set(names)
+
+
+def test_a_fleet_is_built_and_shrunk(server18: Server, server15: Server, tmp_path: Path) -> None:
+    with fleet(tmp_path, TABLE, server18, server15, server18) as (berlin, tokyo, lima):
+        berlin.init()
+        berlin.start()
+        tokyo.join(berlin)
+        tokyo.start()
+        lima.join(tokyo)
+        lima.start()
+        three = {"berlin": (1, "voter"), "tokyo": (2, "voter"), "lima": (3, "voter")}
+        for site in (berlin, tokyo, lima):
+            until(lambda site=site: site.members() == three, f"three members at {site.name}")  # type: ignore[misc]
+
+        told = lima.ask("attach", "item")
+        assert [table["table"] for table in told] == ["public.item"]
+        for site in (berlin, tokyo, lima):
+            assert site.scalar("select count(*) from syncagent.replicated where agreed") == 1
+            site.execute(INSERT, (site.name,))
+        for site in (berlin, tokyo, lima):
+            until(lambda site=site: has(site, "berlin", "tokyo", "lima"), f"all rows at {site.name}")  # type: ignore[misc]
+
+        assert "is alive" in berlin.refused("remove", "tokyo", "--yes")
+        tokyo.execute(INSERT, ("last words",))
+        assert tokyo.ask("leave", "--yes") == {"left": True, "missing": []}
+        assert tokyo.exit_code() == 0
+        assert has(berlin, "last words")
+        assert has(lima, "last words")
+        assert "was removed" in tokyo.refused("run")
+
+        lima.stop(kill=True)
+        left = {"berlin": (1, "voter"), "lima": (3, "learner")}
+        until(lambda: berlin.members() == left, "one of two votes")
+        assert berlin.ask("remove", "lima", "--yes")["node"] == 3
+        assert berlin.members() == {"berlin": (1, "voter")}
+        assert "was removed" in lima.refused("run")
+
+
+def test_who_may_not_join(server18: Server, tmp_path: Path) -> None:
+    with fleet(tmp_path, TABLE, *[server18] * 4) as (berlin, tokyo, lima, oslo):
+        berlin.init()
+        assert "no agent is running" in berlin.refused("invite")
+        berlin.start()
+        token = berlin.ask("invite")["token"]
+        forged = str(Token(Token.read(token).id, bytes(32)))
+        assert "does not know this token" in tokyo.refused(*tokyo.joining(berlin), token=forged)
+        assert "not known here" in tokyo.refused(*tokyo.joining(berlin), token=str(Token(uuid4(), bytes(32))))
+        assert "a token is needed" in tokyo.refused(*tokyo.joining(berlin))
+        tokyo.ask(*tokyo.joining(berlin), token=token)
+        assert "used already" in lima.refused(*lima.joining(berlin), token=token)
+
+        expired = berlin.ask("invite", "--ttl", "1ms")["token"]
+        assert "has expired" in lima.refused(*lima.joining(berlin), token=expired)
+        named = [berlin.name if word == "lima" else word for word in lima.joining(berlin)]
+        fresh = berlin.ask("invite")["token"]
+        assert "has a site berlin already" in lima.refused(*named, token=fresh)
+
+        oslo.init()
+        oslo.start()
+        assert "not known here" in lima.refused(*lima.joining(oslo), token=fresh)
+        assert "is the site oslo already" in _joins_used(lima, oslo, berlin, fresh)
+        assert berlin.members().keys() == {"berlin", "tokyo"}
+        lima.ask(*lima.joining(berlin), token=fresh)  # none of it has used the token up
+
+
+def _joins_used(lima: Member, oslo: Member, berlin: Member, token: str) -> str:
+    """A new home, and a database that is a site already."""
+    words = [oslo.database.dsn if word == lima.database.dsn else word for word in lima.joining(berlin)]
+    return lima.refused(*words, token=token)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"wall": time.time() + 600}, "600 s ahead of"),
+        ({"wall": 0.0}, "behind"),
+        ({"version": "0.0.1"}, "install the version"),
+        ({"protocol": PROTOCOL + 1}, f"protocol {PROTOCOL + 1}"),
+    ],
+    ids=["clock ahead", "clock behind", "older agent", "other protocol"],
+)
+def test_a_site_that_does_not_fit(laboratory: Laboratory, wrong: dict[str, object], why: str) -> None:
+    with laboratory.cluster(18) as cluster:
+        (berlin,) = cluster
+        cluster.start()
+        until(lambda: berlin.syncagent("invite").returncode == 0, "the agent answers")
+        token = Token.read(berlin.syncagent("invite").stdout)
+        application = Application(
+            invitation=token.id,
+            secret=token.secret,
+            name="tokyo",
+            site=uuid4(),
+            incarnation=uuid4(),
+            address=None,
+            sha256="ab" * 32,
+            protocol=PROTOCOL,
+            version=__version__,
+            wall=time.time(),
+        )
+        with pytest.raises(RefusedError) as caught:
+            asyncio.run(apply(berlin, token, replace(application, **wrong)))
+        assert why in str(caught.value)
+        assert berlin.scalar("select count(*) from syncagent.member") == 1
+
+
+async def apply(site: Site, token: Token, application: Application) -> None:
+    address = f"127.0.0.1:{site.port}"
+    await admission.apply(address, await admission.find(address, token), application)
+
+
+def test_whoever_stands_between_learns_nothing(laboratory: Laboratory) -> None:
+    """A member's proof is for its own certificate: passed on by another server it is worth nothing."""
+    with laboratory.cluster(18, 15) as cluster:
+        berlin, _ = cluster
+        cluster.start()
+        until(lambda: berlin.syncagent("invite").returncode == 0, "the agent answers")
+        token = Token.read(berlin.syncagent("invite").stdout)
+        stranger = Token(token.id, bytes(32))
+        with pytest.raises(TrustError, match="does not know this token"):
+            asyncio.run(admission.find(f"127.0.0.1:{berlin.port}", stranger))
+
+
+def leader(cluster: Cluster) -> Site | None:
+    found = [
+        row[0]
+        for site in cluster
+        if site.runs
+        and (row := (site.execute("select leader from syncagent.agent_state") or [(None,)])[0])[0]
+    ]
+    return next((site for site in cluster if found and site.runs and {site.node} == set(found)), None)
+
+
+def test_a_leader_is_killed_and_rows_do_not_notice(laboratory: Laboratory, seed: int) -> None:
+    with laboratory.cluster(18, 15, 18) as cluster:
+        cluster.start()
+        share(cluster.sites[0])
+        cluster.exchange()
+        first = until(lambda: leader(cluster), "a leader")
+        assert first is not None
+        others = [site for site in cluster if site is not first]
+        with load(others, seed) as writers:
+            first.kill()
+            until(lambda: leader(cluster), "another leader", 10)
+            assert leader(cluster) is not first
+            committed(writers, 100)
+            assert others[0].syncagent("invite").returncode == 0
+        first.start()
+        cluster.converges()
+        verify(writers, cluster.sites)
+
+
+def test_a_minority_changes_nothing_and_goes_on_writing(laboratory: Laboratory, seed: int) -> None:
+    with laboratory.cluster(18, 15, 18) as cluster:
+        *majority, lonely = cluster
+        cluster.start()
+        share(cluster.sites[0])
+        cluster.exchange()
+        until(lambda: leader(cluster), "a leader")
+        with load(cluster.sites, seed) as writers:
+            cluster.cut_off(lonely)
+            said = lonely.syncagent("invite")
+            assert said.returncode == 1
+            assert "could not agree in time" in said.stderr
+            assert "berlin, tokyo, lima" in said.stderr
+            assert majority[0].syncagent("invite").returncode == 0
+            committed(writers, 100)
+            cluster.heal(lonely)
+        cluster.converges()
+        verify(writers, cluster.sites)
+        assert until(lambda: lonely.syncagent("invite").returncode == 0, "it can agree again")
