@@ -32,7 +32,7 @@ from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
 from syncagent.services.housekeeper import Housekeeper
 from syncagent.services.lifecycle import Desk, Roster
-from syncagent.services.membership import Departed, Membership, peers_of
+from syncagent.services.membership import Departed, Membership, peers_of, removed_from
 from syncagent.settings import Settings
 from syncagent.storage.attaching import PostgresTables
 from syncagent.storage.store import PostgresStore, opened
@@ -84,9 +84,9 @@ async def run(
             errors = list(_leaves(group))
             if any(isinstance(error, Departed) for error in errors):
                 log.info("left the cluster")
-                return
+                stop.set()
             for error in errors:
-                if not error.recoverable:
+                if not error.recoverable and not stop.is_set():
                     raise error from None
             if not stop.is_set():
                 failures = 1 if clock.now() - began > _HEALTHY else failures + 1
@@ -243,6 +243,7 @@ async def _assemble(
         gate=Gate(credentials.sha256, verifier, admit).routes(),
     )
     attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange)
+    await network.know(roster.peers, removed_from(catalog))
     membership = Membership(desk, __version__, elections, exchange, network, settings.addresses)
 
     async def follow(catalog: Catalog) -> None:

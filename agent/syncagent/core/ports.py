@@ -3,7 +3,7 @@
 Invariant: a service imports the core and this module, never a driver, a socket or a file.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
 
 from syncagent.core.batch import BatchHeader
@@ -91,8 +91,9 @@ class Network(Protocol):
         unreachable peers and links that broke (peer None: an unknown certificate).
         """
 
-    async def know(self, peers: Sequence[Peer]) -> None:
-        """These are the peers from now on. Who is not among them is refused at once, and its link ends soon."""
+    async def know(self, peers: Sequence[Peer], removed: Mapping[str, str]) -> None:
+        """These are the peers from now on. Who is not among them is refused at once, and its link ends soon;
+        `removed` says by certificate who was one, and is told so."""
 
     async def stop(self) -> None:
         """Every link is closed, every `on_link` has ended, no task and no socket is left. Idempotent."""

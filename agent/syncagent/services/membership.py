@@ -78,7 +78,7 @@ class Membership:
         changed = peers != roster.peers
         roster.peers, roster.epoch = peers, catalog.epoch
         if changed:
-            await self._network.know(peers)
+            await self._network.know(peers, removed_from(catalog))
         self._desk.bells.ring()
 
     async def watch(self) -> None:
@@ -265,6 +265,11 @@ def peers_of(catalog: Catalog, me: int, reach: Mapping[str, str]) -> tuple[Peer,
         Peer(peer.name, peer.node, reach.get(peer.name, peer.address), peer.sha256, peer.also)
         for peer in catalog.peers_of(me)
     )
+
+
+def removed_from(catalog: Catalog) -> dict[str, str]:
+    """Names of those that were sites, by their certificates."""
+    return {digest: site.name for site in catalog.gone.values() for digest in site.sha256}
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from syncagent.transport.dialler import Dialler
 from syncagent.transport.links import Limits, PeerLink, WebSocket
 from syncagent.transport.listener import NO_PAGES, Abort, Handler, Listener
 from syncagent.transport.spool import Spools
-from syncagent.transport.tls import Credentials, Trust
+from syncagent.transport.tls import NOBODY, Credentials, Trust
 
 OnLink = Callable[[PeerLink], Awaitable[None]]
 OnTrouble = Callable[[Peer | None, SyncagentError], None]
@@ -81,6 +81,7 @@ class TlsNetwork:
         self._efforts: set[asyncio.Task[Any]] = set()  # dialling and greeting: cancelled by stop
         self._dialling: dict[int, asyncio.Future[None]] = {}
         self._trust: Trust | None = None
+        self._removed = NOBODY
 
     @property
     def port(self) -> int | None:
@@ -98,6 +99,7 @@ class TlsNetwork:
                 trust = self._trust = await asyncio.to_thread(
                     Trust, self._hello.name, self._credentials, peers, self._directory
                 )
+                await asyncio.to_thread(trust.know, peers, self._removed)
                 stranger = partial(on_trouble, None)
                 listener = Listener(
                     self._listen,
@@ -115,15 +117,16 @@ class TlsNetwork:
             for peer in peers:
                 self._keep_dialling(peer)
 
-    async def know(self, peers: Sequence[Peer]) -> None:
+    async def know(self, peers: Sequence[Peer], removed: Mapping[str, str] = NOBODY) -> None:
         """These are the peers from now on: links with others end, and those that have come are dialled."""
         async with self._switch:
             before, self._peers = self._peers, {peer.node: peer for peer in peers}
+            self._removed = removed
             if not self._running:
                 return
             self._dialler.know(peers)
             if self._trust is not None:
-                await asyncio.to_thread(self._trust.know, peers)
+                await asyncio.to_thread(self._trust.know, peers, removed)
             for node, old in before.items():
                 if self._peers.get(node) != old and (dialling := self._dialling.pop(node, None)):
                     dialling.cancel()

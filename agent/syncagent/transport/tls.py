@@ -14,9 +14,10 @@ import datetime as dt
 import hashlib
 import os
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from cryptography import x509
@@ -31,6 +32,7 @@ from syncagent.errors import TrustError, UsageError
 NOT_BEFORE = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 NOT_AFTER = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
 KEY, CERTIFICATE = "key.pem", "certificate.pem"
+NOBODY: Mapping[str, str] = MappingProxyType({})
 
 
 class Credentials(NamedTuple):
@@ -151,8 +153,9 @@ class Trust:
         self.context.num_tickets = 0  # every connection shows its certificate
         self.know(peers)
 
-    def know(self, peers: Sequence[Peer]) -> None:
-        """These are listed from now on, and no others. Blocks."""
+    def know(self, peers: Sequence[Peer], removed: Mapping[str, str] = NOBODY) -> None:
+        """These are listed from now on, and no others; `removed` are names by their certificates. Blocks."""
+        self._removed = removed
         self._peers = {normal(pin): peer for peer in peers for pin in pins(peer)}
         for pin in self._peers.keys() - self._anchored:
             with suppress(OSError, TrustError):  # what is kept is a copy: a damaged one is as good as none
@@ -170,12 +173,17 @@ class Trust:
         der = der_of_pem(pem)
         pin = digest(der)
         peer = self._peers.get(pin)
+        if pin in self._removed:
+            raise TrustError(
+                f"site {self._removed[pin]} was removed from the cluster",
+                hint="it comes back as a new site: `syncagent db uninstall` there, then `syncagent join` with a new --home",
+            )
         if peer is None:
             raise TrustError(
                 f"a certificate that calls itself {_name_in(der)!r} is not listed at site {self._site}",
                 detail=f"its SHA-256 is {pin}",
-                hint="a site that was removed comes back with `syncagent join`; one that has just joined is known"
-                " here as soon as this site has heard of it",
+                hint="a site joins with `syncagent join`; one that has just joined is known here as soon as this site"
+                " has heard of it",
             )
         if pin not in self._anchored:
             self._anchor(pin, der)
