@@ -130,13 +130,14 @@ grant usage on schema app to blue_reader; grant usage on sequence app.numbers, a
 grant update on app.event_early to blue_reader with grant option;
 revoke execute on function types.even(int) from public; grant execute on function types.even(int) to blue_reader;
 revoke usage on type types.mood from public;
-alter table app.hen owner to blue_owner; revoke truncate on app.hen from blue_owner;
+alter table app.hen owner to blue_owner;
 alter schema types owner to blue_owner; alter type types.mood owner to blue_owner; alter domain types.code owner to blue_owner;
 alter table app.event_early owner to blue_owner; alter sequence app.numbers owner to blue_owner; alter function types.even(int) owner to blue_owner;
 alter table app.egg owner to blue_owner; alter statistics app.item_stats owner to blue_owner;
 comment on table app.item is 'things'; comment on column app.item.n is 'number'; comment on constraint "even?" on app.item is 'even';
 comment on statistics app.item_stats is 'more'; comment on sequence app.numbers is 'fives'; comment on index app.item_expr is 'expr';
 comment on table app.event_early is 'old'; comment on sequence app.item_i_seq is 'identity';
+create table "Sch ema"."of all" (id int primary key);
 create table app."of type" of types.pair (n with options primary key);
 create table app.row_of (id int primary key, e app.egg, es app.hen[]);
 create type types.shift as (d types.amount[]);
@@ -169,6 +170,14 @@ grant maintain on app.late to blue_reader;
 """
 
 
+# Of which privileges an owner has, versions think differently.
+ONE_VERSION = """
+revoke truncate on app.hen from blue_owner; grant all on "Sch ema"."of all" to blue_reader;
+"""
+
+
 def statements(major: int) -> str:
     """All that this version can do."""
-    return RICH + BEFORE_15 + (SINCE_15 if major >= 15 else "") + (SINCE_18 if major >= 18 else "")
+    return (
+        RICH + BEFORE_15 + ONE_VERSION + (SINCE_15 if major >= 15 else "") + (SINCE_18 if major >= 18 else "")
+    )

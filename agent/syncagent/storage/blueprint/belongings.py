@@ -159,7 +159,7 @@ SHAPES = """
     select t.oid::bigint, n.nspname || '.' || t.typname as name, format('%%I.%%I', n.nspname, t.typname) as quoted,
            case t.typtype
                when 'e' then array(select e.enumlabel::text from pg_enum e where e.enumtypid = t.oid order by e.enumsortorder)
-               when 'd' then array[format_type(t.typbasetype, t.typtypmod)]
+               when 'd' then array[format_type(t.typbasetype, t.typtypmod) || case when t.typnotnull then ' not null' else '' end]
                when 'c' then array(select format('%%I %%s', a.attname, format_type(a.atttypid, a.atttypmod)) from pg_attribute a
                                    where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped order by a.attnum)
                when 'r' then (select array['range of ' || format_type(r.rngsubtype, null)] from pg_range r where r.rngtypid = t.oid)

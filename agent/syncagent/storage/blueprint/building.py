@@ -39,7 +39,7 @@ def build_before(connection: Connection, blueprint: Blueprint, *, tell: OnStep |
     if found := obstacles(connection, blueprint):
         raise RefusedError("the tables cannot be made here", detail="\n".join(found))
     notes = other_functions(connection, blueprint)
-    with border(), pinned(connection, _SETTINGS):
+    with border(), connection.transaction():
         return notes + _Builder(connection, tell).run(blueprint.before)
 
 
@@ -70,8 +70,8 @@ class _Builder:
         self._roles = {
             row["rolname"] for row in self._connection.execute("select rolname from pg_roles").fetchall()
         }
-        for step in steps:
-            with pinned(self._connection, _SETTINGS):
+        with pinned(self._connection, _SETTINGS):
+            for step in steps:
                 self._step(step)
         for role, whats in self._absent.items():
             self._notes.append(f"there is no role {role} here; left out: {', '.join(dict.fromkeys(whats))}")

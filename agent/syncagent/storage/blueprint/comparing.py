@@ -33,7 +33,7 @@ def missing(connection: Connection, blueprint: Blueprint) -> list[Name]:
 
 def differences(connection: Connection, blueprint: Blueprint) -> list[str]:
     """What of the tables and types that are here is not as at the donor, so that rows could not be copied."""
-    with border(), pinned(connection, PLAIN):
+    with border(), connection.transaction(), pinned(connection, PLAIN):
         there = _there(connection, blueprint)
         return [
             *_types(connection, blueprint),
@@ -49,7 +49,7 @@ def differences(connection: Connection, blueprint: Blueprint) -> list[str]:
 def obstacles(connection: Connection, blueprint: Blueprint) -> list[str]:
     """Why the tables cannot be made here: versions, extensions, and what must be made first."""
     major = connection.info.server_version // 10000
-    with border(), pinned(connection, PLAIN):
+    with border(), connection.transaction(), pinned(connection, PLAIN):
         return [
             *_extensions(connection, blueprint),
             *(
@@ -69,7 +69,7 @@ def other_functions(connection: Connection, blueprint: Blueprint) -> list[str]:
     """Functions that are here already, with another text: they are kept."""
     notes = []
     same_major = connection.info.server_version // 10000 == blueprint.version // 10000
-    with border(), pinned(connection, PLAIN):
+    with border(), connection.transaction(), pinned(connection, PLAIN):
         for function in blueprint.functions:
             row = connection.execute(_DIGEST, (function.quoted,)).fetchone()
             # of a body that was parsed each version may write the text in its own way

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import msgspec
+from psycopg.pq import TransactionStatus
 
 from syncagent.storage.commands import Connection
 
@@ -142,21 +143,22 @@ class Blueprint(msgspec.Struct, frozen=True):
 
 @contextmanager
 def pinned(connection: Connection, settings: Mapping[str, str]) -> Iterator[None]:
-    """A transaction (or a part of the one that is open) with these settings, which end with it."""
-    with connection.transaction():
-        before = {name: _setting(connection, name) for name in settings}
-        for name, value in settings.items():
-            _set(connection, name, value)
+    """These settings for a while. In a transaction that fails it is the rollback that takes them back."""
+    names = list(settings)
+    rows = connection.execute(
+        "select n.name, current_setting(n.name) as value from unnest(%s::text[]) as n (name)", (names,)
+    )
+    before = {row["name"]: row["value"] for row in rows}
+    _set(connection, settings)
+    try:
         yield
-        for name, old in before.items():
-            _set(connection, name, old)
+    finally:
+        if connection.info.transaction_status in (TransactionStatus.IDLE, TransactionStatus.INTRANS):
+            _set(connection, before)
 
 
-def _setting(connection: Connection, name: str) -> str:
-    row = connection.execute("select current_setting(%s) as value", (name,)).fetchone()
-    assert row is not None
-    return str(row["value"])
-
-
-def _set(connection: Connection, name: str, value: str) -> None:
-    connection.execute("select set_config(%s, %s, true)", (name, value))
+def _set(connection: Connection, settings: Mapping[str, str]) -> None:
+    connection.execute(
+        "select set_config(s.name, s.value, false) from unnest(%s::text[], %s::text[]) as s (name, value)",
+        (list(settings), list(settings.values())),
+    )

@@ -66,7 +66,7 @@ def take(connection: Connection, tables: Sequence[tuple[str, str]]) -> Blueprint
     Raises UsageError for a table that is not there, RefusedError for one that cannot be brought along.
     """
     names = list(dict.fromkeys(Name(*table) for table in tables))
-    with border(), pinned(connection, PLAIN):
+    with border(), connection.transaction(), pinned(connection, PLAIN):
         roots = _roots(connection, names)
         root_of = _nodes(connection, roots)
         found = reach(connection, list(root_of))
