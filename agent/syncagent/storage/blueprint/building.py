@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 import psycopg
 
-from syncagent.errors import DatabaseError, RefusedError
+from syncagent.errors import DatabaseError, LacksPrivilege, RefusedError
 from syncagent.storage.blueprint.comparing import obstacles, other_functions
 from syncagent.storage.blueprint.parts import Blueprint, Role, Step, pinned
 from syncagent.storage.commands import Connection, border
@@ -27,8 +27,10 @@ _SETTINGS = {
     "row_security": "on",
     "xmloption": "content",
 }
-_BROKEN = ("23503", "23514")
-"""Rows against a foreign key or a CHECK."""
+_BROKEN = ("22", "23", "38", "39", "P0", "42883")
+"""Rows against a foreign key or a CHECK, or against a function that it calls."""
+_CANNOT = ("0A", "0L", "22", "2B", "3F", "42", "55006", "58")
+"""This server does not know it, has not got it, or does not let this role."""
 
 
 def build_before(connection: Connection, blueprint: Blueprint, *, tell: OnStep | None = None) -> list[str]:
@@ -102,23 +104,29 @@ class _Builder:
             self._connection.execute(statement.encode())
 
     def _failed(self, step: Step, error: psycopg.Error) -> None:
-        reason = error.diag.message_primary or str(error)
-        if self._connection.closed or error.sqlstate is None:
+        state = error.sqlstate
+        if self._connection.closed or state is None:
             raise error
-        if step.loose and error.sqlstate in _BROKEN:
+        reason = error.diag.message_primary or str(error)
+        if step.loose and state.startswith(_BROKEN):
             try:
                 self._run(step.loose)
             except psycopg.Error as second:
-                if second.sqlstate in _BROKEN or second.sqlstate is None:
+                if second.sqlstate is None:
                     raise
                 self._notes.append(
                     f"{step.what} is left out: {reason}; when the rows are mended: {step.sql};"
                 )
             else:
                 self._notes.append(f"{step.what} is not valid for all rows, as at the donor: {reason}")
-        elif step.optional:
+        elif step.optional and state.startswith(_CANNOT):
             self._notes.append(f"{step.what} is left out: {reason}")
-        elif error.sqlstate.startswith(("42", "0A", "58", "22", "2B", "3F")):
+        elif state == "42501":
+            raise LacksPrivilege(
+                f"{step.what} cannot be made here: {reason}",
+                hint=f"let a role that may make it: {step.sql};",
+            ) from error
+        elif state.startswith(_CANNOT):
             raise DatabaseError(f"{step.what} cannot be made here: {reason}", detail=step.sql) from error
         else:
             raise error
