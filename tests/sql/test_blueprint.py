@@ -14,11 +14,11 @@ from psycopg.rows import dict_row
 from syncagent.embedded import Server
 from syncagent.errors import LacksPrivilege, RefusedError, UsageError
 from syncagent.storage import blueprint as blueprints
-from syncagent.storage import installation
 from syncagent.storage.blueprint.parts import Blueprint, Name
 from syncagent.storage.commands import Connection
+from tests.sql.conftest import Sites
 from tests.sql.random_schema import TYPES, Table
-from tests.sql.rich_schema import BEFORE_15, LONG, NOT_TAKEN, RICH, ROLES, SINCE_15, SINCE_18, statements
+from tests.sql.rich_schema import BEFORE_15, NOT_TAKEN, RICH, ROLES, SINCE_15, SINCE_18, statements
 from tests.support.databases import Database
 from tests.support.dumps import dumped
 from tests.support.postgres import Servers
@@ -27,7 +27,7 @@ Make = Callable[..., Database]
 
 _TABLES = """
     select n.nspname, c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
-    where c.relkind in ('r', 'p') and not c.relispartition and n.nspname not in ('pg_catalog', 'information_schema', 'syncagent') order by 1, 2
+    where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence = 'p' and n.nspname not in ('pg_catalog', 'information_schema', 'syncagent') order by 1, 2
 """
 
 
@@ -118,10 +118,10 @@ def test_an_older_server_can_have_what_it_knows(
 def test_what_an_older_server_cannot_have_is_refused(
     server15: Server, server18: Server, make_database: Make
 ) -> None:
-    donor, target = rich(server18, make_database, SINCE_15 + SINCE_18), make_database(server15)
-    make_roles(server15)
+    make_roles(server18)
+    donor, target = make_database(server18), make_database(server15)
+    donor.execute("create schema app; create extension btree_gist;" + SINCE_18)
     taken = take(donor)
-    before = dumped(target)
     with pytest.raises(RefusedError) as caught:
         build(target, taken)
     said = caught.value.detail or ""
@@ -129,7 +129,7 @@ def test_what_an_older_server_cannot_have_is_refused(
     assert (
         "constraint unenforced of app.late needs NOT ENFORCED: PostgreSQL 18 can, this server is 15" in said
     )
-    assert dumped(target) == before
+    assert dumped(target) == set()
 
 
 # ---- what the judge must notice
@@ -243,20 +243,25 @@ def make_builder(database: Database) -> None:
 
 
 def test_a_role_that_is_no_superuser_builds_what_it_may(server18: Server, make_database: Make) -> None:
-    donor, target = rich(server18, make_database), make_database(server18)
+    make_roles(server18)
+    donor, target = make_database(server18), make_database(server18)
+    donor.execute(
+        SMALL
+        + """create extension hstore schema shop; alter table shop.customer add tags shop.hstore, add constraint x exclude using btree (name with =);
+        alter table shop.sale owner to blue_owner; grant update on shop.sale to blue_reader"""
+    )
     make_builder(target)
-    taken = take(donor, "app.item", "app.hen", "app.egg", f"Sch ema.{LONG}")
     with connected(target) as connection:
-        connection.execute("grant create on schema public to builder; set session authorization builder")
+        connection.execute("set session authorization builder")
+        taken = take(donor)
         notes = blueprints.build_before(connection, taken) + blueprints.build_keys(connection, taken)
         notes += blueprints.build_after(connection, taken)
         connection.execute("reset session authorization")
-    assert notes
+    assert 'owner of table shop.sale is left out: must be able to SET ROLE "blue_owner"' in notes
     assert all(note.startswith("owner of ") for note in notes)
-    (owners,) = target.execute(
-        "select array_agg(distinct relowner::regrole::text) from pg_class where relnamespace = 'app'::regnamespace"
-    )
-    assert owners == (["builder"],)
+    owned = "relnamespace = 'shop'::regnamespace and relkind in ('r', 'p')"
+    owners = f"select array_agg(distinct relowner::regrole::text) from pg_class where {owned}"
+    assert target.execute(owners) == [(["builder"],)]
 
 
 def test_an_extension_that_only_a_superuser_makes(server15: Server, make_database: Make) -> None:
@@ -450,23 +455,34 @@ def test_only_the_tables_that_are_missing_are_made(server18: Server, make_databa
     assert target.execute("select 1 from pg_trigger where tgname = 'stamp'") == []
 
 
-def test_syncagent_itself_is_no_part_of_it(server18: Server, make_database: Make) -> None:
+async def test_syncagent_itself_is_no_part_of_it(sites: Sites, server18: Server) -> None:
     """Triggers that capture, and numbers of one site alone."""
-    donor = make_database(server18)
+    (site,) = await sites("select 1", server18)
+    donor = Database(server18, site.name)
     donor.execute(
         SMALL + "create table shop.numbered (id int generated always as identity primary key, n serial)"
     )
     before = take(donor)
-    with connected(donor) as connection, connection.transaction():
-        installation.settle(connection, "donor", 3)
-        for table in before.tables:
-            connection.execute(
-                "select syncagent._attach(%s::text::regclass, true, false, 8)", (str(table.name),)
-            )
-    assert donor.execute(
-        "select seqincrement from pg_sequence where seqrelid = 'shop.numbered_id_seq'::regclass"
-    ) == [(8,)]
-    assert take(donor, *(str(table.name) for table in before.tables)) == before
+    for table in before.tables:
+        await site.app.execute(
+            "select syncagent._attach($1::text::regclass, true, false, 8)", str(table.name)
+        )
+    every = "select seqincrement from pg_sequence where seqrelid = 'shop.numbered_id_seq'::regclass"
+    assert donor.execute(every) == [(8,)]
+    assert take(donor) == before
+
+
+def test_a_partition_that_numbers_for_itself(server15: Server, server18: Server, make_database: Make) -> None:
+    """Versions before 17 know that."""
+    donor, same, newer = make_database(server15), make_database(server15), make_database(server18)
+    donor.execute("""create table p (id int, n int not null) partition by list (id);
+        create table c (id int, n int not null generated always as identity (increment 3)); alter table p attach partition c default""")
+    taken = take(donor)
+    assert build(same, taken) == []
+    check(donor, same)
+    assert build(newer, taken) == [
+        "identity of column n of partition public.c is left out: PostgreSQL 18 does not know an identity of a partition's own"
+    ]
 
 
 # ---- random schemas
