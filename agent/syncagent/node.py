@@ -28,7 +28,9 @@ from syncagent.services.exchange import Exchange
 from syncagent.services.housekeeper import Housekeeper
 from syncagent.services.lifecycle import Desk
 from syncagent.settings import Settings
+from syncagent.storage.donor import PostgresDonor
 from syncagent.storage.store import PostgresStore, opened
+from syncagent.transport.copying import pages
 from syncagent.transport.network import TlsNetwork
 from syncagent.transport.spool import Spools
 from syncagent.transport.tls import Credentials
@@ -120,6 +122,8 @@ async def _run_once(
     ) as store:
         (settings.home / "spool").mkdir(mode=0o700, exist_ok=True)
         spools = Spools(settings.home / "spool")
+        loops, exchange = await _assemble(settings, store, spools, clock)
+        donor = PostgresDonor(settings.dsn, settings.node, spools, exchange.cut_soon)
         network = TlsNetwork(
             hello(settings),
             settings.peers,
@@ -127,8 +131,8 @@ async def _run_once(
             listen=settings.listen,
             directory=settings.home / "peers",
             spools=spools,
+            pages=pages(donor),
         )
-        loops, exchange = await _assemble(settings, store, spools, clock)
 
         told: dict[str | None, str] = {}
 

@@ -1,16 +1,17 @@
 """Sites, and one that joins them."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 from syncagent.embedded import Server
 from tests.support.joining import Joining, joining
-from tests.support.lab import Laboratory
+from tests.support.lab import Change, Laboratory
 
-MakeJoin = Callable[..., Awaitable[Joining]]
+MakeJoin = Callable[..., AbstractAsyncContextManager[Joining]]
 
 
 @pytest.fixture(scope="session")
@@ -20,12 +21,20 @@ def laboratory() -> Laboratory:
 
 
 @pytest.fixture
-async def make_join(laboratory: Laboratory, tmp_path: Path) -> AsyncIterator[MakeJoin]:
-    """`await make_join(tables, keys, joiner's server, *servers of the members)`; the first member is the donor."""
-    async with AsyncExitStack() as stack:
+def make_join(laboratory: Laboratory, tmp_path: Path) -> MakeJoin:
+    """`async with make_join(tables, keys, joiner's server, *servers of the members)`; the first member is the donor."""
+    numbers = count(1)
 
-        async def make(tables: str, keys: str, server: Server, *servers: Server) -> Joining:
-            members = await stack.enter_async_context(laboratory.sites(f"{tables};{keys}", *servers))
-            return await stack.enter_async_context(joining(members, server, tables, keys, tmp_path))
+    @asynccontextmanager
+    async def make(
+        tables: str, keys: str, server: Server, *servers: Server, changes: Sequence[Change] = ()
+    ) -> AsyncIterator[Joining]:
+        folder = tmp_path / str(next(numbers))
+        folder.mkdir()
+        async with (
+            laboratory.sites(f"{tables};{keys}", *servers, changes=changes) as members,
+            joining(members, server, tables, keys, folder) as join,
+        ):
+            yield join
 
-        yield make
+    return make

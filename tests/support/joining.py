@@ -7,7 +7,7 @@ are made when the copy asks for one, for no agent runs.
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import asyncpg
 import psycopg
 
 from syncagent import resources
+from syncagent.core.copying import Range, RangeAsked, RangeHead
 from syncagent.core.membership import Peer
+from syncagent.core.ports import Spool
 from syncagent.core.wire import PROTOCOL, Hello
 from syncagent.embedded import Server
 from syncagent.services import joiner
@@ -43,6 +45,27 @@ class Clock:
         return random.random()
 
 
+Hook = Callable[[Range], Awaitable[None]]
+
+
+async def _nothing(_range: Range) -> None:
+    return
+
+
+class _Watched:
+    """The donor's database, with the hooks of a test around every range."""
+
+    def __init__(self, join: "Joining", donor: PostgresDonor) -> None:
+        self._join, self.plan, self.end, self._rows = join, donor.plan, donor.end, donor.rows
+
+    async def rows(self, asked: RangeAsked) -> tuple[RangeHead, Spool]:
+        self._join.asked.append(asked.range)
+        await self._join.before(asked.range)
+        read = await self._rows(asked)
+        await self._join.after(asked.range)
+        return read
+
+
 class Joining:
     """See the module's docstring. `members` are the sites there were before; the first is the donor."""
 
@@ -56,8 +79,11 @@ class Joining:
         self.credentials = {name: self._credentials(name) for name in ("donor", "joiner")}
         self.cuts: set[asyncio.Task[object]] = set()
         self.network: TlsNetwork
-        self.asked: list[Any] = []
+        self.asked: list[Range] = []
         """Ranges the donor was asked for."""
+        self.before: Hook = _nothing
+        self.after: Hook = _nothing
+        """Run around the reading of every range."""
 
     def _credentials(self, name: str) -> Credentials:
         (self.folder / name).mkdir()
@@ -92,14 +118,6 @@ class Joining:
         peer = Peer("joiner", self.node, None, self.credentials["joiner"].sha256)
         spools = Spools(self.folder / "donor")
         donor = PostgresDonor(self.donor.dsn, self.donor.node, spools, self._nudge, range_rows=range_rows)
-        shown = pages(donor)
-        asked, rows = self.asked, donor.rows
-
-        async def noted(what: Any) -> Any:
-            asked.append(what.range)
-            return await rows(what)
-
-        donor.rows = noted  # type: ignore[method-assign]
         self.network = TlsNetwork(
             Hello(PROTOCOL, "test", self.donor.node, "donor", uuid4(), uuid4(), "0", uuid4()),
             [peer],
@@ -107,7 +125,7 @@ class Joining:
             listen=f"127.0.0.1:{port}",
             directory=self.folder / "donor" / "peers",
             spools=spools,
-            pages=shown,
+            pages=pages(_Watched(self, donor)),
         )
 
         async def no_link(_link: object) -> None:

@@ -20,6 +20,8 @@ _PATIENCE = 1.0
 """Seconds a small message may take to leave; one that did not is said again later, or its link is dead."""
 _REFUSED_AGAIN = 15.0
 """Seconds after which a refused want is repeated."""
+_NOBODY = UUID(int=0)
+"""The request of those who only want a cut to be made."""
 
 
 class Exchange:
@@ -150,6 +152,10 @@ class Exchange:
         self._askers[request] = None
         self._outbox.marked(request)
         self._bells.cuts.ring()
+
+    def cut_soon(self) -> None:
+        """Whoever wants a cut of what is committed now looks for it in the database."""
+        self.mark(_NOBODY)
 
     async def mark_peer(self, node: int, request: UUID) -> None:
         await self._send(node, Mark(request))
