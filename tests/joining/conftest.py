@@ -27,13 +27,18 @@ def make_join(laboratory: Laboratory, tmp_path: Path) -> MakeJoin:
 
     @asynccontextmanager
     async def make(
-        tables: str, keys: str, server: Server, *servers: Server, changes: Sequence[Change] = ()
+        tables: str,
+        keys: str,
+        server: Server,
+        *servers: Server,
+        changes: Sequence[Change] = (),
+        joiner_tables: str | None = None,
     ) -> AsyncIterator[Joining]:
         folder = tmp_path / str(next(numbers))
         folder.mkdir()
         async with (
             laboratory.sites(f"{tables};{keys}", *servers, changes=changes) as members,
-            joining(members, server, tables, keys, folder) as join,
+            joining(members, server, joiner_tables or tables, keys, folder, changes) as join,
         ):
             yield join
 

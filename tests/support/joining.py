@@ -16,7 +16,6 @@ from uuid import uuid4
 import asyncpg
 import psycopg
 
-from syncagent import resources
 from syncagent.core.copying import Range, RangeAsked, RangeHead
 from syncagent.core.membership import Peer
 from syncagent.core.ports import Spool
@@ -31,7 +30,7 @@ from syncagent.transport.network import TlsNetwork
 from syncagent.transport.spool import Spools
 from syncagent.transport.tls import Credentials
 from tests.support.databases import fresh_database
-from tests.support.lab import Site
+from tests.support.lab import Change, Site, installation
 
 
 class Clock:
@@ -70,11 +69,18 @@ class Joining:
     """See the module's docstring. `members` are the sites there were before; the first is the donor."""
 
     def __init__(
-        self, members: Sequence[Site], server: Server, dsn: str, tables: str, keys: str, folder: Path
+        self,
+        members: Sequence[Site],
+        server: Server,
+        dsn: str,
+        tables: str,
+        keys: str,
+        folder: Path,
+        changes: Sequence[Change],
     ) -> None:
         self.members, self.server, self.dsn, self.folder = list(members), server, dsn, folder
         self.node = len(members) + 1
-        self.tables, self.keys_made_by = tables, keys
+        self.tables, self.keys_made_by, self.changes = tables, keys, changes
         self.stack = AsyncExitStack()
         self.credentials = {name: self._credentials(name) for name in ("donor", "joiner")}
         self.cuts: set[asyncio.Task[object]] = set()
@@ -97,8 +103,8 @@ class Joining:
 
     async def install(self) -> None:
         connection = await asyncpg.connect(self.dsn)
-        for path in sorted(resources.sql().glob("*.sql")):
-            await connection.execute(path.read_text())
+        for text in installation(self.changes):
+            await connection.execute(text)
         await connection.execute(self.tables)
         await connection.execute(
             f"insert into syncagent.local_site (site, name, node, incarnation, tail) values"
@@ -155,9 +161,12 @@ class Joining:
             await copier.close()
 
     async def copy(
-        self, on_progress: Callable[[joiner.CopyProgress], None] = lambda _: None, **options: Any
+        self,
+        on_progress: Callable[[joiner.CopyProgress], None] = lambda _: None,
+        port: int | None = None,
+        **options: Any,
     ) -> joiner.CopyReport:
-        async with self.ends() as (donor, copier):
+        async with self.ends(port) as (donor, copier):
             return await joiner.copy(donor, copier, Clock(), on_progress=on_progress, **options)
 
     async def conclude(self) -> joiner.Concluded:
@@ -194,10 +203,15 @@ class Joining:
 
 @asynccontextmanager
 async def joining(
-    members: Sequence[Site], server: Server, tables: str, keys: str, folder: Path
+    members: Sequence[Site],
+    server: Server,
+    tables: str,
+    keys: str,
+    folder: Path,
+    changes: Sequence[Change] = (),
 ) -> AsyncIterator[Joining]:
     with fresh_database(server) as database:
-        join = Joining(members, server, database.dsn, tables, keys, folder)
+        join = Joining(members, server, database.dsn, tables, keys, folder, changes)
         try:
             await join.install()
             yield join

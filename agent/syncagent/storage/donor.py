@@ -29,7 +29,7 @@ from syncagent.core.copying import (
     SequenceAt,
 )
 from syncagent.core.ports import Spool, SpoolFactory
-from syncagent.errors import Contended, RefusedError
+from syncagent.errors import Contended, CopyDiffers, RefusedError
 from syncagent.storage.borders import border
 from syncagent.storage.session import connect
 
@@ -225,7 +225,8 @@ class PostgresDonor:
             sums = await session.fetchrow(found["sums"])
             assert sums is not None
             rows, lanes = sums["rows"], (sums["lane_0"], sums["lane_1"])
-            await _copy(session, found["rows"], spool, copying.ROWS)
+            if await _copy(session, found["rows"], spool, copying.ROWS) != rows:
+                raise CopyDiffers(f"{part}: two readings in one snapshot of the donor differ")
         versions = await _copy(session, found["versions"], spool, copying.VERSIONS)
         parked = await _copy(session, found["parked"], spool, copying.PARKED)
         return RangeHead(
