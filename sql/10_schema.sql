@@ -21,9 +21,10 @@ create table syncagent.local_site (
     incarnation uuid not null,
     tail        bigint not null,
     trimmed     bigint not null default 0,
-    joining     boolean not null default false
+    joining     boolean not null default false,
+    copied      boolean not null default true
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until its copy is whole';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here';
 
 create table syncagent.replicated (
     id          integer generated always as identity primary key,

@@ -9,7 +9,8 @@
     │   ├── Contended         a lock was not to be had in time: roll back, try again
     │   ├── ConstraintBroken  rows that break a constraint of the table
     │   ├── Inexact           plain rows met metadata: ask for the batch in exact form
-    │   └── DiskFull          no space left where PostgreSQL writes
+    │   ├── DiskFull          no space left where PostgreSQL writes
+    │   └── CopyDiffers       a copied range is not what the donor has read
     ├── ProtocolError         a peer sent what the protocol does not allow
     │   └── DamagedFrame      bytes that do not match their digest, or stop too early
     ├── Undecided             the cluster cannot agree on it now: try again
@@ -89,6 +90,12 @@ class Inexact(DatabaseError):
 
 class DiskFull(DatabaseError):
     """No space left where PostgreSQL writes."""
+
+    recoverable = True
+
+
+class CopyDiffers(DatabaseError):
+    """Rows that were copied are not those that the donor has read; nothing of the range was kept."""
 
     recoverable = True
 

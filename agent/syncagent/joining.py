@@ -1,14 +1,16 @@
 """How a database becomes one more site of a cluster: the steps of `syncagent join`, in their order.
 
 Each step leaves a trace that it was done, in the home or in the database, so the same command, given again
-after an interruption, goes on where it was. Invariant: the site is counted by every member before its copy
-begins, and no member before its copy is whole.
+after an interruption, goes on where it was. Invariants: every member counts the site before its copy begins; the
+site is no member before its rows, its constraints and what was written meanwhile are here.
 """
 
 import asyncio
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 from uuid import UUID, uuid4
 
 import msgspec
@@ -18,30 +20,42 @@ from syncagent import __version__, node
 from syncagent import settings as configuration
 from syncagent.core import catalog as catalogs
 from syncagent.core import stamp
+from syncagent.core.copying import Counted, decode
 from syncagent.core.invitation import Admission, Application, Token
 from syncagent.core.membership import Peer
 from syncagent.core.wire import PROTOCOL
 from syncagent.errors import RefusedError
+from syncagent.services import joiner
+from syncagent.services.joiner import CopyProgress
 from syncagent.services.membership import Membership, peers_of
 from syncagent.settings import Settings
+from syncagent.storage import blueprint as blueprints
 from syncagent.storage import commands, installation, migrations, registry
+from syncagent.storage.blueprint import Blueprint
+from syncagent.storage.blueprint.parts import Name
 from syncagent.storage.commands import Connection
-from syncagent.transport import admission, roster
+from syncagent.storage.copier import PostgresCopier
+from syncagent.transport import admission
+from syncagent.transport.copying import BLUEPRINT_PATH, COUNTED_PATH, HttpDonor
+from syncagent.transport.spool import Spools
 from syncagent.transport.tls import Credentials
 
-DRAFT = "joining.json"
+Build = Callable[[Connection, Blueprint], list[str]]
+DRAFT, BLUEPRINT = "joining.json", "joining.blueprint"
 """In the home, until the site is a member."""
 _LOOK = 0.3
 
 
 class Draft(msgspec.Struct, kw_only=True):
-    """Who the site will be, decided before anybody is asked, so that asking twice is asking once."""
+    """Who the site will be, decided before anybody is asked, so that asking twice is asking once; and which
+    tables it makes itself, decided before the first is made."""
 
     site: UUID
     incarnation: UUID
     peer: str
     node: int = 0
     host: int = 0
+    made: list[Name] | None = None
 
     @classmethod
     def load(cls, home: Path) -> "Draft | None":
@@ -49,9 +63,18 @@ class Draft(msgspec.Struct, kw_only=True):
         return msgspec.json.decode(path.read_bytes(), type=cls) if path.exists() else None
 
     def save(self, home: Path) -> None:
-        draft = home / f".{DRAFT}"
-        draft.write_bytes(msgspec.json.encode(self))
-        draft.replace(home / DRAFT)
+        _keep(home / DRAFT, msgspec.json.encode(self))
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """All of it or what was there before."""
+    draft = path.with_name(f".{path.name}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,28 +88,33 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     advertise: str | None
     home: Path
     seconds: float
+    max_rate: float | None = None
 
 
-Say = Callable[[str], None]
+class Talk(Protocol):
+    """Whoever watches."""
+
+    def say(self, text: str) -> None: ...
+
+    def progress(self, progress: CopyProgress) -> None: ...
 
 
-def join(request: Request, say: Say) -> Settings:
+def join(request: Request, talk: Talk) -> Settings:
     """Be a member when this returns. Raises what stands in the way; the same call again goes on."""
     request.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = Draft.load(request.home)
     with commands.connected(request.dsn) as connection:
         if draft is None or not _is_ours(connection, draft):
-            draft = _admit(request, connection, draft, say)
+            draft = _admit(request, connection, draft, talk)
         settings = configuration.load(request.home)
-        credentials = Credentials.provide(request.home, settings.name)
         catalog = registry.known(connection)
         host = next(p for p in peers_of(catalog, settings.node, settings.addresses) if p.node == draft.host)
-        if installation.is_joining(connection):
-            told = asyncio.run(_counted(settings, host, credentials, catalog, request.seconds, say))
-            installation.begin_at(connection, told.frontier)
-    say("catching up with what was written meanwhile")
-    asyncio.run(_arrive(settings, request.seconds))
-    (request.home / DRAFT).unlink(missing_ok=True)
+        site = catalog.sites[settings.node]
+    asyncio.run(_fill(request, settings, draft, host, site.admitted, talk))
+    with commands.connected(request.dsn) as connection:
+        installation.joined(connection)
+    for name in (DRAFT, BLUEPRINT):
+        (request.home / name).unlink(missing_ok=True)
     return settings
 
 
@@ -99,7 +127,7 @@ def _is_ours(connection: Connection, draft: Draft) -> bool:
     return here is not None and here["site"] == draft.site
 
 
-def _admit(request: Request, connection: Connection, draft: Draft | None, say: Say) -> Draft:
+def _admit(request: Request, connection: Connection, draft: Draft | None, talk: Talk) -> Draft:
     installation.preflight(connection)
     if draft is None:
         draft = Draft(site=installation.new_uuid(), incarnation=uuid4(), peer=request.peer)
@@ -121,7 +149,7 @@ def _admit(request: Request, connection: Connection, draft: Draft | None, say: S
     )
     admitted = asyncio.run(_ask(settings, request.peer, request.token, credentials))
     catalog = catalogs.decode(admitted.catalog)
-    say(f"admitted as node {admitted.node} by {catalog.name(admitted.host)}")
+    talk.say(f"admitted as node {admitted.node} by {catalog.name(admitted.host)}")
     host = catalog.sites[admitted.host]
     settings = replace(
         settings,
@@ -157,29 +185,40 @@ async def _ask(settings: Settings, peer: str, token: Token, credentials: Credent
     return await admission.apply(peer, sha256, application)
 
 
-# ---- the copy
+# ---- tables and rows
 
 
-async def _counted(
-    settings: Settings,
-    host: Peer,
-    credentials: Credentials,
-    catalog: catalogs.Catalog,
-    seconds: float,
-    say: Say,
-) -> roster.Told:
-    """Once every member keeps what this site still needs. RefusedError names who has not heard of it."""
-    admitted = catalog.sites[settings.node].admitted
+async def _fill(
+    request: Request, settings: Settings, draft: Draft, host: Peer, admitted: int, talk: Talk
+) -> None:
+    (settings.home / "spool").mkdir(mode=0o700, exist_ok=True)
+    credentials = Credentials.provide(settings.home, settings.name)
+    donor = HttpDonor(host, credentials, Spools(settings.home / "spool"))
+    try:
+        await _counted(donor, settings, admitted, request.seconds, talk)
+        plan = await _blueprint(donor, settings.home)
+        copied = await asyncio.to_thread(_tables, request, draft, plan, talk)
+        if not copied:
+            await _rows(request, settings, draft, plan, donor, talk)
+    finally:
+        await donor.close()
+    await _arrive(request, settings, draft, plan, talk)
+
+
+async def _counted(donor: HttpDonor, settings: Settings, admitted: int, seconds: float, talk: Talk) -> None:
+    """Until every member keeps what this site still needs. RefusedError names who has not heard of it."""
+    with commands.connected(settings.dsn) as connection:
+        catalog = registry.known(connection)
     members = {site.node: site.name for site in catalog.sites.values() if site.node != settings.node}
     until, said = time.monotonic() + seconds, ""
     while True:
-        told = await roster.ask(host, credentials)
-        missing = [name for number, name in members.items() if told.epochs.get(number, 0) < admitted]
+        epochs = decode(Counted, await donor.ask(COUNTED_PATH)).epochs
+        missing = [name for number, name in members.items() if epochs.get(number, 0) < admitted]
         if not missing:
-            return told
+            return
         waiting = f"waiting for {', '.join(missing)} to hear of this site"
         if waiting != said:
-            say(said := waiting)
+            talk.say(said := waiting)
         if time.monotonic() > until:
             raise RefusedError(
                 f"{', '.join(missing)} did not hear of this site within {seconds:g} s",
@@ -189,24 +228,85 @@ async def _counted(
         await asyncio.sleep(_LOOK)
 
 
+async def _blueprint(donor: HttpDonor, home: Path) -> Blueprint:
+    """The donor's, kept: what was begun with one is ended with the same."""
+    path = home / BLUEPRINT
+    if not path.exists():
+        _keep(path, await donor.ask(BLUEPRINT_PATH))
+    return blueprints.decode(path.read_bytes())
+
+
+def _tables(request: Request, draft: Draft, plan: Blueprint, talk: Talk) -> bool:
+    """Make the tables that are missing; those that are there must be like the donor's. Whether all rows are here."""
+    with commands.connected(request.dsn) as connection:
+        if installation.is_copied(connection):
+            return True
+        if draft.made is None:
+            draft.made = blueprints.missing(connection, plan)
+            draft.save(request.home)
+        if found := blueprints.differences(connection, plan):
+            raise RefusedError(
+                "tables that are here are not as at the other sites",
+                detail="\n".join(found),
+                hint="change them, or drop those that are empty: join makes what is missing",
+            )
+        for note in (*plan.notes, *blueprints.build_before(connection, plan.only(draft.made))):
+            talk.say(f"note: {note}")
+        if draft.made:
+            talk.say(f"made {len(draft.made)} tables")
+        return False
+
+
+async def _rows(
+    request: Request, settings: Settings, draft: Draft, plan: Blueprint, donor: HttpDonor, talk: Talk
+) -> None:
+    copier = PostgresCopier(settings.dsn, settings.node)
+    try:
+        report = await joiner.copy(
+            donor,
+            copier,
+            node.SystemClock(),
+            max_rate=request.max_rate,
+            patience=request.seconds,
+            on_progress=talk.progress,
+        )
+        talk.say(
+            f"copied {report.rows + report.rows_kept:,} rows from {donor.peer.name}, compared range by range"
+        )
+        await asyncio.to_thread(_build, request, draft, plan, blueprints.build_keys, talk)
+        await joiner.conclude(donor, copier)
+    finally:
+        await copier.close()
+
+
+def _build(request: Request, draft: Draft, plan: Blueprint, build: Build, talk: Talk) -> None:
+    with commands.connected(request.dsn) as connection:
+        for note in build(connection, plan.only(draft.made or ())):
+            talk.say(f"note: {note}")
+
+
 # ---- arrival
 
 
-async def _arrive(settings: Settings, seconds: float) -> None:
+async def _arrive(request: Request, settings: Settings, draft: Draft, plan: Blueprint, talk: Talk) -> None:
     """Run the agent until this site has what was written while it was copied, and is a member."""
     stop = asyncio.Event()
 
     async def arriving(membership: Membership) -> None:
+        talk.say("catching up with what was written meanwhile")
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(request.seconds):
                 await membership.arrived.wait()
         except TimeoutError:
             who = "; ".join(f"{name}: {why}" for name, why in membership.lacking.items())
             raise RefusedError(
-                f"this site has not caught up within {seconds:g} s",
+                f"this site has not caught up within {request.seconds:g} s",
                 detail=who or "The cluster has not agreed on it yet.",
                 hint="run the same command again: it goes on where it was; --timeout waits longer",
             ) from None
+        if not membership.is_member:
+            await asyncio.to_thread(_build, request, draft, plan, blueprints.build_after, talk)
+            await membership.confirm()
         stop.set()
 
     await node.run(settings, stop=stop, arriving=arriving)

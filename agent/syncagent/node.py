@@ -17,6 +17,7 @@ import structlog
 from syncagent import __version__
 from syncagent.core import backoff, stamp
 from syncagent.core.catalog import Catalog
+from syncagent.core.copying import Counted, encode
 from syncagent.core.inbox import Inbox
 from syncagent.core.invitation import Admission, Application
 from syncagent.core.membership import Peer
@@ -34,11 +35,13 @@ from syncagent.services.housekeeper import Housekeeper
 from syncagent.services.lifecycle import Desk, Roster
 from syncagent.services.membership import Departed, Membership, peers_of, removed_from
 from syncagent.settings import Settings
+from syncagent.storage import blueprint as blueprints
 from syncagent.storage.attaching import PostgresTables
+from syncagent.storage.donor import PostgresDonor
 from syncagent.storage.store import PostgresStore, opened
 from syncagent.transport.admission import Gate
+from syncagent.transport.copying import BLUEPRINT_PATH, COUNTED_PATH, page, pages
 from syncagent.transport.network import TlsNetwork
-from syncagent.transport.roster import ROSTER_PATH, Told, page
 from syncagent.transport.spool import Spools
 from syncagent.transport.tls import Credentials
 
@@ -137,6 +140,7 @@ async def _run_once(
         node=settings.node,
         incarnation=settings.incarnation,
         name=settings.name,
+        joining=arriving is not None,
     ) as store:
         (settings.home / "spool").mkdir(mode=0o700, exist_ok=True)
         spools = Spools(settings.home / "spool")
@@ -227,11 +231,13 @@ async def _assemble(
     async def verifier(invitation: UUID) -> bytes | None:
         return await membership.verifier(invitation)
 
-    async def told() -> Told:
-        here = await store.keeper.load()
-        frontier = {node: (position.cut, position.id) for node, position in here.positions.items()}
-        return Told(await membership.roster(), frontier)
+    async def counted() -> bytes:
+        return encode(Counted(await membership.roster()))
 
+    async def blueprint() -> bytes:
+        return await asyncio.to_thread(blueprints.of_attached, settings.dsn)
+
+    donor = PostgresDonor(settings.dsn, settings.node, spools, exchange.cut_soon)
     network = TlsNetwork(
         hello(settings, catalog.cluster),
         roster.peers,
@@ -239,7 +245,7 @@ async def _assemble(
         listen=settings.listen,
         directory=settings.home / "peers",
         spools=spools,
-        pages={ROSTER_PATH: page(told)},
+        pages={COUNTED_PATH: page(counted), BLUEPRINT_PATH: page(blueprint), **pages(donor)},
         gate=Gate(credentials.sha256, verifier, admit).routes(),
     )
     attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange)

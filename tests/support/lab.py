@@ -323,7 +323,7 @@ class Laboratory:
                 connection.execute(f"create database {name}".encode())
             with psycopg.connect(server.dsn(name), autocommit=True) as connection:
                 connection.execute("set client_min_messages = warning")
-                for statement in (*_installation(changes), schema, _ATTACH_ALL):
+                for statement in (*installation(changes), schema, _ATTACH_ALL):
                     connection.execute(statement.encode())
             self._kinds[key] = _Kind(server, name)
         return self._kinds[key]
@@ -375,7 +375,7 @@ class Laboratory:
         return site
 
 
-def _installation(changes: Sequence[Change]) -> list[str]:
+def installation(changes: Sequence[Change]) -> list[str]:
     """The files of sql/, with mutations; each must find what it changes exactly once."""
     files: Mapping[str, str] = {
         path.name: path.read_text(encoding="utf-8") for path in sorted(resources.sql().glob("*.sql"))

@@ -10,8 +10,26 @@ from syncagent.cli.options import HomeOption, JsonOption, home_of, seconds
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from rich.progress import TaskID
+
+    from syncagent.services.joiner import CopyProgress
+
+
+def rate(text: str) -> float:
+    """Bytes a second as people write them: 500000, 500kB, 10MB."""
+    units = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
+    number = text.strip().rstrip("kKmMgGbB")
+    try:
+        value = float(number) * units[text.strip()[len(number) :].lower()]
+    except (ValueError, KeyError):
+        raise typer.BadParameter(f"{text!r} is not a rate: write 500kB or 10MB") from None
+    if not 0 < value < float("inf"):
+        raise typer.BadParameter(f"{text!r} is not a rate")
+    return value
+
 
 def join(
+    *,
     peer: Annotated[str, typer.Option(help="HOST:PORT of a member, whose agent runs.")],
     dsn: Annotated[
         str,
@@ -40,6 +58,15 @@ def join(
         float,
         typer.Option(parser=seconds, metavar="TIME", help="How long to wait for other sites at each step."),
     ] = "60s",  # type: ignore[assignment]
+    max_rate: Annotated[
+        float | None,
+        typer.Option(
+            parser=rate,
+            metavar="RATE",
+            help="Bytes a second for the copy, at most: 500kB, 10MB.",
+            show_default=False,
+        ),
+    ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -57,6 +84,7 @@ def join(
     folder = home_of(home)
     _refuse_used(folder)
     talk_on_stderr(as_json=as_json, only_trouble=True)
+    talk = _Talk(quiet=as_json)
     settings = joining.join(
         joining.Request(
             peer=peer,
@@ -67,9 +95,11 @@ def join(
             advertise=advertise,
             home=folder,
             seconds=timeout,
+            max_rate=max_rate,
         ),
-        render.say,
+        talk,
     )
+    talk.close()
     if as_json:
         render.json({"node": settings.node, "name": settings.name, "home": str(settings.home)})
     else:
@@ -82,3 +112,53 @@ def _refuse_used(home: "Path") -> None:
 
     if not (home / DRAFT).exists():
         refuse_used(home)
+
+
+class _Talk:
+    """A bar while rows come, if somebody looks; else a line now and then."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        import sys
+
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("copying"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} of about {task.total:,.0f} rows"),
+            TextColumn("{task.fields[rate]:,.0f}/s"),
+            TimeRemainingColumn(),
+            console=render.console(stderr=True),
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self._task: TaskID | None = None
+        self._quiet, self._said, self._trouble = quiet, 0, ""
+
+    def say(self, text: str) -> None:
+        render.say(text)
+
+    def progress(self, progress: "CopyProgress") -> None:
+        if self._bar.disable:
+            self._line(progress)
+        elif self._task is None:
+            self._bar.start()
+            self._task = self._bar.add_task("", total=progress.rows_expected, rate=0.0)
+        else:
+            self._bar.update(
+                self._task, total=progress.rows_expected, completed=progress.rows, rate=progress.rate
+            )
+            if progress.ranges == progress.ranges_expected:
+                self._bar.stop()
+        if progress.trouble and progress.trouble != self._trouble:
+            render.say(progress.trouble)
+        self._trouble = progress.trouble or ""
+
+    def _line(self, progress: "CopyProgress") -> None:
+        tenth = 10 * progress.rows // max(progress.rows_expected, 1)
+        if not self._quiet and tenth > self._said:
+            self._said = tenth
+            eta = "" if progress.eta is None else f", {render.span(progress.eta)} to go"
+            render.say(f"copying: {progress.rows:,} of about {progress.rows_expected:,} rows{eta}")
+
+    def close(self) -> None:
+        self._bar.stop()

@@ -70,6 +70,19 @@ RAFT_WINDOW = 16
 RAFT_UNCOMMITTED = 1024
 """Entries that a leader takes before it has committed them, and reads before it has confirmed them."""
 
+# ---- the copy of the rows for a site that joins
+COPY_RANGE_ROWS = 200_000
+COPY_RANGE_SIZE = 64 * 1024 * 1024
+"""About so much is read in one snapshot at the donor, and lost if it is interrupted."""
+COPY_SCATTERED = 5
+"""Ranges of a table that is not stored in the order of its key are so many times larger: each may read all of it."""
+COPY_SESSIONS = 4
+"""Ranges that a donor reads at a time, whoever asks."""
+COPY_CUT_PATIENCE = 5.0
+"""How long a donor waits for its own next cut before it says that there is none."""
+COPY_STALLED = 30.0
+"""A range of which no byte passes for so long is given up."""
+
 MAX_NODE = 0xFFFF
 """Node numbers are 1 .. MAX_NODE; zero is nobody."""
 
@@ -86,6 +99,7 @@ assert IDLE_POLL < KNOWLEDGE_INTERVAL, "an idle poll is no reason to be late"
 assert LOCK_TIMEOUT * 10 <= DEADLOCK_TIMEOUT, "the agent gives way long before a deadlock is looked for"
 assert RETRY_FIRST >= LOCK_TIMEOUT, "a retry gives the lock's owner time"
 assert CLOCK_LEAD * 100 < MAX_CLOCK_SKEW, "a healthy clock is never mistaken for a wrong one"
+assert COPY_CUT_PATIENCE < COPY_STALLED, "a donor that waits for its cut answers before it is given up"
 assert RAFT_HEARTBEAT * 3 < RAFT_ELECTION, "two heartbeats may be lost before a leader is given up"
 assert RAFT_TICK * RAFT_ELECTION * 2 < 3, "a new leader within three seconds"
 assert RAFT_TICK * RAFT_HEARTBEAT >= 0.2, "an answer that takes so long is no reason for a second question"

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Protocol
 
 from syncagent.core.batch import BatchHeader
+from syncagent.core.copying import CopyPlan, EndHead, RangeAsked, RangeHead
 from syncagent.core.membership import Peer
 from syncagent.core.wire import Hello, Message
 from syncagent.errors import SyncagentError
@@ -97,3 +98,21 @@ class Network(Protocol):
 
     async def stop(self) -> None:
         """Every link is closed, every `on_link` has ended, no task and no socket is left. Idempotent."""
+
+
+class Donor(Protocol):
+    """The site that rows are copied from. What it hands out is complete and verified; whoever got a spool closes it.
+
+    Raises LinkDown and Contended, which another try may not meet, RefusedError, TrustError, DamagedFrame.
+    """
+
+    async def plan(self) -> CopyPlan:
+        """Its frontier, its tables, and how they are cut into ranges."""
+
+    async def rows(
+        self, asked: RangeAsked, on_bytes: Callable[[int], Awaitable[None]]
+    ) -> tuple[RangeHead, Spool]:
+        """One range. `on_bytes` is awaited for every piece that came over the network: it may make it wait."""
+
+    async def end(self, taken: str) -> tuple[EndHead, Spool]:
+        """What else a joiner must know; asked for after the last range."""

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from syncagent.core.batch import BatchHeader, Table
 from syncagent.core.catalog import Attachment, Catalog, Inspected
+from syncagent.core.copying import CopyPlan, EndHead, Range, RangeHead
 from syncagent.core.inbox import Position
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
@@ -187,3 +188,34 @@ class Registry(Protocol):
 
     async def compact(self, snapshot: Snapshot) -> None:
         """The log up to this snapshot, of what was applied here, is not needed any more."""
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What of a copy is not here yet, in the order in which it is to be fetched."""
+
+    plan: CopyPlan
+    ranges: tuple[Range, ...]
+    done_rows: int
+    done_ranges: int
+
+
+class Copier(Protocol):
+    """The joiner's database while its rows are copied."""
+
+    async def unfinished(self) -> Unfinished | None:
+        """The copy that was begun here, if there is one."""
+
+    async def begin(self, plan: CopyPlan) -> Unfinished:
+        """Take over a plan. Raises RefusedError if a table is missing, has other columns or holds rows."""
+
+    async def put(self, part: Range, head: RangeHead, spool: Spool) -> None:
+        """One range and the record that it is here, in one transaction. Raises CopyDiffers if what was written is
+        not what the donor has read; nothing is changed then."""
+
+    async def conclude(self, head: EndHead, spool: Spool) -> dict[int, int]:
+        """Attach the tables and become a site that stands at the donor's frontier, in one transaction; the frontier.
+        The primary keys are there by now."""
+
+    async def forget(self) -> None:
+        """Give up a copy that was begun: the rows it brought are deleted."""

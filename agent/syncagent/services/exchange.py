@@ -23,6 +23,8 @@ _REFUSED_AGAIN = 15.0
 """Seconds after which a refused want is repeated."""
 _BALLOTS = 64
 """Messages of Raft that wait for one socket; it bears the loss of those beyond."""
+_NOBODY = UUID(int=0)
+"""The request of those who only want a cut to be made."""
 
 
 class Exchange:
@@ -188,6 +190,10 @@ class Exchange:
         self._askers[request] = None
         self._outbox.marked(request)
         self._bells.cuts.ring()
+
+    def cut_soon(self) -> None:
+        """Whoever wants a cut of what is committed now looks for it in the database."""
+        self.mark(_NOBODY)
 
     async def mark_peer(self, node: int, request: UUID) -> None:
         await self._send(node, Mark(request))

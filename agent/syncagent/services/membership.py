@@ -153,13 +153,21 @@ class Membership:
             )
 
     async def arrive(self, caught_up: Callable[[float], Awaitable[dict[str, str]]]) -> None:
-        """A site whose copy is whole becomes a member once it has what was written meanwhile."""
-        while (site := self._elections.catalog.sites.get(self._me)) is None or site.state == "joining":
-            self.lacking = await caught_up(_CATCH_UP)
-            if not self.lacking:
-                with suppress(Undecided):
-                    await self._elections.submit(Confirm(self._me), uuid4(), seconds=_SECONDS)
+        """Notice when a site that joins has what was written while it was copied."""
+        while not self.is_member and (lacking := await caught_up(_CATCH_UP)):
+            self.lacking = lacking
+        self.lacking = {}
         self.arrived.set()
+
+    @property
+    def is_member(self) -> bool:
+        site = self._elections.catalog.sites.get(self._me)
+        return site is not None and site.state == "member"
+
+    async def confirm(self) -> None:
+        """This site has everything, its constraints and indexes too."""
+        if not self.is_member:
+            await self._elections.submit(Confirm(self._me), uuid4(), seconds=_SECONDS)
 
     async def roster(self) -> dict[int, int]:
         """The catalog each member is known to work by."""

@@ -6,7 +6,6 @@ belongs to the caller's transaction.
 
 import secrets
 import time
-from collections.abc import Mapping
 from uuid import UUID, uuid4
 
 from psycopg.errors import InsufficientPrivilege
@@ -82,28 +81,21 @@ def settle_as(
     """Install the SQL side and make this database the site; one that joins has no copy yet."""
     migrations.upgrade(connection)
     connection.execute(
-        "insert into syncagent.local_site (site, name, node, incarnation, tail, joining)"
-        " values (%s, %s, %s, %s, syncagent._tail(%s, %s), %s)",
-        (site, name, node, incarnation, node, secrets.randbits(46), joining),
+        "insert into syncagent.local_site (site, name, node, incarnation, tail, joining, copied)"
+        " values (%s, %s, %s, %s, syncagent._tail(%s, %s), %s, %s)",
+        (site, name, node, incarnation, node, secrets.randbits(46), joining, not joining),
     )
 
 
-def is_joining(connection: Connection) -> bool:
-    """Whether this site has no whole copy yet."""
-    row = connection.execute("select joining from syncagent.local_site").fetchone()
-    return bool(row and row["joining"])
+def is_copied(connection: Connection) -> bool:
+    """Whether the rows with which this site begins are here."""
+    row = connection.execute("select copied from syncagent.local_site").fetchone()
+    return bool(row and row["copied"])
 
 
-def begin_at(connection: Connection, frontier: Mapping[int, tuple[int, UUID | None]]) -> None:
-    """This site has everything up to these cuts: its copy is whole."""
-    with connection.transaction():
-        for node, (cut, cut_id) in frontier.items():
-            connection.execute(
-                "insert into syncagent.frontier (node, cut, cut_id) values (%s, %s, %s)"
-                " on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id",
-                (node, cut, cut_id),
-            )
-        connection.execute("update syncagent.local_site set joining = false")
+def joined(connection: Connection) -> None:
+    """This site is a member like any other."""
+    connection.execute("update syncagent.local_site set joining = false")
 
 
 def remove(connection: Connection) -> list[str]:

@@ -61,8 +61,8 @@ class PostgresKeeper:
                     hint="stop it first: there is one agent per site",
                 )
 
-    async def enter(self, site: UUID, incarnation: UUID, name: str) -> None:
-        """Check that database and home belong together."""
+    async def enter(self, site: UUID, incarnation: UUID, name: str, *, joining: bool) -> None:
+        """Check that database and home belong together; `joining`: the agent is there only until the site has joined."""
         async with self._talking():
             here = await self._session.fetchrow(
                 "select site, node, incarnation, name, joining from syncagent.local_site"
@@ -79,9 +79,9 @@ class PostgresKeeper:
                     else "the database has no site",
                     hint="check --home and dsn; a restored or cloned database needs a site of its own: `syncagent init`",
                 )
-            if here["joining"]:
+            if here["joining"] and not joining:
                 raise RefusedError(
-                    f"site {name} has not joined to the end: its copy is not whole",
+                    f"site {name} has not joined to the end",
                     hint="run the same `syncagent join` again; it goes on where it was",
                 )
             await self._session.execute(

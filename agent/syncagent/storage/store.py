@@ -34,7 +34,7 @@ class PostgresStore:
 
 @asynccontextmanager
 async def opened(
-    dsn: str, *, site: UUID, node: int, incarnation: UUID, name: str
+    dsn: str, *, site: UUID, node: int, incarnation: UUID, name: str, joining: bool = False
 ) -> AsyncIterator[PostgresStore]:
     """Connect, claim the site, prepare sessions. Raises Unreachable, RefusedError, LacksPrivilege, DatabaseError."""
     sessions: list[asyncpg.Connection] = []
@@ -53,7 +53,7 @@ async def opened(
             await keeping.execute("set lock_timeout = 200")
         keeper = PostgresKeeper(keeping, merging, node, replica.pid)
         await keeper.claim()
-        await keeper.enter(site, incarnation, name)
+        await keeper.enter(site, incarnation, name, joining=joining)
         origin = PostgresOrigin(await session("cut", False), await session("poll", None), merging, node)
         agreeing = await session("agree", None)
         with border():

@@ -59,11 +59,11 @@ class Dialler:
             async with asyncio.timeout(self._limits.dial_timeout):
                 return await self._dial(peer)
         except aiohttp.ClientConnectorCertificateError as error:
-            raise _distrusted(peer, error) from error
+            raise distrusted(peer, error) from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise LinkDown(
                 f"cannot reach site {peer.name} at {peer.address}",
-                detail=_in_short(error),
+                detail=in_short(error),
                 hint="is its agent running, is the address right, does a firewall stand between?",
             ) from error
 
@@ -102,7 +102,7 @@ class Dialler:
         ) as answer:
             if answer.status == HTTPStatus.NO_CONTENT:
                 return
-            raise _refused(peer, answer.status, await answer.content.read(LARGEST_REFUSAL))
+            raise refused(peer, answer.status, await answer.content.read(LARGEST_REFUSAL))
 
 
 async def _connect(
@@ -128,13 +128,13 @@ def keep_alive(connection: socket.socket | None) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
 
 
-def _in_short(error: Exception) -> str:
+def in_short(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     return str(error.os_error) if isinstance(error, aiohttp.ClientConnectorError) else str(error)
 
 
-def _distrusted(peer: Peer, error: aiohttp.ClientConnectorCertificateError) -> SyncagentError:
+def distrusted(peer: Peer, error: aiohttp.ClientConnectorCertificateError) -> SyncagentError:
     cause = error.certificate_error
     if not isinstance(cause, WrongCertificate):
         return TrustError(f"the certificate shown for site {peer.name} is not valid", detail=str(cause))
@@ -145,7 +145,7 @@ def _distrusted(peer: Peer, error: aiohttp.ClientConnectorCertificateError) -> S
     )
 
 
-def _refused(peer: Peer, status: int, body: bytes) -> SyncagentError:
+def refused(peer: Peer, status: int, body: bytes) -> SyncagentError:
     try:
         said = msgspec.json.decode(body, type=Refusal)
     except (msgspec.DecodeError, UnicodeDecodeError):

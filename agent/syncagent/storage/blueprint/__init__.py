@@ -4,18 +4,41 @@ The way: `take` at the donor, send the Blueprint, then at the new site `missing`
 `blueprint.only(...)` for the tables that are missing, `build_before`, rows, `build_keys`, `build_after`.
 """
 
+import msgspec
+
+from syncagent.errors import ProtocolError
 from syncagent.storage.blueprint.building import build_after, build_before, build_keys
 from syncagent.storage.blueprint.comparing import differences, missing, obstacles
 from syncagent.storage.blueprint.parts import Blueprint
 from syncagent.storage.blueprint.taking import take
+from syncagent.storage.commands import site_of
 
 __all__ = [
     "Blueprint",
     "build_after",
     "build_before",
     "build_keys",
+    "decode",
     "differences",
     "missing",
     "obstacles",
+    "of_attached",
     "take",
 ]
+
+
+def of_attached(dsn: str) -> bytes:
+    """The blueprint of every attached table of a site, as it travels."""
+    with site_of(dsn) as connection:
+        rows = connection.execute(
+            "select n.nspname as schema, c.relname as name from syncagent.replicated r"
+            " join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace order by r.id"
+        ).fetchall()
+        return msgspec.msgpack.encode(take(connection, [(row["schema"], row["name"]) for row in rows]))
+
+
+def decode(data: bytes) -> Blueprint:
+    try:
+        return msgspec.msgpack.decode(data, type=Blueprint)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError("a blueprint is malformed", detail=str(error)) from error

@@ -1,0 +1,150 @@
+"""What donor and joiner say to each other about the copy of the rows.
+
+Invariant: a range is named by its table's number in the plan and its own in the table; bounds are the text of the
+key columns, `low <= key < high`, None where there is none. A range without a node is the *rest* of its table:
+version entries and parked rows that belong to no row. It is read before every other range.
+"""
+
+from typing import TypeVar
+from uuid import UUID
+
+import msgspec
+
+from syncagent.core.batch import Table
+from syncagent.errors import ProtocolError
+
+ROWS, VERSIONS, PARKED = 0, 1, 2
+"""The streams of a range."""
+CONTEXTS, CONFLICTS = 0, 1
+"""The streams of the end."""
+
+
+class Column(msgspec.Struct, frozen=True):
+    name: str
+    type: str
+
+
+class Node(msgspec.Struct, frozen=True):
+    """What holds rows of an attached table: it, or one of its partitions."""
+
+    schema: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+class Range(msgspec.Struct, frozen=True):
+    """`estimate` is about how many rows it has."""
+
+    table: Table
+    number: int
+    node: Node | None
+    low: tuple[str, ...] | None
+    high: tuple[str, ...] | None
+    estimate: int
+
+    def __str__(self) -> str:
+        if self.node is None:
+            return f"{self.table}, entries without a row"
+        low = "the first key" if self.low is None else f"key ({', '.join(self.low)})"
+        high = "the end" if self.high is None else f"before ({', '.join(self.high)})"
+        return f"{self.node}, {low} to {high}"
+
+
+class CopiedTable(msgspec.Struct, frozen=True):
+    """A table as the donor has it attached; `bytes` and `rows` are estimates."""
+
+    table: Table
+    key_columns: tuple[str, ...]
+    derived: bool
+    stride: int | None
+    columns: tuple[Column, ...]
+    rows: int
+    bytes: int
+    ranges: tuple[Range, ...]
+
+    @property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
+
+
+class At(msgspec.Struct, frozen=True):
+    """The last cut applied of an origin, and what it had applied when it made it."""
+
+    cut: int
+    id: UUID | None
+    context: dict[int, int]
+
+
+class CopyPlan(msgspec.Struct, frozen=True):
+    """`taken` is the donor's snapshot in which it read `frontier`."""
+
+    donor: int
+    encoding: str
+    taken: str
+    frontier: dict[int, At]
+    tables: tuple[CopiedTable, ...]
+
+
+class RangeAsked(msgspec.Struct, frozen=True):
+    """The donor reads it once its cuts hold all that was committed at `taken`."""
+
+    range: Range
+    taken: str
+
+
+class RangeHead(msgspec.Struct, frozen=True):
+    """What the streams that follow hold, all read in `snapshot`. `columns` are those of the rows, `keys` says how many
+    key columns an entry carries; the lanes are the fingerprint of the rows."""
+
+    columns: tuple[str, ...]
+    keys: int
+    rows: int
+    lanes: tuple[int, int]
+    versions: int
+    parked: int
+    snapshot: str
+
+
+class SequenceAt(msgspec.Struct, frozen=True):
+    """Where the sequence of a column stands."""
+
+    table: Table
+    column: str
+    last: int
+    called: bool
+
+
+class EndHead(msgspec.Struct, frozen=True):
+    """`reach` is a frontier that covers all the ranges have seen: the joiner's tables are as of one moment once its own
+    covers it. `clock` is above every stamp."""
+
+    reach: dict[int, int]
+    clock: int
+    collected: tuple[tuple[Table, UUID], ...]
+    sequences: tuple[SequenceAt, ...]
+    contexts: int
+    conflicts: int
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """By which catalog each member is known to work, the donor included: whose is new enough counts the joiner."""
+
+    epochs: dict[int, int]
+
+
+T = TypeVar("T", CopyPlan, RangeAsked, RangeHead, EndHead, Counted)
+
+
+def encode(said: CopyPlan | RangeAsked | RangeHead | EndHead | Counted) -> bytes:
+    return msgspec.json.encode(said)
+
+
+def decode(kind: type[T], data: bytes) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(
+            f"a message of the copy is malformed ({kind.__name__})", detail=str(error)
+        ) from error

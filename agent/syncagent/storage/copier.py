@@ -1,0 +1,443 @@
+"""The joiner's side of the copy: rows go straight into its tables, range by range, and a record of each range with them.
+
+Invariant: a range is here with its record, or neither is; a table is copied into only while nothing but ranges of this
+copy has written it, so it has no triggers, and the rows just written are compared with what the donor has read before
+they commit. The commits are asynchronous: a crash takes back whole ranges, the last step is flushed.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from syncagent.core import copying
+from syncagent.core.batch import Table
+from syncagent.core.copying import At, Column, CopiedTable, CopyPlan, EndHead, Node, Range, RangeHead
+from syncagent.core.ports import Spool
+from syncagent.core.store import Unfinished
+from syncagent.errors import CopyDiffers, RefusedError
+from syncagent.storage.borders import border
+from syncagent.storage.session import working
+
+_AHEAD = 1024
+"""Pages that others may have made ready before a transaction began, and that it then filled."""
+_ENTRY = ["key", "stamp", "node", "cut", "deleted"]
+_PARKED = ["relation", "key", "stamp", "node", "cut", "image", "shown", "sqlstate", "reason", "since"]
+_WAIT_MS = 5000
+"""Nobody else uses the tables of a site that joins; whoever looks at one is waited for."""
+_context = msgspec.json.Decoder(dict[int, int])
+_frontier = msgspec.json.Decoder(dict[int, At])
+_encoder = msgspec.json.Encoder()
+
+
+class PostgresCopier:
+    """The Copier of the services; sessions are opened as callers need them, and kept for the next."""
+
+    def __init__(self, dsn: str, node: int) -> None:
+        self._dsn, self._node = dsn, node
+        self._idle: list[asyncpg.Connection] = []
+
+    async def close(self) -> None:
+        while self._idle:
+            with border():
+                await self._idle.pop().close(timeout=2)
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[asyncpg.Connection]:
+        session = None
+        while session is None or session.is_closed():
+            session = self._idle.pop() if self._idle else await self._open()
+        try:
+            with border():
+                yield session
+        except BaseException:
+            session.terminate()  # what it was in the middle of is nobody's concern any more
+            raise
+        self._idle.append(session)
+
+    async def _open(self) -> asyncpg.Connection:
+        session = await working(self._dsn, "join", replica=True)
+        with border():
+            await session.execute(f"set lock_timeout = {_WAIT_MS}; set max_parallel_workers_per_gather = 0")
+        return session
+
+    # ---- what there is to do
+
+    async def unfinished(self) -> Unfinished | None:
+        async with self._session() as session:
+            return await self._unfinished(session)
+
+    async def _unfinished(self, session: asyncpg.Connection) -> Unfinished | None:
+        state = await session.fetchrow(
+            "select donor, taken::text as taken, frontier::text as frontier, pg_catalog.current_setting('server_encoding') as encoding"
+            " from syncagent.copy_state"
+        )
+        if state is None:
+            return None
+        tables, waiting, rows, done = [], [], 0, 0
+        for row in await session.fetch(
+            "select id, schema_name, table_name, key_columns::text[] as keys, derived, stride, columns::text[] as columns"
+            " from syncagent.copied_table order by id"
+        ):
+            table, ranges = Table(row["schema_name"], row["table_name"]), []
+            for part in await session.fetch(
+                "select number, node_schema, node_name, low, high, estimate, rows from syncagent.copied_range"
+                " where relation = $1 order by number",
+                row["id"],
+            ):
+                node = Node(part["node_schema"], part["node_name"]) if part["node_name"] else None
+                low, high = (None if part[edge] is None else tuple(part[edge]) for edge in ("low", "high"))
+                ranges.append(Range(table, part["number"], node, low, high, part["estimate"]))
+                if part["rows"] is None:
+                    waiting.append(ranges[-1])
+                else:
+                    rows, done = rows + part["rows"], done + 1
+            columns = tuple(Column(name, "") for name in row["columns"])
+            estimate = sum(part.estimate for part in ranges)
+            tables.append(
+                CopiedTable(
+                    table,
+                    tuple(row["keys"]),
+                    row["derived"],
+                    row["stride"],
+                    columns,
+                    estimate,
+                    0,
+                    tuple(ranges),
+                )
+            )
+        plan = CopyPlan(
+            state["donor"],
+            state["encoding"],
+            state["taken"],
+            _frontier.decode(state["frontier"]),
+            tuple(tables),
+        )
+        waiting.sort(key=lambda part: part.node is not None)
+        return Unfinished(plan, tuple(waiting), rows, done)
+
+    # ---- taking a plan over
+
+    async def begin(self, plan: CopyPlan) -> Unfinished:
+        async with self._session() as session, session.transaction():
+            begun = await self._unfinished(session)
+            if begun is not None:
+                raise RefusedError(
+                    f"a copy from node {begun.plan.donor} was begun here and is not complete",
+                    hint="go on with it, or give it up first",
+                )
+            encoding = await session.fetchval("select pg_catalog.current_setting('server_encoding')")
+            if encoding != plan.encoding:
+                raise RefusedError(
+                    f"this database has the encoding {encoding}, the donor's has {plan.encoding}",
+                    hint=f"create database ... encoding '{plan.encoding}' template template0",
+                )
+            for table in plan.tables:
+                await _check_table(session, table)
+            await session.execute(
+                "insert into syncagent.copy_state (donor, taken, frontier) values ($1, $2::text::pg_snapshot, $3::text::jsonb)",
+                plan.donor,
+                plan.taken,
+                _encoder.encode(plan.frontier).decode(),
+            )
+            for number, table in enumerate(plan.tables, 1):
+                await _enter(session, number, table)
+            unfinished = await self._unfinished(session)
+        assert unfinished is not None
+        return unfinished
+
+    # ---- one range
+
+    async def put(self, part: Range, head: RangeHead, spool: Spool) -> None:
+        async with self._session() as session, session.transaction():
+            found = await session.fetchrow(
+                "select c.id, c.columns::text[] as columns, case when c.derived then cardinality(c.key_columns) else 0 end as keys, r.rows"
+                " from syncagent.copied_table c join syncagent.copied_range r on r.relation = c.id and r.number = $3"
+                " where c.schema_name = $1 and c.table_name = $2 for update of r",
+                part.table.schema,
+                part.table.name,
+                part.number,
+            )
+            if found is None or found["rows"] is not None:
+                raise RefusedError(
+                    f"{part} is not wanted here (any more)", hint="is another join at work here?"
+                )
+            if sorted(found["columns"]) != sorted(head.columns) or found["keys"] != head.keys:
+                raise RefusedError(
+                    f"table {part.table} has other columns at the donor than when the copy began",
+                    detail=f"then: {', '.join(found['columns'])}; now: {', '.join(head.columns)}",
+                    hint="start the copy anew",
+                )
+            if part.node is not None and head.rows:
+                await self._rows(session, part, part.node, head, spool)
+            if head.versions:
+                await session.copy_to_table(
+                    f"copied_version_{found['id']}",
+                    schema_name="syncagent",
+                    source=spool.read(copying.VERSIONS),
+                    columns=[*_ENTRY, *(f"k{n}" for n in range(1, head.keys + 1)), "rest"],
+                    format="binary",
+                )
+            if head.parked:
+                await self._parked(session, found, part, head, spool)
+            await session.execute(
+                "update syncagent.copied_range set rows = $3, lane_0 = $4, lane_1 = $5, versions = $6,"
+                " snapshot = $7::text::pg_snapshot, done_at = clock_timestamp() where relation = $1 and number = $2",
+                found["id"],
+                part.number,
+                head.rows,
+                *head.lanes,
+                head.versions,
+                head.snapshot,
+            )
+
+    async def _rows(
+        self, session: asyncpg.Connection, part: Range, node: Node, head: RangeHead, spool: Spool
+    ) -> None:
+        name = await session.fetchval("select format('%I.%I', $1::text, $2::text)", node.schema, node.name)
+        before = await session.fetchval(
+            "select pg_relation_size($1::text::regclass) / pg_catalog.current_setting('block_size')::bigint",
+            name,
+        )
+        await session.copy_to_table(
+            node.name,
+            schema_name=node.schema,
+            source=spool.read(copying.ROWS),
+            columns=list(head.columns),
+            format="binary",
+        )
+        sums = await _sums(session, name, head, max(before - _AHEAD, 0))
+        if sums["rows"] != head.rows:
+            sums = await _sums(session, name, head, 0)
+        if sums["rows"] != head.rows:
+            raise CopyDiffers(f"{part}: {sums['rows']} rows are here, the donor has read {head.rows}")
+        if (sums["lane_0"], sums["lane_1"]) != head.lanes:
+            raise CopyDiffers(
+                f"{part}: {head.rows} rows are here, as at the donor, but they are not the same",
+                detail=f"fingerprint here {sums['lane_0']}, {sums['lane_1']}; there {head.lanes[0]}, {head.lanes[1]}",
+                hint="do types and settings of this server write the values otherwise? is a disk or memory damaged?",
+            )
+
+    async def _parked(
+        self, session: asyncpg.Connection, found: asyncpg.Record, part: Range, head: RangeHead, spool: Spool
+    ) -> None:
+        if list(found["columns"]) != list(
+            head.columns
+        ):  # an image is a row as text, in the order of the columns
+            raise RefusedError(
+                f"table {part.table} has parked rows at the donor, and its columns in another order here",
+                hint="settle them there first: `syncagent parked list`",
+            )
+        await session.execute(
+            "create temp table if not exists parked_stage (like syncagent.copied_parked) on commit delete rows"
+        )
+        await session.copy_to_table(
+            "parked_stage", source=spool.read(copying.PARKED), columns=_PARKED, format="binary"
+        )
+        await session.execute(
+            f"insert into syncagent.copied_parked ({', '.join(_PARKED)}) select {', '.join(['$1::int', *_PARKED[1:]])} from pg_temp.parked_stage",
+            found["id"],
+        )
+
+    # ---- the end
+
+    async def conclude(self, head: EndHead, spool: Spool) -> dict[int, int]:
+        async with self._session() as session:
+            await session.execute("set synchronous_commit = on")
+            async with session.transaction():
+                return await self._conclude(session, head, spool)
+
+    async def _conclude(self, session: asyncpg.Connection, head: EndHead, spool: Spool) -> dict[int, int]:
+        begun = await self._unfinished(session)
+        if begun is None:
+            raise RefusedError("no copy was begun here", hint="copy the rows first")
+        if begun.ranges:
+            raise RefusedError(f"the copy lacks {len(begun.ranges)} ranges, the first is {begun.ranges[0]}")
+        await session.execute("lock table syncagent.merge_lock in exclusive mode")
+        await session.fetchval("select syncagent._lift($1)", head.clock)
+        marks = dict(head.collected)
+        for number, table in enumerate(begun.plan.tables, 1):
+            relation = await _attach(session, table)
+            await session.fetchval("select syncagent._copied_entries($1, $2)", number, relation)
+            await session.execute(f"drop table syncagent.copied_version_{number}")
+            await session.execute(
+                "update syncagent.replicated set collected = greatest(collected, $2) where id = $1",
+                relation,
+                marks.get(table.table, UUID(int=0)),
+            )
+            for sequence in head.sequences:
+                if sequence.table == table.table:
+                    await session.fetchval(
+                        "select syncagent._copied_sequence($1, $2::text::name, $3, $4)",
+                        relation,
+                        sequence.column,
+                        sequence.last,
+                        sequence.called,
+                    )
+        await self._history(session, head, spool)
+        for node, at in begun.plan.frontier.items():
+            await session.execute(
+                "insert into syncagent.frontier (node, cut, cut_id, context) values ($1, $2, $3, $4::text::jsonb)"
+                " on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context",
+                node,
+                at.cut,
+                at.id,
+                _encoder.encode({str(other): cut for other, cut in at.context.items()}).decode(),
+            )
+        await session.execute(
+            "delete from syncagent.copy_state; delete from syncagent.copied_table; delete from syncagent.copied_range;"
+            " delete from syncagent.copied_parked"
+        )
+        await session.execute("update syncagent.local_site set copied = true")
+        return {node: at.cut for node, at in begun.plan.frontier.items()}
+
+    async def _history(self, session: asyncpg.Connection, head: EndHead, spool: Spool) -> None:
+        """Contexts, by which conflicts are judged, and the conflicts so far."""
+        await session.execute(
+            "create temp table context_stage on commit drop as select node, cut, context from syncagent.context with no data;"
+            " create temp table conflict_stage (like syncagent.conflict_record) on commit drop"
+        )
+        await session.copy_to_table("context_stage", source=spool.read(copying.CONTEXTS), format="binary")
+        await session.copy_to_table("conflict_stage", source=spool.read(copying.CONFLICTS), format="binary")
+        await session.execute(
+            "insert into syncagent.context (node, cut, context, applied) select node, cut, context, pg_current_snapshot()"
+            " from pg_temp.context_stage on conflict (node, cut) do nothing;"
+            " insert into syncagent.conflict_record select * from pg_temp.conflict_stage on conflict (id) do nothing"
+        )
+
+    # ---- giving up
+
+    async def forget(self) -> None:
+        async with self._session() as session, session.transaction():
+            begun = await self._unfinished(session)
+            for number, table in enumerate(begun.plan.tables if begun else (), 1):
+                name = await session.fetchval(
+                    "select to_regclass(format('%I.%I', $1::text, $2::text))::text",
+                    table.table.schema,
+                    table.table.name,
+                )
+                if name is not None:
+                    await session.execute(f"truncate {name}")
+                await session.execute(f"drop table syncagent.copied_version_{number}")
+            await session.execute(
+                "delete from syncagent.copy_state; delete from syncagent.copied_table; delete from syncagent.copied_range;"
+                " delete from syncagent.copied_parked"
+            )
+
+
+async def _sums(session: asyncpg.Connection, name: str, head: RangeHead, first: int) -> asyncpg.Record:
+    """Count and lanes of what this transaction has put into a table, from a page on."""
+    return await session.fetchrow(
+        "select * from syncagent._copied_sums($1::text::regclass, $2::text[]::name[], $3)",
+        name,
+        list(head.columns),
+        first,
+    )
+
+
+async def _check_table(session: asyncpg.Connection, table: CopiedTable) -> None:
+    """Refuse a table that is not what the donor's is, or is not empty."""
+    name = await session.fetchval(
+        "select to_regclass(format('%I.%I', $1::text, $2::text))::text", table.table.schema, table.table.name
+    )
+    if name is None:
+        raise RefusedError(
+            f"there is no table {table.table} here", hint="make it first, as it is at the donor"
+        )
+    if await session.fetchval(
+        "select exists (select from syncagent.replicated where relation = $1::text::regclass)", name
+    ):
+        raise RefusedError(
+            f"table {table.table} is attached here already",
+            hint=f"syncagent detach {table.table}, or `syncagent db uninstall`",
+        )
+    here = {
+        Column(row["name"], row["type"])
+        for row in await session.fetch(
+            "select name::text as name, type from syncagent._copied_columns($1::text::regclass)", name
+        )
+    }
+    if here != set(table.columns):
+        raise RefusedError(
+            f"table {table.table} has other columns here than at the donor",
+            detail=f"only here: {_listed(here - set(table.columns))}; only there: {_listed(set(table.columns) - here)}",
+            hint="make it as it is at the donor",
+        )
+    nodes = {
+        Node(row["schema"], row["name"])
+        for row in await session.fetch(
+            "select n.nspname as schema, c.relname as name from syncagent._nodes($1::text::regclass) as x (node)"
+            " join pg_class c on c.oid = x.node and c.relkind = 'r' join pg_namespace n on n.oid = c.relnamespace",
+            name,
+        )
+    }
+    if missing := {part.node for part in table.ranges if part.node} - nodes:
+        raise RefusedError(
+            f"table {table.table} has other partitions here than at the donor",
+            detail=f"missing: {', '.join(sorted(map(str, missing)))}",
+            hint="make them as they are at the donor",
+        )
+    if await session.fetchval(f"select exists (select from {name})"):
+        raise RefusedError(
+            f"table {table.table} has rows here already",
+            hint=f"if they may go: truncate {name}",
+        )
+
+
+def _listed(columns: set[Column]) -> str:
+    return ", ".join(sorted(f"{column.name} {column.type}" for column in columns)) or "none"
+
+
+async def _enter(session: asyncpg.Connection, number: int, table: CopiedTable) -> None:
+    await session.execute(
+        "insert into syncagent.copied_table (id, schema_name, table_name, key_columns, derived, stride, columns)"
+        " values ($1, $2::text, $3::text, $4::text[]::name[], $5, $6, $7::text[]::name[])",
+        number,
+        table.table.schema,
+        table.table.name,
+        list(table.key_columns),
+        table.derived,
+        table.stride,
+        table.names,
+    )
+    await session.executemany(
+        "insert into syncagent.copied_range (relation, number, node_schema, node_name, low, high, estimate)"
+        " values ($1, $2, $3::text, $4::text, $5, $6, $7)",
+        [
+            (
+                number,
+                part.number,
+                part.node.schema if part.node else None,
+                part.node.name if part.node else None,
+                part.low,
+                part.high,
+                part.estimate,
+            )
+            for part in table.ranges
+        ],
+    )
+    await session.fetchval("select syncagent._copied_stage($1)", number)
+
+
+async def _attach(session: asyncpg.Connection, table: CopiedTable) -> int:
+    """Attach a table whose rows every site has, if that was not done yet."""
+    name = await session.fetchval(
+        "select format('%I.%I', $1::text, $2::text)", table.table.schema, table.table.name
+    )
+    known = await session.fetchval(
+        "select id from syncagent.replicated where relation = $1::text::regclass", name
+    )
+    if known is None:
+        keys = await session.fetchval("select (syncagent._key($1::text::regclass)).names::text[]", name)
+        if tuple(keys or ()) != table.key_columns:
+            raise RefusedError(
+                f"table {table.table} has not the primary key it has at the donor",
+                detail=f"here: {', '.join(keys or ['none'])}; there: {', '.join(table.key_columns)}",
+                hint="make the primary keys before the copy is concluded",
+            )
+        known = await session.fetchval(
+            "select syncagent._attach($1::text::regclass, $2, false, $3)", name, table.derived, table.stride
+        )
+    return int(known)

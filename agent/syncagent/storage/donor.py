@@ -1,0 +1,295 @@
+"""The donor's side of the copy of the rows: its frontier, its ranges, and what else a joiner must know.
+
+Invariant: every range is read in one short transaction of its own, which ends before its bytes leave; nothing here
+waits for a network, and nothing of the application waits for it longer than for any other reader.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from math import ceil
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from syncagent.core import copying, limits
+from syncagent.core.batch import Table
+from syncagent.core.copying import (
+    At,
+    Column,
+    CopiedTable,
+    CopyPlan,
+    EndHead,
+    Node,
+    Range,
+    RangeAsked,
+    RangeHead,
+    SequenceAt,
+)
+from syncagent.core.ports import Spool, SpoolFactory
+from syncagent.errors import Contended, CopyDiffers, RefusedError
+from syncagent.storage.borders import border
+from syncagent.storage.session import connect
+
+_POLL = 0.02
+_LOCK_MS = 300
+"""One try for a table's lock, below deadlock_timeout: who queues behind us is not kept."""
+_context = msgspec.json.Decoder(dict[int, int])
+_CONTEXTS = "select c.node, c.cut, c.context from syncagent.context c"
+_CONFLICTS = "select * from syncagent.conflict_record"
+_REACH = "select coalesce(jsonb_object_agg(f.node, f.cut), '{}')::text from syncagent.frontier f"
+
+
+class PostgresDonor:
+    """`nudge` asks for a cut of this site soon; without an agent somebody else must make it."""
+
+    def __init__(
+        self,
+        dsn: str,
+        node: int,
+        spools: SpoolFactory,
+        nudge: Callable[[], None],
+        *,
+        range_rows: int = limits.COPY_RANGE_ROWS,
+    ) -> None:
+        self._dsn, self._node, self._spools, self._nudge = dsn, node, spools, nudge
+        self._range_rows = range_rows
+        self._free = asyncio.Semaphore(limits.COPY_SESSIONS)
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[asyncpg.Connection]:
+        async with self._free:
+            session = await connect(self._dsn, "copy")
+            try:
+                with border():
+                    await session.execute(
+                        f"set lock_timeout = {_LOCK_MS}; set max_parallel_workers_per_gather = 0"
+                    )
+                    yield session
+            finally:
+                with border():
+                    await session.close(timeout=2)
+
+    # ---- the plan
+
+    async def plan(self, joiner: int) -> CopyPlan:
+        async with self._session() as session:
+            async with session.transaction(isolation="repeatable_read", readonly=True):
+                await self._check_joiner(session, joiner)
+                taken, encoding = await session.fetchrow(
+                    "select pg_current_snapshot()::text, pg_catalog.current_setting('server_encoding')"
+                )
+                frontier = {
+                    row["node"]: At(row["cut"], row["cut_id"], _context.decode(row["context"]))
+                    for row in await session.fetch(
+                        "select node, cut, cut_id, context::text as context from syncagent.frontier where node <> $1",
+                        joiner,
+                    )
+                }
+            tables = await session.fetch(
+                "select r.id, r.relation::oid::bigint as oid, r.schema_name, r.table_name, r.key_columns::text[] as keys, r.derived,"
+                " (select min(s.every) from syncagent.stride s where s.relation = r.id) as stride"
+                " from syncagent.replicated r join pg_class c on c.oid = r.relation order by r.id"
+            )
+            copied = tuple([await self._table(session, row) for row in tables])
+        return CopyPlan(self._node, encoding, taken, frontier, copied)
+
+    async def _check_joiner(self, session: asyncpg.Connection, joiner: int) -> None:
+        said = await session.fetchrow(
+            "select exists (select from syncagent.member m where m.node = $1) as listed,"
+            " exists (select from syncagent.frontier f where f.node = $1 and f.cut > 0) as wrote",
+            joiner,
+        )
+        assert said is not None
+        if not said["listed"]:
+            raise RefusedError(
+                f"node {joiner} is not a member here yet, so what it needs would not be kept",
+                hint="let it become a member first: `syncagent join` does",
+            )
+        if said["wrote"]:
+            raise RefusedError(
+                f"node {joiner} has written rows before: a copy would bring it back without what it had seen",
+                hint="a site that returns takes a new node number: `syncagent rejoin`",
+            )
+
+    async def _table(self, session: asyncpg.Connection, row: asyncpg.Record) -> CopiedTable:
+        table = Table(row["schema_name"], row["table_name"])
+        columns = await session.fetch(
+            "select name::text as name, type from syncagent._copied_columns($1::bigint::oid::regclass)",
+            row["oid"],
+        )
+        nodes = await session.fetch(
+            "select node_schema, node_name, node::oid::bigint as oid, rows, bytes, scattered from syncagent._copy_nodes($1)",
+            row["id"],
+        )
+        ranges = [Range(table, 0, None, None, None, 0)]
+        for node in nodes:
+            bounds = await self._bounds(session, row["keys"], node)
+            edges = [None, *bounds, None]
+            share = node["rows"] // (len(bounds) + 1)
+            for low, high in pairwise(edges):
+                place = Node(node["node_schema"], node["node_name"])
+                ranges.append(Range(table, len(ranges), place, low, high, share))
+        return CopiedTable(
+            table,
+            tuple(row["keys"]),
+            row["derived"],
+            row["stride"],
+            tuple(Column(column["name"], column["type"]) for column in columns),
+            sum(node["rows"] for node in nodes),
+            sum(node["bytes"] for node in nodes),
+            tuple(ranges),
+        )
+
+    async def _bounds(
+        self, session: asyncpg.Connection, keys: list[str], node: asyncpg.Record
+    ) -> list[tuple[str, ...]]:
+        larger = limits.COPY_SCATTERED if node["scattered"] else 1
+        wanted = max(
+            ceil(node["rows"] / (self._range_rows * larger)),
+            ceil(node["bytes"] / (limits.COPY_RANGE_SIZE * larger)),
+        )
+        if wanted < 2:
+            return []
+        found = await session.fetch(
+            "select b from syncagent._copy_bounds($1::bigint::oid::regclass, $2::text[]::name[], $3) as b",
+            node["oid"],
+            keys,
+            wanted,
+        )
+        return [tuple(row["b"]) for row in found]
+
+    # ---- a range
+
+    async def _wait_for_cut(self, session: asyncpg.Connection, taken: str) -> None:
+        """Until cuts hold all that was committed at a snapshot."""
+        nudged = False
+        try:
+            async with asyncio.timeout(limits.COPY_CUT_PATIENCE):
+                while not await session.fetchval("select syncagent._all_cut($1::text::pg_snapshot)", taken):
+                    if not nudged:
+                        self._nudge()
+                        nudged = True
+                    await asyncio.sleep(_POLL)
+        except TimeoutError:
+            raise Contended(
+                "the donor has made no cut since the copy began",
+                hint="is its agent running? `syncagent status` there says what a cut waits for",
+            ) from None
+
+    async def rows(self, asked: RangeAsked) -> tuple[RangeHead, Spool]:
+        """Read a range into a spool: the rows, their version entries, parked rows."""
+        part = asked.range
+        async with self._session() as session:
+            await self._wait_for_cut(session, asked.taken)
+            spool = self._spools(f"copy of {part}")
+            try:
+                async with session.transaction(isolation="repeatable_read", readonly=True):
+                    head = await self._read(session, asked.range, spool)
+                await spool.seal()
+            except BaseException:
+                await spool.close()
+                raise
+        return head, spool
+
+    async def _read(self, session: asyncpg.Connection, part: Range, spool: Spool) -> RangeHead:
+        if part.node is not None:  # before the snapshot: a table rewritten after it would read as empty
+            locked = await session.fetchval(
+                "select format('lock table only %I.%I in access share mode', $1::text, $2::text)",
+                part.node.schema,
+                part.node.name,
+            )
+            await session.execute(locked)
+        found = await session.fetchrow(
+            "select r.id, r.columns::text[] as columns, case when r.derived then cardinality(r.key_columns) else 0 end as keys, q.*,"
+            " pg_current_snapshot()::text as snapshot"
+            " from syncagent.replicated r join pg_class c on c.oid = r.relation"
+            " cross join lateral syncagent._copy_queries(r.id, to_regclass(quote_ident($3::text) || '.' || quote_ident($4::text)), $5, $6) as q"
+            " where r.schema_name = $1 and r.table_name = $2 and ($3::text is null or to_regclass(quote_ident($3::text) || '.' || quote_ident($4::text)) is not null)",
+            part.table.schema,
+            part.table.name,
+            part.node.schema if part.node else None,
+            part.node.name if part.node else None,
+            part.low,
+            part.high,
+        )
+        if found is None:
+            raise RefusedError(
+                f"table {part.node or part.table} is not attached at the donor any more",
+                hint="start the copy anew: what was copied of it is of no use",
+            )
+        rows, lanes = 0, (0, 0)
+        if part.node is not None:
+            sums = await session.fetchrow(found["sums"])
+            assert sums is not None
+            rows, lanes = sums["rows"], (sums["lane_0"], sums["lane_1"])
+            if await _copy(session, found["rows"], spool, copying.ROWS) != rows:
+                raise CopyDiffers(f"{part}: two readings in one snapshot of the donor differ")
+        versions = await _copy(session, found["versions"], spool, copying.VERSIONS)
+        parked = await _copy(session, found["parked"], spool, copying.PARKED)
+        return RangeHead(
+            tuple(found["columns"]), found["keys"], rows, lanes, versions, parked, found["snapshot"]
+        )
+
+    # ---- the end
+
+    async def end(self, joiner: int, taken: str) -> tuple[EndHead, Spool]:
+        async with self._session() as session:
+            await self._check_joiner(session, joiner)
+            now = await session.fetchval("select pg_current_snapshot()::text")
+            await self._wait_for_cut(session, now)
+            spool = self._spools("the end of a copy")
+            try:
+                async with session.transaction(isolation="repeatable_read", readonly=True):
+                    head = await self._read_end(session, spool)
+                await spool.seal()
+            except BaseException:
+                await spool.close()
+                raise
+        return head, spool
+
+    async def _read_end(self, session: asyncpg.Connection, spool: Spool) -> EndHead:
+        reach = _context.decode(await session.fetchval(_REACH))
+        collected = await session.fetch("select schema_name, table_name, collected from syncagent.replicated")
+        sequences = await session.fetch(
+            "select schema_name, table_name, column_name::text as column_name, last_value, is_called from syncagent._copy_sequences()"
+        )
+        contexts = await _copy(session, _CONTEXTS, spool, copying.CONTEXTS)
+        conflicts = await _copy(session, _CONFLICTS, spool, copying.CONFLICTS)
+        clock = await session.fetchval("select last_value from syncagent.hlc")
+        return EndHead(
+            reach,
+            clock,
+            tuple((Table(r["schema_name"], r["table_name"]), UUID(str(r["collected"]))) for r in collected),
+            tuple(
+                SequenceAt(
+                    Table(r["schema_name"], r["table_name"]),
+                    r["column_name"],
+                    r["last_value"],
+                    r["is_called"],
+                )
+                for r in sequences
+            ),
+            contexts,
+            conflicts,
+        )
+
+
+async def _copy(session: asyncpg.Connection, query: str, spool: Spool, stream: int) -> int:
+    """COPY a query into a stream; how many rows it had. An error of the spool is raised when the COPY is over:
+    inside, it would cost the session."""
+    failure: list[Exception] = []
+
+    async def write(data: bytes) -> None:
+        if not failure:
+            try:
+                await spool.write(stream, data)
+            except Exception as error:  # noqa: BLE001 (raised below)
+                failure.append(error)
+
+    status = await session.copy_from_query(query, output=write, format="binary")
+    if failure:
+        raise failure[0]
+    return int(status.split()[1])
