@@ -120,7 +120,7 @@ def test_what_an_older_server_cannot_have_is_refused(
 ) -> None:
     make_roles(server18)
     donor, target = make_database(server18), make_database(server15)
-    donor.execute("create schema app; create extension btree_gist;" + SINCE_18)
+    donor.execute("create schema app; create schema types; create extension btree_gist;" + SINCE_18)
     taken = take(donor)
     with pytest.raises(RefusedError) as caught:
         build(target, taken)
