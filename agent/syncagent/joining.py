@@ -244,10 +244,11 @@ def _tables(request: Request, draft: Draft, plan: Blueprint, talk: Talk) -> bool
         if draft.made is None:
             draft.made = blueprints.missing(connection, plan)
             draft.save(request.home)
-        if found := blueprints.differences(connection, plan):
+        found = [table.name for table in plan.tables if table.name not in draft.made]
+        if differing := blueprints.differences(connection, plan.only(found)):
             raise RefusedError(
                 "tables that are here are not as at the other sites",
-                detail="\n".join(found),
+                detail="\n".join(differing),
                 hint="change them, or drop those that are empty: join makes what is missing",
             )
         for note in (*plan.notes, *blueprints.build_before(connection, plan.only(draft.made))):

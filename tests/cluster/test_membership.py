@@ -77,6 +77,7 @@ def test_who_may_not_join(server18: Server, tmp_path: Path) -> None:
         assert "not known here" in tokyo.refused(*tokyo.joining(berlin), token=str(Token(uuid4(), bytes(32))))
         assert "a token is needed" in tokyo.refused(*tokyo.joining(berlin))
         tokyo.ask(*tokyo.joining(berlin), token=token)
+        tokyo.start()
         assert "used already" in lima.refused(*lima.joining(berlin), token=token)
 
         expired = berlin.ask("invite", "--ttl", "1ms")["token"]

@@ -1,0 +1,174 @@
+"""A site joins a fleet that goes on writing: it ends with the same tables and the same rows, whatever dies meanwhile."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from syncagent.embedded import Server
+from tests.support.fleet import Member, fleet
+from tests.support.waiting import until
+
+SCHEMA = """
+create type mood as enum ('glad', 'sad');
+create table customer (id uuid primary key, name text not null unique, mood mood not null default 'glad', born timestamptz default now());
+create table item (id bigint primary key, name text not null, stock integer not null check (stock >= 0));
+create table line (customer uuid references customer, position integer, item bigint references item, text text,
+                   primary key (customer, position));
+create index line_item on line (item);
+comment on table line is 'what was ordered';
+"""
+FILL = """
+insert into customer (id, name) select syncagent.uuid7(), 'customer ' || i from generate_series(1, 3000) i;
+insert into item select i, 'item ' || i, i from generate_series(1, 500) i;
+insert into line select c.id, p, 1 + (p * 7 + length(c.name)) % 500, repeat(md5(c.name || p), 20)
+from customer c cross join generate_series(1, 10) p;
+"""
+TABLES = ("customer", "item", "line")
+
+
+def digest(site: Member) -> list[Any]:
+    return [
+        site.execute(
+            f"select count(*), md5(string_agg(md5(t::text), '' order by t::text collate \"C\")) from {table} t"
+        )
+        for table in TABLES
+    ]
+
+
+@contextmanager
+def writing(*sites: Member) -> Iterator[list[int]]:
+    """Inserts, updates and deletes at each site, each in its own customers, and some rows that all of them write."""
+    stop, done = threading.Event(), [0] * len(sites)
+
+    def write(place: int, site: Member) -> None:
+        with site.database.connect() as connection:
+            while not stop.is_set():
+                name = f"{site.name} {done[place]}"
+                (made,) = connection.execute(
+                    "insert into customer (id, name) values (syncagent.uuid7(), %s) returning id", (name,)
+                ).fetchall()
+                connection.execute("insert into line values (%s, 1, 1, %s)", (made[0], name))
+                connection.execute("update item set name = %s where id = %s", (name, done[place] % 20 + 1))
+                if done[place] % 5 == 4:
+                    connection.execute("delete from line where customer = %s", made)
+                    connection.execute("delete from customer where id = %s", made)
+                done[place] += 1
+
+    threads = [threading.Thread(target=write, args=pair) for pair in enumerate(sites)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield done
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def wait_equal(*sites: Member) -> None:
+    said = sites[0].verb("wait", "--converged", "--timeout", "60")
+    assert said.returncode == 0, said.stdout + said.stderr
+    seen = [digest(site) for site in sites]
+    assert all(found == seen[0] for found in seen), seen
+
+
+def test_a_site_joins_under_load(server18: Server, server15: Server, tmp_path: Path) -> None:
+    with fleet(tmp_path, "", server18, server15, server18) as (berlin, tokyo, lima):
+        berlin.init()
+        berlin.execute(SCHEMA)
+        berlin.execute(FILL)
+        berlin.start()
+        berlin.ask("attach", "--all", "--derive-key")
+        tokyo.join(berlin)
+        tokyo.start()
+        with writing(berlin, tokyo) as done:
+            until(lambda: min(done) > 20, "both write")
+            before = list(done)
+            lima.join(tokyo)
+            assert all(now > then for now, then in zip(done, before, strict=True)), "nobody stood still"
+            lima.start()
+        wait_equal(berlin, tokyo, lima)
+        for site in (tokyo, lima):
+            assert site.scalar("select obj_description('line'::regclass)") == "what was ordered"
+            assert (
+                site.scalar(
+                    "select count(*) from pg_constraint where conrelid = 'line'::regclass and contype = 'f'"
+                )
+                == 2
+            )
+            assert site.scalar("select count(*) from pg_indexes where tablename in ('customer', 'line')") == 4
+            assert site.scalar("select count(*) from syncagent.replicated where agreed") == 3
+        with writing(lima):
+            pass
+        lima.execute("insert into item values (1000, 'from lima', 3)")
+        wait_equal(lima, berlin, tokyo)
+
+
+MANY = "".join(
+    f"create table part_{n} (id uuid primary key, text text not null);"
+    f"insert into part_{n} select syncagent.uuid7(), md5('{n} ' || i) from generate_series(1, 2000) i;"
+    for n in range(12)
+)
+COPIED = "select coalesce(sum(rows), 0) from syncagent.copied_range"
+
+
+def test_a_join_goes_on_after_kill_9_of_either_side(server18: Server, tmp_path: Path) -> None:
+    with fleet(tmp_path, "", server18, server18) as (berlin, tokyo):
+        berlin.init()
+        berlin.execute(MANY)
+        berlin.start()
+        berlin.ask("attach", "--all")
+        joining = slowly(tokyo, berlin, berlin.ask("invite")["token"])
+        copied(tokyo, 0)
+        os.kill(joining.pid, signal.SIGKILL)
+        joining.wait()
+        kept = tokyo.scalar(COPIED)
+
+        joining = slowly(tokyo, berlin)  # it was admitted, and needs no token
+        copied(tokyo, kept)
+        berlin.stop(kill=True)
+        assert joining.wait(60) == 1
+        assert "is its agent running" in (tokyo.home / "join.err").read_text()
+        assert kept < tokyo.scalar(COPIED) < 24000
+
+        berlin.start()
+        tokyo.ask(*tokyo.joining(berlin))
+        tokyo.start()
+        berlin.execute("delete from part_3 where text < 'a'")
+        said = berlin.verb("wait", "--converged")
+        assert said.returncode == 0, said.stdout
+        for n in range(12):
+            look = f"select count(*), md5(string_agg(t::text, '' order by id)) from part_{n} t"
+            assert tokyo.execute(look) == berlin.execute(look)
+
+
+def copied(site: Member, more_than: int) -> None:
+    """Wait for rows of a copy that is under way."""
+
+    def look() -> bool:
+        there = site.scalar("select to_regclass('syncagent.copied_range') is not null")
+        return bool(there) and site.scalar(COPIED) > more_than
+
+    until(look, "something was copied")
+
+
+def slowly(site: Member, peer: Member, token: str = "") -> "subprocess.Popen[bytes]":
+    """A join that takes some seconds, as a process."""
+    site.home.mkdir(exist_ok=True)
+    with (site.home / "join.err").open("wb") as file:
+        return subprocess.Popen(
+            [
+                *(sys.executable, "-m", "syncagent", *site.joining(peer), "--home", str(site.home)),
+                *("--max-rate", "150kB", "--timeout", "3s"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=file,
+            env={**os.environ, **({"SYNCAGENT_TOKEN": token} if token else {})},
+        )
