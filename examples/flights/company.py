@@ -62,7 +62,7 @@ class Company:
         """Make sites of them, each knowing all the others."""
         identities = [site.init() for site in self.sites]
         for site in self.sites:
-            site.join([identity for identity in identities if identity.node != site.number])
+            site.meet([identity for identity in identities if identity.node != site.number])
 
     def open(self) -> None:
         """Every office begins to write."""
