@@ -98,6 +98,8 @@ def attach(
 
 def foretell(judged: "list[Judged]", as_json: bool) -> None:
     """The preflight, as a table; exit 1 if a table that was asked for cannot go."""
+    from syncagent.storage import preflight
+
     if as_json:
         render.json(
             [
@@ -125,7 +127,7 @@ def foretell(judged: "list[Judged]", as_json: bool) -> None:
             for table in judged
         ]
         render.show(render.grid(rows, ("table", "key", "verdict", "why", "what mends it")))
-        if notes := [finding for table in judged for finding in table.notes]:
+        if notes := preflight.gathered(judged):
             render.show("", render.findings(notes))
     if any(table.verdict == "stays" for table in judged):
         raise typer.Exit(1)
