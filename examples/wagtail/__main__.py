@@ -9,10 +9,12 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from .. import runner
 from ..cluster import Application, Cluster
 from ..runner import phase, same, settle, show
+from ..sites import SiteError
 
 STRIDE = "16"
 APART_SECONDS = 5.0
@@ -46,17 +48,17 @@ def story(cluster: Cluster, options: argparse.Namespace) -> str:
     phase("making sites of them: init, peers, attach --all, run")
     cluster.connect("--derive-key", "--stride", STRIDE)
     cluster.converge()
-    same(cluster.reports(), "the newsrooms before the load")
+    same(sound(cluster), "the newsrooms before the load")
 
     phase(f"a desk at each site writes for {options.seconds:.0f} s")
     work(cluster, options.seconds, f"{options.seed}")
     phase(f"{APART_SECONDS:.0f} s more while no site applies what the others write")
     with cluster.apart():
         work(cluster, APART_SECONDS, f"{options.seed} apart")
-        mine = [report["articles"] for report in cluster.reports()]
+        mine = [report["articles"] for report in sound(cluster)]
     equal = settle(cluster)
     phase("reading all of it with Wagtail, at each site")
-    reports = cluster.reports()
+    reports = sound(cluster)
     same(reports, "what Wagtail reads")
     for number, before in enumerate(mine, 1):
         title = f"Desk {number}"
@@ -91,15 +93,30 @@ def collide(cluster: Cluster) -> None:
     for site in cluster.sites[1:]:
         cluster.program(site, "post", "--desk", str(site.number), "--away")
     cluster.until(lambda: not any(cluster.parked()), "nothing is parked")
-    cluster.converge()
-    cluster.program(cluster.sites[0], "fixtree")
     settle(cluster)
-    same(cluster.reports(), "what Wagtail reads after the collision")
+    show(
+        "what Wagtail finds wrong with its tree now:", "\n".join(cluster.reports()[0]["faults"]) or "nothing"
+    )
+    show("`fixtree`:", cluster.program(cluster.sites[0], "fixtree"))
+    settle(cluster)
+    same(sound(cluster), "what Wagtail reads after the collision")
+
+
+def sound(cluster: Cluster) -> list[dict[str, Any]]:
+    """What Wagtail reads at each site; raises if anything is wrong with it."""
+    reports = cluster.reports()
+    if faults := [
+        f"{site.name}: {fault}"
+        for site, at in zip(cluster.sites, reports, strict=True)
+        for fault in at["faults"]
+    ]:
+        raise SiteError("\n".join(["Wagtail finds faults", *faults]))
+    return reports
 
 
 def unlike(cluster: Cluster) -> Iterator[str]:
     """Desks whose articles are not the same at all sites."""
-    found = [report["articles"] for report in cluster.reports()]
+    found = [report["articles"] for report in sound(cluster)]
     for title in found[0]:
         if title != "Noticeboard" and len({str(at_site[title]) for at_site in found}) > 1:
             yield title
