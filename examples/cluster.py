@@ -39,6 +39,10 @@ grant usage on schema public to {role};
 alter default privileges for role {owner} in schema public grant select, insert, update, delete on tables to {role};
 alter default privileges for role {owner} in schema public grant usage on sequences to {role};
 """
+GRANTED = """
+select relname::text from pg_class where relnamespace = 'syncagent'::regnamespace and relkind in ('r', 'p', 'v')
+and has_table_privilege(%s, oid, 'select, insert, update, delete')
+"""
 TABLES = (
     "select quote_ident(tablename) from pg_tables where schemaname = 'public' and tablename <> %s order by 1"
 )
@@ -172,6 +176,9 @@ class Cluster:
         for site in self.sites:
             peers = [identity for identity in identities if identity.node != site.number]
             site.join(peers, "--all", *self.application.excluded, *options)
+        with psycopg.connect(self.sites[0].dsn) as connection:
+            if found := connection.execute(GRANTED, (self.application.role,)).fetchall():
+                raise SiteError(f"{self.application.role} has rights on {found}")
         self.tables = [table["table_name"] for table in self.sites[0].ask("tables", "--json")]
 
     def check(self) -> None:
