@@ -47,7 +47,6 @@ class Team:
         self.client, self.number, self.rng = client, number, rng
         self.done: Counter[str] = Counter()
         self._open: list[str] = []
-        self._runs: list[str] = []
         self._experiment = self._new_experiment()
         self._tasks: dict[Callable[[], bool], int] = {
             self.start: 12,
@@ -91,7 +90,6 @@ class Team:
         for name in self.rng.sample(WORDS, 3):
             self.client.log_param(run, name, self.rng.choice([0.1, "naïve", "ü 😀", 3, "x" * 500]))
         self._open.append(run)
-        self._runs.append(run)
         return True
 
     def log_step(self) -> bool:
@@ -123,9 +121,9 @@ class Team:
         return True
 
     def rename(self) -> bool:
-        if not self._runs:
+        if not self._open:
             return False
-        self.client.update_run(self.rng.choice(self._runs), name=f"{self.rng.choice(WORDS)} again")
+        self.client.update_run(self.rng.choice(self._open), name=f"{self.rng.choice(WORDS)} again")
         return True
 
     def remove(self) -> bool:
