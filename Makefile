@@ -4,8 +4,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+# The applications of `make examples` are many packages: they have an environment of their own.
+HEAVY  := .venv-examples
 # Arguments for pytest, as in: make test ARGS="-k merge"
 ARGS   ?=
+
+comma  := ,
 
 MAKEFLAGS += --no-print-directory
 
@@ -17,15 +21,20 @@ help: ## show this list
 venv: $(READY) ## make .venv with everything the other targets need
 
 $(READY): pyproject.toml constraints.txt
+	$(call environment,$(VENV),demo$(comma)test$(comma)dev)
+
+# An environment in the folder $(1) with the extras $(2).
+define environment
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "syncagent needs Python 3.11 or newer; try: make PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || \
 	  { echo "this Python cannot make environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "making $(VENV)" >&2
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-warn-script-location \
-	  --constraint constraints.txt --editable '.[demo,test,dev]'
+	@echo "making $(1)" >&2
+	@$(PYTHON) -m venv $(1)
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check --no-warn-script-location \
+	  --constraint constraints.txt --editable '.[$(2)]'
 	@touch $@
+endef
 
 .PHONY: check
 check: $(READY) ## lint, format, types, layers
@@ -58,6 +67,14 @@ test-matrix: $(READY) ## the tests on PostgreSQL 14 to 18; fetches the versions 
 demo: $(READY) ## three sites on this machine: load, conflicts, a cut, a heal, a proof
 	@$(BIN)/syncagent demo
 
+.PHONY: examples
+examples: $(HEAVY)/.ready ## Wagtail and MLflow at two sites each, in an environment of their own: minutes
+	@$(HEAVY)/bin/python -m examples.wagtail $(ARGS)
+	@$(HEAVY)/bin/python -m examples.mlflow $(ARGS)
+
+$(HEAVY)/.ready: pyproject.toml constraints.txt
+	$(call environment,$(HEAVY),demo$(comma)examples)
+
 .PHONY: bench
 bench: $(READY) ## the benchmarks, against PostgreSQL's own replication
 	@$(BIN)/syncagent bench
@@ -68,5 +85,5 @@ extension: $(READY) ## write the SQL side as an extension, to build/extension
 
 .PHONY: clean
 clean: ## remove everything that was made here
-	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf $(VENV) $(HEAVY) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

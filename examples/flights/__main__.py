@@ -46,7 +46,7 @@ def _run(company: Company, options: argparse.Namespace) -> int:
         with Screen(company.samples) as screen:
             screen.phase(f"starting {options.sites} PostgreSQL servers with the application's empty tables")
             company.build()
-            screen.phase("making sites of them: init, invite, join, run, attach")
+            screen.phase("making sites of them: init, run, attach, join")
             company.connect()
             screen.phase("loading at site1, writing everywhere")
             company.open()

@@ -59,13 +59,12 @@ class Company:
         self._observers = [site.engine("observer") for site in self.sites]
 
     def connect(self) -> None:
-        """Make sites of them: the first founds a cluster, the others join it; then the tables, everywhere."""
+        """Make sites of them: the first founds a cluster and attaches the tables, the others join it."""
         first, *others = self.sites
         first.found()
+        first.attach(*TABLES)
         for site in others:
             site.join(first)
-        for site in self.sites:
-            site.attach()
 
     def open(self) -> None:
         """Every office begins to write."""

@@ -77,6 +77,18 @@ def test_a_whole_database(site: Site) -> None:
     assert site("adopt", "--schema", "nonesuch").code == 2
 
 
+def test_what_is_the_same_for_many_tables_is_said_once(site: Site) -> None:
+    for name in "abcd":
+        site.sql(f"create table {name} (id bigserial primary key)")
+    assert len(notes(site("adopt", "--json"))) == 4
+    shown = site("adopt").out
+    assert shown.count("is numbered at each site") == 0
+    assert "4 tables are numbered at each site for itself" in shown
+    assert "public.a, public.b, public.c, public.d" in shown
+    site.sql("drop table d")
+    assert site("adopt").out.count("is numbered at each site") == 3
+
+
 def test_a_database_that_is_no_site_is_left_as_it_was(cli: Cli, database: Database) -> None:
     database.execute(GOOD.format("t"))
     before = remains(database)

@@ -151,6 +151,8 @@ def _tell_of_others(missing: dict[str, str] | None) -> None:
 
 def foretell(judged: "list[Judged]", as_json: bool, others: "list[dict[str, Any]] | None" = None) -> None:
     """The preflight, as a table; exit 1 if a table that was asked for cannot go."""
+    from syncagent.storage import preflight
+
     if as_json:
         render.json(
             [
@@ -186,7 +188,7 @@ def foretell(judged: "list[Judged]", as_json: bool, others: "list[dict[str, Any]
         ]
         if elsewhere:
             render.show("", render.grid(elsewhere, ("table", "at", "why not", "what mends it")))
-        if notes := [finding for table in judged for finding in table.notes]:
+        if notes := preflight.gathered(judged):
             render.show("", render.findings(notes))
     troubled = any(found["problems"] for site in others or () for found in site["tables"])
     if troubled or any(table.verdict == "stays" for table in judged):

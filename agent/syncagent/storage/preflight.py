@@ -15,6 +15,7 @@ from syncagent.storage.drift import Finding
 from syncagent.storage.tables import Candidate
 
 T = TypeVar("T")
+_FEW = 3
 Verdict = Literal["attached", "excluded", "goes", "stays"]
 
 
@@ -26,7 +27,13 @@ class Judged:
     verdict: Verdict
     numbered: bool = False
     """Every site numbers its rows for itself."""
-    notes: tuple[Finding, ...] = ()
+    others: tuple[Finding, ...] = ()
+    numbers: tuple[Finding, ...] = ()
+    """What its numbers mean, at most one: for most tables of an application it is the same."""
+
+    @property
+    def notes(self) -> tuple[Finding, ...]:
+        return (*self.others, *self.numbers)
 
 
 def whole(connection: Connection, schema: str | None, exclude: Sequence[str]) -> list[Judged]:
@@ -68,12 +75,30 @@ def _noted(connection: Connection, judged: Sequence[Judged], *, strided: bool = 
         for oid, finding in find(connection, going):
             notes.setdefault(oid, []).append(finding)
     numbers = dict(_numbers(connection, going))
-    if not strided:
-        for oid, finding in numbers.items():
-            notes.setdefault(oid, []).append(finding)
     return [
-        Judged(j.candidate, j.verdict, j.candidate.oid in numbers, tuple(notes.get(j.candidate.oid, ())))
+        Judged(
+            j.candidate,
+            j.verdict,
+            j.candidate.oid in numbers,
+            tuple(notes.get(j.candidate.oid, ())),
+            (numbers[j.candidate.oid],) if j.candidate.oid in numbers and not strided else (),
+        )
         for j in judged
+    ]
+
+
+def gathered(judged: Sequence[Judged]) -> list[Finding]:
+    """All notes for a person: what is the same for many tables is said once, with their names."""
+    notes = [finding for table in judged for finding in table.others]
+    numbered = [table for table in judged if table.numbers]
+    if len(numbered) <= _FEW:
+        return [*notes, *(finding for table in numbered for finding in table.numbers)]
+    severities = {finding.severity for table in numbered for finding in table.numbers}
+    names = ", ".join(table.candidate.name for table in numbered)
+    what = f"{len(numbered)} tables are numbered at each site for itself: two sites draw the same numbers\n{names}"
+    return [
+        *notes,
+        Finding("warning" if "warning" in severities else "note", what, "syncagent attach --stride N ..."),
     ]
 
 

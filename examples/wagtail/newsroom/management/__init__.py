@@ -1,0 +1,1 @@
+"""What the newsroom does from the command line."""
