@@ -70,6 +70,13 @@ def laboratory() -> Iterator[Laboratory]:
 
 
 @pytest.fixture
+def majors(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    """The versions of `--majors`."""
+    chosen: tuple[int, ...] = request.config.getoption("majors")
+    return chosen
+
+
+@pytest.fixture
 def server15(servers: Servers) -> Server:
     return servers.of(15)
 

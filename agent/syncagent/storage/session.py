@@ -6,7 +6,7 @@ Invariant: a session that is handed out has its work tables, its settings, and t
 import asyncpg
 
 from syncagent.core import limits
-from syncagent.errors import DatabaseError
+from syncagent.errors import DatabaseError, RefusedError
 from syncagent.storage.borders import border
 
 PINNED = {
@@ -21,23 +21,49 @@ PINNED = {
     "default_transaction_read_only": "off",
     "statement_timeout": "0",
     "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
     "jit": "off",
     "work_mem": "64MB",
     "temp_buffers": "64MB",
 }
 OLDEST = 140000
+NO_TIMEOUT = (
+    "case when current_setting('transaction_timeout', true) is not null"
+    " then set_config('transaction_timeout', '0', false) end"
+)
+"""A setting that only 17 and newer know, so that it cannot be among those that are pinned."""
+POOLER_HINT = "give the server's own address in the dsn, not the pooler's; applications may go on using that"
+
+
+def pooled(detail: str) -> RefusedError:
+    """Why the agent does not work there."""
+    return RefusedError(
+        "the dsn leads to a connection pooler, and the agent needs sessions of its own",
+        detail=detail,
+        hint=POOLER_HINT,
+    )
 
 
 async def connect(dsn: str, purpose: str) -> asyncpg.Connection:
     """A plain session. Raises Unreachable, DatabaseError (login, database, a server below 14)."""
     with border():
-        connection = await asyncpg.connect(
-            dsn,
-            timeout=10,
-            server_settings={**PINNED, "application_name": f"syncagent {purpose}"},
-            statement_cache_size=200,
+        try:
+            connection = await asyncpg.connect(
+                dsn,
+                timeout=10,
+                server_settings={**PINNED, "application_name": f"syncagent {purpose}"},
+                statement_cache_size=200,
+            )
+        except (
+            asyncpg.ProtocolViolationError
+        ) as error:  # PgBouncer takes few settings, and says which one it minds
+            raise pooled(str(error)) from error
+        version, path, _ = await connection.fetchrow(
+            "select current_setting('server_version_num')::int, current_setting('search_path'), " + NO_TIMEOUT
         )
-        version = int(await connection.fetchval("select current_setting('server_version_num')"))
+    if path != PINNED["search_path"]:
+        await connection.close(timeout=2)
+        raise pooled(f"it has not passed on the agent's settings: search_path is {path}")
     if version < OLDEST:
         await connection.close(timeout=2)
         raise DatabaseError(

@@ -16,7 +16,7 @@ from syncagent.storage.borders import border
 from syncagent.storage.keeper import PostgresKeeper
 from syncagent.storage.origin import PostgresOrigin
 from syncagent.storage.replica import PostgresReplica
-from syncagent.storage.session import connect, working
+from syncagent.storage.session import connect, pooled, working
 
 
 class PostgresStore:
@@ -49,7 +49,16 @@ async def opened(
         await keeper.claim()
         await keeper.enter(site, incarnation, name, peers)
         origin = PostgresOrigin(await session("cut", False), await session("poll", None), merging, node)
+        await _refuse_shared(sessions)
         yield PostgresStore(origin, replica, keeper)
     finally:
         with border():
             await asyncio.gather(*(session.close(timeout=2) for session in sessions))
+
+
+async def _refuse_shared(sessions: Sequence[asyncpg.Connection]) -> None:
+    """Raise unless each session is one of the server's own."""
+    with border():
+        pids = [await session.fetchval("select pg_backend_pid()") for session in sessions]
+    if len(set(pids)) < len(pids):
+        raise pooled("several of the agent's sessions are one at the server")
