@@ -252,9 +252,11 @@ class Site:
         return self.database.execute(statement, parameters)
 
     def connect(self, isolation: str | None = None) -> "psycopg.Connection[tuple[Any, ...]]":
-        """An application's connection."""
+        """An application's connection; a pooler lets nobody choose the isolation as he comes in."""
         options = (
-            f"-c default_transaction_isolation={isolation.replace(' ', chr(92) + ' ')}" if isolation else ""
+            f"-c default_transaction_isolation={isolation.replace(' ', chr(92) + ' ')}"
+            if isolation and not self.door
+            else ""
         )
         return psycopg.connect(
             self.door or self.dsn,
