@@ -13,7 +13,7 @@ from syncagent.storage.bypass import bypass
 from syncagent.storage.commands import Connection, agent_runs
 from syncagent.storage.drift import Finding
 from syncagent.storage.grants import grants
-from syncagent.storage.installation import may_apply
+from syncagent.storage.installation import apply_grant, may_apply
 from syncagent.storage.room import room
 from syncagent.storage.session import POOLER_HINT
 
@@ -84,7 +84,7 @@ def _server(connection: Connection) -> Iterator[Finding]:
         yield Finding(
             "error",
             "the role may not set session_replication_role: nothing can be applied",
-            "grant set on parameter session_replication_role to it (PostgreSQL 14: make it a superuser)",
+            apply_grant(connection),
         )
     settings = {
         row["name"]: row["setting"]

@@ -3,6 +3,9 @@
 Invariant: a session that is handed out has its work tables, its settings, and the role of the agent.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import asyncpg
 
 from syncagent.core import limits
@@ -45,7 +48,7 @@ def pooled(detail: str) -> RefusedError:
 
 
 async def connect(dsn: str, purpose: str) -> asyncpg.Connection:
-    """A plain session. Raises Unreachable, DatabaseError (login, database, a server below 14)."""
+    """A plain session. Raises Unreachable, DatabaseError (login, database, a server below 14), RefusedError (a pooler)."""
     with border():
         try:
             connection = await asyncpg.connect(
@@ -58,18 +61,17 @@ async def connect(dsn: str, purpose: str) -> asyncpg.Connection:
             asyncpg.ProtocolViolationError
         ) as error:  # PgBouncer takes few settings, and says which one it minds
             raise pooled(str(error)) from error
+    async with _closed_on_failure(connection):
         version, path, _ = await connection.fetchrow(
             "select current_setting('server_version_num')::int, current_setting('search_path'), " + NO_TIMEOUT
         )
-    if path != PINNED["search_path"]:
-        await connection.close(timeout=2)
-        raise pooled(f"it has not passed on the agent's settings: search_path is {path}")
-    if version < OLDEST:
-        await connection.close(timeout=2)
-        raise DatabaseError(
-            f"this server is PostgreSQL {version // 10000}; syncagent needs 14 or newer",
-            hint="upgrade the server",
-        )
+        if path != PINNED["search_path"]:
+            raise pooled(f"it has not passed on the agent's settings: search_path is {path}")
+        if version < OLDEST:
+            raise DatabaseError(
+                f"this server is PostgreSQL {version // 10000}; syncagent needs 14 or newer",
+                hint="upgrade the server",
+            )
     return connection
 
 
@@ -78,7 +80,7 @@ async def working(dsn: str, purpose: str, *, replica: bool) -> asyncpg.Connectio
     `session_replication_role = replica`, so that neither triggers nor foreign keys fire."""
     connection = await connect(dsn, purpose)
     milliseconds = int(limits.LOCK_TIMEOUT * 1000)
-    with border():
+    async with _closed_on_failure(connection):
         await connection.execute(
             f"set plan_cache_mode = force_custom_plan; set lock_timeout = {milliseconds}; set synchronous_commit = "
             + ("off" if replica else "on")
@@ -87,3 +89,14 @@ async def working(dsn: str, purpose: str, *, replica: bool) -> asyncpg.Connectio
             await connection.execute("set session_replication_role = replica")
         await connection.execute("select syncagent._prepare_session()")
     return connection
+
+
+@asynccontextmanager
+async def _closed_on_failure(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """A session that is not handed out is not left open."""
+    try:
+        with border():
+            yield
+    except BaseException:
+        connection.terminate()
+        raise
