@@ -12,7 +12,7 @@ from syncagent import __version__
 from syncagent.embedded import Server
 from syncagent.storage import room
 from syncagent.storage.session import POOLER_HINT
-from tests.cli.conftest import Cli, Site, init, on_each_version
+from tests.cli.conftest import Cli, Site, init, on_each_of_the_matrix
 from tests.cli.test_doctor import TABLE, agent_of, found, one
 from tests.support.databases import Database
 from tests.support.pgbouncer import needs_pgbouncer, pgbouncer
@@ -74,7 +74,7 @@ def test_no_agent_works_through_a_pooler(
         assert "several of the agent's sessions are one at the server" in said.err
 
 
-@on_each_version
+@on_each_of_the_matrix
 def test_time_limits_of_the_server_are_not_the_agents(site: Site) -> None:
     """A session that is idle for long, or whose transaction takes long, is not ended: neither the agent's nor a verb's."""
     import asyncio
@@ -115,7 +115,7 @@ def role_of(site: Site) -> Iterator[str]:
         site.sql(f"drop owned by {role}; drop role {role}")
 
 
-@on_each_version
+@on_each_of_the_matrix
 def test_writes_in_the_replica_role(site: Site) -> None:
     site.sql(TABLE.format("t"))
     site("attach", "t")
@@ -155,7 +155,7 @@ def test_a_server_that_is_all_replica(site: Site) -> None:
         server.restart()
 
 
-@on_each_version
+@on_each_of_the_matrix
 def test_a_subscription_writes_behind_the_triggers(site: Site) -> None:
     site.sql("create table t (id uuid primary key) partition by hash (id)")
     site.sql("create table leaf partition of t for values with (modulus 1, remainder 0)")
@@ -181,7 +181,7 @@ def test_a_subscription_writes_behind_the_triggers(site: Site) -> None:
         site.sql('drop subscription "from afar"')
 
 
-@on_each_version
+@on_each_of_the_matrix
 def test_rules_that_act_where_rows_are_applied(site: Site) -> None:
     site.sql(TABLE.format("t"))
     site.sql("create rule mine as on insert to t do also select 1")
@@ -195,7 +195,7 @@ def test_rules_that_act_where_rows_are_applied(site: Site) -> None:
 # ---- grants
 
 
-@on_each_version
+@on_each_of_the_matrix
 def test_grants_that_the_agents_role_lacks(site: Site) -> None:
     site.sql(
         "create schema shop; create table shop.t (n serial primary key); create table shop.seen (id uuid primary key)"

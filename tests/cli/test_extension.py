@@ -43,14 +43,14 @@ def placed(folder: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def files(server: Server) -> Iterator[Path]:
+def files(matrix_server: Server) -> Iterator[Path]:
     """The folder in which the server looks for the extension."""
-    if server.binaries.major >= ANYWHERE:
+    if matrix_server.binaries.major >= ANYWHERE:
         with scratch("syncagent-extension-") as folder:
             extension.write(folder / "extension")
             yield folder / "extension"
         return
-    with Database(server, "postgres").connect() as connection:
+    with Database(matrix_server, "postgres").connect() as connection:
         (row,) = connection.execute("select setting from pg_config where name = 'SHAREDIR'").fetchall()
     folder = Path(row[0]) / "extension"
     with placed(folder):
@@ -58,12 +58,12 @@ def files(server: Server) -> Iterator[Path]:
 
 
 @pytest.fixture
-def make(server: Server, files: Path, make_database: Callable[..., Database]) -> Make:
+def make(matrix_server: Server, files: Path, make_database: Callable[..., Database]) -> Make:
     """Databases whose server finds the extension, on each version."""
 
     def make() -> Database:
-        database = make_database(server)
-        if server.binaries.major >= ANYWHERE:
+        database = make_database(matrix_server)
+        if matrix_server.binaries.major >= ANYWHERE:
             for path in (files.parent, files, *files.iterdir()):
                 path.chmod(0o755)
             database.execute(

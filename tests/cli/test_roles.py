@@ -32,23 +32,23 @@ Make = Callable[[str, int], Site]
 
 @pytest.fixture
 def ordinary(
-    server: Server, make_database: Callable[..., Database], make_site: Callable[..., Site]
+    matrix_server: Server, make_database: Callable[..., Database], make_site: Callable[..., Site]
 ) -> Iterator[Make]:
     """Sites whose tables belong to the application's role, and whose agent's role has been granted no more than is listed."""
     made: list[tuple[Database, str, str]] = []
 
     def make(name: str, node: int) -> Site:
-        database = make_database(server)
+        database = make_database(matrix_server)
         owner, role = f"shop_{database.name}", f"agent_{database.name}"
         made.append((database, owner, role))
         for who in (owner, role):
-            server.create_role(who)
+            matrix_server.create_role(who)
         database.execute(f"grant create on database {database.name} to {owner}")
         with database.connect(role=owner) as application:
             application.execute(SCHEMA.encode())
         before = dump(database)
         database.execute(f"grant create on database {database.name} to {role}; grant {owner} to {role}")
-        if server.binaries.major >= 15:
+        if matrix_server.binaries.major >= 15:
             database.execute(f"grant set on parameter session_replication_role to {role}")
         else:
             database.execute(f"alter role {role} superuser")
@@ -59,7 +59,7 @@ def ordinary(
 
     yield make
     for database, owner, role in made:
-        if server.binaries.major >= 15:
+        if matrix_server.binaries.major >= 15:
             database.execute(f"revoke set on parameter session_replication_role from {role}")
         database.execute(f"drop owned by {owner}, {role} cascade")
         for who in (owner, role):
@@ -101,7 +101,7 @@ class _As(Database):
         return self.dsn_of(f"shop_{self.name}")
 
 
-def test_the_listed_grants_are_enough(ordinary: Make, server: Server) -> None:
+def test_the_listed_grants_are_enough(ordinary: Make, matrix_server: Server) -> None:
     """init, attach with everything it has, run, new partitions, upgrade, detach, uninstall."""
     paris, tokyo = sites = ordinary("paris", 1), ordinary("tokyo", 2)
     for site in sites:
@@ -131,7 +131,7 @@ def test_the_listed_grants_are_enough(ordinary: Make, server: Server) -> None:
             findings = json.loads(site("doctor", "--json").out)
             assert not [finding for finding in findings if finding["severity"] == "error"]
             told = [what["what"] for what in findings if "does not see what other roles" in what["what"]]
-            assert len(told) == (1 if server.binaries.major >= 15 else 0)
+            assert len(told) == (1 if matrix_server.binaries.major >= 15 else 0)
         assert stopped(first) == stopped(second) == 0
     tokyo.sql("drop function syncagent.judge_1")
     assert tokyo("db", "upgrade", "--json").answer["tables"] == 1

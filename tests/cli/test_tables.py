@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from syncagent.cli import render
-from tests.cli.conftest import Said, Site, on_each_version
+from tests.cli.conftest import Said, Site, on_each_of_the_matrix, on_each_version
 from tests.support.databases import Database
 
 GOOD = "create table {} (id uuid primary key default gen_random_uuid(), v text)"
@@ -191,7 +191,7 @@ def test_what_cannot_be_attached_says_why(site: Site) -> None:
     assert attached(site) == []
 
 
-@on_each_version
+@on_each_of_the_matrix
 def test_large_objects_become_values_by_the_sql_that_is_shown(site: Site) -> None:
     site.sql("create domain lo as oid; create table t (id uuid primary key, image lo)")
     site.sql("insert into t values (gen_random_uuid(), lo_from_bytea(0, 'picture'))")
@@ -202,7 +202,7 @@ def test_large_objects_become_values_by_the_sql_that_is_shown(site: Site) -> Non
     assert site.sql("select convert_from(image, 'UTF8') from t") == [("picture",)]
 
 
-@on_each_version
+@on_each_of_the_matrix
 def test_a_temporary_table(site: Site) -> None:
     with open_transaction(site.database, "create temp table passing (id uuid primary key)") as session:
         session.commit()

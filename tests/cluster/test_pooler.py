@@ -23,8 +23,8 @@ def test_the_application_comes_through_a_pooler(laboratory: Laboratory, seed: in
             cluster.start()
             share(a)
             cluster.exchange()
-            with load(cluster.sites, seed, writers=6) as writers:
-                committed(writers, 600)
+            with load(cluster.sites, seed, writers=3) as writers:
+                committed(writers, 200)
                 assert 0 < backends(a) <= 2
             cluster.converges()
             verify(writers, cluster.sites)
