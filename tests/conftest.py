@@ -40,11 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "server" in metafunc.fixturenames:
-        majors = metafunc.config.getoption("majors")
-        metafunc.parametrize(
-            "server", majors, ids=[f"pg{major}" for major in majors], indirect=True, scope="session"
-        )
+    majors = metafunc.config.getoption("majors")
+    few = majors if len(majors) > len(MAJORS) else majors[-1:]
+    for name, chosen in (("server", majors), ("matrix_server", few)):
+        if name in metafunc.fixturenames:
+            ids = [f"pg{major}" for major in chosen]
+            metafunc.parametrize(name, chosen, ids=ids, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +71,13 @@ def laboratory() -> Iterator[Laboratory]:
 
 
 @pytest.fixture
+def majors(request: pytest.FixtureRequest) -> tuple[int, ...]:
+    """The versions of `--majors`."""
+    chosen: tuple[int, ...] = request.config.getoption("majors")
+    return chosen
+
+
+@pytest.fixture
 def server15(servers: Servers) -> Server:
     return servers.of(15)
 
@@ -82,6 +90,12 @@ def server18(servers: Servers) -> Server:
 @pytest.fixture
 def server(servers: Servers, request: pytest.FixtureRequest) -> Server:
     """Runs the test once for each version of `--majors`."""
+    return servers.of(request.param)
+
+
+@pytest.fixture
+def matrix_server(servers: Servers, request: pytest.FixtureRequest) -> Server:
+    """Once for each version of `make test-matrix`; in `make test` the newest will do."""
     return servers.of(request.param)
 
 

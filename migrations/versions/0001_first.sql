@@ -840,6 +840,9 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
     union all
     select format('column %I is of type %s, which means something only inside this server', a.attname, format_type(a.atttypid, a.atttypmod)),
            format('alter table %s alter column %I type text', c.name, a.attname)
+           || case when syncagent._base_type(a.atttypid) = 'oid'::regtype
+                   then format(E'\nor, if it names large objects, which do not travel: alter table %s alter column %I type bytea using lo_get(%2$I)', c.name, a.attname)
+                   else '' end
     from c join pg_attribute a on a.attrelid = p_table and a.attnum > 0 and not a.attisdropped
     where c.relkind in ('r', 'p') and exists (
         select from syncagent._made_of(a.atttypid) as m (part) join pg_type t on t.oid = m.part

@@ -83,13 +83,15 @@ def make_site(cli: Cli, tmp_path: Path) -> Callable[..., Site]:
 
 on_each_version = pytest.mark.usefixtures("server")
 """For what asks the catalogs in ways that differ; the rest of the command line is the same on all."""
+on_each_of_the_matrix = pytest.mark.usefixtures("matrix_server")
+"""The same, where `make test` is content with the newest version."""
 
 
 @pytest.fixture
 def database(request: pytest.FixtureRequest, make_database: Callable[..., Database]) -> Database:
     """A fresh, empty database."""
-    server = "server" if "server" in request.fixturenames else "server18"
-    return make_database(request.getfixturevalue(server))
+    asked = (name for name in ("server", "matrix_server") if name in request.fixturenames)
+    return make_database(request.getfixturevalue(next(asked, "server18")))
 
 
 @pytest.fixture

@@ -155,6 +155,11 @@ def test_what_lies_between_tables_that_go_and_tables_that_stay(site: Site) -> No
 @on_each_version
 def test_triggers_that_write_to_tables_that_stay(site: Site) -> None:
     function = "create function {} returns {} language {} as $${}$$"
+    merge = (
+        "merge  into other.totals t using lines on true when matched then do nothing"
+        if site.database.server.binaries.major >= 15
+        else "delete  from only other.totals"
+    )
     for statement in (
         GOOD.format("orders"),
         GOOD.format("lines"),
@@ -174,7 +179,7 @@ def test_triggers_that_write_to_tables_that_stay(site: Site) -> None:
             "three()",
             "trigger",
             "plpgsql",
-            "begin execute 'delete ' || 'from x'; merge  into other.totals t using lines on true when matched then do nothing; return new; end",
+            f"begin execute 'delete ' || 'from x'; {merge}; return new; end",
         ),
         "create trigger one after insert on orders for each row execute function one()",
         "create trigger two after insert on orders for each row execute function two()",
@@ -182,8 +187,6 @@ def test_triggers_that_write_to_tables_that_stay(site: Site) -> None:
         "create trigger four after update on lines for each row execute function two()",
         "alter table lines enable replica trigger four",
     ):
-        if "merge" in statement and site.database.server.binaries.major < 15:
-            continue
         site.sql(statement)
     said = site("adopt", "--exclude", "*udit", "--exclude", "*totals", "--json")
     assert said.code == 0

@@ -25,6 +25,7 @@ def found(site: Site, *arguments: object) -> dict[str, tuple[str, str | None]]:
     import json
 
     said = site("doctor", "--json", *arguments)
+    assert said.out, said.err
     findings = json.loads(said.out)
     assert said.code == int(any(finding["severity"] == "error" for finding in findings))
     return {finding["what"]: (finding["severity"], finding["mend"]) for finding in findings}

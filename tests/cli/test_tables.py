@@ -7,7 +7,8 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from tests.cli.conftest import Said, Site, on_each_version
+from syncagent.cli import render
+from tests.cli.conftest import Said, Site, on_each_of_the_matrix, on_each_version
 from tests.support.databases import Database
 
 GOOD = "create table {} (id uuid primary key default gen_random_uuid(), v text)"
@@ -145,6 +146,12 @@ OBSTACLES = [
         "column o is of type regclass",
         "alter table public.i alter column o type text",
     ),
+    (
+        "create table o (id uuid primary key, image oid)",
+        "o",
+        "column image is of type oid",
+        "alter table public.o alter column image type text",
+    ),
     ("create domain place as regproc", "", "", ""),
     ("create type spot as (n int, p place[])", "", "", ""),
     (
@@ -182,6 +189,28 @@ def test_what_cannot_be_attached_says_why(site: Site) -> None:
         if name:
             refused(site("attach", name), what, hint)
     assert attached(site) == []
+
+
+@on_each_of_the_matrix
+def test_large_objects_become_values_by_the_sql_that_is_shown(site: Site) -> None:
+    site.sql("create domain lo as oid; create table t (id uuid primary key, image lo)")
+    site.sql("insert into t values (gen_random_uuid(), lo_from_bytea(0, 'picture'))")
+    said = site("attach", "t")
+    refused(said, "column image is of type public.lo, which means something only inside this server")
+    site.sql(said.err.rpartition("which do not travel: ")[2].strip())
+    assert site("attach", "t").code == 0
+    assert site.sql("select convert_from(image, 'UTF8') from t") == [("picture",)]
+
+
+@on_each_of_the_matrix
+def test_a_temporary_table(site: Site) -> None:
+    with open_transaction(site.database, "create temp table passing (id uuid primary key)") as session:
+        session.commit()
+        ((name,),) = session.execute(
+            "select format('%I.%I', relnamespace::regnamespace, relname) from pg_class where relname = 'passing'"
+        ).fetchall()
+        refused(site("attach", name), "it is temporary", "only permanent tables can be attached")
+        assert [table["table"] for table in site("attach", "--all", "--dry-run", "--json").answer] == []
 
 
 def test_twice(site: Site) -> None:
@@ -342,6 +371,26 @@ def test_who_is_in_the_way_is_named(site: Site) -> None:
         assert f"pid {reader.info.backend_pid}" in said.err
         assert attached(site) == ["public.free", "public.held"]
     assert site("detach", "free", "held").code == 0
+
+
+def test_a_lock_that_others_hold_is_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is asked for again and again, whoever holds it is named once, and in between nothing is held."""
+    site.sql(GOOD.format("free"))
+    site.sql(GOOD.format("held"))
+    told: list[str] = []
+    with open_transaction(site.database, "insert into held (v) values ('x')") as till:
+        holder = f"waiting: held is locked by pid {till.info.backend_pid} "
+
+        def say(text: str) -> None:
+            told.append(text)
+            if text.startswith("waiting: "):
+                site.sql("begin; lock table free in access exclusive mode; commit")
+                till.commit()
+
+        monkeypatch.setattr(render, "say", say)
+        assert site("attach", "free", "held").code == 0
+    assert [text.startswith(holder) for text in told if text.startswith("waiting: ")] == [True]
+    assert attached(site) == ["public.free", "public.held"]
 
 
 def test_who_is_in_the_way_of_a_partition_is_named(site: Site) -> None:

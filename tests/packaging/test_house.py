@@ -42,6 +42,17 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_every_trap_has_its_tests() -> None:
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "tests" / "traps.md").read_text()))
+    defined = {
+        name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)\(", path.read_text(), re.MULTILINE)
+    }
+    assert len(named) > 50
+    assert named <= defined, named - defined
+
+
 def test_sql_is_in_lower_case() -> None:
     for file in SQL:
         code = re.sub(r"--.*|'[^']*'", "", file.read_text())

@@ -1,7 +1,7 @@
 """Sites for the tests of the SQL side."""
 
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
 import pytest
@@ -12,6 +12,20 @@ from tests.support.postgres import Servers
 
 Sites = Callable[..., Awaitable[list[Site]]]
 Pair = tuple[Server, Server]
+
+
+def pairs(majors: Sequence[int]) -> list[tuple[int, int]]:
+    """Each version beside another one: the oldest and the newest, then inwards."""
+    half = len(majors) // 2
+    found = list(zip(majors[:half], reversed(majors[-half:]), strict=True))
+    return [*found, (majors[half], majors[-1])] if len(majors) % 2 else found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    majors = metafunc.config.getoption("majors")
+    if "pair" in metafunc.fixturenames and len(majors) > 2:
+        ends = pairs(majors)
+        metafunc.parametrize("pair", ends, ids=[f"pg{old}+pg{new}" for old, new in ends], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +47,9 @@ async def sites(laboratory: Laboratory) -> AsyncIterator[Sites]:
 
 @pytest.fixture
 def pair(servers: Servers, request: pytest.FixtureRequest) -> Pair:
-    """The oldest and the newest version of `--majors`, one test this way round, the next one that way."""
+    """Servers of two versions, one test this way round, the next one that way: the oldest and the newest of
+    `--majors`; if there are more than two, each test runs once for each of `pairs`."""
     majors = request.config.getoption("majors")
-    ends = servers.of(majors[0]), servers.of(majors[-1])
+    old, new = getattr(request, "param", (majors[0], majors[-1]))
+    ends = servers.of(old), servers.of(new)
     return ends if zlib.crc32(request.node.name.encode()) % 2 else (ends[1], ends[0])

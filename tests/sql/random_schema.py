@@ -1,7 +1,10 @@
-"""Random tables, and random writes to them: what no test of one thing at a time would put together."""
+"""Random tables, and random writes to them: what no test of one thing at a time would put together.
+
+Everything comes from the seed, the choices that statements make inside the server too.
+"""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from uuid import UUID
 
 VALUES = {
@@ -37,7 +40,10 @@ KEYS = {
     "text": ["text"],
     "composite": ["int", "text"],
     "dated": ["date", "int"],
+    "numbered": ["int"],
+    "numbered beside": ["text", "bigint"],
 }
+STRIDE = 8
 
 
 def quoted(name: str) -> str:
@@ -45,16 +51,25 @@ def quoted(name: str) -> str:
 
 
 class Table:
-    """One table: its definition, and statements that write to it."""
+    """One table: its definition, and statements that write to it. `above` are tables it may refer to."""
 
-    def __init__(self, chance: random.Random, number: int) -> None:
-        self._chance = chance
+    def __init__(self, chance: random.Random, number: int, above: "Sequence[Table]" = ()) -> None:
+        self._chance, self._number = chance, number
         self.name = quoted(f"{chance.choice(NAMES)[:50]} {number}")
-        self.key_types = KEYS[chance.choice(list(KEYS))]
+        kind = chance.choice(list(KEYS))
+        self.key_types = KEYS[kind]
         self.key = [f"k{n}" for n in range(len(self.key_types))]
+        self.numbered: str | None = self.key[-1] if kind.startswith("numbered") else None
+        """The column that a sequence fills."""
         names = chance.sample(NAMES, chance.randint(1, 6))
         self.columns = {quoted(name): chance.choice(list(VALUES)) for name in names}
         self.leaves: list[str] = []
+        self.parent = chance.choice(above) if above and chance.random() < 0.7 else None
+
+    @property
+    def reference(self) -> list[str]:
+        """The columns that refer to the parent."""
+        return [] if self.parent is None else [f"of{n}" for n in range(len(self.parent.key))]
 
     def definition(self) -> list[str]:
         chance = self._chance
@@ -69,10 +84,46 @@ class Table:
             columns.append(
                 f"foreign key (up) references {self.name} on delete {chance.choice(['cascade', 'set null'])}"
             )
+        if self.parent is not None:
+            columns += [
+                f"{name} {kind}" for name, kind in zip(self.reference, self.parent.key_types, strict=True)
+            ]
+            columns.append(f"foreign key ({', '.join(self.reference)}) {self._refers(self.parent)}")
+        parted = chance.random() < 0.5
+        if not parted and self.numbered is None and chance.random() < 0.3:
+            columns.append("beside bigserial unique")
         body = f"create table {self.name} ({', '.join([*columns, primary])})"
-        if chance.random() < 0.5:
-            return [body]
-        return [f"{body} partition by hash ({self.key[0]})", *self._partitions()]
+        after = list(self._numbers())
+        if not parted:
+            return [body, *after]
+        return [f"{body} partition by hash ({self.key[0]})", *self._partitions(), *after]
+
+    def _refers(self, other: "Table") -> str:
+        chance = self._chance
+        return " ".join(
+            (
+                f"references {other.name} on delete",
+                chance.choice(["cascade", "set null", "no action"]),
+                chance.choice(["", "on update cascade"]),
+                chance.choice(["", "deferrable initially deferred"]),
+            )
+        )
+
+    def _numbers(self) -> Iterator[str]:
+        """A sequence behind a column, in the way that every version has for partitioned tables too."""
+        if self.numbered is not None:
+            sequence = quoted(f"numbers 'of' {self._number}")
+            yield f"create sequence {sequence}"
+            literal = sequence.replace("'", "''")
+            yield f"alter table {self.name} alter {self.numbered} set default nextval('{literal}')"
+
+    def ring(self, other: "Table") -> str:
+        """A reference back, so that the two refer to each other."""
+        names = [f"ring{n}" for n in range(len(other.key))]
+        columns = ", ".join(f"add {name} {kind}" for name, kind in zip(names, other.key_types, strict=True))
+        return (
+            f"alter table {self.name} {columns}, add foreign key ({', '.join(names)}) {self._refers(other)}"
+        )
 
     def _partitions(self) -> Iterator[str]:
         for n in range(2):
@@ -122,6 +173,20 @@ class Table:
         name, kind = self._chance.choice(list(self.columns.items()))
         return f"{name} = {self._chance.choice([*VALUES[kind], 'null'])}"
 
+    def draw(self) -> str:
+        """A row with a number that the site draws; returns the number."""
+        names = [name for name in self.key if name != self.numbered]
+        values = [self._key_value(kind) for kind in self.key_types[: len(names)]]
+        into = f"({', '.join(names)}) values ({', '.join(values)})" if names else "default values"
+        return f"insert into {self.name} {into} returning {self.numbered}"
+
+    def _refer(self) -> str:
+        """A row gets a parent that is there, or none."""
+        assert self.parent is not None
+        keys = ", ".join(self.parent.key)
+        chosen = f"order by md5(row({keys})::text || '{self._chance.randint(0, 99)}') limit 1"
+        return f"({', '.join(self.reference)}) = (select {keys} from {self.parent.name} {chosen})"
+
     def write(self, major: int) -> str:
         chance = self._chance
         target = chance.choice([self.name, self.name, *self.leaves])
@@ -137,6 +202,14 @@ class Table:
             f"with gone as (delete from {self.name} where {self._is()} returning *) {into}{self._row()} on conflict do nothing",
             f"savepoint s; delete from {target}; rollback to s",
         ]
+        if self.parent is not None:
+            nobody = ", ".join(f"{name} = null" for name in self.reference)
+            parents = f"update {target} set {self._refer()}"
+            writes += [
+                parents,
+                f"{parents} where {self._is()}",
+                f"update {target} set {nobody} where {self._is()}",
+            ]
         if major >= 15:
             same = " and ".join(f"t.{name} = v.{name}" for name in self.key)
             keys = ", ".join(
@@ -145,7 +218,7 @@ class Table:
             )
             names = ", ".join(self.key)
             writes.append(
-                f"merge into {self.name} t using (select {keys}) v on {same} when matched and random() < 0.5 then delete"
+                f"merge into {self.name} t using (select {keys}) v on {same} when matched and length(t::text) % 2 = 0 then delete"
                 f" when matched then update set {self._set()} when not matched then insert ({names}) values ({', '.join('v.' + n for n in self.key)})"
             )
         return chance.choice(writes)

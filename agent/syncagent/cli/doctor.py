@@ -29,8 +29,9 @@ def doctor(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOptio
         if dsn is None:
             raise
     findings = _home(folder) if settings else []
-    with connected(dsn or (settings.dsn if settings else "")) as connection:
-        findings += checks.examine(connection, settings.max_clock_skew if settings else None)
+    way = dsn or (settings.dsn if settings else "")
+    with connected(way) as connection:
+        findings += checks.examine(connection, way, settings.max_clock_skew if settings else None)
         if settings and (found := checks.stranger(connection, settings.site, settings.incarnation)):
             findings.append(found)
     order = ("error", "warning", "note")
@@ -59,6 +60,7 @@ def _home(folder: "Path") -> "list[Finding]":
     from syncagent.errors import SyncagentError
     from syncagent.settings import FILE
     from syncagent.storage.drift import Finding
+    from syncagent.storage.room import disk
     from syncagent.transport.tls import CERTIFICATE, KEY, digest_of_pem
 
     found = [
@@ -73,4 +75,5 @@ def _home(folder: "Path") -> "list[Finding]":
         found.append(
             Finding("error", f"{folder / CERTIFICATE}: {error}", "restore it, or make the home anew")
         )
+    found += disk(folder, FILE, "batches on their way go there")
     return found

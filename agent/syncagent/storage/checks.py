@@ -6,11 +6,16 @@ Invariant: it only reads; every finding says what is wrong in the words of whoev
 from collections.abc import Iterator
 from uuid import UUID
 
+from syncagent import __version__
 from syncagent.core import limits
-from syncagent.storage import drift
+from syncagent.storage import drift, pooler
+from syncagent.storage.bypass import bypass
 from syncagent.storage.commands import Connection, agent_runs
 from syncagent.storage.drift import Finding
-from syncagent.storage.installation import may_apply
+from syncagent.storage.grants import grants
+from syncagent.storage.installation import apply_grant, may_apply
+from syncagent.storage.room import room
+from syncagent.storage.session import POOLER_HINT
 
 _LOG_BYTES = 256 * 1024 * 1024
 """A log larger than this is not being folded or trimmed."""
@@ -19,9 +24,12 @@ _OPEN_SECONDS = 300
 _CLOCK_SECONDS = 1.0
 
 
-def examine(connection: Connection, max_skew: float | None) -> list[Finding]:
-    """Everything that can be seen from the database."""
-    found = [*_server(connection)]
+def examine(connection: Connection, dsn: str, max_skew: float | None) -> list[Finding]:
+    """Everything that can be seen from the database, to which the dsn has led."""
+    between = list(_between(connection, dsn))
+    if any(finding.severity == "error" for finding in between):
+        return between
+    found = [*between, *_server(connection), *room(connection)]
     if wrong := drift.version(connection):
         return [*found, *wrong]
     return [
@@ -31,8 +39,9 @@ def examine(connection: Connection, max_skew: float | None) -> list[Finding]:
         *_open_transactions(connection),
         *_foreign_keys(connection),
         *_other_triggers(connection),
+        *bypass(connection),
+        *grants(connection),
         *_numbers(connection),
-        *_hidden_rows(connection),
     ]
 
 
@@ -51,12 +60,31 @@ def stranger(connection: Connection, site: UUID, incarnation: UUID) -> Finding |
     )
 
 
+def _between(connection: Connection, dsn: str) -> Iterator[Finding]:
+    match pooler.between(connection, dsn):
+        case "shares sessions":
+            yield Finding(
+                "error",
+                "a pooler between this host and the server gives sessions to others after each transaction:"
+                " the agent cannot work there, and nothing else was looked at",
+                POOLER_HINT,
+            )
+        case "keeps sessions":
+            yield Finding(
+                "note",
+                "a pooler or proxy answers in the server's place: it must keep each session to one client",
+                POOLER_HINT,
+            )
+        case "nothing":
+            pass
+
+
 def _server(connection: Connection) -> Iterator[Finding]:
     if not may_apply(connection):
         yield Finding(
             "error",
             "the role may not set session_replication_role: nothing can be applied",
-            "grant set on parameter session_replication_role to it (PostgreSQL 14: make it a superuser)",
+            apply_grant(connection),
         )
     settings = {
         row["name"]: row["setting"]
@@ -108,6 +136,14 @@ def _agent(connection: Connection, max_skew: float) -> Iterator[Finding]:
     runs = agent_runs(connection)
     if not runs:
         yield Finding("error", "no agent is running: nothing is replicated", "syncagent run")
+    elif (state := connection.execute("select version from syncagent.agent_state").fetchone()) and (
+        state["version"] != __version__
+    ):
+        yield Finding(
+            "warning",
+            f"the agent that runs is version {state['version']}, and this command is {__version__}",
+            "stop the agent, and start it again: syncagent run",
+        )
     for site in connection.execute("select * from syncagent.status order by not is_self, node").fetchall():
         name = site["name"]
         if site["is_self"] and (site["log_bytes"] or 0) > _LOG_BYTES:
@@ -205,6 +241,15 @@ def _other_triggers(connection: Connection) -> Iterator[Finding]:
             f"trigger {row['name']} of {row['relation']} fires again where the agent applies rows",
             f"alter table {row['relation']} enable trigger {row['name']}",
         )
+    for row in connection.execute(
+        "select quote_ident(w.rulename) as name, w.ev_class::regclass::text as relation from pg_rewrite w"
+        " join syncagent.replicated r on r.relation = w.ev_class where w.ev_enabled in ('A', 'R') order by 2, 1"
+    ):
+        yield Finding(
+            "warning",
+            f"rule {row['name']} of {row['relation']} acts again where the agent applies rows",
+            f"alter table {row['relation']} enable rule {row['name']}",
+        )
 
 
 def _numbers(connection: Connection) -> Iterator[Finding]:
@@ -233,16 +278,4 @@ def _numbers(connection: Connection) -> Iterator[Finding]:
             "warning" if row["is_unique"] else "note",
             f"{row['relation']}.{row['name']} is numbered here: two sites that draw one number {what}",
             f"syncagent detach {row['relation']} && syncagent attach --existing keep {derive}--stride N {row['relation']}",
-        )
-
-
-def _hidden_rows(connection: Connection) -> Iterator[Finding]:
-    for row in connection.execute(
-        "select r.relation::regclass::text as relation from syncagent.replicated r join pg_class c on c.oid = r.relation"
-        " where c.relrowsecurity and row_security_active(c.oid) order by 1"
-    ):
-        yield Finding(
-            "error",
-            f"row-level security hides rows of {row['relation']} from this role",
-            "alter role ... bypassrls",
         )

@@ -80,6 +80,7 @@ def connected(dsn: str) -> Iterator[Connection]:
                 hint="upgrade the server",
             )
         connection.execute("set statement_timeout = 0; set default_transaction_read_only = off")
+        connection.execute(f"select {agent_session.NO_TIMEOUT}".encode())
         yield connection
 
 

@@ -38,14 +38,22 @@ def preflight(connection: Connection) -> None:
             hint=f"as its owner: grant create on database {role['database']} to {role['quoted']}",
         )
     if not may_apply(connection):
-        grants = connection.info.server_version >= _GRANT_EXISTS_FROM
+        exists = connection.info.server_version >= _GRANT_EXISTS_FROM
         raise LacksPrivilege(
             f"role {role['name']} may not set session_replication_role",
             detail="The agent needs it to apply rows without firing triggers and foreign keys a second time.",
-            hint=f"as a superuser: grant set on parameter session_replication_role to {role['quoted']}"
-            if grants
-            else f"PostgreSQL 14 knows no grant for it: alter role {role['quoted']} superuser",
+            hint=("as a superuser: " if exists else "PostgreSQL 14 knows no grant for it: ")
+            + apply_grant(connection),
         )
+
+
+def apply_grant(connection: Connection) -> str:
+    """What gives this role the right to apply."""
+    row = connection.execute("select quote_ident(current_user) as role").fetchone()
+    assert row is not None
+    if connection.info.server_version >= _GRANT_EXISTS_FROM:
+        return f"grant set on parameter session_replication_role to {row['role']}"
+    return f"alter role {row['role']} superuser"
 
 
 def may_apply(connection: Connection) -> bool:

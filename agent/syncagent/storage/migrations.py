@@ -79,13 +79,32 @@ def installed(connection: Connection[Any]) -> str | None:
 
 
 def upgrade(connection: Connection[Any]) -> tuple[str | None, str]:
-    """Install, or raise to the newest version; returns the versions before and after."""
+    """Install, or raise to the newest version; returns the versions before and after.
+
+    What was made by `create extension` is raised by `alter extension`, so that what is new belongs to it, too.
+    """
     connection.execute("select pg_advisory_xact_lock(%s, %s)", _UPGRADE_LOCK)
     before = installed(connection)
     _refuse_newer(before)
-    if before != newest():
+    if before == newest():
+        return before, newest()
+    if connection.execute("select from pg_extension where extname = 'syncagent'").rowcount:
+        _update_extension(connection)
+    else:
         connection.execute(script(before).encode())
     return before, newest()
+
+
+def _update_extension(connection: Connection[Any]) -> None:
+    if not connection.execute(
+        "select from pg_available_extension_versions where name = 'syncagent' and version = %s", (newest(),)
+    ).rowcount:
+        raise RefusedError(
+            f"syncagent is an extension in this database, and its server has no files of version {newest()}",
+            detail="`make extension` writes them; they belong into the folder that pg_config --sharedir names, below extension/",
+            hint="put them there, then: syncagent db upgrade",
+        )
+    connection.execute(f"alter extension syncagent update to '{newest()}'".encode())
 
 
 def require_current(connection: Connection[Any]) -> None:

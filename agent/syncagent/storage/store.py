@@ -5,7 +5,7 @@ lost all are given up, so that nothing half-connected goes on.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from uuid import UUID
 
@@ -16,7 +16,7 @@ from syncagent.storage.keeper import PostgresKeeper
 from syncagent.storage.origin import PostgresOrigin
 from syncagent.storage.registry import PostgresRegistry
 from syncagent.storage.replica import PostgresReplica
-from syncagent.storage.session import connect, working
+from syncagent.storage.session import connect, pooled, working
 
 
 class PostgresStore:
@@ -58,7 +58,16 @@ async def opened(
         agreeing = await session("agree", None)
         with border():
             await agreeing.execute("set synchronous_commit = on")
+        await _refuse_shared(sessions)
         yield PostgresStore(origin, replica, keeper, PostgresRegistry(agreeing))
     finally:
         with border():
             await asyncio.gather(*(session.close(timeout=2) for session in sessions))
+
+
+async def _refuse_shared(sessions: Sequence[asyncpg.Connection]) -> None:
+    """Raise unless each session is one of the server's own."""
+    with border():
+        pids = [await session.fetchval("select pg_backend_pid()") for session in sessions]
+    if len(set(pids)) < len(pids):
+        raise pooled("several of the agent's sessions are one at the server")
