@@ -9,9 +9,10 @@ create table syncagent.raft_state (
     vote     integer not null,
     applied  bigint not null,
     snapshot bytea not null,
-    catalog  bytea not null
+    catalog  bytea not null,
+    told     bytea
 );
-comment on table syncagent.raft_state is 'what this site must not forget of Raft, the newest snapshot, and the catalog as of the entry applied last';
+comment on table syncagent.raft_state is 'what this site must not forget of Raft, the newest snapshot, and the catalog as of the entry applied last; told is the catalog that a site was admitted with, until its own is as new';
 
 create table syncagent.raft_entry (
     number bigint primary key,

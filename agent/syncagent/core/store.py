@@ -180,6 +180,9 @@ class Registry(Protocol):
     @property
     def memory(self) -> Storage: ...
 
+    def current(self, index: int, catalog: Catalog) -> Catalog:
+        """What to work by: the catalog as of this entry, or the one this site was admitted with if that is newer."""
+
     async def save(self, ready: Ready) -> None:
         """Hard state, snapshot and entries of a Ready: durable when this returns."""
 

@@ -56,11 +56,10 @@ class Site:
         return self._agent is not None and self._agent.returncode is None
 
     def open(self) -> None:
-        """A running server with the shop's empty tables. Blocks."""
+        """A running server with an empty database, and the role of the shop's application. Blocks."""
         self.server.start()
         self.server.execute(shop.NEW_DATABASE)
         self.server.create_role(shop.ROLE)
-        shop.create(self.dsn)
 
     # ---- commands
 
@@ -68,10 +67,13 @@ class Site:
         """The first site of a cluster."""
         await self.command("init", "--name", self.name, "--listen", f"127.0.0.1:{self.port}")
 
-    async def invite(self) -> str:
-        """A token for one more site; the agent may be just starting."""
+    async def when_ready(self) -> None:
+        """Until the agent can be asked."""
         while (await self._quietly("status"))[0]["state"] != "running":
             pass
+
+    async def invite(self) -> str:
+        """A token for one more site."""
         return str((await self.ask("invite"))["token"])
 
     async def join(self, address: str, token: str) -> None:

@@ -82,14 +82,16 @@ class Story:
         await home.init()
         home.reach(self._addresses(home))
         await home.run()
+        tables = [f"shop.{table.name}" for table in shop.TABLES]
+        await home.when_ready()
+        await home.command("attach", "--derive-key", *tables)
+        self._screen.say("The tables are replicated as they are: no column is added, no query changed.")
+        self._screen.say("The databases of the others are empty: joining brings the tables and their rows.")
         for site in others:
             await site.join(self._network.address(site.name, home.name), await home.invite())
             site.reach(self._addresses(site))
             await site.run()
         self._screen.answer(await home.command("status"))
-        tables = [f"shop.{table.name}" for table in shop.TABLES]
-        self._screen.say("The tables are replicated as they are: no column is added, no query changed.")
-        await asyncio.gather(*(site.command("attach", "--derive-key", *tables) for site in self._sites))
 
     def _addresses(self, site: Site) -> dict[str, str]:
         """Where it reaches the others: through lines that can be cut."""
@@ -242,5 +244,6 @@ async def open_shop(sites: Sequence[Site], screen: Screen, seed: int) -> None:
     )
     await asyncio.gather(*(in_thread(site.open) for site in sites))
     rng = random.Random(seed)
+    await in_thread(lambda: shop.create(sites[0].dsn))
     await in_thread(lambda: shop.fill(sites[0].app_dsn, [site.name for site in sites], rng))
     screen.say(f"The shop's application connects as {shop.ROLE}, without any right on schema syncagent.")

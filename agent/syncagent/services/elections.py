@@ -37,7 +37,8 @@ class Elections:
         self, me: int, registry: Registry, catalog: Catalog, applied: int, clock: Clock, post: Post
     ) -> None:
         self._registry, self._clock, self._post = registry, clock, post
-        self.me, self.catalog, self.applied = me, catalog, applied
+        self.me, self._state, self.applied = me, catalog, applied
+        self.catalog = registry.current(applied, catalog)
         self._machine = Machine(me, registry.memory, lambda n: int(clock.chance() * n), applied=applied)
         self._heard: deque[bytes] = deque(maxlen=_UNHEARD)
         self._bell = Bell()
@@ -168,8 +169,7 @@ class Elections:
         while ready := self._machine.ready():
             await self._registry.save(ready)
             if ready.snapshot is not None:
-                self.catalog, self.applied = catalogs.decode(ready.snapshot.data), ready.snapshot.index
-                await self._changed()
+                await self._became(ready.snapshot.index, catalogs.decode(ready.snapshot.data))
             self._send(ready.messages)
             if ready.committed:
                 await self._apply(ready.committed)
@@ -180,7 +180,7 @@ class Elections:
         if self.me in self.catalog.gone and self.me not in self._machine.membership.nodes:
             self.removed.set()
         if self.applied - self._compacted >= _COMPACT:
-            await self._registry.compact(self._machine.snapshot(catalogs.encode(self.catalog)))
+            await self._registry.compact(self._machine.snapshot(catalogs.encode(self._state)))
             self._compacted = self.applied
 
     def _send(self, messages: tuple[Message, ...]) -> None:
@@ -188,21 +188,21 @@ class Elections:
             self._post(message.to, encode(message))
 
     async def _apply(self, entries: tuple[Entry, ...]) -> None:
-        catalog, outcomes = self.catalog, dict[UUID, Outcome]()
+        catalog, outcomes = self._state, dict[UUID, Outcome]()
         for entry in entries:
             if entry.data:
                 proposal = catalogs.decode_proposal(entry.data)
                 catalog, outcome = catalogs.apply(catalog, entry.index, proposal.command)
                 outcomes.setdefault(proposal.id, outcome)
         await self._registry.applied(entries[-1].index, catalog, self._machine.membership)
-        changed = catalog != self.catalog
-        self.catalog, self.applied = catalog, entries[-1].index
-        if changed:
-            await self._changed()
+        await self._became(entries[-1].index, catalog)
         for proposed, outcome in outcomes.items():
             if (future := self._waiting.get(proposed)) is not None and not future.done():
                 future.set_result(outcome)
 
-    async def _changed(self) -> None:
-        if self.on_change is not None:
+    async def _became(self, index: int, state: Catalog) -> None:
+        before = self.catalog
+        self._state, self.applied = state, index
+        self.catalog = self._registry.current(index, state)
+        if self.catalog != before and self.on_change is not None:
             await self.on_change(self.catalog)

@@ -1,7 +1,8 @@
 """Raft's log and the catalog, in the site's own database.
 
 Invariants: what a Ready says is durable, flushed to disk, before the call returns; the catalog, the index
-of the entry that led to it and the table `member` change in one transaction.
+of the entry that led to it and the table `member` change in one transaction; `member` never goes back. A site
+that joins gets the log from its beginning, and works by the catalog it was admitted with until its own is as new.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -32,12 +33,19 @@ class PostgresRegistry:
     def __init__(self, session: asyncpg.Connection) -> None:
         self._session = session
         self.memory = Memory()
+        self._told: Catalog | None = None
+
+    def current(self, index: int, catalog: Catalog) -> Catalog:
+        """What to work by: the catalog as of this entry, or the one this site was admitted with if that is newer."""
+        if self._told is not None and index < self._told.epoch:
+            return self._told
+        return catalog
 
     async def load(self) -> tuple[Catalog, int]:
         """Fills `memory`; the catalog, and the index of the entry applied last."""
         async with self._transaction():
             state = await self._session.fetchrow(
-                "select term, vote, applied, snapshot, catalog from syncagent.raft_state"
+                "select term, vote, applied, snapshot, catalog, told from syncagent.raft_state"
             )
             rows = await self._session.fetch("select entry from syncagent.raft_entry order by number")
         if state is None:
@@ -49,6 +57,7 @@ class PostgresRegistry:
         entries = [_entries.decode(row["entry"]) for row in rows]
         self.memory = Memory(snapshot)
         self.memory.reload(HardState(state["term"], state["vote"]), entries)
+        self._told = catalogs.decode(state["told"]) if state["told"] else None
         return catalogs.decode(state["catalog"]), state["applied"]
 
     async def save(self, ready: Ready) -> None:
@@ -87,9 +96,7 @@ class PostgresRegistry:
             snapshot.data,
             snapshot.index,
         )
-        await self._session.execute(
-            _PROJECT, *_projection(catalogs.decode(snapshot.data), snapshot.membership)
-        )
+        await self._project(snapshot.index, catalogs.decode(snapshot.data), snapshot.membership)
 
     async def applied(self, index: int, catalog: Catalog, membership: Membership) -> None:
         """The catalog as of this entry."""
@@ -97,7 +104,14 @@ class PostgresRegistry:
             await self._session.execute(
                 "update syncagent.raft_state set applied = $1, catalog = $2", index, catalogs.encode(catalog)
             )
-            await self._session.execute(_PROJECT, *_projection(catalog, membership))
+            await self._project(index, catalog, membership)
+
+    async def _project(self, index: int, catalog: Catalog, membership: Membership) -> None:
+        current = self.current(index, catalog)
+        await self._session.execute(_PROJECT, *_projection(current, membership))
+        if current is catalog and self._told is not None:
+            await self._session.execute("update syncagent.raft_state set told = null")
+            self._told = None
 
     async def compact(self, snapshot: Snapshot) -> None:
         """The log up to this snapshot, of what was applied here, is not needed any more."""
@@ -156,21 +170,26 @@ def _projection(catalog: Catalog, membership: Membership) -> Sequence[object]:
 def found(connection: Connection, catalog: Catalog, membership: Membership) -> None:
     """The beginning of a cluster: every one of its first sites starts from the same."""
     snapshot = founded(membership, catalogs.encode(catalog))
-    _begin(connection, snapshot, snapshot.index, catalog)
+    _begin(connection, snapshot, snapshot.index, catalog, told=False)
 
 
 def follow(connection: Connection, catalog: Catalog) -> None:
     """The beginning of a site that joins: it knows its peers, and its log is empty until the leader fills it."""
-    _begin(connection, Snapshot(), 0, catalog)
+    _begin(connection, Snapshot(), 0, catalog, told=True)
 
 
-def _begin(connection: Connection, snapshot: Snapshot, applied: int, catalog: Catalog) -> None:
+def _begin(connection: Connection, snapshot: Snapshot, applied: int, catalog: Catalog, *, told: bool) -> None:
     with connection.transaction():
         connection.execute("delete from syncagent.raft_entry")
         connection.execute("delete from syncagent.raft_state")
         connection.execute(
-            "insert into syncagent.raft_state (term, vote, applied, snapshot, catalog) values (0, 0, %s, %s, %s)",
-            (applied, _encoder.encode(snapshot), catalogs.encode(catalog)),
+            "insert into syncagent.raft_state (term, vote, applied, snapshot, catalog, told) values (0, 0, %s, %s, %s, %s)",
+            (
+                applied,
+                _encoder.encode(snapshot),
+                catalogs.encode(catalog),
+                catalogs.encode(catalog) if told else None,
+            ),
         )
         connection.execute("delete from syncagent.member")
         for site in catalog.sites.values():
@@ -194,8 +213,8 @@ def _begin(connection: Connection, snapshot: Snapshot, applied: int, catalog: Ca
 
 
 def known(connection: Connection) -> Catalog:
-    """The catalog as this site has it."""
-    row = connection.execute("select catalog from syncagent.raft_state").fetchone()
+    """The catalog this site works by."""
+    row = connection.execute("select coalesce(told, catalog) as catalog from syncagent.raft_state").fetchone()
     if row is None:
         raise DatabaseError("this database has no catalog of its cluster", hint="syncagent init, or join")
     return catalogs.decode(row["catalog"])
