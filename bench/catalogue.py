@@ -7,6 +7,7 @@ from typing import NamedTuple
 from bench import orders, workloads
 from bench.capture import capture, transactions
 from bench.drain import drain
+from bench.join import join
 from bench.lab import Lab
 from bench.lag import lag
 from bench.memory import memory
@@ -51,6 +52,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     },
     "capture-tps": Benchmark("transactions a second of the application, synchronous commit", transactions),
     "lag": Benchmark("from a commit to its sight at the other site, at 200 transactions a second", lag),
+    "join": Benchmark(
+        "5,000,000 rows get to a site that joins, with their key; against pg_dump and pg_restore", join
+    ),
     "memory": Benchmark("resident memory of an agent with a million rows on their way", memory),
     "bytes-per-row": Benchmark("network bytes for a row", traffic),
 }

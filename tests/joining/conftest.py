@@ -15,13 +15,13 @@ MakeJoin = Callable[..., AbstractAsyncContextManager[Joining]]
 
 
 @pytest.fixture(scope="session")
-def laboratory() -> Laboratory:
+def lab() -> Laboratory:
     """Keeps databases for the whole run."""
     return Laboratory()
 
 
 @pytest.fixture
-def make_join(laboratory: Laboratory, tmp_path: Path) -> MakeJoin:
+def make_join(lab: Laboratory, tmp_path: Path) -> MakeJoin:
     """`async with make_join(tables, keys, joiner's server, *servers of the members)`; the first member is the donor."""
     numbers = count(1)
 
@@ -37,7 +37,7 @@ def make_join(laboratory: Laboratory, tmp_path: Path) -> MakeJoin:
         folder = tmp_path / str(next(numbers))
         folder.mkdir()
         async with (
-            laboratory.sites(f"{tables};{keys}", *servers, changes=changes) as members,
+            lab.sites(f"{tables};{keys}", *servers, changes=changes) as members,
             joining(members, server, joiner_tables or tables, keys, folder, changes) as join,
         ):
             yield join

@@ -168,7 +168,7 @@ async def joined_while_everyone_writes(join: Joining, chance: random.Random) -> 
 async def test_while_everyone_writes(
     make_join: MakeJoin, server15: Server, server18: Server, seed: int, runs: Callable[[int, int], int]
 ) -> None:
-    for run in range(runs(8, 60)):
+    for run in range(runs(1, 60)):
         servers = (server15, server18, server15) if run % 2 else (server18, server15, server18)
         async with make_join(TABLES, KEYS, *servers) as join:
             await joined_while_everyone_writes(join, random.Random(seed + run))

@@ -3,15 +3,16 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from syncagent.core.copying import Range
-from syncagent.embedded import Server, scratch
+from syncagent.embedded import Server
 from syncagent.errors import CopyDiffers, LinkDown, RefusedError, SyncagentError
+from syncagent.services.joiner import CopyProgress
 from syncagent.transport.tls import Credentials
 from tests.joining.conftest import MakeJoin
 from tests.support.cluster import TABLES as CLUSTER_TABLES
@@ -117,6 +118,16 @@ async def test_a_donor_that_goes_away_and_comes_back(
         assert report.ranges_kept == 2
         assert len(join.asked) == asked + report.ranges
         assert len(set(join.asked)) == report.ranges + report.ranges_kept
+
+        async with join.ends() as (_, copier):  # given up, and begun anew
+            await copier.forget()
+            assert await copier.unfinished() is None
+        seen: list[CopyProgress] = []
+        report = await join.copy(seen.append, max_rate=10_000_000)
+        assert (report.rows, report.ranges_kept) == (2000, 0)
+        assert seen[-1].rows == seen[-1].rows_expected == 2000
+        assert seen[-1].ranges == seen[-1].ranges_expected == report.ranges
+        assert all(one.rows <= two.rows for one, two in pairwise(seen))
         await join.conclude()
         await same("item", join.donor, await join.site())
 
@@ -124,24 +135,14 @@ async def test_a_donor_that_goes_away_and_comes_back(
 # ---- processes
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with scratch("syncagent-joining-") as folder:
-        laboratory = Cluster(folder, durable=True)
-        try:
-            yield laboratory
-        finally:
-            laboratory.stop()
-
-
-def test_killed_at_either_end(cluster: Cluster, server15: Server, tmp_path: Path) -> None:
+def test_killed_at_either_end(laboratory: Cluster, server15: Server, tmp_path: Path) -> None:
     """The donor is a real agent. The joiner goes on by itself when the donor is killed and started, and is
     killed itself: the next one fetches only what is missing."""
     keys = {"customer": "id", "item": "id", "line": "customer, position"}
     home = tmp_path / "joiner"
     home.mkdir()
     joiner = Credentials.provide(home, "joiner")
-    with cluster.cluster(18, prepare=lambda _: None) as sites, fresh_database(server15) as database:
+    with laboratory.cluster(18, prepare=lambda _: None) as sites, fresh_database(server15) as database:
         (donor,) = sites
         with (donor.home / "config.toml").open("a") as file:
             file.write(f'\n[[peer]]\nname = "joiner"\nnode = 9\nsha256 = "{joiner.sha256}"\n')

@@ -78,6 +78,10 @@ _EMPTY = """
 """
 
 
+_templates = count(1)
+"""Of all laboratories: their servers are the same."""
+
+
 class Memory:
     """A spool in memory. `during` runs once, while the first bytes are read: between fold and commit."""
 
@@ -313,12 +317,11 @@ class Laboratory:
 
     def __init__(self) -> None:
         self._kinds: dict[tuple[int, str, tuple[Change, ...]], _Kind] = {}
-        self._numbers = count(1)
 
     def _kind(self, server: Server, schema: str, changes: Sequence[Change]) -> _Kind:
         key = id(server), schema, tuple(changes)
         if key not in self._kinds:
-            name = f"lab{next(self._numbers)}"
+            name = f"lab{next(_templates)}"
             with psycopg.connect(server.dsn(), autocommit=True) as connection:
                 connection.execute(f"create database {name}".encode())
             with psycopg.connect(server.dsn(name), autocommit=True) as connection:

@@ -123,15 +123,15 @@ class _Effort:
         self._marks: deque[tuple[float, int]] = deque([(self._began, 0)])
         self._trouble: str | None = None
         self._plan: CopyPlan
-        self._start: Unfinished
+        self._start: Unfinished | None = None
 
     async def run(self, workers: int) -> CopyReport:
-        self._start = await self._begun()
-        self._plan = self._start.plan
+        self._start = start = await self._begun()
+        self._plan = start.plan
         # Entries without a row are read before any row: where a row has come since, the row's own entry counts.
         for waiting in (
-            deque(part for part in self._start.ranges if part.node is None),
-            deque(part for part in self._start.ranges if part.node is not None),
+            deque(part for part in start.ranges if part.node is None),
+            deque(part for part in start.ranges if part.node is not None),
         ):
             await self._all_of(waiting, workers)
         self._tell("", always=True)
@@ -140,8 +140,8 @@ class _Effort:
             self._versions,
             self._bytes,
             self._done,
-            self._start.done_ranges,
-            self._start.done_rows,
+            start.done_ranges,
+            start.done_rows,
             self._retries,
             self._clock.now() - self._began,
         )
@@ -222,20 +222,18 @@ class _Effort:
             self._marks.popleft()
         since, before = self._marks[0]
         rate = (self._rows - before) / (now - since) if now > since else 0.0
-        if not hasattr(self, "_start"):
-            expected, total = 0, 0
-        else:
-            left = sum(part.estimate for part in self._start.ranges)
-            expected, total = left + self._start.done_rows, len(self._start.ranges) + self._start.done_ranges
-        kept, kept_ranges = (self._start.done_rows, self._start.done_ranges) if total else (0, 0)
-        rows = self._rows + kept
+        rows, ranges, expected, total = self._rows, self._done, 0, 0
+        if (start := self._start) is not None:
+            rows, ranges = rows + start.done_rows, ranges + start.done_ranges
+            expected = sum(part.estimate for part in start.ranges) + start.done_rows
+            total = len(start.ranges) + start.done_ranges
         expected = max(expected, rows)
         self._on_progress(
             CopyProgress(
                 rows,
                 expected,
                 self._bytes,
-                self._done + kept_ranges,
+                ranges,
                 total,
                 rate,
                 (expected - rows) / rate if rate > 0 else None,
