@@ -1,64 +1,29 @@
-"""How fast the rows get to a site that joins, against a dump and a restore of the same table with the same index.
+"""How fast a site joins, against a dump and a restore of the same table with the same index.
 
-Ours: the copy from a running agent, the primary key, and what makes the database a site. Theirs: `pg_dump -Fc | pg_restore`.
-Then ours once more with writers at the donor, whose transactions are compared with those they did before it began.
+Ours: all of `syncagent join`, the table and its key made, rows copied and compared, caught up, a member. Theirs:
+`pg_dump -Fc | pg_restore`. Then ours once more with writers at the donor, whose transactions are compared with those
+they did before it began.
 """
 
-import asyncio
-import json
 import os
-import random
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import ExitStack, contextmanager
 from statistics import mean
 
 from bench import orders
 from bench.lab import Lab
+from bench.ours import Member, begun, ended
 from bench.pair import Stage
 from bench.report import Line, compared, middle
 from bench.workloads import pgbench
-from syncagent import resources
-from syncagent.core.membership import Peer
-from syncagent.embedded import free_port
-from syncagent.errors import DatabaseError, SyncagentError
-from syncagent.services import joiner
-from syncagent.settings import peer_entry
-from syncagent.storage.copier import PostgresCopier
-from syncagent.transport.copying import HttpDonor
-from syncagent.transport.spool import Spools
-from syncagent.transport.tls import Credentials
+from syncagent.errors import DatabaseError
 
 ROWS = 5_000_000
 PEER = "pg_dump"
-_NODE = 2
 _CALM_SECONDS = 20
-_KEY = "alter table orders add primary key (id)"
-
-
-class _Clock:
-    def now(self) -> float:
-        return time.monotonic()
-
-    def wall(self) -> int:
-        return 0
-
-    def chance(self) -> float:
-        return random.random()
-
-
-@dataclass
-class _Donor:
-    """A running agent with the table attached, and the credentials of the site that joins."""
-
-    stage: Stage
-    peer: Peer
-    credentials: Credentials
 
 
 def join(lab: Lab, name: str) -> Line:
@@ -70,14 +35,15 @@ def join(lab: Lab, name: str) -> Line:
             stage.a.execute(orders.INSERT_ALL.format(rows=rows).encode())
             stage.a.execute("vacuum (analyze) orders")
             total = stage.a.execute("select count(*) from orders").fetchall()[0][0]
-            seconds = _ours(stage) if who == "syncagent" else _theirs(stage)
-            rates[who].append(total / seconds)
-            lab.say(f"{name} {run + 1}/{lab.runs} {who}: {total / seconds:,.0f} rows/s")
-            stage.compare()
-            if who == "syncagent":
-                with _donor(stage) as donor:
-                    kept.append(_share(lab, donor))
-                lab.say(f"{name} {run + 1}/{lab.runs} the donor's writers kept {kept[-1]:.2f}")
+            with ExitStack() as stack:
+                donor = stack.enter_context(_donor(stage)) if who == "syncagent" else None
+                seconds = _joined(stage, donor, "first") if donor else _theirs(stage)
+                rates[who].append(total / seconds)
+                lab.say(f"{name} {run + 1}/{lab.runs} {who}: {total / seconds:,.0f} rows/s")
+                stage.compare()
+                if donor:
+                    kept.append(_share(lab, stage, donor))
+                    lab.say(f"{name} {run + 1}/{lab.runs} the donor's writers kept {kept[-1]:.2f}")
     return compared(
         lab,
         name,
@@ -105,98 +71,47 @@ def _theirs(stage: Stage) -> float:
     return time.monotonic() - began
 
 
-def _ours(stage: Stage) -> float:
-    with _donor(stage) as donor:
-        return asyncio.run(_joined(donor))
-
-
 @contextmanager
-def _donor(stage: Stage) -> Iterator[_Donor]:
-    """The agent of the first site, and an empty second one."""
-    home, theirs = stage.folder / "donor", stage.folder / "joiner"
-    theirs.mkdir(exist_ok=True)
-    credentials = Credentials.provide(theirs, "joiner")
-    fresh = not home.exists()
-    if fresh:
-        address = f"127.0.0.1:{free_port()}"
-        _ask("init", "--dsn", stage.dsns[0], "--name", "donor", "--node", "1", "--listen", address, home=home)
-        with (home / "config.toml").open("a") as configuration:
-            configuration.write(peer_entry(Peer("joiner", _NODE, None, credentials.sha256)))
-        _ask("attach", "orders", "--existing", "keep", home=home)
-    said = (home / "config.toml").read_text()
-    address = re.findall(r'(?m)^listen = "(.*)"', said)[0]
-    _empty(stage)
-    with (home / "agent.log").open("ab") as log:
-        agent = subprocess.Popen(
-            [sys.executable, "-m", "syncagent", "run", "--home", home],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+def _donor(stage: Stage) -> Iterator[Member]:
+    """The agent of the first site."""
+    donor = Member(stage.folder / "donor", stage.dsns[0], "donor")
+    donor.init()
+    donor.verb("attach", "orders", "--existing", "keep")
+    donor.run()
     try:
-        while not stage.a.execute("select from syncagent.member where node = %s", (_NODE,)).rowcount:
-            if agent.poll() is not None:
-                raise SyncagentError(
-                    "the donor's agent has ended", detail=(home / "agent.log").read_text()[-2000:]
-                )
-            time.sleep(0.05)
-        sha256 = Credentials.provide(home, "donor").sha256
-        yield _Donor(stage, Peer("donor", 1, address, sha256), credentials)
+        donor.await_agent()
+        yield donor
     finally:
-        agent.terminate()
-        agent.wait(20)
+        donor.stop()
 
 
-def _ask(*verb: str, home: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "syncagent", *verb, "--home", home, "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise SyncagentError("syncagent refused to be measured", detail=done.stderr.strip())
-    json.loads(done.stdout)
-
-
-def _empty(stage: Stage) -> None:
-    """The second site before it joins: the table without a row and without its key."""
-    stage.b.execute("drop schema if exists syncagent cascade")
-    for path in sorted(resources.sql().glob("*.sql")):
-        stage.b.execute(path.read_text(encoding="utf-8").encode())
-    stage.b.execute("truncate orders; alter table orders drop constraint orders_pkey")
-    stage.b.execute(
-        "insert into syncagent.local_site values (true, gen_random_uuid(), 'joiner', 2, gen_random_uuid(), syncagent._tail(2, 1))"
-    )
-
-
-async def _joined(donor: _Donor) -> float:
-    stage, folder = donor.stage, donor.stage.folder / "joiner"
+def _joined(stage: Stage, donor: Member, name: str) -> float:
+    """Seconds until an empty database was a member."""
+    stage.b.execute("drop schema if exists syncagent cascade; drop table if exists orders")
+    token = donor.verb("invite")["token"]
     stage.settle()
     began = time.monotonic()
-    source = HttpDonor(donor.peer, donor.credentials, Spools(folder))
-    copier = PostgresCopier(stage.dsns[1], _NODE)
-    try:
-        await joiner.copy(source, copier, _Clock())
-        await asyncio.to_thread(stage.b.execute, _KEY)
-        await joiner.conclude(source, copier)
-    finally:
-        await source.close()
-        await copier.close()
-    return time.monotonic() - began
+    ended(
+        begun(
+            stage.folder / name,
+            *("join", "--peer", donor.address, "--dsn", stage.dsns[1], "--name", name, "--listen", "none"),
+            SYNCAGENT_TOKEN=token,
+        )
+    )
+    took = time.monotonic() - began
+    donor.verb("remove", name, "--yes")
+    return took
 
 
-def _share(lab: Lab, donor: _Donor) -> float:
+def _share(lab: Lab, stage: Stage, donor: Member) -> float:
     """Transactions a second at the donor during a join, as a part of those before it."""
     seconds = max(2, round(_CALM_SECONDS * min(lab.scale, 1.0)))
-    with pgbench(
-        donor.stage, [orders.UPDATE], "--time=86400", "--progress=1", commit="on", clients=2
-    ) as process:
+    with pgbench(stage, [orders.UPDATE], "--time=86400", "--progress=1", commit="on", clients=2) as process:
         assert process.stderr is not None
         os.set_blocking(process.stderr.fileno(), False)
         time.sleep(seconds)
         calm = _rates(process)
-        asyncio.run(_joined(donor))
+        _joined(stage, donor, "second")
         busy = _rates(process)
         process.terminate()
     if not calm or not busy:

@@ -18,71 +18,93 @@ _STOP_SECONDS = 20
 _ANSWER_SECONDS = 30
 
 
-class Ours:
-    name = "syncagent"
+class Member:
+    """One site: a home made by the verbs, an agent as a process."""
 
-    def __init__(self, listen: int | None = None, dialled: int | None = None) -> None:
-        """`listen`: port of the origin's agent; `dialled`: where the receiver finds it, if not there. Then the
-        origin does not dial."""
-        self._listen, self._dialled = listen or free_port(), dialled
-        self._agents: list[subprocess.Popen[bytes]] = []
+    def __init__(self, home: Path, dsn: str, name: str, listen: int | None = None) -> None:
+        self.home, self.dsn, self.name = home, dsn, name
+        self.port = listen or free_port()
+        self.agent: subprocess.Popen[bytes] | None = None
 
-    def start(self, stage: Stage) -> None:
-        self._stage = stage
-        self._homes = [stage.folder / name for name in "ab"]
-        (dsn_a, dsn_b), port = stage.dsns, self._listen
-        here = f"127.0.0.1:{port}"
-        _ended(_begun(self._homes[0], "init", "--dsn", dsn_a, "--name", "a", "--listen", here))
-        self._agents = [self._run(self._homes[0])]
-        self._await_agent(self._homes[0])
-        token = _ended(_begun(self._homes[0], "invite"))["token"]
-        apart = self._dialled is not None
-        joining = _begun(
-            self._homes[1],
-            *(
-                "join",
-                "--peer",
-                f"127.0.0.1:{self._dialled}" if apart else here,
-                "--dsn",
-                dsn_b,
-                "--name",
-                "b",
-            ),
-            *("--listen", "none" if apart else f"127.0.0.1:{free_port()}"),
-            SYNCAGENT_TOKEN=token,
-        )
-        _ended(joining)
-        attach = ("attach", "orders", "--existing", "keep")
-        self._both(attach, attach)
-        self._agents.append(self._run(self._homes[1]))
-        stage.check = self._check
-        for backwards in (True, False):
-            stage.await_row(stage.mark(backwards=backwards), backwards=backwards)
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
 
-    def _both(self, *verbs: tuple[str, ...]) -> list[dict[str, Any]]:
-        """One verb at each site, at once; their answers."""
-        running = [_begun(home, *verb) for verb, home in zip(verbs, self._homes, strict=True)]
-        return [_ended(process) for process in running]
+    def verb(self, *verb: str) -> Any:
+        """What it answered."""
+        return ended(begun(self.home, *verb))
 
-    def _await_agent(self, home: Path) -> None:
-        """Until it can be asked."""
-        while _ended(_begun(home, "status"))[0]["state"] != "running":
-            self._check()
+    def init(self) -> None:
+        self.verb("init", "--dsn", self.dsn, "--name", self.name, "--listen", self.address)
 
-    def _run(self, home: Path) -> subprocess.Popen[bytes]:
-        with (home / "agent.log").open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "syncagent", "run", "--home", home],
+    def run(self) -> None:
+        with (self.home / "agent.log").open("ab") as log:
+            self.agent = subprocess.Popen(
+                [sys.executable, "-m", "syncagent", "run", "--home", self.home],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
 
+    def await_agent(self) -> None:
+        """Until it can be asked."""
+        while self.verb("status")[0]["state"] != "running":
+            self.check()
+
+    def check(self) -> None:
+        """Raises if the agent has ended."""
+        if self.agent is None or self.agent.poll() is not None:
+            raise SyncagentError("an agent has ended", detail=(self.home / "agent.log").read_text()[-2000:])
+
+    def stop(self) -> None:
+        if self.agent is None:
+            return
+        self.agent.terminate()
+        try:
+            self.agent.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.agent.kill()
+            self.agent.wait()
+        self.agent = None
+
+
+class Ours:
+    name = "syncagent"
+
+    def __init__(self, listen: int | None = None, dialled: int | None = None) -> None:
+        """`listen`: port of the origin's agent; `dialled`: where the receiver finds it, if not there. Then the
+        origin does not dial."""
+        self._listen, self._dialled = listen, dialled
+        self._members: list[Member] = []
+
+    def start(self, stage: Stage) -> None:
+        self._stage = stage
+        a = Member(stage.folder / "a", stage.dsns[0], "a", self._listen)
+        b = Member(stage.folder / "b", stage.dsns[1], "b")
+        self._members = [a]
+        a.init()
+        a.run()
+        a.await_agent()
+        apart = self._dialled is not None
+        joining = begun(
+            b.home,
+            *("join", "--peer", f"127.0.0.1:{self._dialled}" if apart else a.address, "--dsn", b.dsn),
+            *("--name", "b", "--listen", "none" if apart else b.address),
+            SYNCAGENT_TOKEN=a.verb("invite")["token"],
+        )
+        ended(joining)
+        self._members.append(b)
+        b.run()
+        b.await_agent()
+        a.verb("attach", "orders", "--existing", "keep")
+        stage.check = self._check
+        for backwards in (True, False):
+            stage.await_row(stage.mark(backwards=backwards), backwards=backwards)
+
     def _check(self) -> None:
-        for agent, home in zip(self._agents, self._homes, strict=False):
-            if agent.poll() is not None:
-                raise SyncagentError("an agent has ended", detail=(home / "agent.log").read_text()[-2000:])
+        for member in self._members:
+            member.check()
 
     def pause(self) -> None:
         self._ask("pause")
@@ -95,21 +117,15 @@ class Ours:
             ask(connection, verb, {"peers": []}, seconds=_ANSWER_SECONDS)
 
     def processes(self) -> Sequence[int]:
-        return [agent.pid for agent in self._agents]
+        return [member.agent.pid for member in self._members if member.agent]
 
     def stop(self) -> None:
-        for agent in self._agents:
-            agent.terminate()
-        for agent in self._agents:
-            try:
-                agent.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                agent.kill()
-                agent.wait()
-        self._agents = []
+        for member in self._members:
+            member.stop()
+        self._members = []
 
 
-def _begun(home: Path, *verb: str, **environment: str) -> "subprocess.Popen[str]":
+def begun(home: Path, *verb: str, **environment: str) -> "subprocess.Popen[str]":
     """One verb, as a process."""
     return subprocess.Popen(
         [sys.executable, "-m", "syncagent", *verb, "--home", home, "--json"],
@@ -121,7 +137,7 @@ def _begun(home: Path, *verb: str, **environment: str) -> "subprocess.Popen[str]
     )
 
 
-def _ended(process: "subprocess.Popen[str]") -> Any:
+def ended(process: "subprocess.Popen[str]") -> Any:
     """What it answered."""
     answer, talk = process.communicate()
     if process.returncode:
