@@ -19,13 +19,13 @@ from syncagent.core import backoff, stamp
 from syncagent.core.catalog import Catalog
 from syncagent.core.copying import Counted, encode
 from syncagent.core.inbox import Inbox
-from syncagent.core.invitation import Admission, Application
 from syncagent.core.membership import Peer
 from syncagent.core.outbox import Outbox
 from syncagent.core.ports import Link, Spool
 from syncagent.core.store import Loaded
 from syncagent.core.wire import PROTOCOL, Hello
 from syncagent.errors import SyncagentError
+from syncagent.services.admissions import Admissions
 from syncagent.services.applier import Applier
 from syncagent.services.attaching import Attaching
 from syncagent.services.cutter import Cutter
@@ -210,47 +210,23 @@ async def _assemble(
     settings: Settings, store: PostgresStore, spools: Spools, clock: SystemClock, *, steady: bool
 ) -> _Parts:
     """Inbox and outbox as the database says, what was agreed, and the loops that drive them."""
-    catalog, applied = await store.registry.load()
+    state, applied = await store.registry.load()
+    catalog = store.registry.current(applied, state)
     loaded = await store.keeper.load()
     roster = Roster(peers_of(catalog, settings.node, settings.addresses), catalog.epoch)
-    desk = Desk(
-        settings.node, _inbox(settings, catalog, loaded, await store.keeper.paused()), Outbox(), clock, roster
-    )
+    inbox = _inbox(settings, catalog, loaded, await store.keeper.paused())
+    desk = Desk(settings.node, inbox, Outbox(), clock, roster)
     desk.outbox.loaded(
         loaded.last, loaded.last_id, loaded.context, loaded.frontier, loaded.floor, clock.now()
     )
     exchange = Exchange(desk, store.origin)
-    elections = Elections(settings.node, store.registry, catalog, applied, clock, exchange.post)
+    elections = Elections(settings.node, store.registry, state, applied, clock, exchange.post)
     exchange.on_ballot, exchange.on_unlinked = elections.heard, elections.unlinked
     credentials = Credentials.provide(settings.home, settings.name)
-    membership: Membership
-
-    async def admit(application: Application) -> Admission:
-        return await membership.admit(application)
-
-    async def verifier(invitation: UUID) -> bytes | None:
-        return await membership.verifier(invitation)
-
-    async def counted() -> bytes:
-        return encode(Counted(await membership.roster()))
-
-    async def blueprint() -> bytes:
-        return await asyncio.to_thread(blueprints.of_attached, settings.dsn)
-
-    donor = PostgresDonor(settings.dsn, settings.node, spools, exchange.cut_soon)
-    network = TlsNetwork(
-        hello(settings, catalog.cluster),
-        roster.peers,
-        credentials,
-        listen=settings.listen,
-        directory=settings.home / "peers",
-        spools=spools,
-        pages={COUNTED_PATH: page(counted), BLUEPRINT_PATH: page(blueprint), **pages(donor)},
-        gate=Gate(credentials.sha256, verifier, admit).routes(),
-    )
-    attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange)
+    network = _network(settings, catalog, spools, credentials, exchange, elections, clock)
     await network.know(roster.peers, removed_from(catalog))
-    membership = Membership(desk, __version__, elections, exchange, network, settings.addresses)
+    attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange)
+    membership = Membership(desk, elections, exchange, network, settings.addresses)
 
     async def follow(catalog: Catalog) -> None:
         await membership.follow(catalog)
@@ -278,6 +254,37 @@ async def _assemble(
         housekeeper.serve(),
     ]
     return _Parts(network, exchange, membership, roster, loops)
+
+
+def _network(
+    settings: Settings,
+    catalog: Catalog,
+    spools: Spools,
+    credentials: Credentials,
+    exchange: Exchange,
+    elections: Elections,
+    clock: SystemClock,
+) -> TlsNetwork:
+    """Links, and the pages that a site that joins asks for."""
+    admissions = Admissions(settings.node, __version__, clock, elections)
+    donor = PostgresDonor(settings.dsn, settings.node, spools, exchange.cut_soon)
+
+    async def counted() -> bytes:
+        return encode(Counted(exchange.epochs()))
+
+    async def blueprint() -> bytes:
+        return await asyncio.to_thread(blueprints.of_attached, settings.dsn)
+
+    return TlsNetwork(
+        hello(settings, catalog.cluster),
+        peers_of(catalog, settings.node, settings.addresses),
+        credentials,
+        listen=settings.listen,
+        directory=settings.home / "peers",
+        spools=spools,
+        pages={COUNTED_PATH: page(counted), BLUEPRINT_PATH: page(blueprint), **pages(donor)},
+        gate=Gate(credentials.sha256, admissions.verifier, admissions.admit).routes(),
+    )
 
 
 def _inbox(settings: Settings, catalog: Catalog, loaded: Loaded, paused: set[int]) -> "Inbox[Spool]":

@@ -118,11 +118,11 @@ def test_a_broken_configuration_is_a_matter_of_usage(
 ) -> None:
     site = make_site(make_database(server18))
     with (site.home / "config.toml").open("a") as file:
-        file.write("[[peers]]\n")
+        file.write("[adresses]\n")
     said = site("run")
     assert said.code == 2
-    assert "'peers' is not a setting" in said.err
-    assert "hint: write peer" in said.err
+    assert "'adresses' is not a setting" in said.err
+    assert "hint: write addresses" in said.err
     assert site.cli("run", "--home", site.home / "missing").code == 2
 
 

@@ -82,7 +82,8 @@ def test_it_ends_with_what_was_measured(stage: Path) -> None:
     assert ESCAPE not in done.stdout + done.stderr
     for told in (
         "berlin $ syncagent init --name berlin",
-        "tokyo $ syncagent attach --derive-key shop.office",
+        "berlin $ syncagent attach --derive-key shop.office",
+        "tokyo $ syncagent join --peer",
         "lima $ kill -9",
         "tokyo is cut off",
         "tokyo (won)",

@@ -9,8 +9,9 @@ from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, sec
 from syncagent.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
+    from syncagent.storage.commands import Connection
     from syncagent.storage.preflight import Judged
-    from syncagent.storage.tables import Attached
+    from syncagent.storage.tables import Attached, Candidate
 
 _SECONDS = 30.0
 """How long other sites may take to answer, and then to attach."""
@@ -68,13 +69,13 @@ def attach(
     """Replicate tables from now on, at every site: all of those named, or none if one of them cannot be."""
     from syncagent.storage import preflight
     from syncagent.storage import tables as storage
-    from syncagent.storage.commands import agent_runs, site_of
-    from syncagent.storage.requests import ask
+    from syncagent.storage.commands import site_of
 
     if bool(tables) == every:
         raise UsageError("name tables, or use --all" if not tables else "name tables or use --all, not both")
     if not every and (schema or exclude):
         raise UsageError("--schema and --exclude choose among --all tables")
+    ship = existing == "ship"
     with site_of(dsn_of(home, dsn)) as connection:
         chosen = (
             storage.every(connection, schema, exclude or [], derive=derive_key)
@@ -82,16 +83,7 @@ def attach(
             else storage.named(connection, tables or [], derive=derive_key)
         )
         judged = preflight.of(connection, chosen, strided=stride is not None)
-        going = [(table.schema, table.relname) for table in chosen]
-        asked = [
-            {"table": table, "derive": derive_key, "ship": existing == "ship", "stride": stride}
-            for table in going
-        ]
-        others = (
-            ask(connection, "inspect", {"tables": asked}, seconds=_SECONDS)["sites"]
-            if agent_runs(connection)
-            else []
-        )
+        others = _ask_others(connection, chosen, {"derive": derive_key, "ship": ship, "stride": stride})
         if dry_run:
             foretell(judged, as_json, others)
             return
@@ -101,19 +93,42 @@ def attach(
             connection,
             chosen,
             derive=derive_key,
-            ship=existing == "ship",
+            ship=ship,
             stride=stride,
             patience=lock_timeout,
             on_wait=lambda held: render.say(f"waiting: {held}"),
         )
-        missing = None
-        if done and agent_runs(connection):
-            told = ask(connection, "attached", {"tables": going, "timeout": _SECONDS}, seconds=_SECONDS)
-            missing = told["missing"]
+        missing = _await_others(connection, chosen) if done else {}
     _tell(done, as_json)
     _tell_of_others(missing)
     for finding in (finding for table in judged for finding in table.notes):
         render.say(f"{finding.severity}: {finding.what}")
+
+
+def _ask_others(
+    connection: "Connection", chosen: "list[Candidate]", how: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """What every other site says about it; nothing if no agent runs here."""
+    from syncagent.storage.commands import agent_runs
+    from syncagent.storage.requests import ask
+
+    if not agent_runs(connection):
+        return []
+    asked = [{"table": (table.schema, table.relname), **how} for table in chosen]
+    found: list[dict[str, Any]] = ask(connection, "inspect", {"tables": asked}, seconds=_SECONDS)["sites"]
+    return found
+
+
+def _await_others(connection: "Connection", chosen: "list[Candidate]") -> dict[str, str] | None:
+    """Which sites have not attached them in time, and why; None if no agent runs here."""
+    from syncagent.storage.commands import agent_runs
+    from syncagent.storage.requests import ask
+
+    if not agent_runs(connection):
+        return None
+    asked = {"tables": [(table.schema, table.relname) for table in chosen], "timeout": _SECONDS}
+    missing: dict[str, str] = ask(connection, "attached", asked, seconds=_SECONDS)["missing"]
+    return missing
 
 
 def _refuse_elsewhere(others: list[dict[str, Any]]) -> None:

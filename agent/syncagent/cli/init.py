@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from syncagent.cli import render
-from syncagent.cli.options import HomeOption, JsonOption, home_of
+from syncagent.cli.options import AdvertiseOption, HomeOption, JsonOption, ListenOption, NameOption, home_of
 from syncagent.errors import RefusedError, SyncagentError
 
 if TYPE_CHECKING:
@@ -29,14 +29,9 @@ def init(
             help="The site's database, as postgresql://user:password@host:5432/database.",
         ),
     ],
-    name: Annotated[str, typer.Option(help="The site's name: up to 63 ASCII letters, digits, - and _.")],
-    listen: Annotated[
-        str,
-        typer.Option(help='HOST:PORT that the agent listens on, or "none" for a site that only dials out.'),
-    ],
-    advertise: Annotated[
-        str | None, typer.Option(help="HOST:PORT that peers dial. [default: --listen]", show_default=False)
-    ] = None,
+    name: NameOption,
+    listen: ListenOption,
+    advertise: AdvertiseOption = None,
     node: Annotated[
         int, typer.Option(help="The site's number, 1 to 65535; each site has its own, for ever.")
     ] = 1,

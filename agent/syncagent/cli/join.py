@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from syncagent.cli import render
-from syncagent.cli.options import HomeOption, JsonOption, home_of, seconds
+from syncagent.cli.options import (
+    AdvertiseOption,
+    HomeOption,
+    JsonOption,
+    ListenOption,
+    NameOption,
+    home_of,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,45 +36,46 @@ def rate(text: str) -> float:
     return value
 
 
+PeerOption = Annotated[str, typer.Option(help="HOST:PORT of a member, whose agent runs.")]
+DatabaseOption = Annotated[
+    str,
+    typer.Option(
+        envvar="SYNCAGENT_DSN",
+        help="The new site's database, as postgresql://user:password@host:5432/database.",
+    ),
+]
+TokenOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SYNCAGENT_TOKEN",
+        help="What `syncagent invite` printed at a member. The environment keeps it out of process lists.",
+        show_default=False,
+    ),
+]
+TimeoutOption = Annotated[
+    float, typer.Option(parser=seconds, metavar="TIME", help="How long to wait for other sites at each step.")
+]
+RateOption = Annotated[
+    float | None,
+    typer.Option(
+        parser=rate,
+        metavar="RATE",
+        help="Bytes a second for the copy, at most: 500kB, 10MB.",
+        show_default=False,
+    ),
+]
+
+
 def join(
     *,
-    peer: Annotated[str, typer.Option(help="HOST:PORT of a member, whose agent runs.")],
-    dsn: Annotated[
-        str,
-        typer.Option(
-            envvar="SYNCAGENT_DSN",
-            help="The new site's database, as postgresql://user:password@host:5432/database.",
-        ),
-    ],
-    name: Annotated[str, typer.Option(help="The site's name: up to 63 ASCII letters, digits, - and _.")],
-    listen: Annotated[
-        str,
-        typer.Option(help='HOST:PORT that the agent listens on, or "none" for a site that only dials out.'),
-    ],
-    token: Annotated[
-        str | None,
-        typer.Option(
-            envvar="SYNCAGENT_TOKEN",
-            help="What `syncagent invite` printed at a member. The environment keeps it out of process lists.",
-            show_default=False,
-        ),
-    ] = None,
-    advertise: Annotated[
-        str | None, typer.Option(help="HOST:PORT that peers dial. [default: --listen]", show_default=False)
-    ] = None,
-    timeout: Annotated[
-        float,
-        typer.Option(parser=seconds, metavar="TIME", help="How long to wait for other sites at each step."),
-    ] = "60s",  # type: ignore[assignment]
-    max_rate: Annotated[
-        float | None,
-        typer.Option(
-            parser=rate,
-            metavar="RATE",
-            help="Bytes a second for the copy, at most: 500kB, 10MB.",
-            show_default=False,
-        ),
-    ] = None,
+    peer: PeerOption,
+    dsn: DatabaseOption,
+    name: NameOption,
+    listen: ListenOption,
+    token: TokenOption = None,
+    advertise: AdvertiseOption = None,
+    timeout: TimeoutOption = "60s",  # type: ignore[assignment]
+    max_rate: RateOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -85,20 +94,18 @@ def join(
     _refuse_used(folder)
     talk_on_stderr(as_json=as_json, only_trouble=True)
     talk = _Talk(quiet=as_json)
-    settings = joining.join(
-        joining.Request(
-            peer=peer,
-            token=None if token is None else Token.read(token),
-            dsn=dsn,
-            name=name,
-            listen=listen,
-            advertise=advertise,
-            home=folder,
-            seconds=timeout,
-            max_rate=max_rate,
-        ),
-        talk,
+    request = joining.Request(
+        peer=peer,
+        token=None if token is None else Token.read(token),
+        dsn=dsn,
+        name=name,
+        listen=listen,
+        advertise=advertise,
+        home=folder,
+        seconds=timeout,
+        max_rate=max_rate,
     )
+    settings = joining.join(request, talk)
     talk.close()
     if as_json:
         render.json({"node": settings.node, "name": settings.name, "home": str(settings.home)})

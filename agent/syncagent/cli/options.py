@@ -24,6 +24,14 @@ DsnOption = Annotated[
         show_default=False,
     ),
 ]
+NameOption = Annotated[str, typer.Option(help="The site's name: up to 63 ASCII letters, digits, - and _.")]
+ListenOption = Annotated[
+    str,
+    typer.Option(help='HOST:PORT that the agent listens on, or "none" for a site that only dials out.'),
+]
+AdvertiseOption = Annotated[
+    str | None, typer.Option(help="HOST:PORT that peers dial. [default: --listen]", show_default=False)
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", envvar="SYNCAGENT_JSON", help="Answer in JSON.", show_default=False)
 ]

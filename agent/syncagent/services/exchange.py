@@ -124,6 +124,11 @@ class Exchange:
                 await spool.close()
             self._bells.asks.ring()
 
+    def epochs(self) -> dict[int, int]:
+        """The catalog that each site is known to work by."""
+        told = {node: progress.epoch for node, progress in self.progress.items()}
+        return {**told, self._desk.me: self._desk.roster.epoch}
+
     def trouble(self, node: int, what: str) -> None:
         """The network says why there is no link, or why one broke."""
         self.troubles[node] = what

@@ -10,14 +10,11 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
-from syncagent.core import catalog as catalogs
-from syncagent.core import limits, stamp
-from syncagent.core.catalog import Admit, Catalog, Confirm, Describe, Invitation, Invite, Remove, Site
-from syncagent.core.invitation import Admission, Application
+from syncagent.core import stamp
+from syncagent.core.catalog import Catalog, Confirm, Describe, Invitation, Invite, Remove, Site
 from syncagent.core.membership import Peer
 from syncagent.core.ports import Network
 from syncagent.core.store import Request
-from syncagent.core.wire import PROTOCOL
 from syncagent.errors import RefusedError, SyncagentError, Undecided
 from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
@@ -25,14 +22,11 @@ from syncagent.services.lifecycle import Desk
 
 _SECONDS = 20.0
 """The longest wait for the cluster to agree."""
-_READ = 5.0
 _OUT = 5.0
 """Seconds a removed site goes on at most, so that Raft can let it go."""
 _LOOK = 0.2
 _CATCH_UP = 10.0
 """Seconds after which a site that joins asks its peers for newer cuts."""
-MAX_SKEW = 60.0
-"""Seconds between the clocks of a member and of a joiner; more is a clock that is not set."""
 
 
 class Departed(RefusedError):
@@ -45,13 +39,12 @@ class Membership:
     def __init__(
         self,
         desk: Desk,
-        version: str,
         elections: Elections,
         exchange: Exchange,
         network: Network,
         reach: Mapping[str, str],
     ) -> None:
-        self._desk, self._version, self._reach = desk, version, reach
+        self._desk, self._reach = desk, reach
         self._elections, self._exchange, self._network = elections, exchange, network
         self._me = desk.me
         self._leaving = False
@@ -108,49 +101,7 @@ class Membership:
             except Undecided:
                 await asyncio.sleep(1.0)
 
-    # ---- joiners
-
-    async def verifier(self, invitation: UUID) -> bytes | None:
-        """Of a token that is still good; a member that lags asks first."""
-        for attempt in range(2):
-            known = self._elections.catalog.invitations.get(invitation)
-            if known is not None:
-                return known.verifier if known.expires > self._now() else None
-            if not attempt:
-                await self._elections.settle(uuid4(), seconds=_READ)
-        return None
-
-    async def admit(self, application: Application) -> Admission:
-        """A place for whoever showed a token. Raises RefusedError, Undecided."""
-        self._check(application)
-        outcome = await self._elections.submit(
-            Admit(
-                invitation=application.invitation,
-                at=self._now(),
-                name=application.name,
-                site=application.site,
-                incarnation=application.incarnation,
-                address=application.address,
-                sha256=application.sha256,
-            ),
-            uuid4(),
-            seconds=_SECONDS,
-        )
-        return Admission(outcome.node, self._me, catalogs.encode(self._elections.catalog))
-
-    def _check(self, application: Application) -> None:
-        if application.protocol != PROTOCOL or _release(application.version) < _release(self._version):
-            raise RefusedError(
-                f"this site runs syncagent {self._version} (protocol {PROTOCOL}), yours is"
-                f" {application.version} (protocol {application.protocol})",
-                hint="install the version that the members run",
-            )
-        ahead = application.wall - stamp.to_seconds(self._desk.clock.wall())
-        if abs(ahead) > MAX_SKEW:
-            raise RefusedError(
-                f"your clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this site's",
-                hint="set the clocks with NTP, then join",
-            )
+    # ---- a site that joins
 
     async def arrive(self, caught_up: Callable[[float], Awaitable[dict[str, str]]]) -> None:
         """Notice when a site that joins has what was written while it was copied."""
@@ -168,11 +119,6 @@ class Membership:
         """This site has everything, its constraints and indexes too."""
         if not self.is_member:
             await self._elections.submit(Confirm(self._me), uuid4(), seconds=_SECONDS)
-
-    async def roster(self) -> dict[int, int]:
-        """The catalog each member is known to work by."""
-        told = {node: progress.epoch for node, progress in self._exchange.progress.items()}
-        return {**told, self._me: self._desk.roster.epoch}
 
     # ---- people
 
@@ -278,16 +224,3 @@ def peers_of(catalog: Catalog, me: int, reach: Mapping[str, str]) -> tuple[Peer,
 def removed_from(catalog: Catalog) -> dict[str, str]:
     """Names of those that were sites, by their certificates."""
     return {digest: site.name for site in catalog.gone.values() for digest in site.sha256}
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers in front: 0.2.0.dev1 is 0, 2, 0."""
-    numbers: list[int] = []
-    for part in version.split("."):
-        if not part.isdecimal():
-            break
-        numbers.append(int(part))
-    return tuple(numbers[:3])
-
-
-assert MAX_SKEW > limits.MAX_CLOCK_SKEW, "who may join may still be held until its clock is set"
