@@ -7,11 +7,14 @@ from dataclasses import replace
 import psycopg
 import pytest
 
+from syncagent import settings
 from syncagent.embedded import Server, free_port
+from syncagent.transport.tls import Credentials
 from tests.cli.conftest import Site
 from tests.cli.test_agent import agent, stopped
 from tests.cli.test_db import dump
 from tests.support.databases import Database
+from tests.support.founding import found_together
 from tests.support.waiting import until
 
 SCHEMA = """
@@ -67,25 +70,12 @@ def ordinary(
 
 
 def meet(*sites: Site) -> None:
-    """Each knows the others."""
-    entries = {}
+    """They are the first sites of one cluster."""
+    known = []
     for site in sites:
-        settings = (site.home / "config.toml").read_text()
-        name, node, listen = (
-            next(line for line in settings.splitlines() if line.startswith(f"{key} = ")).partition(" = ")[2]
-            for key in ("name", "node", "listen")
-        )
-        digest = next(
-            finding["what"].rpartition(" ")[2]
-            for finding in json.loads(site("doctor", "--json").out)
-            if "certificate" in finding["what"]
-        )
-        entries[site.home] = (
-            f'\n[[peer]]\nname = {name}\nnode = {node}\naddress = {listen}\nsha256 = "{digest}"\n'
-        )
-    for site in sites:
-        with (site.home / "config.toml").open("a") as file:
-            file.writelines(entry for home, entry in entries.items() if home != site.home)
+        made = settings.load(site.home)
+        known.append((site.database.dsn, made.address, Credentials.provide(site.home, made.name).sha256))
+    found_together(known)
 
 
 def application(site: Site) -> Site:
@@ -132,10 +122,11 @@ def test_the_listed_grants_are_enough(ordinary: Make, matrix_server: Server) -> 
             assert not [finding for finding in findings if finding["severity"] == "error"]
             told = [what["what"] for what in findings if "does not see what other roles" in what["what"]]
             assert len(told) == (1 if matrix_server.binaries.major >= 15 else 0)
+        assert tokyo("detach", "shop.orders").code == 0
+        assert paris.sql("select count(*) from syncagent.replicated") == [(2,)]
         assert stopped(first) == stopped(second) == 0
     tokyo.sql("drop function syncagent.judge_1")
     assert tokyo("db", "upgrade", "--json").answer["tables"] == 1
-    assert tokyo("detach", "shop.orders").code == 0
     application(tokyo).sql("drop table shop.event_late")
     assert tokyo("db", "uninstall", "--yes").code == 0
     assert without_grants(dump(tokyo.database)) == without_grants((tokyo.home / "before.sql").read_text())

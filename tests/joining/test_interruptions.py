@@ -1,11 +1,6 @@
 """A copy that meets what it cannot have, or that is interrupted: refused clearly, or gone on with where it was."""
 
-import json
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,13 +8,9 @@ from syncagent.core.copying import Range
 from syncagent.embedded import Server
 from syncagent.errors import CopyDiffers, LinkDown, RefusedError, SyncagentError
 from syncagent.services.joiner import CopyProgress
-from syncagent.transport.tls import Credentials
 from tests.joining.conftest import MakeJoin
-from tests.support.cluster import TABLES as CLUSTER_TABLES
-from tests.support.cluster import Laboratory as Cluster
-from tests.support.databases import Database, fresh_database
+from tests.support.databases import Database
 from tests.support.lab import key, same
-from tests.support.waiting import until
 
 TABLES = "create table item (id uuid not null, value int, note text)"
 KEYS = "alter table item add primary key (id)"
@@ -130,82 +121,3 @@ async def test_a_donor_that_goes_away_and_comes_back(
         assert all(one.rows <= two.rows for one, two in pairwise(seen))
         await join.conclude()
         await same("item", join.donor, await join.site())
-
-
-# ---- processes
-
-
-def test_killed_at_either_end(laboratory: Cluster, server15: Server, tmp_path: Path) -> None:
-    """The donor is a real agent. The joiner goes on by itself when the donor is killed and started, and is
-    killed itself: the next one fetches only what is missing."""
-    keys = {"customer": "id", "item": "id", "line": "customer, position"}
-    home = tmp_path / "joiner"
-    home.mkdir()
-    joiner = Credentials.provide(home, "joiner")
-    with laboratory.cluster(18, prepare=lambda _: None) as sites, fresh_database(server15) as database:
-        (donor,) = sites
-        with (donor.home / "config.toml").open("a") as file:
-            file.write(f'\n[[peer]]\nname = "joiner"\nnode = 9\nsha256 = "{joiner.sha256}"\n')
-        donor.execute(
-            "insert into customer select syncagent.uuid7(), md5(random()::text), n, md5(random()::text) from generate_series(1, 40000) n"
-        )
-        donor.execute(
-            "insert into line select id, 1, 1, null from customer limit 30000; insert into item select n, md5(random()::text), n from generate_series(1, 30000) n; analyze"
-        )
-        donor.start()
-        until(lambda: donor.scalar("select count(*) from syncagent.member") == 2, "the joiner is a member")
-        prepare(database, keys)
-        asked = {
-            "dsn": database.dsn,
-            "node": 9,
-            "donor": donor.node,
-            "address": f"127.0.0.1:{donor.port}",
-            "sha256": donor.sha256,
-            "home": str(home),
-        }
-
-        def start(**more: Any) -> "subprocess.Popen[str]":
-            return subprocess.Popen(
-                [sys.executable, "-m", "tests.support.join_process", json.dumps(asked | more)],
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-
-        def done() -> int:
-            return int(
-                database.execute("select count(rows) from syncagent.copied_range where rows > 0")[0][0]
-            )
-
-        first = start(max_rate=700_000)
-        until(lambda: done() >= 1, "a range is here")
-        donor.kill()
-        donor.start()
-        kept = done()
-        until(lambda: done() > kept, "it goes on by itself")
-        first.kill()
-        first.communicate()
-        total, kept = database.execute("select count(*), count(rows) from syncagent.copied_range")[0]
-        assert 0 < kept < total
-        second = start()
-        said = json.loads(second.communicate(timeout=120)[0])
-        assert (said["ranges"], said["ranges_kept"]) == (total - kept, kept)
-        for table in keys:
-            count = f"select count(*), sum(hashtextextended({table}::text, 0)) from {table}"
-            assert database.execute(count) == donor.execute(count)
-
-
-def prepare(database: Database, keys: dict[str, str]) -> None:
-    from tests.support.lab import installation
-
-    database.execute(";".join(installation(())))
-    database.execute(
-        CLUSTER_TABLES.replace(" primary key,", " not null,").replace(
-            ", primary key (customer, position)", ""
-        )
-    )
-    for table, columns in keys.items():
-        for column in columns.split(", "):
-            database.execute(f"alter table {table} alter {column} set not null")
-    database.execute(
-        "insert into syncagent.local_site values (true, gen_random_uuid(), 'joiner', 9, gen_random_uuid(), syncagent._tail(9, 1))"
-    )
