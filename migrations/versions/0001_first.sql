@@ -1642,7 +1642,7 @@ create function syncagent._stable() returns table (node integer, cut bigint)
     select o.node,
            min(case when p.node = s.node then coalesce(mine.cut, 0) else coalesce((theirs.context ->> o.node::text)::bigint, 0) end)
     from syncagent.local_site s
-    cross join syncagent.member o
+    cross join (select m.node from syncagent.member m union select f.node from syncagent.frontier f) as o   -- also who has left
     cross join syncagent.member p
     left join syncagent.frontier mine on mine.node = o.node
     left join syncagent.frontier theirs on theirs.node = p.node

@@ -44,7 +44,7 @@ def invite(
     if as_json:
         render.json({"token": str(token), "expires": expires, "peer": answer["address"]})
         return
-    render.plain(str(token))
+    render.line(str(token))
     peer = answer["address"] or "HOST:PORT of a member that listens"
     render.say(f"good for one site until {expires:%Y-%m-%d %H:%M:%S} UTC; there:")
     render.say(f"syncagent join --peer {peer} --token ... --dsn ... --name ... --listen ...")

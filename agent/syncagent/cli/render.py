@@ -42,6 +42,12 @@ def show(*parts: "RenderableType") -> None:
         screen.print(part)
 
 
+def line(text: str) -> None:
+    """Print to stdout, as it is, however narrow the screen."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def say(text: str) -> None:
     """Talk: to stderr, as it is."""
     sys.stderr.write(text + "\n")

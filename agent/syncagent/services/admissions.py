@@ -15,7 +15,7 @@ from syncagent.errors import RefusedError
 from syncagent.services.elections import Elections
 from syncagent.services.lifecycle import Clock
 
-_SECONDS = 20.0
+_SECONDS = 10.0
 """The longest wait for the cluster to agree."""
 _READ = 5.0
 MAX_SKEW = 60.0

@@ -19,7 +19,7 @@ from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Bell, Desk
 
-_SECONDS = 20.0
+_SECONDS = 10.0
 _INSPECT = 15.0
 """Seconds a peer may take to look at tables."""
 _AGAIN = 5.0

@@ -20,7 +20,7 @@ from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
 
-_SECONDS = 20.0
+_SECONDS = 10.0
 """The longest wait for the cluster to agree."""
 _OUT = 5.0
 """Seconds a removed site goes on at most, so that Raft can let it go."""
