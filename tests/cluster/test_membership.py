@@ -29,7 +29,7 @@ def has(member: Member, *names: str) -> bool:
 
 
 def settled(member: Member) -> bool:
-    return member.scalar("select coalesce(sum(entries), 0) from syncagent._entries()") == 0
+    return bool(member.scalar("select coalesce(sum(entries), 0) = 0 from syncagent._entries()"))
 
 
 def test_a_fleet_is_built_and_shrunk(server18: Server, server15: Server, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_fleet_is_built_and_shrunk(server18: Server, server15: Server, tmp_pat
 
 
 def test_who_may_not_join(server18: Server, tmp_path: Path) -> None:
-    with fleet(tmp_path, TABLE, *[server18] * 3) as (berlin, tokyo, oslo):
+    with fleet(tmp_path, TABLE, *[server18] * 3) as (berlin, tokyo, lima):
         berlin.init()
         assert "no agent is running" in berlin.refused("invite")
         berlin.start()
@@ -83,9 +83,9 @@ def test_who_may_not_join(server18: Server, tmp_path: Path) -> None:
         forged = str(Token(Token.read(token).id, bytes(32)))
         assert "does not know this token" in tokyo.refused(*tokyo.joining(berlin), token=forged)
         assert "a token is needed" in tokyo.refused(*tokyo.joining(berlin))
-        oslo.init()
-        used = [oslo.database.dsn if word == tokyo.database.dsn else word for word in tokyo.joining(berlin)]
-        assert "is the site oslo already" in tokyo.refused(*used, token=token)
+        lima.init()
+        used = [lima.database.dsn if word == tokyo.database.dsn else word for word in tokyo.joining(berlin)]
+        assert "is the site lima already" in tokyo.refused(*used, token=token)
         assert berlin.members().keys() == {"berlin"}
         tokyo.ask(*tokyo.joining(berlin), token=token)  # none of it has used the token up
 
