@@ -209,7 +209,12 @@ async def _counted(donor: HttpDonor, settings: Settings, admitted: int, seconds:
     """Until every member keeps what this site still needs. RefusedError names who has not heard of it."""
     with commands.connected(settings.dsn) as connection:
         catalog = registry.known(connection)
-    members = {site.node: site.name for site in catalog.sites.values() if site.node != settings.node}
+    # One that joins at the same time drops nothing before it is a member, and then it knows of this one.
+    members = {
+        site.node: site.name
+        for site in catalog.sites.values()
+        if site.node != settings.node and site.state == "member"
+    }
     until, said = time.monotonic() + seconds, ""
     while True:
         epochs = decode(Counted, await donor.ask(COUNTED_PATH)).epochs

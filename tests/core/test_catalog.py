@@ -195,6 +195,16 @@ def members(sites: int) -> Catalog:
     return catalog
 
 
+def test_the_only_voter_leaves_when_another_one_votes() -> None:
+    catalog = after(members(2), Remove(1))
+    steps, membership = [], Membership((1,), (2,))
+    while change := next_change(catalog, membership, 1, frozenset({2})):
+        steps.append((change.kind, change.node))
+        membership = quorum.changed(membership, change)
+    assert steps == [("voter", 2), ("remove", 1)]
+    assert next_change(catalog, Membership((1,), (2,)), 1, frozenset()) is None
+
+
 def test_who_is_not_steady_or_a_learner_gets_no_vote() -> None:
     catalog = after(members(3), invite(50, learner=True), admit(50, "shop"), Confirm(4))
     assert settled(catalog, Membership((1,)), frozenset({1, 2})).voters == (1,)

@@ -347,22 +347,23 @@ def next_change(catalog: Catalog, membership: Membership, me: int, steady: froze
     and keeps its vote. `steady`: sites whose agents run for good; no other gets a vote, else a site that has
     joined and is not started yet could take the majority along.
     """
-    for node in membership.nodes:
-        if node not in catalog.sites:
+    voters = membership.voters
+    leaving = [node for node in membership.nodes if node not in catalog.sites]
+    for node in leaving:
+        if voters != (node,):  # the only one that votes goes when another one does
             return Change("remove", node)
     for node in sorted(catalog.sites):
         if node not in membership.nodes:
             return Change("learner", node)
-    voters = membership.voters
     able = [
         site.node
         for site in sorted(catalog.sites.values(), key=lambda site: site.node)
         if site.state == "member" and not site.learner and site.node in steady and site.node not in voters
     ]
-    even = len(voters) % 2 == 0
+    even = len(voters) % 2 == 0 or bool(leaving)
     if len(voters) < VOTERS and len(able) >= (1 if even else 2):
         return Change("voter", able[0])
-    if even:
+    if even and not leaving:
         return Change("learner", max(node for node in voters if node != me))
     return None
 

@@ -62,6 +62,12 @@ class Elections:
         return self._machine.leading is not None
 
     @property
+    def is_member(self) -> bool:
+        """Not one that still joins, or was removed."""
+        site = self.catalog.sites.get(self.me)
+        return site is not None and site.state == "member"
+
+    @property
     def voters(self) -> tuple[int, ...]:
         return self._machine.membership.voters
 

@@ -67,14 +67,17 @@ class Housekeeper:
         self._heard = asyncio.Condition()
 
     async def tidy(self) -> None:
-        """Cover new partitions; compact and trim, for ever, while there is work."""
+        """Cover new partitions; compact and trim, for ever, while there is work.
+
+        A site that joins forgets nothing yet: another one that joins beside it may not be counted here.
+        """
         done, left, turn = (-1, -1), 0, 0
         while True:
             uncovered = await self._cover()
             seen, turn = (self._cutter.made, self._applier.batches), turn + 1
             always = turn % _THOROUGH == 0
             try:
-                if seen != done or always:
+                if (seen != done or always) and self._elections.is_member:
                     await self._keeper.compact(always=always)
                 if seen != done or left:
                     left = await self._keeper.trim()

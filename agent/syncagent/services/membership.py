@@ -22,7 +22,7 @@ from syncagent.services.lifecycle import Desk
 
 _SECONDS = 10.0
 """The longest wait for the cluster to agree."""
-_OUT = 5.0
+_OUT = 10.0
 """Seconds a removed site goes on at most, so that Raft can let it go."""
 _LOOK = 0.2
 _CATCH_UP = 10.0
@@ -112,8 +112,7 @@ class Membership:
 
     @property
     def is_member(self) -> bool:
-        site = self._elections.catalog.sites.get(self._me)
-        return site is not None and site.state == "member"
+        return self._elections.is_member
 
     async def confirm(self) -> None:
         """This site has everything, its constraints and indexes too."""

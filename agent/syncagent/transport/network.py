@@ -35,7 +35,7 @@ OnLink = Callable[[PeerLink], Awaitable[None]]
 OnTrouble = Callable[[Peer | None, SyncagentError], None]
 Result = TypeVar("Result")
 NOWHERE = "none"
-_PARTING = 2.0
+_PARTING = 10.0
 """Seconds that the link with a removed peer stays."""
 
 
