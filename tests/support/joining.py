@@ -180,7 +180,7 @@ class Joining:
         self.stack.push_async_callback(app.close, timeout=2)
         identity = await app.fetchrow("select site, incarnation from syncagent.local_site")
         await app.executemany(
-            "insert into syncagent.member (node, name) values ($1, $2) on conflict do nothing",
+            "insert into syncagent.member (node, name) values ($1, $2) on conflict (node) do nothing",
             [(node, f"site{node}") for node in (self.node, *(member.node for member in self.members))],
         )
         store = await self.stack.enter_async_context(
