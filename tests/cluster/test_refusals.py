@@ -54,18 +54,24 @@ def test_two_agents_on_one_site(laboratory: Laboratory, tmp_path: Path) -> None:
 
 
 def test_a_peer_lacks_the_table(laboratory: Laboratory) -> None:
+    """Every site is asked first; one that is away when it is attached says so when it is back, and waits."""
     with laboratory.cluster(18, 15) as cluster:
         a, b = cluster
         cluster.start()
         cluster.exchange()
         a.execute(EXTRA)
-        b.execute(EXTRA)
+        said = a.syncagent("attach", "extra")
+        assert said.returncode == 1
+        assert "public.extra at tokyo: the table is not there" in said.stderr
+        b.stop()
         a.attach("extra")
         a.execute(FILL)
+        b.start()
         until(shows(b, a, "public.extra is not attached here", "syncagent attach"), "status says so")
+        until(lambda: "is not here" in str(b.execute("select trouble from syncagent.agent_state")), "and why")
         theirs = mark(b)
         until(lambda: has(a, theirs), "the other way goes on")
-        b.attach("extra")
+        b.execute(EXTRA)
         cluster.converges(tables=("customer", "extra"))
         assert b.scalar("select count(*) from extra") == 10
 
@@ -77,13 +83,16 @@ def test_a_peer_has_other_columns(laboratory: Laboratory) -> None:
         cluster.exchange()
         a.execute(EXTRA)
         b.execute("create table extra (id uuid primary key, note text)")
-        for site in cluster:
-            site.attach("extra")
+        a.attach("extra")
         a.execute(FILL)
         until(shows(b, a, "other columns", "here: id, note; there: id, text"), "status says so")
         assert b.syncagent("detach", "extra").returncode == 0
+        until(
+            lambda: not a.scalar("select count(*) from syncagent.replicated where table_name = 'extra'"),
+            "everywhere",
+        )
         b.execute("alter table extra rename note to text")
-        b.attach("extra")
+        a.attach("extra")
         cluster.converges(tables=("customer", "extra"))
 
 

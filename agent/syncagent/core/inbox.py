@@ -26,7 +26,8 @@ Calling sequence. Events go in, decisions come out; nothing is remembered outsid
         inbox.deferred(entry, reason, until)                        # rolled back: not before `until`
         dropped = inbox.loaded(positions)                           # the connection went away in between
     inbox.peek(now, wall)                     # what pick will give once the current one is applied: stage it
-    inbox.wake_in(now, wall)                  # seconds until a decision may change without an event
+    inbox.wake_in(now, wall)                  # seconds until a decision may change without an event: ask with the
+                                              # very time of the decision, else what falls due between is missed
 
 `now` is monotonic seconds, `wall` the wall clock as a 60-bit hlc (stamp.from_seconds). `payload` is the
 caller's own (a spool); whatever the inbox drops is returned for closing.

@@ -31,21 +31,23 @@ class Applier:
     async def run(self) -> None:
         """For ever. Raises Unreachable when the database is gone."""
         while True:
-            entries = self._next()
+            now, wall = self._clock.now(), self._clock.wall()
+            entries = self._next(now, wall)
             if entries:
                 await self._apply(entries)
                 self._desk.bells.ring()
             if self.parked and (entries or self._clock.now() - self._parked_at >= _PARKED_AGAIN):
                 await self._retry_parked()
             if not entries:
-                wake = self._inbox.wake_in(self._clock.now(), self._clock.wall())
+                wake = self._inbox.wake_in(
+                    now, wall
+                )  # of that moment: what is due since then is not slept over
                 longest = _PARKED_AGAIN if self.parked else None
                 await self._desk.bells.applies.wait(
                     min((s for s in (wake, longest) if s is not None), default=None)
                 )
 
-    def _next(self) -> list[Entry[Spool]]:
-        now, wall = self._clock.now(), self._clock.wall()
+    def _next(self, now: float, wall: int) -> list[Entry[Spool]]:
         entry = self._inbox.pick(now, wall)
         return self._inbox.pick_knot(now, wall) if entry is None else [entry]
 

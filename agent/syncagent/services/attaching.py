@@ -25,6 +25,7 @@ _INSPECT = 15.0
 _AGAIN = 5.0
 """Seconds after which a table that could not be attached is tried again."""
 _LOOK = 0.1
+_AWAY = "no link: it follows when it comes back"
 
 
 class Attaching:
@@ -158,11 +159,12 @@ class Attaching:
         return {"missing": await self._until_done(set(), seconds)}
 
     async def _until_done(self, wanted: set[Table], seconds: float) -> dict[str, str]:
-        """Who does not do yet what the catalog says, and why, after so many seconds at most."""
+        """Who does not do yet what the catalog says, and why, after so many seconds at most; who is away is not
+        waited for."""
         until = self._desk.clock.now() + seconds
         while True:
             missing = self._missing(wanted)
-            if not missing or self._desk.clock.now() >= until:
+            if set(missing.values()) <= {_AWAY} or self._desk.clock.now() >= until:
                 return missing
             await asyncio.sleep(_LOOK)
 
@@ -174,7 +176,7 @@ class Attaching:
         for peer in self._desk.roster.peers:
             told = self._exchange.progress.get(peer.node)
             if told is None:
-                missing[peer.name] = "no link: it follows when it comes back"
+                missing[peer.name] = _AWAY
             elif told.attached < catalog.epoch:
                 missing[peer.name] = told.trouble or "not yet"
         return missing

@@ -155,8 +155,9 @@ class Exchange:
     async def ask(self) -> None:
         """Send the wants of the inbox, for ever."""
         while True:
-            await self._send_all(self._inbox.wants(self._clock.now()))
-            await self._bells.asks.wait(self._inbox.wake_in(self._clock.now(), self._clock.wall()))
+            now, wall = self._clock.now(), self._clock.wall()
+            await self._send_all(self._inbox.wants(now))
+            await self._bells.asks.wait(self._inbox.wake_in(now, wall))
 
     async def _send(self, node: int, message: Message) -> None:
         link = self.links.get(node)
