@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,3 @@ def fleet(folder: Path, schema: str, *servers: Server) -> Iterator[list[Member]]
                 sys.stdout.write(f"---- log of {member.name}\n{member.log.read_text()[-3000:]}\n")
         for context in reversed(open_):
             context.__exit__(None, None, None)
-
-
-def agreed(look: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
-    """What the sites agree on takes a moment to be everywhere."""
-    return until(look, what, seconds)

@@ -145,9 +145,7 @@ class Attaching:
         """Tables were attached here: until all sites that can be reached have them, too."""
         seconds = float(request.arguments.get("timeout") or 30.0)
         self.bell.ring()
-        return await self._everywhere({Table(*given) for given in request.arguments["tables"]}, seconds)
-
-    async def _everywhere(self, wanted: set[Table], seconds: float) -> dict[str, Any]:
+        wanted = {Table(*given) for given in request.arguments["tables"]}
         return {"missing": await self._until_done(wanted, seconds)}
 
     async def _detach(self, request: Request) -> dict[str, Any]:
