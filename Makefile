@@ -8,6 +8,8 @@ READY  := $(VENV)/.ready
 HEAVY  := .venv-examples
 # Arguments for pytest, as in: make test ARGS="-k merge"
 ARGS   ?=
+# Most tests wait for servers: two at a time. For a debugger: make test ARGS="--numprocesses 0 --pdb -k merge"
+SHARED := --numprocesses 2 --dist worksteal
 
 comma  := ,
 
@@ -50,7 +52,7 @@ format: $(READY) ## format the code, and mend what ruff can
 
 .PHONY: test
 test: check ## check, and every test on real PostgreSQL servers
-	@$(BIN)/pytest --quiet $(ARGS)
+	@$(BIN)/pytest --quiet $(SHARED) $(ARGS)
 
 .PHONY: soak
 soak: SHELL := /bin/bash
@@ -61,7 +63,7 @@ soak: $(READY) ## the seeded tests with their full counts, kept in docs/proof/; 
 
 .PHONY: test-matrix
 test-matrix: $(READY) ## the tests on PostgreSQL 14 to 18; fetches the versions that are missing
-	@$(BIN)/pytest --quiet --majors 14,15,16,17,18 $(ARGS)
+	@$(BIN)/pytest --quiet $(SHARED) --majors 14,15,16,17,18 $(ARGS)
 
 .PHONY: demo
 demo: $(READY) ## three sites on this machine: load, conflicts, a cut, a heal, a proof
