@@ -45,8 +45,14 @@ def create(database: Database) -> None:
 
 
 @pytest.fixture
+def database(matrix_server: Server, make_database: MakeDatabase) -> Database:
+    """What the application does is the same on each version."""
+    return make_database(matrix_server)
+
+
+@pytest.fixture
 def engine(database: Database) -> Iterator[Engine]:
-    """The application's role in a fresh database, once on each version."""
+    """The application's role in a fresh database."""
     create(database)
     engine = app.engine(database.dsn_of(app.APP), "office 1")
     yield engine

@@ -496,7 +496,7 @@ class Laboratory:
 
     def stop(self) -> None:
         for server in self._servers:
-            server.stop()
+            server.kill()
 
 
 def _ask(*arguments: str) -> Any:
