@@ -34,6 +34,7 @@ from syncagent.services.exchange import Exchange
 from syncagent.services.housekeeper import Housekeeper
 from syncagent.services.lifecycle import Desk, Roster
 from syncagent.services.membership import Departed, Membership, peers_of, removed_from
+from syncagent.services.renewal import Renewal
 from syncagent.settings import Settings
 from syncagent.storage import blueprint as blueprints
 from syncagent.storage.attaching import PostgresTables
@@ -41,9 +42,9 @@ from syncagent.storage.donor import PostgresDonor
 from syncagent.storage.store import PostgresStore, opened
 from syncagent.transport.admission import Gate
 from syncagent.transport.copying import BLUEPRINT_PATH, COUNTED_PATH, page, pages
+from syncagent.transport.keyring import Keyring
 from syncagent.transport.network import TlsNetwork
 from syncagent.transport.spool import Spools
-from syncagent.transport.tls import Credentials
 
 _HEALTHY = 10.0
 """Seconds after which a stretch with the database counts as a good one."""
@@ -222,15 +223,18 @@ async def _assemble(
     exchange = Exchange(desk, store.origin)
     elections = Elections(settings.node, store.registry, state, applied, clock, exchange.post)
     exchange.on_ballot, exchange.on_unlinked = elections.heard, elections.unlinked
-    credentials = Credentials.provide(settings.home, settings.name)
-    network = _network(settings, catalog, spools, credentials, exchange, elections, clock)
+    keyring = Keyring(settings.home, settings.name)
+    network = _network(settings, catalog, spools, keyring, exchange, elections, clock)
+    keyring.on_turn = network.use
     await network.know(roster.peers, removed_from(catalog))
     attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange)
     membership = Membership(desk, elections, exchange, network, settings.addresses)
+    renewal = Renewal(desk, elections, exchange, keyring, settings.address)
 
     async def follow(catalog: Catalog) -> None:
         await membership.follow(catalog)
         attaching.bell.ring()
+        renewal.bell.ring()
 
     elections.on_change = follow
     cutter = Cutter(desk, store.origin, exchange, spools)
@@ -238,13 +242,14 @@ async def _assemble(
     housekeeper = Housekeeper(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, steady=steady
     )
-    housekeeper.verbs.update(membership.verbs | attaching.verbs)
+    housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
+    housekeeper.warning = renewal.warning
     await store.keeper.on_request(desk.bells.requests.ring)
     loops = [
         elections.run(),
         membership.watch(),
         membership.arrive(housekeeper.caught_up),
-        membership.describe(settings.address, (credentials.sha256,)),
+        renewal.run(),
         attaching.run(),
         cutter.run(),
         applier.run(),
@@ -260,7 +265,7 @@ def _network(
     settings: Settings,
     catalog: Catalog,
     spools: Spools,
-    credentials: Credentials,
+    keyring: Keyring,
     exchange: Exchange,
     elections: Elections,
     clock: SystemClock,
@@ -278,12 +283,12 @@ def _network(
     return TlsNetwork(
         hello(settings, catalog.cluster),
         peers_of(catalog, settings.node, settings.addresses),
-        credentials,
+        keyring.current,
         listen=settings.listen,
         directory=settings.home / "peers",
         spools=spools,
         pages={COUNTED_PATH: page(counted), BLUEPRINT_PATH: page(blueprint), **pages(donor)},
-        gate=Gate(credentials.sha256, admissions.verifier, admissions.admit).routes(),
+        gate=Gate(lambda: keyring.current.sha256, admissions.verifier, admissions.admit).routes(),
     )
 
 

@@ -1,6 +1,8 @@
 """Certificates and pins: who may open what, and what is said to those who may not."""
 
 import asyncio
+import datetime as dt
+import shutil
 import ssl
 import stat
 from contextlib import suppress
@@ -10,8 +12,11 @@ import aiohttp
 import pytest
 from cryptography import x509
 
+from syncagent.core import limits
+from syncagent.core.membership import Peer
 from syncagent.errors import LinkDown, TrustError, UsageError
 from syncagent.transport import tls
+from syncagent.transport.keyring import Keyring
 from syncagent.transport.tls import Credentials, PinnedContext
 from tests.transport.sites import Site, linked
 
@@ -24,7 +29,8 @@ def test_a_site_makes_its_key_and_certificate_once(tmp_path: Path) -> None:
     certificate = x509.load_pem_x509_certificate(made.certificate.read_bytes())
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["berlin-1"]
-    assert certificate.not_valid_after_utc.year == 9999
+    assert certificate.not_valid_after_utc == made.until
+    assert (made.until - dt.datetime.now(dt.UTC)).days in (729, 730)
     assert tls.digest_of_pem(made.certificate.read_text()) == made.sha256
 
 
@@ -228,3 +234,85 @@ async def test_what_is_no_agent_says_so(low: Site, high: Site) -> None:
     await low.stop()
     server.close()
     await server.wait_closed()
+
+
+# ---- renewal
+
+
+def holds_a_pair(home: Path) -> str:
+    """The digest of the key's certificate, as an agent that starts after a crash finds it."""
+    found = Credentials.provide(home, "a")
+    found.load_into(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+    return found.sha256
+
+
+def test_a_crash_at_any_step_of_a_renewal_leaves_a_working_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each change of a file is the last one, in turn; then the agent starts anew, and the renewal goes on."""
+    replace, left = Path.replace, 0
+
+    def until_none_are_left(self: Path, target: Path) -> Path:
+        nonlocal left
+        if left == 0:
+            raise InterruptedError
+        left -= 1
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", until_none_are_left)
+    ended = []
+    for steps in range(10):
+        home = tmp_path / str(steps)
+        left = 2
+        old = Credentials.provide(home, "a").sha256
+        left = steps
+        with suppress(InterruptedError):
+            Credentials.prepare(home, "a")
+            Credentials.turn(home)
+        done, left = left > 0, 9
+        now = holds_a_pair(home)
+        ended.append(now != old)
+        new = Credentials.prepare(home, "a").sha256
+        assert new not in (old, now)
+        assert Credentials.turn(home).sha256 == new == holds_a_pair(home)
+        assert sorted(path.name for path in home.iterdir() if path.name[0] != ".") == [
+            "certificate.pem",
+            "key.pem",
+        ]
+        if done:
+            break
+    assert ended == [False, False, False, True, True, True], "two files made, two moved"
+
+
+async def test_a_new_certificate_takes_the_place_of_the_old_one(
+    low: Site, high: Site, tmp_path: Path
+) -> None:
+    """Listed first, then shown; taken off the list the old one opens nothing, and its link is made anew."""
+    _, theirs = await linked(low, high)
+    keyring = Keyring(low.home, "low")
+    keyring.on_turn = low.network.use
+    copied = Path(shutil.copytree(low.home, tmp_path / "stolen"))
+    stolen = Credentials.read(copied / tls.KEY, copied / tls.CERTIFICATE)
+    await keyring.prepare()
+    old, new = keyring.sha256
+    await high.network.know([Peer("low", 1, None, old, (new,))], {})
+    await keyring.turn()
+    assert theirs.open, "a link that is there stays"
+    await high.network.know([Peer("low", 1, None, new)], {})
+    again = await high.link()
+    assert (again.sha256, theirs.open) == (new, False)
+    async with aiohttp.ClientSession() as session:
+        context = PinnedContext.to(high.peer(), stolen)
+        answer = await session.get(f"https://{high.address}/v1/control", ssl=context)
+        assert answer.status == 403
+
+
+async def test_nobody_is_refused_for_the_end_of_a_certificate(
+    low: Site, high: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "CERTIFICATE_LIFETIME", -3600.0)
+    for site in (low, high):
+        site.credentials.certificate.unlink()
+        site.credentials = Credentials.provide(site.home, site.name)
+        assert site.credentials.until < dt.datetime.now(dt.UTC)
+    await linked(low, high)

@@ -16,6 +16,7 @@ from syncagent.cli import render
 from syncagent.cli.adopt import adopt
 from syncagent.cli.attach import attach
 from syncagent.cli.bench import bench
+from syncagent.cli.certificate import certificate
 from syncagent.cli.conflicts import conflicts
 from syncagent.cli.db import db
 from syncagent.cli.demo import demo
@@ -83,7 +84,12 @@ for _verb in (
     bench,
 ):
     app.command()(_verb)
-for _name, _group in (("conflicts", conflicts), ("parked", parked), ("db", db)):
+for _name, _group in (
+    ("conflicts", conflicts),
+    ("parked", parked),
+    ("certificate", certificate),
+    ("db", db),
+):
     app.add_typer(_group, name=_name)
 
 

@@ -57,20 +57,27 @@ def _tell(findings: "list[Finding]") -> None:
 
 def _home(folder: "Path") -> "list[Finding]":
     """The files of the home: secrets kept to their owner, the certificate that peers know."""
+    from datetime import UTC, datetime, timedelta
+
+    from syncagent.core import limits
     from syncagent.errors import SyncagentError
     from syncagent.settings import FILE
     from syncagent.storage.drift import Finding
     from syncagent.storage.room import disk
-    from syncagent.transport.tls import CERTIFICATE, KEY, digest_of_pem
+    from syncagent.transport.tls import CERTIFICATE, KEY, NEXT_KEY, Credentials
 
     found = [
         Finding("error", f"{folder / name} can be read by others", f"chmod 600 {folder / name}")
-        for name in (FILE, KEY)
+        for name in (FILE, KEY, NEXT_KEY)
         if (folder / name).exists() and (folder / name).stat().st_mode & 0o077
     ]
     try:
-        sha256 = digest_of_pem((folder / CERTIFICATE).read_text(encoding="ascii", errors="replace"))
-        found.append(Finding("note", f"this site's certificate has the SHA-256 {sha256}"))
+        own = Credentials.read(folder / KEY, folder / CERTIFICATE)
+        found.append(Finding("note", f"this site's certificate has the SHA-256 {own.sha256}"))
+        if (left := own.until - datetime.now(UTC)) < timedelta(seconds=limits.CERTIFICATE_NOTICE):
+            verb = "ends" if left > timedelta() else "has ended"
+            what = f"this site's certificate {verb} on {own.until:%Y-%m-%d}; links go on all the same"
+            found.append(Finding("warning", what, "syncagent certificate renew"))
     except (OSError, SyncagentError) as error:
         found.append(
             Finding("error", f"{folder / CERTIFICATE}: {error}", "restore it, or make the home anew")

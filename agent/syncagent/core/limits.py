@@ -56,6 +56,11 @@ MAX_CLOCK_SKEW = 5.0
 CLOCK_LEAD = 0.002
 """A clock that fell behind is set so far ahead of the wall."""
 
+# ---- certificates
+CERTIFICATE_LIFETIME = 730 * 86400.0
+CERTIFICATE_NOTICE = 30 * 86400.0
+"""How long before its end a certificate is asked to be renewed. Nobody is refused for its end."""
+
 # ---- agreement
 RAFT_TICK = 0.1
 RAFT_HEARTBEAT = 2
@@ -99,6 +104,7 @@ assert IDLE_POLL < KNOWLEDGE_INTERVAL, "an idle poll is no reason to be late"
 assert LOCK_TIMEOUT * 10 <= DEADLOCK_TIMEOUT, "the agent gives way long before a deadlock is looked for"
 assert RETRY_FIRST >= LOCK_TIMEOUT, "a retry gives the lock's owner time"
 assert CLOCK_LEAD * 100 < MAX_CLOCK_SKEW, "a healthy clock is never mistaken for a wrong one"
+assert CERTIFICATE_NOTICE * 2 < CERTIFICATE_LIFETIME, "a new certificate is not asked to be renewed at once"
 assert COPY_CUT_PATIENCE < COPY_STALLED, "a donor that waits for its cut answers before it is given up"
 assert RAFT_HEARTBEAT * 3 < RAFT_ELECTION, "two heartbeats may be lost before a leader is given up"
 assert RAFT_TICK * RAFT_ELECTION * 2 < 3, "a new leader within three seconds"

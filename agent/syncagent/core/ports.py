@@ -100,6 +100,24 @@ class Network(Protocol):
         """Every link is closed, every `on_link` has ended, no task and no socket is left. Idempotent."""
 
 
+class Keyring(Protocol):
+    """The site's own certificates."""
+
+    @property
+    def sha256(self) -> tuple[str, ...]:
+        """The one that is shown, then the one that is to replace it, if there is one."""
+
+    @property
+    def until(self) -> float:
+        """When the one that is shown should have been replaced, in seconds since 1970."""
+
+    async def prepare(self) -> None:
+        """Make a key and certificate that are to replace those in use. It survives a crash."""
+
+    async def turn(self) -> None:
+        """Those are in use from the next handshake on; the old key is gone."""
+
+
 class Donor(Protocol):
     """The site that rows are copied from. What it hands out is complete and verified; whoever got a spool closes it.
 

@@ -64,6 +64,8 @@ class Housekeeper:
         self._trouble: str | None = None
         self._serving: dict[UUID, asyncio.Task[None]] = {}
         self.verbs: dict[str, Verb] = {"wait": self._wait, "pause": self._switch, "resume": self._switch}
+        self.warning: Callable[[], str | None] = lambda: None
+        """What is not wrong yet, and should be seen to."""
         self._heard = asyncio.Condition()
 
     async def tidy(self) -> None:
@@ -117,7 +119,7 @@ class Housekeeper:
             shown = (
                 [self._state(peer) for peer in self._roster.peers],
                 self._cutter.waiting,
-                self._trouble or self._attaching.trouble,
+                self._trouble or self._attaching.trouble or self.warning(),
                 self._elections.leader or None,
             )
             if shown != self._shown:

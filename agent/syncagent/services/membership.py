@@ -11,11 +11,11 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from syncagent.core import stamp
-from syncagent.core.catalog import Catalog, Confirm, Describe, Invitation, Invite, Remove, Site
+from syncagent.core.catalog import Catalog, Confirm, Invitation, Invite, Remove, Site
 from syncagent.core.membership import Peer
 from syncagent.core.ports import Network
 from syncagent.core.store import Request
-from syncagent.errors import RefusedError, SyncagentError, Undecided
+from syncagent.errors import RefusedError, SyncagentError
 from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
@@ -69,9 +69,10 @@ class Membership:
             self._desk.inbox.forget(node)
             self._exchange.forget(node)
         changed = peers != roster.peers
-        roster.peers, roster.epoch = peers, catalog.epoch
+        roster.peers = peers
         if changed:
             await self._network.know(peers, removed_from(catalog))
+        roster.epoch = catalog.epoch  # what is told of it is true: this site knows them
         self._desk.bells.ring()
 
     async def watch(self) -> None:
@@ -89,17 +90,6 @@ class Membership:
             hint="its rows stay as they are; `syncagent db uninstall` takes syncagent out of the database,"
             " and with a new --home the database can join again",
         )
-
-    async def describe(self, address: str | None, sha256: tuple[str, ...]) -> None:
-        """Tell the others how this site is dialled, if that is not what they know."""
-        while True:
-            site = self._elections.catalog.sites.get(self._me)
-            if site is not None and (site.address, site.sha256) == (address, sha256):
-                return
-            try:
-                await self._elections.submit(Describe(self._me, address, sha256), uuid4(), seconds=_SECONDS)
-            except Undecided:
-                await asyncio.sleep(1.0)
 
     # ---- a site that joins
 

@@ -42,8 +42,8 @@ _admissions = msgspec.msgpack.Decoder(Admission)
 class Gate:
     """The member's side: two pages that anybody may ask for."""
 
-    def __init__(self, certificate: str, verifier: Verifier, admit: Admit) -> None:
-        """`certificate`: SHA-256 of the one this site shows."""
+    def __init__(self, certificate: Callable[[], str], verifier: Verifier, admit: Admit) -> None:
+        """`certificate`: SHA-256 of the one this site shows now."""
         self._certificate, self._verifier, self._admit = certificate, verifier, admit
 
     def routes(self) -> list[web.RouteDef]:
@@ -60,7 +60,7 @@ class Gate:
             return refusal(HTTPStatus.CONFLICT, error)
         if verifier is None or len(nonce) != _NONCE:
             return refusal(HTTPStatus.FORBIDDEN, _unknown())
-        return web.Response(body=invitation.proof(verifier, self._certificate, nonce))
+        return web.Response(body=invitation.proof(verifier, self._certificate(), nonce))
 
     async def _join(self, request: web.Request) -> web.Response:
         try:

@@ -45,6 +45,11 @@ class Dialler:
         self._proven: dict[int, PinnedContext] = {}
         self.know(peers)
 
+    def use(self, credentials: Credentials) -> None:
+        """What is shown from the next dial on. Blocks."""
+        self._credentials, self._certificate = credentials, credentials.certificate
+        self._proven = {peer.node: PinnedContext.to(peer, credentials) for peer in self._known.values()}
+
     def know(self, peers: Sequence[Peer]) -> None:
         """Whom to expect at the other end, from the next dial on."""
         for peer in peers:

@@ -25,6 +25,7 @@ from syncagent.core.wire import Bye, Hello, Message, Ping, Pong
 from syncagent.errors import LinkDown, ProtocolError, SyncagentError
 from syncagent.transport.assembly import Assembler, FrameSource, name_of, taken_apart
 from syncagent.transport.spool import FileSpool, Spools
+from syncagent.transport.tls import digest
 
 UNREAD_BATCHES = 2
 UNREAD_MESSAGES = 256
@@ -77,6 +78,8 @@ class PeerLink:
         self.peer = peer
         self.hello = hello
         self.dialler = dialler
+        self.sha256 = _shown(control)
+        """Of the certificate with which the peer has proved who it is."""
         self.resources = resources
         self.rtt: float | None = None
         self.clock_offset: float | None = None
@@ -291,6 +294,11 @@ class PeerLink:
         return LinkDown(
             f"the connection with site {self.peer.name} was lost", detail=str(error) if error else None
         )
+
+
+def _shown(socket: WebSocket) -> str:
+    connection = socket.get_extra_info("ssl_object")
+    return digest(connection.getpeercert(binary_form=True)) if connection is not None else ""
 
 
 def _heard_the_end(listener: "asyncio.Task[None]") -> bool:

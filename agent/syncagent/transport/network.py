@@ -29,7 +29,7 @@ from syncagent.transport.dialler import Dialler
 from syncagent.transport.links import Limits, PeerLink, WebSocket
 from syncagent.transport.listener import NO_PAGES, Abort, Handler, Listener
 from syncagent.transport.spool import Spools
-from syncagent.transport.tls import NOBODY, Credentials, Trust
+from syncagent.transport.tls import NOBODY, Credentials, Trust, normal, pins
 
 OnLink = Callable[[PeerLink], Awaitable[None]]
 OnTrouble = Callable[[Peer | None, SyncagentError], None]
@@ -132,9 +132,21 @@ class TlsNetwork:
                     dialling.cancel()
                 if node not in self._peers and (link := self._links.get(node)):
                     self._effort(self._part(link)).add_done_callback(_raise_alarm)
+            for node, link in self._links.items():
+                if (known := self._peers.get(node)) and link.sha256 not in map(normal, pins(known)):
+                    await link.close(f"the certificate that site {known.name} had shown was replaced")
             for node, peer in self._peers.items():
                 if before.get(node) != peer:
                     self._keep_dialling(peer)
+
+    async def use(self, credentials: Credentials) -> None:
+        """What this site shows of itself from the next handshake on; links that are there stay."""
+        async with self._switch:
+            self._credentials = credentials
+            if self._running:
+                await asyncio.to_thread(self._dialler.use, credentials)
+            if self._trust is not None:
+                await asyncio.to_thread(self._trust.use, credentials)
 
     async def _part(self, link: PeerLink) -> None:
         """Not before the peer can have heard that it was removed."""

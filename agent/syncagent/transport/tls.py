@@ -6,7 +6,12 @@ OpenSSL refuses a client certificate that is no trust anchor before Python sees 
 itself once, without a client certificate: it hands over the PEM, and if the digest is listed the
 certificate becomes an anchor of the running server. The list decides again on every request.
 
-Invariant: a certificate that is not listed opens nothing, whatever it claims to be.
+A certificate says until when its key should be used, but nothing is refused for that: the list alone decides,
+so that a site that was away for long can come back. A new pair is made beside the one in use and takes its place
+by two renames, of which `Credentials.provide` finishes the second if nobody else did.
+
+Invariants: a certificate that is not listed opens nothing, whatever it claims to be; at any moment the home
+holds a key and its certificate.
 """
 
 import asyncio
@@ -25,27 +30,32 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from syncagent.core import limits
 from syncagent.core.membership import Peer
 from syncagent.errors import TrustError, UsageError
 
-# A pin is given up by taking it off the list, so nothing expires, and no clock is asked.
 NOT_BEFORE = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
-NOT_AFTER = dt.datetime(9999, 12, 31, 23, 59, 59, tzinfo=dt.UTC)
+"""Long ago: a clock that is behind is no reason to refuse anybody."""
+_ANY_TIME = 0x200000
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME, which `ssl` has no name for."""
 KEY, CERTIFICATE = "key.pem", "certificate.pem"
+NEXT_KEY, NEXT_CERTIFICATE = "next.key.pem", "next.certificate.pem"
 NOBODY: Mapping[str, str] = MappingProxyType({})
 
 
 class Credentials(NamedTuple):
-    """A site's own key and certificate; `sha256` is what its peers list."""
+    """A site's own key and certificate; `sha256` is what its peers list, `until` when they should be replaced."""
 
     key: Path
     certificate: Path
     sha256: str
+    until: dt.datetime
 
     @classmethod
     def provide(cls, directory: Path, name: str) -> "Credentials":
         """Load `key.pem` and `certificate.pem` of a directory, making what is missing. Blocks."""
         key, certificate = directory / KEY, directory / CERTIFICATE
+        _finish_turn(directory)
         if not key.exists():
             if certificate.exists():
                 raise UsageError(
@@ -55,7 +65,35 @@ class Credentials(NamedTuple):
             _write(key, _new_key(), mode=0o600)
         if not certificate.exists():
             _write(certificate, _self_signed(key.read_bytes(), name), mode=0o644)
-        return cls(key, certificate, digest_of_pem(certificate.read_text(encoding="ascii", errors="replace")))
+        return cls.read(key, certificate)
+
+    @classmethod
+    def read(cls, key: Path, certificate: Path) -> "Credentials":
+        pem = certificate.read_text(encoding="ascii", errors="replace")
+        return cls(key, certificate, digest_of_pem(pem), end_of_pem(pem))
+
+    @classmethod
+    def coming(cls, directory: Path) -> "Credentials | None":
+        """The pair that is to replace the one in use, if there is one. Blocks."""
+        key, certificate = directory / NEXT_KEY, directory / NEXT_CERTIFICATE
+        return cls.read(key, certificate) if key.exists() and certificate.exists() else None
+
+    @classmethod
+    def prepare(cls, directory: Path, name: str) -> "Credentials":
+        """Make the pair that is to replace the one in use; one that is there already is kept. Blocks."""
+        if (there := cls.coming(directory)) is not None:
+            return there
+        key, certificate = directory / NEXT_KEY, directory / NEXT_CERTIFICATE
+        _write(key, _new_key(), mode=0o600)
+        _write(certificate, _self_signed(key.read_bytes(), name), mode=0o644)
+        return cls.read(key, certificate)
+
+    @classmethod
+    def turn(cls, directory: Path) -> "Credentials":
+        """The new pair is the one in use; the old key is gone. Blocks."""
+        (directory / NEXT_KEY).replace(directory / KEY)
+        _finish_turn(directory)
+        return cls.read(directory / KEY, directory / CERTIFICATE)
 
     def load_into(self, context: ssl.SSLContext) -> None:
         try:
@@ -78,6 +116,14 @@ def der_of_pem(pem: str) -> bytes:
         return ssl.PEM_cert_to_DER_cert(pem)
     except ValueError as error:
         raise TrustError("this is not a certificate in PEM form", detail=str(error)) from error
+
+
+def end_of_pem(pem: str) -> dt.datetime:
+    """Until when a certificate is good by its own account."""
+    try:
+        return x509.load_pem_x509_certificate(pem.encode()).not_valid_after_utc
+    except ValueError as error:
+        raise TrustError("this is not a certificate", detail=str(error)) from error
 
 
 def digest(der: bytes) -> str:
@@ -149,9 +195,13 @@ class Trust:
         self.context.minimum_version = ssl.TLSVersion.TLSv1_3
         credentials.load_into(self.context)
         self.context.verify_mode = ssl.CERT_OPTIONAL
-        self.context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        self.context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_ANY_TIME)
         self.context.num_tickets = 0  # every connection shows its certificate
         self.know(peers)
+
+    def use(self, credentials: Credentials) -> None:
+        """What is shown from the next handshake on. Blocks."""
+        credentials.load_into(self.context)
 
     def know(self, peers: Sequence[Peer], removed: Mapping[str, str] = NOBODY) -> None:
         """These are listed from now on, and no others; `removed` are names by their certificates. Blocks."""
@@ -235,7 +285,7 @@ def _self_signed(pem_key: bytes, name: str) -> bytes:
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(NOT_BEFORE)
-        .not_valid_after(NOT_AFTER)
+        .not_valid_after(dt.datetime.now(dt.UTC) + dt.timedelta(seconds=limits.CERTIFICATE_LIFETIME))
         .add_extension(alternative, critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
@@ -266,3 +316,10 @@ def _write(path: Path, data: bytes, *, mode: int) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def _finish_turn(directory: Path) -> None:
+    """A new certificate without its new key beside it: the key is in use already."""
+    new = directory / NEXT_CERTIFICATE
+    if new.exists() and not (directory / NEXT_KEY).exists():
+        new.replace(directory / CERTIFICATE)
