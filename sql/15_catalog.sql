@@ -27,6 +27,7 @@ create table syncagent.member (
     sha256   text[] not null default '{}',
     state    text not null default 'member' check (state in ('joining', 'member')),
     votes    boolean not null default false,
+    witness  boolean not null default false,
     admitted bigint not null default 0
 );
-comment on table syncagent.member is 'every site of the cluster, this one included, as agreed; all of them count for stability';
+comment on table syncagent.member is 'every site of the cluster, this one included, as agreed; all of them count for stability, but for witnesses, which hold no rows';

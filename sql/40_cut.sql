@@ -397,6 +397,7 @@ create function syncagent._stable() returns table (node integer, cut bigint)
     cross join syncagent.member p
     left join syncagent.frontier mine on mine.node = o.node
     left join syncagent.frontier theirs on theirs.node = p.node
+    where not p.witness
     group by o.node
 $$;
 comment on function syncagent._stable is 'per origin, the last cut that every member has said, in its own stream, to have applied';

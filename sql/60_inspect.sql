@@ -102,7 +102,7 @@ with said as (
 select o.name as origin, r.name as receiver, o.node as origin_node, r.node as receiver_node,
        greatest(coalesce(made.cut, 0) - coalesce(has.cut, 0), 0) as cuts, ours.rows, ours.seconds
 from syncagent.member o
-join syncagent.member r on r.node <> o.node
+join syncagent.member r on r.node <> o.node and not o.witness and not r.witness
 left join has as made on made.origin = o.node and made.receiver = o.node
 left join has on has.origin = o.node and has.receiver = r.node
 left join lateral (
@@ -117,7 +117,7 @@ select m.name, m.node, m.node = s.node as is_self,
        case when m.node = s.node then case when syncagent._agent_runs() then 'running' else 'no agent' end
             when not syncagent._agent_runs() then 'unknown'
             when p.paused then 'paused' when p.linked then 'linked' else 'away' end as state,
-       case when m.state = 'joining' then 'joining' when m.votes then 'voter' else 'learner' end as role,
+       case when m.state = 'joining' then 'joining' when not m.votes then 'learner' when m.witness then 'witness' else 'voter' end as role,
        case when syncagent._agent_runs() then m.node = led.leader end as leads, m.address,
        case when m.node = s.node then s.site end as site,
        case when m.node = s.node then s.incarnation end as incarnation,
@@ -243,7 +243,7 @@ begin
                     else coalesce('unsettled: not known yet to be at ' || string_agg(m.name, ', ' order by m.node),
                                   'every site has it') end
         from (select) as always
-        left join syncagent.member m on v_version.cut > coalesce((
+        left join syncagent.member m on not m.witness and v_version.cut > coalesce((
             select case when m.node = v_me then f.cut else (x.context ->> v_version.node::text)::bigint end
             from (select) as one
             left join syncagent.frontier f on f.node = v_version.node

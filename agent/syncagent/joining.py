@@ -9,6 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID, uuid4
@@ -110,7 +111,10 @@ def join(request: Request, talk: Talk) -> Settings:
         catalog = registry.known(connection)
         host = next(p for p in peers_of(catalog, settings.node, settings.addresses) if p.node == draft.host)
         site = catalog.sites[settings.node]
-    asyncio.run(_fill(request, settings, draft, host, site.admitted, talk))
+    if site.witness:
+        asyncio.run(_arrive(request, settings, None, talk))
+    else:
+        asyncio.run(_fill(request, settings, draft, host, site.admitted, talk))
     with commands.connected(request.dsn) as connection:
         installation.joined(connection)
     for name in (DRAFT, BLUEPRINT):
@@ -149,7 +153,9 @@ def _admit(request: Request, connection: Connection, draft: Draft | None, talk: 
     )
     admitted = asyncio.run(_ask(settings, request.peer, request.token, credentials))
     catalog = catalogs.decode(admitted.catalog)
-    talk.say(f"admitted as node {admitted.node} by {catalog.name(admitted.host)}")
+    site = catalog.sites[admitted.node]
+    as_what = ", a witness, which votes and holds no rows," if site.witness else ""
+    talk.say(f"admitted as node {admitted.node}{as_what} by {catalog.name(admitted.host)}")
     host = catalog.sites[admitted.host]
     settings = replace(
         settings,
@@ -160,7 +166,13 @@ def _admit(request: Request, connection: Connection, draft: Draft | None, talk: 
     draft.save(request.home)
     with connection.transaction():
         installation.settle_as(
-            connection, settings.name, settings.node, settings.site, settings.incarnation, joining=True
+            connection,
+            settings.name,
+            settings.node,
+            settings.site,
+            settings.incarnation,
+            joining=True,
+            copied=site.witness,
         )
         registry.follow(connection, catalog)
         (request.home / configuration.FILE).unlink(missing_ok=True)
@@ -202,7 +214,9 @@ async def _fill(
             await _rows(request, settings, draft, plan, donor, talk)
     finally:
         await donor.close()
-    await _arrive(request, settings, draft, plan, talk)
+    await _arrive(
+        request, settings, partial(_build, request, draft, plan, blueprints.build_after, talk), talk
+    )
 
 
 async def _counted(donor: HttpDonor, settings: Settings, admitted: int, seconds: float, talk: Talk) -> None:
@@ -213,7 +227,7 @@ async def _counted(donor: HttpDonor, settings: Settings, admitted: int, seconds:
     members = {
         site.node: site.name
         for site in catalog.sites.values()
-        if site.node != settings.node and site.state == "member"
+        if site.node != settings.node and site.state == "member" and not site.witness
     }
     until, said = time.monotonic() + seconds, ""
     while True:
@@ -294,12 +308,16 @@ def _build(request: Request, draft: Draft, plan: Blueprint, build: Build, talk: 
 # ---- arrival
 
 
-async def _arrive(request: Request, settings: Settings, draft: Draft, plan: Blueprint, talk: Talk) -> None:
-    """Run the agent until this site has what was written while it was copied, and is a member."""
+async def _arrive(
+    request: Request, settings: Settings, finish: Callable[[], None] | None, talk: Talk
+) -> None:
+    """Run the agent until this site has what was written while it was copied, and is a member. `finish` is what is
+    still to be made then."""
     stop = asyncio.Event()
 
     async def arriving(membership: Membership) -> None:
-        talk.say("catching up with what was written meanwhile")
+        if finish is not None:
+            talk.say("catching up with what was written meanwhile")
         try:
             async with asyncio.timeout(request.seconds):
                 await membership.arrived.wait()
@@ -311,7 +329,8 @@ async def _arrive(request: Request, settings: Settings, draft: Draft, plan: Blue
                 hint="run the same command again: it goes on where it was; --timeout waits longer",
             ) from None
         if not membership.is_member:
-            await asyncio.to_thread(_build, request, draft, plan, blueprints.build_after, talk)
+            if finish is not None:
+                await asyncio.to_thread(finish)
             await membership.confirm()
         stop.set()
 

@@ -214,8 +214,10 @@ async def _assemble(
     state, applied = await store.registry.load()
     catalog = store.registry.current(applied, state)
     loaded = await store.keeper.load()
-    roster = Roster(peers_of(catalog, settings.node, settings.addresses), catalog.epoch)
-    inbox = _inbox(settings, catalog, loaded, await store.keeper.paused())
+    me = catalog.sites.get(settings.node)
+    witness = me is not None and me.witness
+    roster = Roster(peers_of(catalog, settings.node, settings.addresses), catalog.epoch, witness)
+    inbox = _inbox(settings, catalog, roster, loaded, await store.keeper.paused())
     desk = Desk(settings.node, inbox, Outbox(), clock, roster)
     desk.outbox.loaded(
         loaded.last, loaded.last_id, loaded.context, loaded.frontier, loaded.floor, clock.now()
@@ -292,10 +294,12 @@ def _network(
     )
 
 
-def _inbox(settings: Settings, catalog: Catalog, loaded: Loaded, paused: set[int]) -> "Inbox[Spool]":
+def _inbox(
+    settings: Settings, catalog: Catalog, roster: Roster, loaded: Loaded, paused: set[int]
+) -> "Inbox[Spool]":
     inbox: Inbox[Spool] = Inbox(
         settings.node,
-        [node for node in catalog.sites if node != settings.node],
+        [peer.node for peer in roster.origins],
         max_skew=stamp.from_seconds(settings.max_clock_skew),
     )
     for node in catalog.gone:

@@ -53,8 +53,10 @@ def first() -> Catalog:
     return catalogs.founded(berlin, CLUSTER)
 
 
-def invite(number: int, *, expires: int = LATER, learner: bool = False, at: int = 0) -> Invite:
-    return Invite(Invitation(UUID(int=number), b"v", expires, learner), at)
+def invite(
+    number: int, *, expires: int = LATER, learner: bool = False, witness: bool = False, at: int = 0
+) -> Invite:
+    return Invite(Invitation(UUID(int=number), b"v", expires, learner, witness), at)
 
 
 def admit(
@@ -210,6 +212,21 @@ def test_who_is_not_steady_or_a_learner_gets_no_vote() -> None:
     assert settled(catalog, Membership((1,)), frozenset({1, 2})).voters == (1,)
     assert settled(catalog, Membership((1,)), frozenset({1, 2, 4})).voters == (1,)
     assert settled(catalog, Membership((1,)), frozenset({1, 2, 3, 4})).voters == (1, 2, 3)
+
+
+def test_a_witness_is_the_third_vote_of_two_sites_and_the_first_to_go() -> None:
+    two = after(members(2), invite(50, witness=True), admit(50, "witness"), Confirm(3))
+    membership = settled(two, Membership((1,)), frozenset({1, 2, 3}))
+    assert membership.voters == (1, 2, 3)
+    assert [peer.witness for peer in two.peers_of(1)] == [False, True]
+    three = after(two, invite(60), admit(60, "lima"), Confirm(4))
+    assert settled(three, membership, frozenset(three.sites)).voters == (1, 2, 3), (
+        "a vote is not taken for nothing"
+    )
+    assert settled(three, Membership((1,)), frozenset(three.sites)).voters == (1, 2, 4)
+    one = after(two, Remove(2))
+    assert settled(one, membership, frozenset(one.sites)).voters == (1,)
+    assert "last one that can vote and has rows" in refusal(one, Remove(1))
 
 
 def test_any_history_comes_to_rest(seed: int) -> None:

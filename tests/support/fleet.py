@@ -64,8 +64,9 @@ class Member:
             *("--listen", self.address),
         )
 
-    def join(self, peer: "Member") -> None:
-        self.ask(*self.joining(peer), token=peer.ask("invite")["token"])
+    def join(self, peer: "Member", *how: str) -> None:
+        """`how`: what the invitation says of it, as `--witness`."""
+        self.ask(*self.joining(peer), token=peer.ask("invite", *how)["token"])
 
     def start(self) -> None:
         with self.log.open("ab") as file:

@@ -77,6 +77,7 @@ def attach(
         raise UsageError("--schema and --exclude choose among --all tables")
     ship = existing == "ship"
     with site_of(dsn_of(home, dsn)) as connection:
+        storage.refuse_witness(connection)
         chosen = (
             storage.every(connection, schema, exclude or [], derive=derive_key)
             if every

@@ -6,6 +6,7 @@ import typer
 
 from syncagent.cli import render
 from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, seconds
+from syncagent.errors import UsageError
 
 _SECONDS = 30.0
 
@@ -17,6 +18,12 @@ def invite(
     ] = "1h",  # type: ignore[assignment]
     learner: Annotated[
         bool, typer.Option("--learner", help="The new site never votes: for one that is often away.")
+    ] = False,
+    witness: Annotated[
+        bool,
+        typer.Option(
+            "--witness", help="The new site only votes, and holds no rows: a third vote for two sites."
+        ),
     ] = False,
     home: HomeOption = None,
     dsn: DsnOption = None,
@@ -31,6 +38,8 @@ def invite(
     from syncagent.storage.installation import new_uuid
     from syncagent.storage.requests import ask
 
+    if learner and witness:
+        raise UsageError("a witness is there to vote, and a learner never does", hint="give one of the two")
     token = Token(new_uuid(), secrets.token_bytes(SECRET))
     with site_of(dsn_of(home, dsn)) as connection:
         asked = {
@@ -38,6 +47,7 @@ def invite(
             "verifier": verifier(token.secret).hex(),
             "ttl": ttl,
             "learner": learner,
+            "witness": witness,
         }
         answer = ask(connection, "invite", asked, seconds=_SECONDS)
     expires = datetime.fromtimestamp(answer["expires"] / 1000, UTC)

@@ -8,6 +8,11 @@ from syncagent.cli import render
 from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, seconds
 
 _SECONDS = 45.0
+_DANGER = (
+    "DANGER: nobody is asked. If the sites that cannot be reached are alive, there will be two clusters that know nothing of each other",
+    "what was agreed there and is not known here is void; so is what they agree from now on, once a site of this cluster meets them",
+    "do this at one site only, when the others will never come back as they were",
+)
 
 
 def leave(
@@ -47,6 +52,13 @@ def leave(
 def remove(
     site: Annotated[str, typer.Argument(help="Name or number of the site that is gone for good.")],
     *,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="There is no majority any more, and never will be: this site decides alone from now on. At ONE site only.",
+        ),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     home: HomeOption = None,
     dsn: DsnOption = None,
@@ -57,12 +69,13 @@ def remove(
     from syncagent.storage.requests import ask
 
     with site_of(dsn_of(home, dsn)) as connection:
-        found = ask(connection, "remove", {"site": site}, seconds=_SECONDS)
-        for line in losses(found):
+        found = ask(connection, "remove", {"site": site, "force": force}, seconds=_SECONDS)
+        for line in [*losses(found), *(_DANGER if force else ())]:
             render.say(line)
         if not yes:
             render.confirm(f"Site {found['site']} is removed for ever; it can only join as a new one. Go on?")
-        answer = ask(connection, "remove", {"site": site, "sure": True}, seconds=_SECONDS)
+        asked = {"site": site, "force": force, "sure": True}
+        answer = ask(connection, "remove", asked, seconds=_SECONDS)
     if as_json:
         render.json(answer)
     else:

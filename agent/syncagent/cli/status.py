@@ -103,6 +103,8 @@ def _line(peer: dict[str, Any]) -> tuple[object, ...]:
 
     ago = None if peer["applied_at"] is None else (datetime.now(UTC) - peer["applied_at"]).total_seconds()
     lacks = render.counted(peer["behind_rows"], "row") if peer["behind_rows"] else "nothing"
+    if peer["behind_rows"] is None:
+        lacks = ""  # a witness has no rows to lack
     return (
         f"{peer['name']} ({peer['node']})",
         _role(peer),

@@ -32,7 +32,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     """A site that counts: for stability from its admission on, as a member once it has its copy.
 
     `sha256`: digests of its certificates, the one in use first, then one that is to replace it. `learner`:
-    it never votes. `admitted` is the entry that admitted it; `invitation` the one it used.
+    it never votes. `witness`: it votes and holds no rows. `admitted` is the entry that admitted it; `invitation` the one it used.
     """
 
     node: int
@@ -43,6 +43,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
     sha256: tuple[str, ...]
     state: State
     learner: bool = False
+    witness: bool = False
     admitted: int = 0
     invitation: UUID | None = None
 
@@ -65,6 +66,7 @@ class Invitation(msgspec.Struct, frozen=True):
     verifier: bytes
     expires: int
     learner: bool = False
+    witness: bool = False
     used_by: UUID | None = None
 
 
@@ -99,7 +101,7 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
 
     def peers_of(self, me: int) -> tuple[Peer, ...]:
         return tuple(
-            Peer(site.name, site.node, site.address, site.sha256[0], site.sha256[1:])
+            Peer(site.name, site.node, site.address, site.sha256[0], site.sha256[1:], site.witness)
             for site in self.sites.values()
             if site.node != me
         )
@@ -246,6 +248,7 @@ def _admit(catalog: Catalog, index: int, command: Admit) -> tuple[Catalog, Outco
         sha256=(command.sha256,),
         state="joining",
         learner=catalog.invitations[command.invitation].learner,
+        witness=catalog.invitations[command.invitation].witness,
         admitted=index,
         invitation=command.invitation,
     )
@@ -299,10 +302,13 @@ def _remove(catalog: Catalog, index: int, command: Remove) -> tuple[Catalog, Out
     site = catalog.sites.get(command.node)
     if site is None:
         return catalog, _unknown(catalog, command.node)
-    if not any(other.state == "member" and not other.learner for other in _others(catalog, site.node)):
+    if not any(
+        other.state == "member" and not other.learner and not other.witness
+        for other in _others(catalog, site.node)
+    ):
         return catalog, Outcome(
             site.node,
-            refused=f"site {site.name} is the last one that can vote",
+            refused=f"site {site.name} is the last one that can vote and has rows",
             hint="a cluster of one site ends with `syncagent db uninstall`",
         )
     gone = Gone(site.node, site.name, site.site, site.sha256, index)
@@ -343,8 +349,8 @@ def _unknown(catalog: Catalog, node: int) -> Outcome:
 def next_change(catalog: Catalog, membership: Membership, me: int, steady: frozenset[int]) -> Change | None:
     """The next step from Raft's membership to the one the catalog wants; None: they agree, as far as can be.
 
-    The number of voters is odd: one more would have to be reached, and none more could be missed. `me` leads
-    and keeps its vote. `steady`: sites whose agents run for good; no other gets a vote, else a site that has
+    The number of voters is odd: one more would have to be reached, and none more could be missed. Sites with
+    rows vote before witnesses. `me` leads and keeps its vote. `steady`: sites whose agents run for good; no other gets a vote, else a site that has
     joined and is not started yet could take the majority along.
     """
     voters = membership.voters
@@ -355,16 +361,22 @@ def next_change(catalog: Catalog, membership: Membership, me: int, steady: froze
     for node in sorted(catalog.sites):
         if node not in membership.nodes:
             return Change("learner", node)
+    ranked = [
+        site.node for site in sorted(catalog.sites.values(), key=lambda site: (site.witness, site.node))
+    ]
     able = [
-        site.node
-        for site in sorted(catalog.sites.values(), key=lambda site: site.node)
-        if site.state == "member" and not site.learner and site.node in steady and site.node not in voters
+        node
+        for node in ranked
+        if (site := catalog.sites[node]).state == "member"
+        and not site.learner
+        and node in steady
+        and node not in voters
     ]
     even = len(voters) % 2 == 0 or bool(leaving)
     if len(voters) < VOTERS and len(able) >= (1 if even else 2):
         return Change("voter", able[0])
     if even and not leaving:
-        return Change("learner", max(node for node in voters if node != me))
+        return Change("learner", max((node for node in voters if node != me), key=ranked.index))
     return None
 
 

@@ -40,6 +40,11 @@ class Admissions:
 
     async def admit(self, application: Application) -> Admission:
         """A place for whoever showed a token. Raises RefusedError, Undecided."""
+        if self._elections.is_witness:
+            raise RefusedError(
+                "this member is a witness: it has no rows to begin with",
+                hint="give the address of another member with --peer",
+            )
         self._check(application)
         outcome = await self._elections.submit(
             Admit(

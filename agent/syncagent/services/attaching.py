@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from syncagent.core.batch import Table
-from syncagent.core.catalog import Attach, Attachment, Detach, Inspected
+from syncagent.core.catalog import Attach, Attachment, Catalog, Detach, Inspected
 from syncagent.core.ports import Link
 from syncagent.core.store import Request, Tables
 from syncagent.core.wire import Inspect, Report
@@ -54,6 +54,9 @@ class Attaching:
             await self.bell.wait(_AGAIN if self.trouble else None)
 
     async def _follow(self) -> None:
+        if self._elections.is_witness:
+            self._done(self._elections.catalog)
+            return
         here = await self._tables.attached()
         new = [attachment for attachment, agreed in here.items() if not agreed]
         if missing := [known for known in new if known.table not in self._elections.catalog.tables]:
@@ -73,8 +76,11 @@ class Attaching:
             trouble.append("the cluster has not agreed yet on the tables that were attached here")
         self._say("; ".join(trouble) or None)
         if not trouble:
-            self.epoch = catalog.epoch
-            self._desk.bells.news.ring()
+            self._done(catalog)
+
+    def _done(self, catalog: Catalog) -> None:
+        self.epoch = catalog.epoch
+        self._desk.bells.news.ring()
 
     async def _try(self, attachment: Attachment) -> list[str]:
         try:
@@ -111,7 +117,7 @@ class Attaching:
             Attachment(Table(*given["table"]), given["derive"], given["ship"], given["stride"])
             for given in request.arguments["tables"]
         )
-        peers = self._desk.roster.peers
+        peers = self._desk.roster.origins
         reports = await asyncio.gather(*(self._ask(peer.node, attachments) for peer in peers))
         return {
             "sites": [
@@ -171,7 +177,7 @@ class Attaching:
         if not wanted <= catalog.tables.keys():
             return {"the cluster": "has not agreed yet"}
         missing = {} if self.epoch >= catalog.epoch else {"this site": self.trouble or "not yet"}
-        for peer in self._desk.roster.peers:
+        for peer in self._desk.roster.origins:
             told = self._exchange.progress.get(peer.node)
             if told is None:
                 missing[peer.name] = _AWAY

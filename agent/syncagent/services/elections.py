@@ -11,10 +11,10 @@ from contextlib import suppress
 from uuid import UUID
 
 from syncagent.core import catalog as catalogs
-from syncagent.core import limits
+from syncagent.core import limits, recovery
 from syncagent.core.catalog import Catalog, Command, Outcome, Proposal
-from syncagent.core.raft.machine import Machine
-from syncagent.core.raft.messages import Entry, Message, decode, encode
+from syncagent.core.raft.machine import Machine, Ready
+from syncagent.core.raft.messages import Entry, Handover, Message, decode, encode
 from syncagent.core.store import Registry
 from syncagent.errors import ProtocolError, RefusedError, Undecided
 from syncagent.services.lifecycle import Bell, Clock
@@ -23,6 +23,7 @@ _TRY_AGAIN = 1.0
 """Seconds after which a proposal that is not applied yet is made again: it may have been lost."""
 _COMPACT = 256
 """Entries after which the log is compacted."""
+_ALL = 2**62
 _UNHEARD = 256
 """Messages that may wait to be heard; Raft bears the loss of those beyond."""
 
@@ -39,16 +40,22 @@ class Elections:
         self._registry, self._clock, self._post = registry, clock, post
         self.me, self._state, self.applied = me, catalog, applied
         self.catalog = registry.current(applied, catalog)
-        self._machine = Machine(me, registry.memory, lambda n: int(clock.chance() * n), applied=applied)
+        self._machine = self._new_machine(applied)
         self._heard: deque[bytes] = deque(maxlen=_UNHEARD)
         self._bell = Bell()
         self._waiting: dict[UUID, asyncio.Future[Outcome]] = {}
         self._reads: dict[UUID, asyncio.Future[None]] = {}
         self._compacted = applied
         self._steady: frozenset[int] = frozenset()
+        self._taking: tuple[int, asyncio.Future[None]] | None = None
         self.on_change: OnChange | None = None
         self.removed = asyncio.Event()
         """This site was removed, and its vote does not count any more."""
+
+    def _new_machine(self, applied: int) -> Machine:
+        return Machine(
+            self.me, self._registry.memory, lambda n: int(self._clock.chance() * n), applied=applied
+        )
 
     # ---- what others see
 
@@ -66,6 +73,11 @@ class Elections:
         """Not one that still joins, or was removed."""
         site = self.catalog.sites.get(self.me)
         return site is not None and site.state == "member"
+
+    @property
+    def is_witness(self) -> bool:
+        """This site votes, and holds no rows."""
+        return self._is_witness(self.me)
 
     @property
     def voters(self) -> tuple[int, ...]:
@@ -129,13 +141,21 @@ class Elections:
         finally:
             self._reads = {asked: waiting for asked, waiting in self._reads.items() if waiting is not future}
 
+    async def take_over(self, gone: int) -> None:
+        """Decide alone from now on, without this site and without asking anybody: see `core.recovery`."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._taking = gone, future
+        self._bell.ring()
+        await future
+
     def _undecided(self) -> Undecided:
         voters = [self.catalog.name(node) for node in self.voters]
         need = len(voters) // 2 + 1
         return Undecided(
             "the cluster could not agree in time: no majority of the sites that vote can be reached",
             detail=f"{need} of these must run and reach each other: {', '.join(voters)}",
-            hint="see `syncagent status`; rows are written and shipped all the same",
+            hint="see `syncagent status`; rows are written and shipped all the same. If who is missing is gone for good:"
+            " `syncagent remove SITE --force`",
         )
 
     # ---- the loop
@@ -147,6 +167,9 @@ class Elections:
         due = self._clock.now() + limits.RAFT_TICK
         while True:
             await self._work()
+            if self._taking is not None:
+                await self._take_over(*self._taking)
+                continue
             await self._bell.wait(max(0.0, due - self._clock.now()))
             while self._heard:
                 self._step(self._heard.popleft())
@@ -156,20 +179,66 @@ class Elections:
                 self._follow_catalog()
                 due = max(due + limits.RAFT_TICK, now)
 
+    async def _take_over(self, gone: int, future: asyncio.Future[None]) -> None:
+        """Between two Readys, when the storage holds all there is."""
+        self._taking, memory = None, self._registry.memory
+        tail = memory.entries(self.applied + 1, _ALL) if self.applied < memory.last() else []
+        try:
+            new = recovery.alone(self.me, self._machine.term, self.applied, self._state, tail, gone)
+        except RefusedError as error:
+            future.set_exception(error)
+            return
+        await self._registry.save(Ready(new.hard_state, new.snapshot, (), (), (), ()))
+        self._compacted = new.snapshot.index
+        self._machine = self._new_machine(new.snapshot.index)
+        await self._became(new.snapshot.index, catalogs.decode(new.snapshot.data))
+        self._machine.campaign()
+        if not future.done():
+            future.set_result(None)
+
     def _step(self, data: bytes) -> None:
         try:
-            self._machine.step(decode(data))
+            message = decode(data)
+            if not self._is_fenced(message):
+                self._machine.step(message)
         except ProtocolError:
             return  # of no use to anybody; Raft bears the loss
+
+    def _is_fenced(self, message: Message) -> bool:
+        """From a site that was removed and is in no membership that may be in force. It may still hand over."""
+        return (
+            message.sender in self.catalog.gone
+            and message.sender not in self._machine.live
+            and not isinstance(message, Handover)
+        )
 
     def _follow_catalog(self) -> None:
         """A leader brings Raft's membership to what the catalog says, step by step."""
         if not self.leads:
             return
+        if self.is_witness and (heir := self._holder()):
+            self._machine.transfer(heir)  # who has rows leads, and keeps its vote when one has to go
+            return
         change = catalogs.next_change(self.catalog, self._machine.membership, self.me, self._steady)
         if change is not None:
             with suppress(Undecided):
                 self._machine.propose(b"", change)
+
+    def _holder(self) -> int:
+        """A voter with rows that could lead instead of this witness; zero if none is heard of, or one is about to."""
+        leading = self._machine.leading
+        if leading is None or leading.heir:
+            return 0
+        able = [
+            node
+            for node, progress in leading.peers.items()
+            if progress.active and node in self.voters and not self._is_witness(node)
+        ]
+        return able[0] if able else 0
+
+    def _is_witness(self, node: int) -> bool:
+        site = self.catalog.sites.get(node)
+        return site is not None and site.witness
 
     async def _work(self) -> None:
         while ready := self._machine.ready():

@@ -51,7 +51,8 @@ class Exchange:
         node = link.peer.node
         self.links[node] = link
         self.troubles.pop(node, None)
-        self._inbox.linked(node)
+        if is_origin := self._desk.roster.is_origin(node):
+            self._inbox.linked(node)
         self._bells.ring()
         try:
             if self._said is not None:
@@ -68,7 +69,8 @@ class Exchange:
                 if self.on_unlinked is not None:
                     self.on_unlinked(node)
                 self.progress.pop(node, None)
-                self._inbox.unlinked(node)
+                if is_origin:
+                    self._inbox.unlinked(node)
                 self._outbox.unlinked(node)
             self._bells.ring()
 

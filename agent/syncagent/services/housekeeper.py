@@ -14,7 +14,7 @@ from syncagent.core import frontier
 from syncagent.core.membership import Peer
 from syncagent.core.store import Keeper, PeerState, Request
 from syncagent.core.wire import Progress
-from syncagent.errors import Contended, SyncagentError, Unreachable
+from syncagent.errors import Contended, RefusedError, SyncagentError, Unreachable
 from syncagent.services.applier import Applier
 from syncagent.services.attaching import Attaching
 from syncagent.services.cutter import Cutter
@@ -198,7 +198,9 @@ class Housekeeper:
 
     async def converged(self, seconds: float) -> dict[str, Any]:
         """See `_wait`; the answer says who is missing, if any."""
-        marks = {node: uuid4() for node in (self._me, *(peer.node for peer in self._roster.peers))}
+        if self._elections.is_witness:
+            raise RefusedError("this site is a witness and has no rows", hint="ask at a site that has")
+        marks = {node: uuid4() for node in (self._me, *(peer.node for peer in self._roster.origins))}
         asked: dict[int, object] = {}
         answer: dict[str, Any] = {"converged": True, "missing": []}
         try:
@@ -219,7 +221,9 @@ class Housekeeper:
 
     async def caught_up(self, seconds: float) -> dict[str, str]:
         """Until this site has all that was committed anywhere before; who stands in the way, if it has not."""
-        marks = {peer.node: uuid4() for peer in self._roster.peers}
+        if self._elections.is_witness:
+            return {}
+        marks = {peer.node: uuid4() for peer in self._roster.origins}
         asked: dict[int, object] = {}
         lacking = {}
         with suppress(TimeoutError):

@@ -64,10 +64,19 @@ class Bells:
 
 @dataclass
 class Roster:
-    """The other sites, as the catalog of now has them."""
+    """The other sites, as the catalog of now has them. `witness`: this one votes, and holds no rows."""
 
     peers: tuple[Peer, ...] = ()
     epoch: int = 0
+    witness: bool = False
+
+    @property
+    def origins(self) -> tuple[Peer, ...]:
+        """Those that this site exchanges rows with."""
+        return () if self.witness else tuple(peer for peer in self.peers if not peer.witness)
+
+    def is_origin(self, node: int) -> bool:
+        return any(peer.node == node for peer in self.origins)
 
     def name(self, node: int) -> str:
         return next((peer.name for peer in self.peers if peer.node == node), "this site")

@@ -10,6 +10,8 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
+from msgspec.structs import replace
+
 from syncagent.core import stamp
 from syncagent.core.catalog import Catalog, Confirm, Invitation, Invite, Remove, Site
 from syncagent.core.membership import Peer
@@ -63,13 +65,13 @@ class Membership:
         """Whom to link with, whose streams to ask for."""
         peers = peers_of(catalog, self._me, self._reach)
         roster = self._desk.roster
-        for peer in peers:
+        changed = peers != roster.peers
+        roster.peers = peers
+        for peer in roster.origins:
             self._desk.inbox.meet(peer.node)
         for node in catalog.gone:
             self._desk.inbox.forget(node)
             self._exchange.forget(node)
-        changed = peers != roster.peers
-        roster.peers = peers
         if changed:
             await self._network.know(peers, removed_from(catalog))
         roster.epoch = catalog.epoch  # what is told of it is true: this site knows them
@@ -118,6 +120,7 @@ class Membership:
             verifier=bytes.fromhex(given["verifier"]),
             expires=self._now() + int(float(given["ttl"]) * 1000),
             learner=bool(given.get("learner")),
+            witness=bool(given.get("witness")),
         )
         await self._elections.submit(Invite(invitation, self._now()), uuid4(), seconds=_SECONDS)
         site = self._elections.catalog.sites[self._me]
@@ -134,11 +137,33 @@ class Membership:
                 f"site {site.name} is alive: there is a link with it",
                 hint=f"run `syncagent leave` at {site.name}; or stop its agent first",
             )
+        force = bool(request.arguments.get("force"))
+        if force:
+            self._refuse_force(site)
         have = self._have(site.node)
-        if not request.arguments.get("sure"):
-            return {"site": site.name, "node": site.node, "have": have}
-        await self._elections.submit(Remove(site.node), uuid4(), seconds=_SECONDS)
+        if request.arguments.get("sure") and force:
+            await self._elections.take_over(site.node)
+        elif request.arguments.get("sure"):
+            await self._elections.submit(Remove(site.node), uuid4(), seconds=_SECONDS)
         return {"site": site.name, "node": site.node, "have": have}
+
+    def _refuse_force(self, gone: Site) -> None:
+        """Unless nobody can decide, and nobody who is left knows more than this site."""
+        elections = self._elections
+        if elections.leader:
+            raise RefusedError(
+                f"the cluster can decide: {elections.catalog.name(elections.leader)} leads it",
+                hint=f"`syncagent remove {gone.name}` without --force",
+            )
+        if elections.is_witness:
+            raise RefusedError("this site is a witness and has no rows", hint="do it at a site that has")
+        known = self._exchange.epochs()
+        newer = [elections.catalog.name(node) for node in known if known[node] > elections.catalog.epoch]
+        if newer:
+            raise RefusedError(
+                f"{newer[0]} knows what was agreed after the last this site has heard of",
+                hint=f"do it at {newer[0]}",
+            )
 
     def _named(self, name: str) -> Site:
         catalog = self._elections.catalog
@@ -154,7 +179,7 @@ class Membership:
         for site in self._elections.catalog.sites.values():
             if site.node == self._me:
                 have[site.name] = self._desk.inbox.frontier.get(node, 0)
-            elif site.node != node:
+            elif site.node != node and not site.witness:
                 progress = self._exchange.progress.get(site.node)
                 have[site.name] = progress.frontier.get(node, 0) if progress else None
         return have
@@ -162,9 +187,7 @@ class Membership:
     async def _leave(self, request: Request) -> dict[str, Any]:
         """Everything written here is at every other site; then this one goes."""
         seconds = float(request.arguments.get("timeout") or 60.0)
-        marked = uuid4()
-        self._exchange.mark(marked)
-        missing = await self._shipped(marked, seconds)
+        missing = [] if self._elections.is_witness else await self._shipped(seconds)
         if missing and not request.arguments.get("force"):
             raise RefusedError(
                 f"not everything written here has reached {', '.join(missing)}",
@@ -178,15 +201,16 @@ class Membership:
             raise
         return {"left": True, "missing": missing}
 
-    async def _shipped(self, marked: UUID, seconds: float) -> list[str]:
+    async def _shipped(self, seconds: float) -> list[str]:
         """Who has not applied all that was committed here before; waits for them."""
-        until = self._desk.clock.now() + seconds
+        marked, until = uuid4(), self._desk.clock.now() + seconds
+        self._exchange.mark(marked)
         while True:
             frontier = self._exchange.marked.get(marked)
             cut = frontier.get(self._me, 0) if frontier else None
             missing = [
                 peer.name
-                for peer in self._desk.roster.peers
+                for peer in self._desk.roster.origins
                 if cut is None or not self._reached(peer.node, cut)
             ]
             if not missing or self._desk.clock.now() >= until:
@@ -204,10 +228,7 @@ class Membership:
 
 def peers_of(catalog: Catalog, me: int, reach: Mapping[str, str]) -> tuple[Peer, ...]:
     """The others, each with the address that this site dials."""
-    return tuple(
-        Peer(peer.name, peer.node, reach.get(peer.name, peer.address), peer.sha256, peer.also)
-        for peer in catalog.peers_of(me)
-    )
+    return tuple(replace(peer, address=reach.get(peer.name, peer.address)) for peer in catalog.peers_of(me))
 
 
 def removed_from(catalog: Catalog) -> dict[str, str]:

@@ -84,14 +84,21 @@ def new_uuid() -> UUID:
 
 
 def settle_as(
-    connection: Connection, name: str, node: int, site: UUID, incarnation: UUID, *, joining: bool = False
+    connection: Connection,
+    name: str,
+    node: int,
+    site: UUID,
+    incarnation: UUID,
+    *,
+    joining: bool = False,
+    copied: bool = True,
 ) -> None:
-    """Install the SQL side and make this database the site; one that joins has no copy yet."""
+    """Install the SQL side and make this database the site; one that joins may have no copy yet."""
     migrations.upgrade(connection)
     connection.execute(
         "insert into syncagent.local_site (site, name, node, incarnation, tail, joining, copied)"
         " values (%s, %s, %s, %s, syncagent._tail(%s, %s), %s, %s)",
-        (site, name, node, incarnation, node, secrets.randbits(46), joining, not joining),
+        (site, name, node, incarnation, node, secrets.randbits(46), joining, copied),
     )
 
 

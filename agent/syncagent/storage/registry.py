@@ -133,8 +133,8 @@ class PostgresRegistry:
 
 _PROJECT = """
 with given as (
-    select * from unnest($1::int[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bool[], $7::bigint[])
-        as g (node, name, address, sha256, state, votes, admitted)
+    select * from unnest($1::int[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bool[], $7::bool[], $8::bigint[])
+        as g (node, name, address, sha256, state, votes, witness, admitted)
 ), gone as (
     delete from syncagent.member m where not exists (select from given g where g.node = m.node)
 ), unheard as (
@@ -144,10 +144,10 @@ with given as (
     insert into syncagent.peer_state (node)
     select g.node from given g where g.node <> (select s.node from syncagent.local_site s) on conflict do nothing
 )
-insert into syncagent.member (node, name, address, sha256, state, votes, admitted)
-select g.node, g.name, g.address, string_to_array(g.sha256, ' '), g.state, g.votes, g.admitted from given g
+insert into syncagent.member (node, name, address, sha256, state, votes, witness, admitted)
+select g.node, g.name, g.address, string_to_array(g.sha256, ' '), g.state, g.votes, g.witness, g.admitted from given g
 on conflict (node) do update set name = excluded.name, address = excluded.address, sha256 = excluded.sha256,
-    state = excluded.state, votes = excluded.votes, admitted = excluded.admitted
+    state = excluded.state, votes = excluded.votes, witness = excluded.witness, admitted = excluded.admitted
 """
 
 
@@ -160,6 +160,7 @@ def _projection(catalog: Catalog, membership: Membership) -> Sequence[object]:
         [" ".join(site.sha256) for site in sites],
         [site.state for site in sites],
         [site.node in membership.voters for site in sites],
+        [site.witness for site in sites],
         [site.admitted for site in sites],
     )
 
@@ -194,8 +195,8 @@ def _begin(connection: Connection, snapshot: Snapshot, applied: int, catalog: Ca
         connection.execute("delete from syncagent.member")
         for site in catalog.sites.values():
             connection.execute(
-                "insert into syncagent.member (node, name, address, sha256, state, votes, admitted)"
-                " values (%s, %s, %s, %s, %s, %s, %s)",
+                "insert into syncagent.member (node, name, address, sha256, state, votes, witness, admitted)"
+                " values (%s, %s, %s, %s, %s, %s, %s, %s)",
                 (
                     site.node,
                     site.name,
@@ -203,6 +204,7 @@ def _begin(connection: Connection, snapshot: Snapshot, applied: int, catalog: Ca
                     list(site.sha256),
                     site.state,
                     site.node in snapshot.membership.voters,
+                    site.witness,
                     site.admitted,
                 ),
             )

@@ -57,6 +57,17 @@ class Attached:
     """Columns whose numbers are this site's own."""
 
 
+def refuse_witness(connection: Connection) -> None:
+    """Nothing is attached at a site that is there to vote."""
+    here = connection.execute(
+        "select from syncagent.member m join syncagent.local_site s on s.node = m.node where m.witness"
+    )
+    if here.rowcount:
+        raise RefusedError(
+            "this site is a witness: it votes and holds no rows", hint="attach at a site that has the table"
+        )
+
+
 def named(connection: Connection, names: Sequence[str], *, derive: bool) -> list[Candidate]:
     """The tables of these names, each once; UsageError for a name that means nothing."""
     oids = dict.fromkeys(resolve(connection, name) for name in names)

@@ -115,6 +115,13 @@ class Machine:
         """The newest one here, committed or not."""
         return self.log.membership
 
+    @property
+    def live(self) -> frozenset[int]:
+        """Whoever is in a membership that may be in force."""
+        return frozenset(
+            node for known in self.log.memberships.live(self.log.committed) for node in known.nodes
+        )
+
     # ---- events
 
     def tick(self) -> None:
@@ -124,6 +131,7 @@ class Machine:
             return
         self._elapsed += 1
         if self._elapsed >= self._timeout:
+            self.leader = NOBODY
             self.campaign()
 
     def campaign(self) -> None:
