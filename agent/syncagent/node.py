@@ -43,6 +43,7 @@ from syncagent.storage.store import PostgresStore, opened
 from syncagent.transport.admission import Gate
 from syncagent.transport.copying import BLUEPRINT_PATH, COUNTED_PATH, page, pages
 from syncagent.transport.keyring import Keyring
+from syncagent.transport.links import Limits
 from syncagent.transport.network import TlsNetwork
 from syncagent.transport.spool import Spools
 
@@ -289,6 +290,7 @@ def _network(
         listen=settings.listen,
         directory=settings.home / "peers",
         spools=spools,
+        limits=Limits(rates=settings.rates),
         pages={COUNTED_PATH: page(counted), BLUEPRINT_PATH: page(blueprint), **pages(donor)},
         gate=Gate(lambda: keyring.current.sha256, admissions.verifier, admissions.admit).routes(),
     )

@@ -18,6 +18,7 @@ from uuid import UUID
 import msgspec
 
 from syncagent.core import limits
+from syncagent.core.pace import rate
 from syncagent.errors import SyncagentError, UsageError
 from syncagent.transport.addresses import host_and_port
 
@@ -26,7 +27,18 @@ NOWHERE = "none"
 """`listen` of a site that only dials out."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-_KEYS = ("name", "node", "site", "incarnation", "dsn", "listen", "advertise", "max_clock_skew", "addresses")
+_KEYS = (
+    "name",
+    "node",
+    "site",
+    "incarnation",
+    "dsn",
+    "listen",
+    "advertise",
+    "max_clock_skew",
+    "addresses",
+    "rates",
+)
 
 T = TypeVar("T")
 
@@ -51,12 +63,19 @@ max_clock_skew = {max_clock_skew}
 #
 # [addresses]
 # tokyo = "10.8.0.2:7400"
+#
+# How many bytes a second the rows for another site may take at most, where the line has other uses, too. What
+# comes from there is limited there.
+#
+# [rates]
+# tokyo = "5MB"
 """
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a site is. `listen` is HOST:PORT or "none"; `advertise` is what peers dial; `addresses` is where this
-    site reaches some peers, by name, if not at the address that they advertise."""
+    site reaches some peers, by name, if not at the address that they advertise; `rates` is how many bytes of rows go to
+    some in a second, at most."""
 
     home: Path
     name: str
@@ -68,6 +87,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     advertise: str | None = None
     max_clock_skew: float = limits.MAX_CLOCK_SKEW
     addresses: Mapping[str, str] = MappingProxyType({})
+    rates: Mapping[str, float] = MappingProxyType({})
 
     @property
     def address(self) -> str | None:
@@ -115,6 +135,7 @@ def load(home: Path) -> Settings:
         advertise=top.optional("advertise", address),
         max_clock_skew=top.optional("max_clock_skew", _skew) or limits.MAX_CLOCK_SKEW,
         addresses=top.optional("addresses", _addresses) or MappingProxyType({}),
+        rates=top.optional("rates", _rates) or MappingProxyType({}),
     )
 
 
@@ -124,6 +145,8 @@ def write(settings: Settings) -> Path:
     advertise = f"advertise = {_quote(settings.advertise)}\n" if settings.advertise else ""
     reached = (f"{name} = {_quote(where)}\n" for name, where in settings.addresses.items())
     addresses = "\n[addresses]\n" + "".join(reached) if settings.addresses else ""
+    paced = (f'{name} = "{most:.0f}"\n' for name, most in settings.rates.items())
+    rates = "\n[rates]\n" + "".join(paced) if settings.rates else ""
     text = _TEMPLATE.format(
         name=_quote(settings.name),
         node=settings.node,
@@ -136,7 +159,7 @@ def write(settings: Settings) -> Path:
     )
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text + addresses)
+        file.write(text + addresses + rates)
         file.flush()
         os.fsync(file.fileno())
     return path
@@ -199,6 +222,12 @@ def _addresses(value: object) -> Mapping[str, str]:
             "not a list of addresses", hint='write it as  [addresses]  and below  tokyo = "host:port"'
         )
     return MappingProxyType({site_name(name): address(where) for name, where in value.items()})
+
+
+def _rates(value: object) -> Mapping[str, float]:
+    if not isinstance(value, dict):
+        raise UsageError("not a list of rates", hint='write it as  [rates]  and below  tokyo = "5MB"')
+    return MappingProxyType({site_name(name): rate(_string(most)) for name, most in value.items()})
 
 
 # ---- the file's keys

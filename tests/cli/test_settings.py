@@ -45,6 +45,13 @@ def test_addresses_can_be_appended(settings: Settings) -> None:
     assert load(settings.home).addresses == {"tokyo": "10.8.0.2:7400", "lima": "[::1]:7400"}
 
 
+def test_rates(settings: Settings) -> None:
+    path = write(msgspec.structs.replace(settings, rates={"tokyo": 5e6}))
+    with path.open("a") as file:
+        file.write('lima = "500kB"\n')
+    assert load(settings.home).rates == {"tokyo": 5e6, "lima": 5e5}
+
+
 def test_address_that_peers_dial(settings: Settings) -> None:
     assert settings.address == "paris.example.org:7400"
     assert msgspec.structs.replace(settings, advertise=None).address == "0.0.0.0:7400"
@@ -60,6 +67,8 @@ def test_address_that_peers_dial(settings: Settings) -> None:
         ('oslo = ":7400"', "cannot be dialled"),
         ("oslo = 7400", "7400 is not text"),
         ('tokyo = "other:1"', "not valid TOML"),
+        ('[rates]\nlima = "fast"', "rates: 'fast' is not a rate"),
+        ("[rates]\nlima = 500000", "rates: 500000 is not text"),
         ('[[peer]]\nname = "tokyo"', "peers are not listed here any more"),
     ],
 )

@@ -164,6 +164,29 @@ async def test_a_slow_peer_slows_down_nobody_else(
         await asyncio.gather(low.stop(), third.stop(), high.stop())
 
 
+async def test_a_limited_rate_holds_back_rows_and_nothing_else(low: Site, high: Site) -> None:
+    """Control does not wait behind it; without it, the same bytes pass at once; a link that ends ends the wait."""
+    low.limits = QUICK._replace(rates={"high": 500_000.0})
+    mine, theirs = await linked(low, high)
+    clock = asyncio.get_running_loop().time
+    began = clock()
+    sending = asyncio.create_task(send(low, mine, os.urandom(MIB)))
+    receiving = asyncio.create_task(next_batch(theirs))
+    for number in range(5):
+        await mine.send(Mark(UUID(int=number)))
+        await next_of(theirs.messages())
+    assert not sending.done()
+    await asyncio.gather(sending, receiving)
+    assert clock() - began > 0.9 * MIB / 500_000
+    await asyncio.gather(send(high, theirs, os.urandom(8 * MIB)), next_batch(mine))
+    stuck = asyncio.create_task(send(low, mine, os.urandom(32 * MIB), upto=2))
+    await mine.send(Mark(ID))
+    await next_of(theirs.messages())
+    await mine.close("enough")
+    with pytest.raises(LinkDown):
+        await stuck
+
+
 async def test_unread_messages_wait_at_the_sender(low: Site, high: Site) -> None:
     there, back = await linked(low, high)
     many = UNREAD_MESSAGES * 20

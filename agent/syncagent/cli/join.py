@@ -14,6 +14,7 @@ from syncagent.cli.options import (
     home_of,
     seconds,
 )
+from syncagent.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,17 +24,13 @@ if TYPE_CHECKING:
     from syncagent.services.joiner import CopyProgress
 
 
-def rate(text: str) -> float:
-    """Bytes a second as people write them: 500000, 500kB, 10MB."""
-    units = {"": 1.0, "b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9}
-    number = text.strip().rstrip("kKmMgGbB")
+def _rate(text: str) -> float:
+    from syncagent.core.pace import rate
+
     try:
-        value = float(number) * units[text.strip()[len(number) :].lower()]
-    except (ValueError, KeyError):
-        raise typer.BadParameter(f"{text!r} is not a rate: write 500kB or 10MB") from None
-    if not 0 < value < float("inf"):
-        raise typer.BadParameter(f"{text!r} is not a rate")
-    return value
+        return rate(text)
+    except UsageError as error:
+        raise typer.BadParameter(f"{error.message}: {error.hint}") from None
 
 
 PeerOption = Annotated[str, typer.Option(help="HOST:PORT of a member, whose agent runs.")]
@@ -58,7 +55,7 @@ TimeoutOption = Annotated[
 RateOption = Annotated[
     float | None,
     typer.Option(
-        parser=rate,
+        parser=_rate,
         metavar="RATE",
         help="Bytes a second for the copy, at most: 500kB, 10MB.",
         show_default=False,

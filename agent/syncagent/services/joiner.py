@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from syncagent.core import backoff
 from syncagent.core.copying import CopyPlan, Range, RangeAsked
+from syncagent.core.pace import Pace
 from syncagent.core.ports import Donor
 from syncagent.core.store import Copier, Unfinished
 from syncagent.errors import ConstraintBroken, CopyDiffers, RefusedError, SyncagentError
@@ -116,7 +117,7 @@ class _Effort:
     ) -> None:
         self._donor, self._copier, self._clock = donor, copier, clock
         self._patience, self._on_progress = patience, on_progress
-        self._brake = _Brake(clock, max_rate)
+        self._pace = None if max_rate is None else Pace(max_rate, clock.now())
         self._began = self._moved = clock.now()
         self._said = float("-inf")
         self._rows = self._versions = self._bytes = self._retries = self._done = 0
@@ -210,7 +211,8 @@ class _Effort:
     async def _received(self, size: int) -> None:
         self._bytes += size
         self._tell("")
-        await self._brake.pass_on(size)
+        if self._pace is not None:
+            await asyncio.sleep(self._pace.wait(size, self._clock.now()))
 
     def _tell(self, table: str, *, always: bool = False) -> None:
         now = self._clock.now()
@@ -241,19 +243,3 @@ class _Effort:
                 self._trouble,
             )
         )
-
-
-class _Brake:
-    """Lets bytes pass at a rate, over all workers; what was not used in the last second is lost."""
-
-    def __init__(self, clock: Clock, rate: float | None) -> None:
-        self._clock, self._rate = clock, rate
-        self._free_at = clock.now()
-
-    async def pass_on(self, size: int) -> None:
-        if self._rate is None:
-            return
-        now = self._clock.now()
-        self._free_at = max(self._free_at, now - 1.0) + size / self._rate
-        if self._free_at > now:
-            await asyncio.sleep(self._free_at - now)

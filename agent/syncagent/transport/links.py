@@ -11,8 +11,9 @@ sockets are closed, half a batch is dropped, and the reason is known to both sid
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -21,6 +22,7 @@ from aiohttp import web
 from syncagent.core import limits, wire
 from syncagent.core.batch import BatchHeader
 from syncagent.core.membership import Peer
+from syncagent.core.pace import Pace
 from syncagent.core.wire import Bye, Hello, Message, Ping, Pong
 from syncagent.errors import LinkDown, ProtocolError, SyncagentError
 from syncagent.transport.assembly import Assembler, FrameSource, name_of, taken_apart
@@ -47,6 +49,8 @@ class Limits(NamedTuple):
     retry_first: float = 0.2
     retry_most: float = 5.0
     message_size: int = limits.MESSAGE_SIZE
+    rates: Mapping[str, float] = MappingProxyType({})
+    """Bytes a second of batches that go to a peer, at most, by its name."""
 
 
 async def receive(socket: WebSocket, peer: Peer) -> bytes | None:
@@ -89,6 +93,8 @@ class PeerLink:
         self._data: asyncio.Future[WebSocket] = asyncio.get_running_loop().create_future()
         self._after: asyncio.Event | None = None
         self._limits = limits
+        rate = limits.rates.get(peer.name)
+        self._pace = None if rate is None else Pace(rate, time.monotonic())
         self._assembler = Assembler(spools, peer.name)
         self._closing: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._speaking = asyncio.Lock()
@@ -119,13 +125,21 @@ class PeerLink:
                     self._must_be_open()
                     begun = True
                     await data.send_bytes(frame)
-                    await asyncio.sleep(0)  # a socket that takes everything must not keep pings waiting
+                    await self._rest(len(frame))
                 done = True
             except (ConnectionError, aiohttp.ClientError) as error:
                 raise self._lost(error) from error
             finally:
                 if begun and not done:  # the peer cannot tell where the next batch would begin
                     self._end(f"{name_of(header)} was not sent to its end")
+
+    async def _rest(self, size: int) -> None:
+        """After a frame: as long as the rate says; a socket that takes everything must not keep pings waiting."""
+        pause = self._pace.wait(size, time.monotonic()) if self._pace else 0.0
+        if pause:
+            await asyncio.wait([self._closing], timeout=pause)
+        else:
+            await asyncio.sleep(0)
 
     async def batches(self) -> AsyncIterator[tuple[BatchHeader, FileSpool]]:
         while (batch := await self._batches.get()) is not None:
