@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from syncagent.embedded import Server
-from tests.support.cluster import Cluster, Laboratory, Site, has, mark
+from tests.support.cluster import Cluster, Laboratory, Site, has, leads, mark
 from tests.support.fleet import Member, fleet
 from tests.support.waiting import until
 
@@ -66,7 +66,7 @@ def test_a_majority_that_is_gone_for_good(laboratory: Laboratory) -> None:
         cluster.start()
         cluster.exchange()
         lima.kill()
-        until(lambda: leader(tokyo) not in (None, "lima"), "one of the two leads")
+        until(lambda: leads(tokyo) not in (None, "lima"), "one of the two leads")
         said = tokyo.syncagent("remove", "lima", "--yes", "--force")
         assert said.returncode == 1
         assert "leads it" in said.stderr
@@ -76,14 +76,14 @@ def test_a_majority_that_is_gone_for_good(laboratory: Laboratory) -> None:
         assert "2 of these must run" in said.stderr
         assert "`syncagent remove SITE --force`" in said.stderr
 
-        until(lambda: leader(tokyo) is None, "nobody leads")
+        until(lambda: leads(tokyo) is None, "nobody leads")
         said = tokyo.syncagent("remove", "berlin", "--force", "--yes")
         assert said.returncode == 0, said.stderr
         assert "DANGER" in said.stderr
         until(lambda: roles(tokyo) == {"tokyo": "voter", "lima": "learner"}, "tokyo decides alone")
         tokyo.kill()
         tokyo.start()
-        until(lambda: leader(tokyo) == "tokyo", "after a restart, too")
+        until(lambda: leads(tokyo) == "tokyo", "after a restart, too")
         assert tokyo.syncagent("invite").returncode == 0
 
         # Who was removed is refused, by its old friend, too; who was only away comes along.
@@ -95,8 +95,3 @@ def test_a_majority_that_is_gone_for_good(laboratory: Laboratory) -> None:
         until(lambda: "site berlin was removed" in str(berlin.peer(lima)["trouble"]), "by lima, too")
         Cluster([tokyo, lima], cluster.network).exchange()
         assert not has(tokyo, late)
-
-
-def leader(site: Site) -> str | None:
-    found = site.execute("select name from syncagent.site where leads")
-    return str(found[0][0]) if found else None

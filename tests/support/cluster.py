@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psutil
 import psycopg
@@ -27,10 +27,12 @@ from psycopg import sql
 
 from syncagent.embedded import Server, free_port
 from syncagent.embedded.server import Setting
+from syncagent.storage.commands import site_of
+from syncagent.storage.requests import ask
 from tests.support.databases import Database
 from tests.support.founding import found_together
 from tests.support.postgres import binaries
-from tests.support.proxy import Proxy
+from tests.support.proxy import Direction, Proxy
 from tests.support.waiting import until
 
 T = TypeVar("T")
@@ -88,6 +90,32 @@ class Network:
                 proxy.resume()
 
         self._do(heal())
+
+    def slow(self, seconds: float, *proxies: Proxy, rate: float | None = None) -> None:
+        """Every byte waits so long, each way; `rate` is how many pass in a second."""
+
+        async def slow() -> None:
+            for proxy in proxies:
+                proxy.delay, proxy.rate = seconds, rate
+
+        self._do(slow())
+
+    def deafen(self, *ways: tuple[Proxy, Direction]) -> None:
+        """No more bytes arrive this way, and nobody is told; the other way is open."""
+
+        async def deafen() -> None:
+            for proxy, direction in ways:
+                proxy.stop(direction)
+
+        self._do(deafen())
+
+    def damage(self, proxy: Proxy, direction: Direction) -> None:
+        """One bit arrives wrong."""
+
+        async def damage() -> None:
+            proxy.damage(direction)
+
+        self._do(damage())
 
     def freeze(self, *proxies: Proxy) -> None:
         """Bytes are taken no more, and nobody is told."""
@@ -302,13 +330,11 @@ class Site:
             for row in self.execute(query)
         )
 
-    def tell_agent(self, verb: str, **arguments: Any) -> None:
-        """A request, as the verbs write it."""
-        self.execute(
-            "insert into syncagent.request (id, verb, arguments) values (gen_random_uuid(), %s, %s::jsonb)",
-            (verb, json.dumps(arguments)),
-        )
-        self.execute("notify syncagent_request")
+    def decide(self) -> None:
+        """Have the catalog changed, by whoever leads. RefusedError if nobody could."""
+        given = {"id": str(uuid4()), "verifier": "00" * 32, "ttl": 60}
+        with site_of(self.dsn) as connection:
+            ask(connection, "invite", given, seconds=30)
 
     def unsettled(self) -> dict[str, int]:
         """Metadata that must be gone some time after the last write."""
@@ -428,6 +454,18 @@ def has(site: Site, *marks: UUID) -> bool:
     return bool(
         site.scalar("select count(*) = %s from customer where id = any (%s)", (len(marks), list(marks)))
     )
+
+
+def leads(site: Site) -> str | None:
+    """Whom it takes for the leader."""
+    found = site.execute("select name from syncagent.site where leads")
+    return str(found[0][0]) if found else None
+
+
+def leader(*sites: Site) -> Site | None:
+    """The one of these that all of them take for it."""
+    names = {leads(site) for site in sites}
+    return next((site for site in sites if names == {site.name}), None)
 
 
 def digest(site: Site, table: str) -> tuple[int, str]:

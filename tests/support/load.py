@@ -234,10 +234,17 @@ class Writer(threading.Thread):
 
 @contextmanager
 def load(
-    sites: Sequence[Site], seed: int, *, writers: int = 2, kind: type[Writer] = Writer, **options: Any
+    sites: Sequence[Site],
+    seed: int,
+    *,
+    writers: int = 2,
+    first: int = 0,
+    kind: type[Writer] = Writer,
+    **options: Any,
 ) -> Iterator[list[Writer]]:
-    """Writers at every site for as long as the block runs; raises what went wrong in one."""
-    threads = [kind(site, number, seed, **options) for site in sites for number in range(writers)]
+    """Writers at every site for as long as the block runs, numbered from `first` on; raises what went wrong in one."""
+    numbers = range(first, first + writers)
+    threads = [kind(site, number, seed, **options) for site in sites for number in numbers]
     for thread in threads:
         thread.start()
     try:

@@ -1,7 +1,6 @@
-"""A bad network between two agents: a TCP proxy on loopback that cuts, delays, slows down, or goes deaf.
+"""A bad network between two agents: a TCP proxy on loopback that cuts, delays, slows down, damages, or goes deaf.
 
-Everything can be changed while connections are open. Bytes are never changed: TLS would not let that
-pass unnoticed anyway.
+Everything can be changed while connections are open.
 """
 
 import asyncio
@@ -28,6 +27,7 @@ class Proxy:
         self.rate: float | None = None
         """Bytes per second, each way and connection."""
         self.forwarded: dict[Direction, int] = {THERE: 0, BACK: 0}
+        self._damage: set[Direction] = set()
         self._flows: dict[Direction, asyncio.Event] = {THERE: asyncio.Event(), BACK: asyncio.Event()}
         self._accepting = True
         self._server: asyncio.Server | None = None
@@ -75,6 +75,10 @@ class Proxy:
         for name, flow in self._flows.items():
             if direction in (None, name):
                 flow.clear()
+
+    def damage(self, direction: Direction) -> None:
+        """One bit of the next piece that goes there arrives wrong."""
+        self._damage.add(direction)
 
     def resume(self) -> None:
         for flow in self._flows.values():
@@ -125,6 +129,9 @@ class Proxy:
             await self._flows[direction].wait()
             if not piece:
                 raise ConnectionResetError
+            if direction in self._damage:
+                self._damage.discard(direction)
+                piece = piece[:-1] + bytes([piece[-1] ^ 1])
             sink.write(piece)
             await sink.drain()
             async with self._progress:

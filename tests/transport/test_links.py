@@ -17,7 +17,7 @@ from syncagent.errors import DamagedFrame, LinkDown, ProtocolError
 from syncagent.transport import assembly
 from syncagent.transport.links import UNREAD_MESSAGES, Limits, PeerLink
 from syncagent.transport.spool import FileSpool, Spools
-from tests.support.proxy import Proxy
+from tests.support.proxy import Direction, Proxy
 from tests.support.waiting import eventually
 from tests.transport.sites import PATIENCE, QUICK, Site, filled, header, linked, read_all
 
@@ -308,6 +308,24 @@ async def test_damage_on_the_way_ends_the_link_and_is_named(low: Site, high: Sit
     assert error.message in str(told)
     assert back._batches.qsize() == 1  # the mark of the end
     await spool.close()
+
+
+@pytest.mark.parametrize("direction", ["there", "back"])
+async def test_a_bit_that_arrives_wrong_ends_the_link(low: Site, high: Site, direction: Direction) -> None:
+    """Who gets it says what was wrong with it; the next link carries the batch."""
+    async with proxied(low, high) as (mine, theirs, proxy):
+        proxy.damage(direction)
+        sites = (low, high) if direction == "there" else (high, low)
+        with suppress(LinkDown):
+            await send(sites[0], mine if direction == "there" else theirs, os.urandom(MIB))
+        _, error = await sites[1].trouble(LinkDown)
+        assert error.message == f"the connection with site {sites[0].name} was lost"
+        assert error.detail is not None
+        assert error.detail.startswith("bytes did not arrive as they were sent: ")
+        assert error.hint
+        again = {site.name: await site.link() for site in sites}
+        sending = send(sites[0], again[sites[0].name], bytes(MIB))
+        await asyncio.gather(sending, next_batch(again[sites[1].name]))
 
 
 async def test_a_batch_that_is_not_as_announced_is_not_taken(low: Site, high: Site) -> None:

@@ -104,13 +104,17 @@ class Elections:
         data = catalogs.encode(Proposal(proposal, command))
         try:
             async with asyncio.timeout(seconds):
-                while True:
-                    with suppress(Undecided):
-                        self._machine.propose(data)
-                        self._bell.ring()
-                    done, _ = await asyncio.wait([future], timeout=_TRY_AGAIN)
-                    if done:
-                        break
+                asked, again = 0, 0.0
+                while not future.done():
+                    now = self._clock.now()
+                    if (
+                        self.leader != asked or now >= again
+                    ):  # what an older leader was told is lost, most likely
+                        with suppress(Undecided):
+                            self._machine.propose(data)
+                            self._bell.ring()
+                        asked, again = self.leader, now + _TRY_AGAIN
+                    await asyncio.wait([future], timeout=limits.RAFT_TICK)
         except TimeoutError:
             raise self._undecided() from None
         finally:

@@ -27,7 +27,7 @@ from syncagent.core.wire import Bye, Hello, Message, Ping, Pong
 from syncagent.errors import LinkDown, ProtocolError, SyncagentError
 from syncagent.transport.assembly import Assembler, FrameSource, name_of, taken_apart
 from syncagent.transport.spool import FileSpool, Spools
-from syncagent.transport.tls import digest
+from syncagent.transport.tls import WatchedObject, digest
 
 UNREAD_BATCHES = 2
 UNREAD_MESSAGES = 256
@@ -82,7 +82,8 @@ class PeerLink:
         self.peer = peer
         self.hello = hello
         self.dialler = dialler
-        self.sha256 = _shown(control)
+        self._ends = [_end(control)]
+        self.sha256 = digest(self._ends[0].getpeercert(binary_form=True) or b"")
         """Of the certificate with which the peer has proved who it is."""
         self.resources = resources
         self.rtt: float | None = None
@@ -158,6 +159,7 @@ class PeerLink:
     def attach(self, data: WebSocket, after: asyncio.Event | None) -> None:
         """The data connection is there as well; `on_link` may begin after this event."""
         self._after = after
+        self._ends.append(_end(data))
         self._data.set_result(data)
 
     async def answers(self, within: float) -> bool:
@@ -305,14 +307,20 @@ class PeerLink:
             raise LinkDown(f"the link with site {self.peer.name} has ended", detail=self._closing.result())
 
     def _lost(self, error: Exception | None = None) -> LinkDown:
-        return LinkDown(
-            f"the connection with site {self.peer.name} was lost", detail=str(error) if error else None
-        )
+        what = f"the connection with site {self.peer.name} was lost"
+        if fault := next((end.fault for end in self._ends if end.fault), None):
+            return LinkDown(
+                what,
+                detail=f"bytes did not arrive as they were sent: {fault}",
+                hint="a device on the way is broken, or somebody stands between the two sites",
+            )
+        return LinkDown(what, detail=str(error) if error else None)
 
 
-def _shown(socket: WebSocket) -> str:
+def _end(socket: WebSocket) -> WatchedObject:
     connection = socket.get_extra_info("ssl_object")
-    return digest(connection.getpeercert(binary_form=True)) if connection is not None else ""
+    assert isinstance(connection, WatchedObject)
+    return connection
 
 
 def _heard_the_end(listener: "asyncio.Task[None]") -> bool:

@@ -151,6 +151,20 @@ class WrongCertificate(ssl.SSLCertVerificationError):
         self.presented = presented
 
 
+class WatchedObject(ssl.SSLObject):
+    """One end of a connection; remembers what was wrong with its bytes, for neither asyncio nor aiohttp tells."""
+
+    fault: str | None = None
+
+    def read(self, len: int = 1024, buffer: bytearray | None = None) -> bytes:  # type: ignore[override]  # noqa: A002
+        try:
+            return super().read(len, buffer)
+        except ssl.SSLError as error:
+            if error.errno == ssl.SSL_ERROR_SSL:
+                self.fault = (error.reason or "a TLS error").lower().replace("_", " ")
+            raise
+
+
 class PinnedContext(ssl.SSLContext):
     """A client's side: the handshake fails unless the server's certificate has one of these digests.
 
@@ -173,7 +187,7 @@ class PinnedContext(ssl.SSLContext):
         return context
 
 
-class _PinnedObject(ssl.SSLObject):
+class _PinnedObject(WatchedObject):
     def do_handshake(self) -> None:
         super().do_handshake()
         assert isinstance(self.context, PinnedContext)
@@ -193,6 +207,7 @@ class Trust:
         self._anchored: set[str] = set()
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self.context.sslobject_class = WatchedObject
         credentials.load_into(self.context)
         self.context.verify_mode = ssl.CERT_OPTIONAL
         self.context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_ANY_TIME)
