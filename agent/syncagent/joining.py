@@ -273,7 +273,7 @@ def _tables(request: Request, draft: Draft, plan: Blueprint, talk: Talk) -> bool
         for note in (*plan.notes, *blueprints.build_before(connection, plan.only(draft.made))):
             talk.say(f"note: {note}")
         if draft.made:
-            talk.say(f"made {len(draft.made)} tables")
+            talk.say(f"made {len(draft.made)} table{'s' * (len(draft.made) > 1)}")
         return False
 
 

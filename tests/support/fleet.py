@@ -68,10 +68,10 @@ class Member:
         """`how`: what the invitation says of it, as `--witness`."""
         self.ask(*self.joining(peer), token=peer.ask("invite", *how)["token"])
 
-    def start(self) -> None:
+    def start(self, *, as_json: bool = True) -> None:
         with self.log.open("ab") as file:
             self._agent = subprocess.Popen(
-                [sys.executable, "-m", "syncagent", "run", "--home", self.home, "--json"],
+                [sys.executable, "-m", "syncagent", "run", "--home", self.home, *["--json"] * as_json],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
