@@ -16,7 +16,8 @@
     ├── Undecided             the cluster cannot agree on it now: try again
     ├── TrustError            a certificate that is not listed, or not the one expected
     ├── LinkDown              a peer cannot be reached, or its link has ended
-    └── SpoolFull             no room for a batch on its way
+    ├── SpoolFull             no room for a batch on its way
+    └── HomeFailed            the site's home cannot be read or written
 
 Invariant: a message never holds a password or a key; `hint` is a thing the reader can do.
 """
@@ -128,5 +129,11 @@ class LinkDown(SyncagentError):
 
 class SpoolFull(SyncagentError):
     """No room for a batch on its way; nothing of it was shipped or applied."""
+
+    recoverable = True
+
+
+class HomeFailed(SyncagentError):
+    """What must be kept in the site's home before it leaves the site cannot be."""
 
     recoverable = True

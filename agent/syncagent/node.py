@@ -18,6 +18,7 @@ from syncagent import __version__
 from syncagent.core import backoff, stamp
 from syncagent.core.catalog import Catalog
 from syncagent.core.copying import Counted, encode
+from syncagent.core.identity import Standing
 from syncagent.core.inbox import Inbox
 from syncagent.core.membership import Peer
 from syncagent.core.outbox import Outbox
@@ -39,6 +40,7 @@ from syncagent.settings import Settings
 from syncagent.storage import blueprint as blueprints
 from syncagent.storage.attaching import PostgresTables
 from syncagent.storage.donor import PostgresDonor
+from syncagent.storage.high_water import HighWater
 from syncagent.storage.store import PostgresStore, opened
 from syncagent.transport.admission import Gate
 from syncagent.transport.copying import BLUEPRINT_PATH, COUNTED_PATH, page, pages
@@ -146,7 +148,8 @@ async def _run_once(
     ) as store:
         (settings.home / "spool").mkdir(mode=0o700, exist_ok=True)
         spools = Spools(settings.home / "spool")
-        parts = await _assemble(settings, store, spools, clock, steady=arriving is None)
+        high_water = HighWater(settings.home, settings.incarnation)
+        parts = await _assemble(settings, store, spools, clock, high_water, steady=arriving is None)
         told: dict[str | None, str] = {}
 
         async def on_link(link: Link) -> None:
@@ -209,12 +212,20 @@ class _Parts(NamedTuple):
 
 
 async def _assemble(
-    settings: Settings, store: PostgresStore, spools: Spools, clock: SystemClock, *, steady: bool
+    settings: Settings,
+    store: PostgresStore,
+    spools: Spools,
+    clock: SystemClock,
+    high_water: HighWater,
+    *,
+    steady: bool,
 ) -> _Parts:
     """Inbox and outbox as the database says, what was agreed, and the loops that drive them."""
     state, applied = await store.registry.load()
     catalog = store.registry.current(applied, state)
     loaded = await store.keeper.load()
+    here = Standing(loaded.last, loaded.last_id, *store.registry.memory.standing())
+    await high_water.recognise(settings.name, await store.keeper.place(), here)
     me = catalog.sites.get(settings.node)
     witness = me is not None and me.witness
     roster = Roster(peers_of(catalog, settings.node, settings.addresses), catalog.epoch, witness)
@@ -224,7 +235,7 @@ async def _assemble(
         loaded.last, loaded.last_id, loaded.context, loaded.frontier, loaded.floor, clock.now()
     )
     exchange = Exchange(desk, store.origin)
-    elections = Elections(settings.node, store.registry, state, applied, clock, exchange.post)
+    elections = Elections(settings.node, store.registry, high_water, state, applied, clock, exchange.post)
     exchange.on_ballot, exchange.on_unlinked = elections.heard, elections.unlinked
     keyring = Keyring(settings.home, settings.name)
     network = _network(settings, catalog, spools, keyring, exchange, elections, clock)
@@ -240,7 +251,7 @@ async def _assemble(
         renewal.bell.ring()
 
     elections.on_change = follow
-    cutter = Cutter(desk, store.origin, exchange, spools)
+    cutter = Cutter(desk, store.origin, exchange, spools, high_water)
     applier = Applier(desk, store.replica, store.keeper, loaded.parked)
     housekeeper = Housekeeper(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, steady=steady

@@ -5,6 +5,7 @@ Invariant: a service imports the core and this module, never a driver, a socket 
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Protocol
+from uuid import UUID
 
 from syncagent.core.batch import BatchHeader
 from syncagent.core.copying import CopyPlan, EndHead, RangeAsked, RangeHead
@@ -116,6 +117,16 @@ class Keyring(Protocol):
 
     async def turn(self) -> None:
         """Those are in use from the next handshake on; the old key is gone."""
+
+
+class HighWater(Protocol):
+    """What others are told of this site, kept outside its database. Durable when a call returns; raises HomeFailed."""
+
+    async def shipping(self, cut: int, cut_id: UUID) -> None:
+        """Before a batch leaves that ends at this cut."""
+
+    async def telling(self, term: int, vote: int, last_term: int, last: int) -> None:
+        """Before a message of Raft leaves that says so much."""
 
 
 class Donor(Protocol):

@@ -16,7 +16,7 @@ from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.core.raft.machine import Ready
 from syncagent.core.raft.messages import Membership, Snapshot
-from syncagent.core.raft.storage import Storage
+from syncagent.core.raft.storage import Memory
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Registry(Protocol):
     """Raft's log and the catalog."""
 
     @property
-    def memory(self) -> Storage: ...
+    def memory(self) -> Memory: ...
 
     def current(self, index: int, catalog: Catalog) -> Catalog:
         """What to work by: the catalog as of this entry, or the one this site was admitted with if that is newer."""

@@ -1,15 +1,15 @@
 """Makes cuts when the outbox says so, and hands what was read to the links.
 
-Invariant: no byte of a batch is sent before the cut that ends it is committed; sending never holds up
-the next cut.
+Invariant: no byte of a batch is sent before the cut that ends it is committed, and known in the site's home; sending
+never holds up the next cut.
 """
 
 import asyncio
 
 from syncagent.core import backoff, limits
-from syncagent.core.outbox import Plan
-from syncagent.core.ports import SpoolFactory
-from syncagent.core.store import Cut, Origin
+from syncagent.core.outbox import Group, Plan
+from syncagent.core.ports import HighWater, SpoolFactory
+from syncagent.core.store import Cut, Origin, Shipment
 from syncagent.errors import SyncagentError, Unreachable
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
@@ -18,8 +18,11 @@ from syncagent.services.lifecycle import Desk
 class Cutter:
     """`waiting` says what a cut waits for, `made` counts cuts."""
 
-    def __init__(self, desk: Desk, origin: Origin, exchange: Exchange, spools: SpoolFactory) -> None:
+    def __init__(
+        self, desk: Desk, origin: Origin, exchange: Exchange, spools: SpoolFactory, high_water: HighWater
+    ) -> None:
         self._origin, self._exchange, self._spools = origin, exchange, spools
+        self._high_water = high_water
         self._outbox, self._clock, self._bells = desk.outbox, desk.clock, desk.bells
         self._failures = 0
         self.waiting: str | None = None
@@ -67,6 +70,14 @@ class Cutter:
             plan, cut.number, cut.id, cut.frontier, cut.empty, self._clock.now(), took
         )
         for shipment in cut.shipments:
-            sending.create_task(self._exchange.ship(shipment, groups))
+            sending.create_task(self._ship(cut, shipment, groups))
         await self._exchange.answer_marks(plan.marks, cut.frontier)
         self._bells.news.ring()
+
+    async def _ship(self, cut: Cut, shipment: Shipment, groups: tuple[Group, ...]) -> None:
+        try:
+            await self._high_water.shipping(cut.number, cut.id)
+        except BaseException:
+            await shipment.spool.close()
+            raise
+        await self._exchange.ship(shipment, groups)

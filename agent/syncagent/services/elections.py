@@ -1,6 +1,6 @@
 """Agreement: drives the site's Raft machine, and keeps the catalog as of the entry applied last.
 
-Invariants: nothing of a Ready leaves before it is durable; the catalog and the entry that led to it are
+Invariants: nothing of a Ready leaves before it is durable, in the database and in the site's home; the catalog and the entry that led to it are
 recorded together; whoever submits a command learns what it did, or that nobody could decide in time.
 """
 
@@ -13,6 +13,7 @@ from uuid import UUID
 from syncagent.core import catalog as catalogs
 from syncagent.core import limits, recovery
 from syncagent.core.catalog import Catalog, Command, Outcome, Proposal
+from syncagent.core.ports import HighWater
 from syncagent.core.raft.machine import Machine, Ready
 from syncagent.core.raft.messages import Entry, Handover, Message, decode, encode
 from syncagent.core.store import Registry
@@ -35,9 +36,16 @@ class Elections:
     """`post` sends bytes to a node and never waits; `on_change` is awaited with each new catalog."""
 
     def __init__(
-        self, me: int, registry: Registry, catalog: Catalog, applied: int, clock: Clock, post: Post
+        self,
+        me: int,
+        registry: Registry,
+        high_water: HighWater,
+        catalog: Catalog,
+        applied: int,
+        clock: Clock,
+        post: Post,
     ) -> None:
-        self._registry, self._clock, self._post = registry, clock, post
+        self._registry, self._high_water, self._clock, self._post = registry, high_water, clock, post
         self.me, self._state, self.applied = me, catalog, applied
         self.catalog = registry.current(applied, catalog)
         self._machine = self._new_machine(applied)
@@ -247,6 +255,8 @@ class Elections:
     async def _work(self) -> None:
         while ready := self._machine.ready():
             await self._registry.save(ready)
+            if ready.messages:
+                await self._high_water.telling(*self._registry.memory.standing())
             if ready.snapshot is not None:
                 await self._became(ready.snapshot.index, catalogs.decode(ready.snapshot.data))
             self._send(ready.messages)

@@ -84,7 +84,7 @@ def border() -> Iterator[None]:
         yield
     except asyncpg.PostgresError as error:
         _raise(error)
-    except (asyncpg.InterfaceError, OSError) as error:
+    except (asyncpg.InterfaceError, asyncpg.TargetServerAttributeNotMatched, OSError) as error:
         raise Unreachable("no connection to the site's PostgreSQL", detail=_harmless(error)) from error
 
 

@@ -30,6 +30,7 @@ _REASONS = (
     ("Connection refused", "is the server running there, and does it listen on that address?"),
     ("failed to resolve host", "correct the host in the dsn"),
     ("timeout", "is there a firewall between this host and the server?"),
+    ("hot standby", "it is a standby: promote it, or name the primary in the dsn, too: host1,host2"),
 )
 
 
@@ -68,6 +69,7 @@ def connected(dsn: str) -> Iterator[Connection]:
             row_factory=dict_row,
             connect_timeout=_CONNECT_SECONDS,
             application_name="syncagent command",
+            target_session_attrs="primary",
         )
     except psycopg.OperationalError as error:
         _refused(parameters, str(error))

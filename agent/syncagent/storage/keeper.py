@@ -14,6 +14,7 @@ import asyncpg
 import msgspec
 
 from syncagent import __version__
+from syncagent.core.identity import Place
 from syncagent.core.inbox import Position
 from syncagent.core.store import Loaded, PeerState, Request
 from syncagent.errors import Contended, RefusedError
@@ -77,7 +78,7 @@ class PostgresKeeper:
                     detail=f"the database says {here['name']}, node {here['node']}"
                     if here
                     else "the database has no site",
-                    hint="check --home and dsn; a restored or cloned database needs a site of its own: `syncagent init`",
+                    hint="check --home and dsn; if the database was restored from before its last `syncagent rejoin`: that again",
                 )
             if here["joining"] and not joining:
                 raise RefusedError(
@@ -90,6 +91,17 @@ class PostgresKeeper:
                 __version__,
                 datetime.now(UTC),
             )
+
+    async def place(self) -> Place:
+        """Which database this is."""
+        async with self._talking():
+            row = await self._session.fetchrow(
+                "select s.system_identifier as system, d.oid::bigint as database,"
+                " ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline"
+                " from pg_control_system() s cross join pg_database d where d.datname = current_database()"
+            )
+        assert row is not None
+        return Place(row["system"], row["database"], row["timeline"])
 
     async def load(self) -> Loaded:
         async with self._talking():

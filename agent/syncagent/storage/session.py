@@ -56,6 +56,7 @@ async def connect(dsn: str, purpose: str) -> asyncpg.Connection:
                 timeout=10,
                 server_settings={**PINNED, "application_name": f"syncagent {purpose}"},
                 statement_cache_size=200,
+                target_session_attrs="primary",  # of several hosts in the dsn; a standby alone is waited for
             )
         except (
             asyncpg.ProtocolViolationError

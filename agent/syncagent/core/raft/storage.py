@@ -78,6 +78,10 @@ class Memory:
     def entries(self, low: int, size: int) -> list[Entry]:
         return bounded(self._entries, low - self.first(), size)
 
+    def standing(self) -> tuple[int, int, int, int]:
+        """Term and vote, and term and index of the last entry."""
+        return self._hard_state.term, self._hard_state.vote, self.term(self.last()) or 0, self.last()
+
     # ---- what a Ready asks for, in this order or in one transaction
 
     def save(self, hard_state: HardState) -> None:
