@@ -6,18 +6,24 @@ vanish behind the protocol's back, and repairs whose messages arrive late. Every
 
   convergence     when every batch is delivered and a last repair has run, all sites hold the same rows
   no resurrection a row whose newest write is a delete is on no site
+  no write lost   what a site wrote after it was set back, or had shipped to nobody, is as good as any other write
   no false alarm  a conflict is recorded only between writes that are truly concurrent
 
 Ground truth is a full causal history per row, which the protocol itself never stores.
-Run:               python -m tests.model.model [RUNS] [FIRST_SEED] [--coalesced]
-Negative controls: ... --break stamp|causal|stable|filter|mark|relog|onedot   (each must fail)
+With --returning a site is set back to an old copy in every run, goes on being written, and comes back under a new
+number: it catches up from one donor, piece by piece, while the others go on.
+
+Run:               python -m tests.model.model [RUNS] [FIRST_SEED] [--coalesced] [--returning]
+Negative controls: ... --break stamp|causal|stable|filter|mark|relog|onedot|early|kept|exempt|behind   (each must fail)
 """
 
 import random
 import sys
 from collections import Counter
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import permutations
+from operator import lt
 
 BREAKS = {
     "stamp": "a cut ships whatever the row is now, not only what was written here",
@@ -27,7 +33,12 @@ BREAKS = {
     "mark": "the collected mark is not asked",
     "relog": "a lost row that came back is not sent again to who asked while it was lost",
     "onedot": "the rows of a coalesced batch all get the dot and the context of its last cut",
+    "early": "a site that catches up has the donor's frontier before the last piece, and applies what follows",
+    "kept": "a row that the donor has not is kept by a site that catches up",
+    "exempt": "what a site that catches up has written and nobody has is taken for old, too",
+    "behind": "a donor that lacks what the copy has seen will do",
 }
+RETURNS = {"early", "kept", "exempt", "behind"}
 BROKEN = None  # one of BREAKS
 
 
@@ -69,11 +80,15 @@ class Site:
     logged: dict = field(default_factory=dict)    # key -> the last cut that shipped it: the folded log
     under: dict = field(default_factory=dict)     # key -> Version under the snapshot of the last cut
     frontier: list = None                         # batches applied, per origin
+    settled: list = None                          # per origin: the last batch that was stable here
     known: list = None                            # per peer: the context of its last applied batch
     contexts: dict = field(default_factory=dict)  # (origin, batch) -> context, kept until stable
     relay: dict = field(default_factory=dict)     # (origin, batch) -> {key: stamp}, kept until stable
     mark: tuple = (0, -2)                         # largest stamp of a tombstone collected here
     hlc: int = 0
+    members: list = None                          # of the cluster: one list for all sites
+    away: bool = False                            # it was set back: it applies and ships nothing
+    reach: tuple = ()                             # catching up: nobody writes before the frontier covers this
     seen: dict = field(default_factory=dict)      # ground truth only: writes this site has seen
     past: dict = field(default_factory=dict)      # ground truth only: writes the held version had seen
 
@@ -196,6 +211,7 @@ class Site:
     def compact(self, stats):
         """Drop metadata and tombstones whose write every site is known to have applied."""
         self.known[self.me] = tuple(self.frontier)
+        self.settle()
         for key, (_, (origin, number), deleted) in list(self.meta.items()):
             if key not in self.log and self.stable(origin, number):
                 if deleted:
@@ -206,11 +222,16 @@ class Site:
             if self.stable(*dot):
                 del self.relay[dot]
 
+    def settle(self):
+        """What may have been collected here. It never goes back, also when a member comes that knows nothing yet."""
+        now = [min(self.known[p][o] for p in self.members) for o in range(self.n)]
+        self.settled = list(map(max, self.settled or now, now))
+
     def stable(self, origin, number):
         """Every site has said, in its own stream, that it applied this batch."""
         if BROKEN == "stable":
             return self.frontier[origin] >= number
-        return all(self.known[p][origin] >= number for p in range(self.n))
+        return all(self.known[p][origin] >= number for p in self.members)
 
     def listing(self):
         """One side of a repair: what this site holds, read in the snapshot of a cut."""
@@ -228,7 +249,8 @@ class Site:
         """Take from a peer's listing what this site should hold and does not."""
         if any(self.frontier[o] < context[o] for o in range(self.n) if o != self.me):
             return                                        # some of it is in flight, not lost: wait
-        collected = [min(self.known[p][o] for p in range(self.n)) for o in range(self.n)]
+        self.settle()
+        collected = self.settled
         if BROKEN != "filter" and any(c < k for c, k in zip(context, collected)):
             return                                        # older than what was collected here: ask again
         for key, v in theirs.items():
@@ -246,31 +268,162 @@ class Site:
                 self.take(key, v)
 
 
-def deliver(sites, stats):
+class Newest(dict):
+    """Ground truth: of each key the newest version that any site has ever held, as (stamp, deleted)."""
+
+    def __init__(self):
+        super().__init__()
+        self._all = {}                            # key -> stamp -> (deleted, dot)
+
+    def note(self, site):
+        for key, (stamp, dot, deleted) in site.meta.items():
+            self.add(key, stamp, dot, deleted)
+
+    def add(self, key, stamp, dot, deleted):
+        self._all.setdefault(key, {})[stamp] = deleted, dot
+        self[key] = max(self.get(key, (stamp, deleted)), (stamp, deleted))
+
+    def lose(self, key, node, had, kept):
+        """What a node wrote after the last of its cuts that others have is gone, but for a version that somebody kept."""
+        left = {s: (gone, dot) for s, (gone, dot) in self._all[key].items() if dot[0] != node or dot[1] <= had or s == kept}
+        self._all[key] = left
+        self[key] = max(((s, gone) for s, (gone, _) in left.items()), default=NOTHING)
+
+
+NOTHING = ((0, -2), None)
+
+
+@dataclass
+class Return:
+    """A site is set back to an old copy, goes on being written, and catches up under a new number, piece by piece."""
+    site: Site
+    copy: Site
+    node: int                                     # its number to come
+    archive: dict = field(default_factory=dict)   # the old number -> its batches that others have: relayed at the end
+    donor: Site = None
+    stated: tuple = None                          # the donor's frontier, before the first piece
+    left: list = field(default_factory=list)      # pieces that are not here yet
+    own: dict = field(default_factory=dict)       # ground truth only: what nobody else had -> its stamp and value
+
+    PIECES = 3
+
+    def set_back(self, sites, newest):
+        """What the site had shipped, others have; what it had not is gone, but for what the copy has."""
+        site, others = self.site, [s for s in sites if s is not self.site]
+        had = max(s.frontier[site.me] for s in others)
+        self.archive = {site.me: [batch for batch in site.out if batch.number <= had]}
+        kept = {k: stamp for s in (*others, self.copy) for k, (stamp, _, _) in s.meta.items()}
+        for key in newest:
+            newest.lose(key, site.me, had, kept.get(key))
+        members = site.members
+        site.__dict__.update(self.copy.__dict__)
+        site.members, site.away, self.logged = members, True, dict(site.log)
+
+    def begin(self, sites):
+        """A new number; what nobody has is a write of it, everything else may turn out to be old."""
+        site, old = self.site, self.site.me
+        others = [s for s in sites if s is not site]
+        had = max(s.frontier[old] for s in others)
+        fit = [s for s in others if BROKEN == "behind" or (s.frontier[old] == had and all(
+            s.frontier[o] >= site.frontier[o] for o in range(site.n) if o != old))]
+        if not fit:
+            return
+        self.donor = donor = fit[0]
+        keys = {k for k, stamp in site.log.items() if had <= site.cuts or self.logged.get(k) != stamp}
+        keys |= {k for batch in site.out if batch.number > had for k, v in batch.rows.items() if site.stamp_of(k) == v.stamp}
+        keys = {k for k in keys if site.stamp_of(k) and not site.lost(k) and (k not in site.meta or site.meta[k][0][1] == old)}
+        own = keys if BROKEN != "exempt" else set()
+        site.members.remove(old)
+        site.members.append(self.node)
+        site.me, site.cuts, site.out, site.logged = self.node, 0, [], {}
+        mine = {k: ((site.meta[k][0][0], self.node), (self.node, 1), site.meta[k][2]) for k in keys & site.meta.keys()}
+        site.meta = {k: entry for k, entry in mine.items() if k in own}
+        site.log = {k: site.stamp_of(k) for k in own}
+        self.own = {k: (mine[k][0] if k in mine else (k[0], -1), site.rows.get(k)) for k in keys}
+        site.contexts, site.relay, site.frontier, site.settled = {}, {}, [0] * site.n, None
+        site.known = [tuple([0] * site.n) for _ in range(site.n)]
+        donor.cut()
+        self.stated, self.left = tuple(donor.frontier), list(range(self.PIECES))
+        site.reach = tuple([sys.maxsize] * site.n)
+        if BROKEN == "early":
+            self.stand()
+
+    def piece(self):
+        """What the donor holds of some keys, in the snapshot of one more cut. One way: it is right about what is not ours."""
+        piece, site, donor = self.left.pop(), self.site, self.donor
+        _, listed = donor.listing()
+        for key in sorted(k for k in site.rows.keys() | site.meta.keys() | listed.keys() if k[1] % self.PIECES == piece):
+            theirs = listed.get(key)
+            if key in site.log:
+                if theirs and theirs.stamp > site.stamp_of(key):
+                    site.take(key, theirs)
+            elif theirs:
+                site.take(key, theirs)
+            elif BROKEN != "kept":
+                site.rows.pop(key, None)
+                site.meta.pop(key, None)
+        site.hlc = max(site.hlc, donor.hlc)
+        if not self.left:
+            site.reach = tuple(donor.frontier)            # pieces may hold what is sent again until then
+        if not self.left and BROKEN != "early":
+            self.stand()
+
+    def stand(self):
+        """In one step with the last piece: the donor's frontier, and what it knows beyond its rows."""
+        site, donor = self.site, self.donor
+        site.frontier = list(self.stated)
+        site.contexts.update(donor.contexts)
+        site.known = [site.contexts.get((o, self.stated[o]), tuple([0] * site.n)) for o in range(site.n)]
+        site.mark, site.settled, site.away = max(site.mark, donor.mark), donor.settled and list(donor.settled), False
+
+    def step(self, sites):
+        """One more, of however many it takes."""
+        if self.donor is None:
+            self.begin(sites)
+        elif self.left:
+            self.piece()
+
+
+def deliver(sites, stats, archive):
     """Hand every site every batch it still lacks, in an order that causal delivery accepts."""
     moved = True
     while moved:
         moved = False
-        for site, peer in permutations(sites, 2):
-            for batch in peer.out:
-                if batch.number == site.frontier[peer.me] + 1 and site.ready(peer.me, batch.context):
-                    site.apply(peer.me, batch, stats)
-                    moved = True
+        sent = [(site, peer.me, batch) for site, peer in permutations(sites, 2) for batch in peer.out]
+        sent += [(site, origin, batch) for site in sites for origin, batches in archive.items() for batch in batches]
+        for site, origin, batch in sent:
+            if not site.away and batch.number == site.frontier[origin] + 1 and site.ready(origin, batch.context):
+                site.apply(origin, batch, stats)
+                moved = True
 
 
-def run(seed, stats, steps=400, coalesced=False):
+def run(seed, stats, steps=400, coalesced=False, returning=False):
     rnd = random.Random(seed)
     n = rnd.choice([2, 3, 4])
-    sites = [Site(i, n, rnd.randint(-5, 5)) for i in range(n)]
+    members = list(range(n))
+    sites = [Site(i, n + returning, rnd.randint(-5, 5), members=members) for i in range(n)]
+    chance, back, archive = random.Random(f"return {seed}"), None, {}
+    saved, restored = sorted(chance.sample(range(steps), 2)) if returning else (-1, -1)
     now = writes = 0
     mail = []                                             # repair listings on their way
-    newest = {}                                           # ground truth: key -> (stamp, deleted)
+    newest = Newest()
     lost = set()                                          # ground truth: keys of rows that vanished somewhere
     again = set()                                         # ground truth: keys inserted again after a delete
-    for _ in range(steps):
+    for number in range(steps):
         now += rnd.randint(0, 2)
+        if number == saved:
+            old = chance.choice(sites)
+            back = Return(old, deepcopy(old), n)
+        elif number == restored:
+            back.set_back(sites, newest)
+            archive.update(back.archive)
+            stats["set back"] += 1
+        elif number > restored >= 0 and chance.random() < 0.1:
+            back.step(sites)
         site, dice = rnd.choice(sites), rnd.random()
         writes += 1
+        if (site.away and dice >= 0.52) or (dice < 0.56 and any(map(lt, site.frontier, site.reach))):
+            continue                                      # set back, it is written, and nothing else, until it returns
         if dice < 0.10:
             site.insert((max(0, now + site.skew), writes), writes, now, writes)
         elif dice < 0.45 and site.rows:
@@ -284,14 +437,14 @@ def run(seed, stats, steps=400, coalesced=False):
                 key = rnd.choice(gone)
                 due = (max(now + site.skew, site.hlc + 1), site.me)     # the stamp it must at least have
                 site.insert(key, writes, now, writes)
-                newest[key] = max(newest[key], (max(due, site.stamp_of(key)), False))
+                newest.add(key, max(due, site.stamp_of(key)), (site.me, site.cuts + 1), False)
                 again.add(key)
                 stats["inserted again"] += 1
         elif dice < 0.70:
             site.cut()
         elif dice < 0.88:
             peer = rnd.choice([s for s in sites if s is not site])
-            batch = next((b for b in peer.out if b.number > site.frontier[peer.me]), None)
+            batch = None if peer.away else next((b for b in peer.out if b.number > site.frontier[peer.me]), None)
             if coalesced and batch and rnd.random() < 0.7:
                 batch = peer.coalesced(site.frontier[peer.me])
                 stats["coalesced"] += len(batch.contexts) > 1
@@ -299,7 +452,7 @@ def run(seed, stats, steps=400, coalesced=False):
                 site.apply(peer.me, batch, stats)
         elif dice < 0.93 and n > 2:
             origin, via = rnd.sample([s for s in sites if s is not site], 2)
-            batch = next(via.relay_for(origin.me, site.frontier[origin.me]), None)
+            batch = None if via.away or origin.away else next(via.relay_for(origin.me, site.frontier[origin.me]), None)
             if batch and site.ready(origin.me, batch.context):
                 site.apply(origin.me, batch, stats)
                 stats["relayed"] += 1
@@ -307,8 +460,9 @@ def run(seed, stats, steps=400, coalesced=False):
             mail.append((rnd.choice([s for s in sites if s is not site]), site.listing()))
         elif dice < 0.97 and mail:
             peer, letter = mail.pop(rnd.randrange(len(mail)))
-            peer.repair(*letter)
-            stats["repairs"] += 1
+            if not peer.away:
+                peer.repair(*letter)
+                stats["repairs"] += 1
         elif dice < 0.975 and site.rows:
             key = rnd.choice(sorted(site.rows))
             if key not in site.log and key not in again:
@@ -317,23 +471,34 @@ def run(seed, stats, steps=400, coalesced=False):
                 stats["rows lost"] += 1
         else:
             site.compact(stats)
-        for key, (stamp, _, deleted) in site.meta.items():
-            if key not in newest or stamp > newest[key][0]:
-                newest[key] = (stamp, deleted)
+        newest.note(site)
+        if back and back.site.away:
+            newest.note(back.site)
+    for site in sites:
+        if not site.away:
+            site.cut()
+    deliver(sites, stats, archive)
+    while returning and (back.donor is None or back.left):
+        back.step(sites)                                  # all donors are fit by now
+        newest.note(back.site)
     for site in sites:
         site.cut()
-    deliver(sites, stats)
+    deliver(sites, stats, archive)
     listings = [site.listing() for site in sites]
-    deliver(sites, stats)
+    deliver(sites, stats, archive)
     for a, b in permutations(range(n), 2):
         sites[a].repair(*listings[b])
     for site in sites:
         site.cut()
-    deliver(sites, stats)
+    deliver(sites, stats, archive)
     for key, (_, deleted) in newest.items():
         assert not (deleted and any(key in s.rows for s in sites)), f"resurrected at seed {seed}"
     for key in again:
-        assert newest[key][1] or all(key in s.rows for s in sites), f"re-insert lost at seed {seed}"
+        assert newest[key][1] or newest[key] == NOTHING or all(key in s.rows for s in sites), f"re-insert lost at seed {seed}"
+    stats["own writes"] += len(back.own) if returning else 0
+    for key, (stamp, value) in back.own.items() if returning else ():
+        last = newest[key][0] == stamp if key in newest else True
+        assert not last or sites[0].rows.get(key) == value, f"own write lost at seed {seed}"
     for site in sites[1:]:
         assert site.rows == sites[0].rows, f"diverged at seed {seed}"
     assert all(s.frontier == sites[0].frontier for s in sites), f"stuck at seed {seed}"
@@ -345,5 +510,5 @@ if __name__ == "__main__":
     runs, first = (numbers + [2000, 0][len(numbers) :])[:2]
     stats = Counter()
     for seed in range(first, first + runs):
-        run(seed, stats, coalesced="--coalesced" in sys.argv or BROKEN == "onedot")
+        run(seed, stats, coalesced="--coalesced" in sys.argv or BROKEN == "onedot", returning="--returning" in sys.argv or BROKEN in RETURNS)
     print(f"{runs} runs converged;", dict(stats))

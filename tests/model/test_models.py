@@ -22,6 +22,10 @@ MODEL_BREAKS = {
     "mark": (4, "re-insert lost"),
     "relog": (248, "diverged"),
     "onedot": (0, "false alarm"),
+    "early": (46, "re-insert lost"),
+    "kept": (21, "resurrected"),
+    "exempt": (0, "own write lost"),
+    "behind": (1058, "own write lost"),
 }
 TXMODEL_BREAKS = {
     "trace": (38, "diverged"),
@@ -62,13 +66,26 @@ def test_the_protocol_holds(program, seed: int, runs: Callable[[int, int], int])
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 
 
+@pytest.mark.soak
+def test_a_site_that_was_set_back_returns(seed: int, runs: Callable[[int, int], int]):
+    stats = Counter()
+    for number in range(seed, seed + runs(150, FULL)):
+        try:
+            model.run(number, stats, coalesced=number % 2 == 0, returning=True)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; coalesced: {number % 2 == 0}; repeat it with SEED={number}") from error
+    sys.stdout.write(f"from seed {seed}, all return: {dict(stats)}\n")
+    assert stats["own writes"] or os.environ.get("SEED"), stats
+
+
 @pytest.mark.parametrize("rule", MODEL_BREAKS)
 def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
     number, what = MODEL_BREAKS[rule]
-    model.run(number, Counter(), coalesced=True)
+    returning = rule in model.RETURNS
+    model.run(number, Counter(), coalesced=True, returning=returning)
     monkeypatch.setattr(model, "BROKEN", rule)
     with pytest.raises(AssertionError, match=what):
-        model.run(number, Counter(), coalesced=True)
+        model.run(number, Counter(), coalesced=True, returning=returning)
 
 
 @pytest.mark.parametrize("rule", TXMODEL_BREAKS)
