@@ -1,7 +1,6 @@
 """Copies of a server's data directory: a standby that follows it, or a base backup to go back to."""
 
-import os
-import subprocess
+import shutil
 from pathlib import Path
 
 import psycopg
@@ -32,9 +31,9 @@ def restored(server: Server, backup: Server) -> None:
     """What was there is gone: the server starts from the copy, at its own address."""
     server.kill()
     lost = server.data_dir.with_name(f"{server.data_dir.name}.lost")
-    os.rename(server.data_dir, lost)
-    os.rename(backup.data_dir, server.data_dir)
-    subprocess.run(["rm", "-rf", lost], check=True)
+    server.data_dir.rename(lost)
+    backup.data_dir.rename(server.data_dir)
+    shutil.rmtree(lost)
     server.start()
 
 
