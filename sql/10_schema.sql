@@ -22,9 +22,10 @@ create table syncagent.local_site (
     tail        bigint not null,
     trimmed     bigint not null default 0,
     joining     boolean not null default false,
-    copied      boolean not null default true
+    copied      boolean not null default true,
+    seen_before jsonb
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; seen_before is its frontier when it was set back, until it has returned';
 
 create table syncagent.replicated (
     id          integer generated always as identity primary key,
@@ -108,9 +109,10 @@ create table syncagent.frontier (
     cut     bigint not null,
     cut_id  uuid,
     context jsonb not null default '{}',
+    newest  bigint not null default 0,
     applied_at timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.frontier is 'the last cut applied of every origin, and what that origin had applied when it made it';
+comment on table syncagent.frontier is 'the last cut applied of every origin, and what that origin had applied when it made it; newest is the largest clock of its writes up to then';
 
 create table syncagent.context (
     node    integer not null,

@@ -88,17 +88,18 @@ end
 $$;
 comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known';
 
-create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid) returns void
+create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 begin
     update syncagent.context set applied = pg_current_snapshot()
     where node = p_origin and cut > p_after and cut <= p_upto;
-    insert into syncagent.frontier as f (node, cut, cut_id, context)
-    select p_origin, p_upto, p_upto_id, c.context from syncagent.context c where c.node = p_origin and c.cut = p_upto
+    insert into syncagent.frontier as f (node, cut, cut_id, context, newest)
+    select p_origin, p_upto, p_upto_id, c.context, p_newest from syncagent.context c where c.node = p_origin and c.cut = p_upto
     on conflict (node) do update
-        set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context, applied_at = clock_timestamp()
+        set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context, newest = greatest(f.newest, excluded.newest),
+            applied_at = clock_timestamp()
         where f.cut = p_after;
     if not found then
         raise exception 'the frontier of node % moved meanwhile', p_origin using errcode = 'SA103';

@@ -26,9 +26,10 @@ create table syncagent.copied_table (
     derived     boolean not null,
     stride      integer,
     columns     name[] not null,
+    filled      boolean not null default false,
     unique (schema_name, table_name)
 );
-comment on table syncagent.copied_table is 'tables of the copy, as the donor has them attached';
+comment on table syncagent.copied_table is 'tables of the copy, as the donor has them attached; filled: it held rows, which are compared instead';
 
 create table syncagent.copied_range (
     relation    integer not null,
@@ -118,7 +119,8 @@ begin
     get diagnostics v_rows = row_count;
     insert into syncagent.parked_row (relation, key, stamp, node, cut, image, shown, sqlstate, reason, since)
     select distinct on (c.key) p_relation, c.key, c.stamp, c.node, c.cut, c.image, c.shown, c.sqlstate, c.reason, c.since
-    from syncagent.copied_parked c where c.relation = p_id order by c.key, c.stamp desc;
+    from syncagent.copied_parked c where c.relation = p_id order by c.key, c.stamp desc
+    on conflict do nothing;
     return v_rows;
 end
 $$;

@@ -21,6 +21,7 @@ from syncagent import __version__, node
 from syncagent import settings as configuration
 from syncagent.core import catalog as catalogs
 from syncagent.core import stamp
+from syncagent.core.catalog import Site
 from syncagent.core.copying import Counted, decode
 from syncagent.core.invitation import Admission, Application, Token
 from syncagent.core.membership import Peer
@@ -29,6 +30,7 @@ from syncagent.errors import RefusedError
 from syncagent.services import joiner
 from syncagent.services.joiner import CopyProgress
 from syncagent.services.membership import Membership, peers_of
+from syncagent.services.surveyor import NOTHING_TOLD, Survey, survey
 from syncagent.settings import Settings
 from syncagent.storage import blueprint as blueprints
 from syncagent.storage import commands, installation, migrations, registry
@@ -41,6 +43,7 @@ from syncagent.transport.copying import BLUEPRINT_PATH, COUNTED_PATH, HttpDonor
 from syncagent.transport.spool import Spools
 from syncagent.transport.tls import Credentials
 
+Agree = Callable[[Survey], bool]
 Build = Callable[[Connection, Blueprint], list[str]]
 DRAFT, BLUEPRINT = "joining.json", "joining.blueprint"
 """In the home, until the site is a member."""
@@ -57,14 +60,17 @@ class Draft(msgspec.Struct, kw_only=True):
     node: int = 0
     host: int = 0
     made: list[Name] | None = None
+    file: str = DRAFT
+    agreed: bool = False
+    """What becomes of the rows that are here already."""
 
     @classmethod
-    def load(cls, home: Path) -> "Draft | None":
-        path = home / DRAFT
+    def load(cls, home: Path, file: str = DRAFT) -> "Draft | None":
+        path = home / file
         return msgspec.json.decode(path.read_bytes(), type=cls) if path.exists() else None
 
     def save(self, home: Path) -> None:
-        _keep(home / DRAFT, msgspec.json.encode(self))
+        _keep(home / self.file, msgspec.json.encode(self))
 
 
 def _keep(path: Path, data: bytes) -> None:
@@ -79,7 +85,8 @@ def _keep(path: Path, data: bytes) -> None:
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What the command line says. Without a token, a join that was admitted goes on."""
+    """What the command line says. Without a token, a join that was admitted goes on. `agree` is asked before rows that are
+    here already are touched."""
 
     peer: str
     token: Token | None
@@ -90,6 +97,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     home: Path
     seconds: float
     max_rate: float | None = None
+    agree: Agree
 
 
 class Talk(Protocol):
@@ -111,15 +119,20 @@ def join(request: Request, talk: Talk) -> Settings:
         catalog = registry.known(connection)
         host = next(p for p in peers_of(catalog, settings.node, settings.addresses) if p.node == draft.host)
         site = catalog.sites[settings.node]
+    fill(request, settings, draft, host, site, talk)
+    return settings
+
+
+def fill(request: Request, settings: Settings, draft: Draft, host: Peer, site: Site, talk: Talk) -> None:
+    """What follows the admission, up to membership."""
     if site.witness:
         asyncio.run(_arrive(request, settings, None, talk))
     else:
         asyncio.run(_fill(request, settings, draft, host, site.admitted, talk))
     with commands.connected(request.dsn) as connection:
         installation.joined(connection)
-    for name in (DRAFT, BLUEPRINT):
+    for name in (draft.file, BLUEPRINT):
         (request.home / name).unlink(missing_ok=True)
-    return settings
 
 
 # ---- admission
@@ -282,6 +295,8 @@ async def _rows(
 ) -> None:
     copier = PostgresCopier(settings.dsn, settings.node)
     try:
+        if not draft.agreed:
+            await _ask_about_rows(request, draft, donor, copier)
         report = await joiner.copy(
             donor,
             copier,
@@ -291,12 +306,35 @@ async def _rows(
             on_progress=talk.progress,
         )
         talk.say(
-            f"copied {report.rows + report.rows_kept:,} rows from {donor.peer.name}, compared range by range"
+            f"copied {report.rows + report.rows_kept - report.equal:,} rows from {donor.peer.name}, compared range by range"
         )
+        if report.equal or report.dropped or report.conflicts:
+            talk.say(
+                f"{report.equal:,} rows were here already, {report.dropped:,} went, {report.conflicts:,} conflicts were recorded"
+            )
         await asyncio.to_thread(_build, request, draft, plan, blueprints.build_keys, talk)
         await joiner.conclude(donor, copier)
     finally:
         await copier.close()
+
+
+async def _ask_about_rows(request: Request, draft: Draft, donor: HttpDonor, copier: PostgresCopier) -> None:
+    """Tables that hold rows are compared, and whoever joins is asked; a no leaves them as they were."""
+    begun = await copier.unfinished()
+    plan = begun.plan if begun else await donor.plan()
+    if begun is None:
+        await copier.begin(plan)
+    try:
+        tables = [table for table in await survey(donor, copier, plan, NOTHING_TOLD) if not table.missing]
+        agreed = not tables or request.agree(Survey(tables))
+    except BaseException:
+        await copier.forget()
+        raise
+    if not agreed:
+        await copier.forget()
+        raise RefusedError("nothing was done with the rows that are here", hint="empty the tables, or agree")
+    draft.agreed = True
+    draft.save(request.home)
 
 
 def _build(request: Request, draft: Draft, plan: Blueprint, build: Build, talk: Talk) -> None:

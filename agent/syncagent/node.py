@@ -17,9 +17,10 @@ import structlog
 from syncagent import __version__
 from syncagent.core import backoff, stamp
 from syncagent.core.catalog import Catalog
-from syncagent.core.copying import Counted, encode
+from syncagent.core.copying import Counted, Known, decode, encode
 from syncagent.core.identity import Standing
 from syncagent.core.inbox import Inbox
+from syncagent.core.invitation import Returning
 from syncagent.core.membership import Peer
 from syncagent.core.outbox import Outbox
 from syncagent.core.ports import Link, Spool
@@ -43,7 +44,14 @@ from syncagent.storage.donor import PostgresDonor
 from syncagent.storage.high_water import HighWater
 from syncagent.storage.store import PostgresStore, opened
 from syncagent.transport.admission import Gate
-from syncagent.transport.copying import BLUEPRINT_PATH, COUNTED_PATH, page, pages
+from syncagent.transport.copying import (
+    BLUEPRINT_PATH,
+    COUNTED_PATH,
+    KNOWN_PATH,
+    RETURN_PATH,
+    page,
+    pages,
+)
 from syncagent.transport.keyring import Keyring
 from syncagent.transport.links import Limits
 from syncagent.transport.network import TlsNetwork
@@ -284,14 +292,20 @@ def _network(
     elections: Elections,
     clock: SystemClock,
 ) -> TlsNetwork:
-    """Links, and the pages that a site that joins asks for."""
+    """Links, and the pages that a site that joins or returns asks for."""
     admissions = Admissions(settings.node, __version__, clock, elections)
     donor = PostgresDonor(settings.dsn, settings.node, spools, exchange.cut_soon)
 
-    async def counted() -> bytes:
+    async def counted(_node: int, _asked: bytes) -> bytes:
         return encode(Counted(exchange.epochs()))
 
-    async def blueprint() -> bytes:
+    async def known(_node: int, asked: bytes) -> bytes:
+        return encode(Known(exchange.have(int(asked))))
+
+    async def returning(node: int, asked: bytes) -> bytes:
+        return encode(await admissions.readmit(node, decode(Returning, asked)))
+
+    async def blueprint(_node: int, _asked: bytes) -> bytes:
         return await asyncio.to_thread(blueprints.of_attached, settings.dsn)
 
     return TlsNetwork(
@@ -302,7 +316,13 @@ def _network(
         directory=settings.home / "peers",
         spools=spools,
         limits=Limits(rates=settings.rates),
-        pages={COUNTED_PATH: page(counted), BLUEPRINT_PATH: page(blueprint), **pages(donor)},
+        pages={
+            COUNTED_PATH: page(counted),
+            KNOWN_PATH: page(known),
+            RETURN_PATH: page(returning),
+            BLUEPRINT_PATH: page(blueprint),
+            **pages(donor),
+        },
         gate=Gate(lambda: keyring.current.sha256, admissions.verifier, admissions.admit).routes(),
     )
 

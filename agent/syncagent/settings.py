@@ -139,9 +139,11 @@ def load(home: Path) -> Settings:
     )
 
 
-def write(settings: Settings) -> Path:
-    """Make `config.toml` in the settings' home, readable by its owner alone; never overwrites one."""
-    path = settings.home / FILE
+def write(settings: Settings, *, again: bool = False) -> Path:
+    """Make `config.toml` in the settings' home, readable by its owner alone; overwrites one only `again`, whole."""
+    path = settings.home / (f".{FILE}" if again else FILE)
+    if again:
+        path.unlink(missing_ok=True)
     advertise = f"advertise = {_quote(settings.advertise)}\n" if settings.advertise else ""
     reached = (f"{name} = {_quote(where)}\n" for name, where in settings.addresses.items())
     addresses = "\n[addresses]\n" + "".join(reached) if settings.addresses else ""
@@ -162,7 +164,7 @@ def write(settings: Settings) -> Path:
         file.write(text + addresses + rates)
         file.flush()
         os.fsync(file.fileno())
-    return path
+    return path.replace(settings.home / FILE) if again else path
 
 
 # ---- one value each: raise UsageError with what is wrong with it

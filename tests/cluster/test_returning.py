@@ -1,5 +1,7 @@
 """What becomes of a site whose database changed under it: a failover goes on by itself, a restore comes back by `rejoin`."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,12 +9,17 @@ import psycopg
 import pytest
 
 from syncagent.embedded import Server, scratch
-from tests.support.backups import base_backup, caught_up
+from tests.support.backups import base_backup, caught_up, restored
 from tests.support.databases import Database
 from tests.support.fleet import Member, fleet
 from tests.support.postgres import SETTINGS, binaries
 from tests.support.waiting import until
 
+TABLES = """
+create table item (id uuid primary key, name text not null unique);
+create table stock (code text primary key, pieces integer not null);
+"""
+LOOKS = ("select * from item order by id", "select * from stock order by code")
 TABLE = "create table item (id uuid primary key, name text not null unique)"
 INSERT = "insert into item values (syncagent.uuid7(), %s)"
 
@@ -64,3 +71,136 @@ def test_a_failover_goes_on(own18: Server, server18: Server, tmp_path: Path) -> 
         finally:
             berlin.stop()
             standby.stop()
+
+
+KILLED = 9
+STEPS = (
+    ("returning", "_readmit"),
+    ("installation", "return_as"),
+    ("PostgresCopier", "put"),
+    ("joiner", "conclude"),
+)
+
+
+def killed(site: Member, owner: str, name: str) -> int:
+    """Rejoin, and die right after this step; how the process ended."""
+    program = f"""
+import asyncio, inspect, os, sys
+from syncagent import returning
+from syncagent.services import joiner
+from syncagent.storage import installation
+from syncagent.storage.copier import PostgresCopier
+from syncagent.cli.app import main
+function = {owner}.{name}
+if inspect.iscoroutinefunction(function):
+    async def dying(*given, **named):
+        await function(*given, **named)
+        os._exit({KILLED})
+else:
+    def dying(*given, **named):
+        function(*given, **named)
+        os._exit({KILLED})
+{owner}.{name} = dying
+main(["rejoin", "--yes", "--home", sys.argv[1]])
+"""
+    return subprocess.run([sys.executable, "-c", program, str(site.home)], check=False, timeout=60).returncode
+
+
+def wait_equal(*sites: Member) -> None:
+    said = sites[0].verb("wait", "--converged", "--timeout", "60")
+    assert said.returncode == 0, said.stdout + said.stderr
+    for look in LOOKS:
+        assert all(site.execute(look) == sites[0].execute(look) for site in sites[1:]), look
+
+
+def settled(*sites: Member) -> bool:
+    return not any(site.scalar("select sum(entries) from syncagent._entries()") for site in sites)
+
+
+def test_a_site_restored_from_a_backup_returns(
+    own18: Server, server18: Server, server15: Server, tmp_path: Path
+) -> None:
+    with fleet(tmp_path, TABLES, server18, own18, server15) as (berlin, tokyo, lima):
+        berlin.init()
+        berlin.start()
+        for name in "abcdefgh":
+            berlin.execute(INSERT, (name,))
+        berlin.execute("insert into stock select 'c' || i, i from generate_series(1, 1000) i")
+        berlin.ask("attach", "--all", "--derive-key")
+        for site in (tokyo, lima):
+            site.join(berlin)
+            site.start()
+        wait_equal(berlin, tokyo, lima)
+
+        tokyo.stop()
+        tokyo.execute(INSERT, ("logged at the backup, deleted later",))
+        tokyo.execute(INSERT, ("logged at the backup",))
+        backup = base_backup(own18, own18.data_dir.with_name("backup"))
+        tokyo.start()
+        wait_equal(berlin, tokyo, lima)
+        berlin.execute(
+            "delete from item where name in ('a', 'logged at the backup, deleted later'); update item set name = 'a' where name = 'b'"
+        )
+        berlin.execute("delete from stock where pieces <= 10")
+        tokyo.execute("update stock set pieces = -pieces where pieces between 11 and 20")
+        tokyo.execute(INSERT, ("shipped after the backup",))
+        wait_equal(berlin, tokyo, lima)
+        until(lambda: settled(berlin, tokyo, lima), "nobody remembers what was deleted")
+
+        tokyo.stop(kill=True)
+        restored(own18, backup)
+        before = [tokyo.execute(look) for look in LOOKS]
+        said = tokyo.refused("run")
+        assert "this database is not where site tokyo has been" in said
+        assert "syncagent rejoin" in said
+        assert [tokyo.execute(look) for look in LOOKS] == before
+        tokyo.execute(INSERT, ("written after the restore",))
+        tokyo.execute(
+            "update item set name = 'c at tokyo' where name = 'c'; delete from item where name = 'e'"
+        )
+        tokyo.execute("update stock set pieces = 0 where code = 'c1000'")
+        berlin.execute(
+            "update item set name = 'c at berlin' where name = 'c'; update item set name = 'd at berlin' where name = 'd'"
+        )
+        wait = berlin.verb("wait", "--converged", "--timeout", "1s")
+        assert wait.returncode == 1
+
+        before = [tokyo.execute(look) for look in LOOKS]
+        survey = tokyo.ask("rejoin", "--dry-run")["survey"]
+        assert {table["table"]: table["own"] for table in survey["tables"]} == {
+            "public.item": 3,
+            "public.stock": 1,
+        }
+        assert {table["table"]: table["extra"] for table in survey["tables"]} == {
+            "public.item": 2,
+            "public.stock": 10,
+        }
+        assert [tokyo.execute(look) for look in LOOKS] == before, "it only looked"
+        assert berlin.members()["tokyo"][0] == 2
+
+        for owner, function in STEPS:
+            assert killed(tokyo, owner, function) == KILLED, function
+        assert "has not joined to the end" in tokyo.refused("run")
+        tokyo.ask("rejoin", "--peer", "berlin", "--yes")
+        tokyo.start()
+        wait_equal(berlin, tokyo, lima)
+        for site in (berlin, tokyo, lima):
+            assert names(site) == sorted(
+                [
+                    "a",
+                    "c at berlin",
+                    "d at berlin",
+                    "f",
+                    "g",
+                    "h",
+                    "logged at the backup",
+                    "shipped after the backup",
+                    "written after the restore",
+                ]
+            )
+            assert site.members()["tokyo"][0] == 4
+            assert site.scalar("select pieces from stock where code = 'c1000'") == 0
+            assert site.scalar("select count(*) from stock") == 990
+        lost = "select losing_image ->> 'name' from syncagent.conflict_record where winning_image ->> 'name' = 'c at berlin'"
+        assert tokyo.scalar(lost) == "c at tokyo"
+        until(lambda: settled(berlin, tokyo, lima), "what is known of the old number settles, too")

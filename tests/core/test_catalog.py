@@ -24,6 +24,7 @@ from syncagent.core.catalog import (
     Outcome,
     Proposal,
     Remove,
+    Return,
     Site,
     apply,
     next_change,
@@ -105,6 +106,21 @@ def test_asking_twice_is_asking_once() -> None:
     assert (again, outcome) == (catalog, Outcome(2))
 
 
+def test_a_site_returns_under_another_number() -> None:
+    before = after(first(), invite(10), admit(10, "tokyo"), Confirm(2))
+    catalog = after(before, Return(2, UUID(int=7)))
+    tokyo = catalog.sites[3]
+    assert (tokyo.name, tokyo.state, tokyo.site) == ("tokyo", "joining", before.sites[2].site)
+    assert tokyo.sha256 == before.sites[2].sha256, "its certificate is still its own"
+    assert 2 not in catalog.sites
+    assert catalog.gone[2].sha256 == ()
+    again, outcome = apply(catalog, 50, Return(3, UUID(int=7)))
+    assert (again, outcome) == (catalog, Outcome(3)), "asking twice is asking once"
+    twice = after(after(catalog, Confirm(3)), Return(3, UUID(int=8)))
+    assert (sorted(twice.sites), sorted(twice.gone)) == ([1, 4], [2, 3])
+    assert "was removed" in refusal(twice, Return(2, UUID(int=9)))
+
+
 @pytest.mark.parametrize(
     ("command", "why"),
     [
@@ -114,6 +130,7 @@ def test_asking_twice_is_asking_once() -> None:
         (admit(10, "tokyo", sha256=digest(1)), "has, or had, this certificate"),
         (Confirm(5), "no site has the number 5"),
         (Remove(1), "is the last one that can vote"),
+        (Return(1, UUID(int=9)), "is the last one that can vote"),
         (Describe(5, None, ("x",)), "no site has the number 5"),
     ],
 )

@@ -28,6 +28,7 @@ from syncagent.cli.join import join
 from syncagent.cli.leave import leave, remove
 from syncagent.cli.parked import parked
 from syncagent.cli.pause import pause, resume
+from syncagent.cli.rejoin import rejoin
 from syncagent.cli.run import run
 from syncagent.cli.status import status
 from syncagent.cli.tables import tables
@@ -79,6 +80,7 @@ for _verb in (
     resume,
     leave,
     remove,
+    rejoin,
     doctor,
     demo,
     bench,

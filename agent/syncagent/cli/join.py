@@ -17,11 +17,13 @@ from syncagent.cli.options import (
 from syncagent.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from rich.progress import TaskID
 
     from syncagent.services.joiner import CopyProgress
+    from syncagent.services.surveyor import Survey
 
 
 def _rate(text: str) -> float:
@@ -73,6 +75,9 @@ def join(
     advertise: AdvertiseOption = None,
     timeout: TimeoutOption = "60s",  # type: ignore[assignment]
     max_rate: RateOption = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask about tables that hold rows already.")
+    ] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -90,7 +95,7 @@ def join(
     folder = home_of(home)
     _refuse_used(folder)
     talk_on_stderr(as_json=as_json, only_trouble=True)
-    talk = _Talk(quiet=as_json)
+    talk = Talk(quiet=as_json)
     request = joining.Request(
         peer=peer,
         token=None if token is None else Token.read(token),
@@ -101,6 +106,7 @@ def join(
         home=folder,
         seconds=timeout,
         max_rate=max_rate,
+        agree=lambda survey: agree(survey, yes=yes, quiet=as_json),
     )
     settings = joining.join(request, talk)
     talk.close()
@@ -108,6 +114,30 @@ def join(
         render.json({"node": settings.node, "name": settings.name, "home": str(settings.home)})
     else:
         render.show(f"Site {settings.name} is node {settings.node} of the cluster. Now: syncagent run")
+
+
+def agree(survey: "Survey", *, yes: bool, quiet: bool) -> bool:
+    """Show what would become of the rows that are here, and ask."""
+    if not quiet:
+        show_survey(survey, ("equal", "come", "differ", "only here, sent to all", "written just now"))
+    if not yes:
+        render.confirm(
+            "Where rows differ the larger stamp or content wins, the other is kept as a conflict. Go on?"
+        )
+    return True
+
+
+def show_survey(survey: "Survey", headings: "Sequence[str]") -> None:
+    for note in survey.notes:
+        render.say(note)
+    rows = [
+        (
+            table.table,
+            *(f"{n:,}" for n in (table.equal, table.lacking, table.changed, table.extra, table.own)),
+        )
+        for table in survey.tables
+    ]
+    render.show(render.grid(rows, ("table", *(f">{heading}" for heading in headings))))
 
 
 def _refuse_used(home: "Path") -> None:
@@ -118,7 +148,7 @@ def _refuse_used(home: "Path") -> None:
         refuse_used(home)
 
 
-class _Talk:
+class Talk:
     """A bar while rows come, if somebody looks; else a line now and then."""
 
     def __init__(self, *, quiet: bool) -> None:

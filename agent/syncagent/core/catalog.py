@@ -160,6 +160,13 @@ class Describe(msgspec.Struct, frozen=True, tag=True):
     sha256: tuple[str, ...]
 
 
+class Return(msgspec.Struct, frozen=True, tag=True):
+    """A site's database was set back: it comes back under another number, and joins once more."""
+
+    node: int
+    incarnation: UUID
+
+
 class Remove(msgspec.Struct, frozen=True, tag=True):
     """It has left, or is dead."""
 
@@ -178,7 +185,7 @@ class Detach(msgspec.Struct, frozen=True, tag=True):
     tables: tuple[Table, ...]
 
 
-Command = Invite | Admit | Confirm | Describe | Remove | Attach | Detach
+Command = Invite | Admit | Return | Confirm | Describe | Remove | Attach | Detach
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -211,6 +218,8 @@ def _applied(catalog: Catalog, index: int, command: Command) -> tuple[Catalog, O
             return _invite(catalog, command)
         case Admit():
             return _admit(catalog, index, command)
+        case Return():
+            return _return(catalog, index, command)
         case Confirm():
             return _change(catalog, command.node, state="member")
         case Describe():
@@ -275,10 +284,7 @@ def _refusal(catalog: Catalog, command: Admit) -> Outcome | None:
             hint="choose another --name; if that site is gone for good: `syncagent remove` it first",
         )
     if catalog.next_node > limits.MAX_NODE:
-        return Outcome(
-            refused=f"all {limits.MAX_NODE} node numbers have been given",
-            hint="a cluster that has had so many sites must be set up anew",
-        )
+        return _NO_NUMBER
     everybody: list[Site | Gone] = [*catalog.sites.values(), *catalog.gone.values()]
     taken = {digest for known in everybody for digest in known.sha256}
     if command.sha256 in taken:
@@ -287,6 +293,28 @@ def _refusal(catalog: Catalog, command: Admit) -> Outcome | None:
             hint="a copied home is no new site: join with an empty --home",
         )
     return None
+
+
+_NO_NUMBER = Outcome(
+    refused=f"all {limits.MAX_NODE} node numbers have been given",
+    hint="a cluster that has had so many sites must be set up anew",
+)
+
+
+def _return(catalog: Catalog, index: int, command: Return) -> tuple[Catalog, Outcome]:
+    """The old number is gone; the certificate goes with the site."""
+    for site in catalog.sites.values():
+        if site.incarnation == command.incarnation:
+            return catalog, Outcome(site.node)  # it asked again
+    left, outcome = _remove(catalog, index, Remove(command.node))
+    if outcome.refused:
+        return catalog, outcome
+    if catalog.next_node > limits.MAX_NODE:
+        return catalog, _NO_NUMBER
+    node, before = catalog.next_node, catalog.sites[command.node]
+    site = replace(before, node=node, incarnation=command.incarnation, state="joining", admitted=index)
+    gone = {**left.gone, before.node: replace(left.gone[before.node], sha256=())}
+    return replace(left, sites={**left.sites, node: site}, gone=gone, next_node=node + 1), Outcome(node)
 
 
 def _describe(catalog: Catalog, command: Describe) -> tuple[Catalog, Outcome]:

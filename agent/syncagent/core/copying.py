@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 
 from syncagent.core.batch import Table
+from syncagent.core.invitation import Admission, Returning
 from syncagent.errors import ProtocolError
 
 ROWS, VERSIONS, PARKED = 0, 1, 2
@@ -70,11 +71,13 @@ class CopiedTable(msgspec.Struct, frozen=True):
 
 
 class At(msgspec.Struct, frozen=True):
-    """The last cut applied of an origin, and what it had applied when it made it."""
+    """The last cut applied of an origin, and what it had applied when it made it. `newest`: the largest clock of what it
+    had written by then."""
 
     cut: int
     id: UUID | None
     context: dict[int, int]
+    newest: int = 0
 
 
 class CopyPlan(msgspec.Struct, frozen=True):
@@ -87,16 +90,24 @@ class CopyPlan(msgspec.Struct, frozen=True):
     tables: tuple[CopiedTable, ...]
 
 
+class Held(msgspec.Struct, frozen=True):
+    """What somebody has of a range: how many rows, and their fingerprint."""
+
+    rows: int
+    lanes: tuple[int, int]
+
+
 class RangeAsked(msgspec.Struct, frozen=True):
-    """The donor reads it once its cuts hold all that was committed at `taken`."""
+    """The donor reads it once its cuts hold all that was committed at `taken`. Rows that are `held` do not travel."""
 
     range: Range
     taken: str
+    held: Held | None = None
 
 
 class RangeHead(msgspec.Struct, frozen=True):
     """What the streams that follow hold, all read in `snapshot`. `columns` are those of the rows, `keys` says how many
-    key columns an entry carries; the lanes are the fingerprint of the rows."""
+    key columns an entry carries; the lanes are the fingerprint of the rows. `same`: the rows are held, and left out."""
 
     columns: tuple[str, ...]
     keys: int
@@ -105,6 +116,7 @@ class RangeHead(msgspec.Struct, frozen=True):
     versions: int
     parked: int
     snapshot: str
+    same: bool = False
 
 
 class SequenceAt(msgspec.Struct, frozen=True):
@@ -134,10 +146,18 @@ class Counted(msgspec.Struct, frozen=True):
     epochs: dict[int, int]
 
 
-T = TypeVar("T", CopyPlan, RangeAsked, RangeHead, EndHead, Counted)
+class Known(msgspec.Struct, frozen=True):
+    """Of a node: the last cut that each other member is known to have, None if there is no link with it."""
+
+    have: dict[str, int | None]
 
 
-def encode(said: CopyPlan | RangeAsked | RangeHead | EndHead | Counted) -> bytes:
+T = TypeVar("T", CopyPlan, RangeAsked, RangeHead, EndHead, Counted, Known, Returning, Admission)
+
+
+def encode(
+    said: CopyPlan | RangeAsked | RangeHead | EndHead | Counted | Known | Returning | Admission,
+) -> bytes:
     return msgspec.json.encode(said)
 
 

@@ -83,6 +83,15 @@ class Application(msgspec.Struct, frozen=True, kw_only=True):
     wall: float
 
 
+class Returning(msgspec.Struct, frozen=True, kw_only=True):
+    """A site whose certificate is listed wants another number, as another incarnation."""
+
+    incarnation: UUID
+    protocol: int
+    version: str
+    wall: float
+
+
 class Admission(msgspec.Struct, frozen=True):
     """What it is told: its number, whom it has asked, and the catalog as bytes."""
 

@@ -135,8 +135,8 @@ class Donor(Protocol):
     Raises LinkDown and Contended, which another try may not meet, RefusedError, TrustError, DamagedFrame.
     """
 
-    async def plan(self) -> CopyPlan:
-        """Its frontier, its tables, and how they are cut into ranges."""
+    async def plan(self, *, look: bool = False) -> CopyPlan:
+        """Its frontier, its tables, and how they are cut into ranges. `look`: only to compare."""
 
     async def rows(
         self, asked: RangeAsked, on_bytes: Callable[[int], Awaitable[None]]

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from syncagent.core.batch import BatchHeader, Table
 from syncagent.core.catalog import Attachment, Catalog, Inspected
-from syncagent.core.copying import CopyPlan, EndHead, Range, RangeHead
+from syncagent.core.copying import At, CopyPlan, EndHead, Held, Range, RangeHead
 from syncagent.core.inbox import Position
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
@@ -203,6 +203,25 @@ class Unfinished:
     done_ranges: int
 
 
+@dataclass(frozen=True)
+class Put:
+    """What a range has changed: rows that came, rows that went, conflicts noticed; and rows that were here already."""
+
+    taken: int
+    dropped: int = 0
+    conflicts: int = 0
+    equal: int = 0
+
+
+@dataclass(frozen=True)
+class Differing:
+    """Rows of a range that are not here, are different here, are only here; what this site wrote itself apart."""
+
+    lacking: int = 0
+    changed: int = 0
+    extra: int = 0
+
+
 class Copier(Protocol):
     """The joiner's database while its rows are copied."""
 
@@ -210,9 +229,19 @@ class Copier(Protocol):
         """The copy that was begun here, if there is one."""
 
     async def begin(self, plan: CopyPlan) -> Unfinished:
-        """Take over a plan. Raises RefusedError if a table is missing, has other columns or holds rows."""
+        """Take over a plan. Raises RefusedError if a table is missing or has other columns."""
 
-    async def put(self, part: Range, head: RangeHead, spool: Spool) -> None:
+    async def held(self, part: Range) -> Held | None:
+        """What is here of a range, if its table is attached."""
+
+    async def own(self, table: Table, told: At) -> int | None:
+        """How many keys this site has written and nobody has, if others have its cuts up to `told`; None if the table is
+        not attached here."""
+
+    async def differing(self, part: Range, head: RangeHead, spool: Spool, told: At) -> Differing:
+        """What of a donor's range is not as here. Changes nothing."""
+
+    async def put(self, part: Range, head: RangeHead, spool: Spool) -> Put:
         """One range and the record that it is here, in one transaction. Raises CopyDiffers if what was written is
         not what the donor has read; nothing is changed then."""
 
@@ -221,4 +250,4 @@ class Copier(Protocol):
         The primary keys are there by now."""
 
     async def forget(self) -> None:
-        """Give up a copy that was begun: the rows it brought are deleted."""
+        """Give up a copy that was begun: the rows it brought are deleted, but for tables that held rows before."""

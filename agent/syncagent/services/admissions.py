@@ -1,4 +1,4 @@
-"""Who asks to join: whether the token is good, whether the site fits, and its place in the cluster.
+"""Who asks to join, or to return: whether the token is good, whether the site fits, and its place in the cluster.
 
 Invariant: nothing is decided here that the cluster has not agreed on; a refusal leaves no trace, and the token
 as good as it was.
@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 
 from syncagent.core import catalog as catalogs
 from syncagent.core import limits, stamp
-from syncagent.core.catalog import Admit
-from syncagent.core.invitation import Admission, Application
+from syncagent.core.catalog import Admit, Return
+from syncagent.core.invitation import Admission, Application, Returning
 from syncagent.core.wire import PROTOCOL
 from syncagent.errors import RefusedError
 from syncagent.services.elections import Elections
@@ -61,7 +61,13 @@ class Admissions:
         )
         return Admission(outcome.node, self._me, catalogs.encode(self._elections.catalog))
 
-    def _check(self, application: Application) -> None:
+    async def readmit(self, node: int, returning: Returning) -> Admission:
+        """Another number for a site whose certificate is listed. Raises RefusedError, Undecided."""
+        self._check(returning)
+        outcome = await self._elections.submit(Return(node, returning.incarnation), uuid4(), seconds=_SECONDS)
+        return Admission(outcome.node, self._me, catalogs.encode(self._elections.catalog))
+
+    def _check(self, application: Application | Returning) -> None:
         if application.protocol != PROTOCOL or _release(application.version) < _release(self._version):
             raise RefusedError(
                 f"this site runs syncagent {self._version} (protocol {PROTOCOL}), yours is"

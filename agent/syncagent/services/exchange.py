@@ -131,6 +131,13 @@ class Exchange:
         told = {node: progress.epoch for node, progress in self.progress.items()}
         return {**told, self._desk.me: self._desk.roster.epoch}
 
+    def have(self, node: int) -> dict[str, int | None]:
+        """The last cut of a node that each other peer is known to have applied, by name; None: there is no link."""
+        told = {
+            peer.name: self.progress.get(peer.node) for peer in self._desk.roster.origins if peer.node != node
+        }
+        return {name: progress.frontier.get(node, 0) if progress else None for name, progress in told.items()}
+
     def trouble(self, node: int, what: str) -> None:
         """The network says why there is no link, or why one broke."""
         self.troubles[node] = what

@@ -16,7 +16,7 @@ from syncagent.core import backoff
 from syncagent.core.copying import CopyPlan, Range, RangeAsked
 from syncagent.core.pace import Pace
 from syncagent.core.ports import Donor
-from syncagent.core.store import Copier, Unfinished
+from syncagent.core.store import Copier, Put, Unfinished
 from syncagent.errors import ConstraintBroken, CopyDiffers, RefusedError, SyncagentError
 from syncagent.services.lifecycle import Clock
 
@@ -48,7 +48,8 @@ class CopyProgress:
 
 @dataclass(frozen=True)
 class CopyReport:
-    """`ranges_kept` were here already, from a copy that was interrupted. `bytes` came over the network."""
+    """`ranges_kept` were here already, from a copy that was interrupted. `bytes` came over the network. In tables that held
+    rows before, `equal` rows stayed, `dropped` ones were deleted, and conflicts were recorded."""
 
     rows: int
     versions: int
@@ -58,6 +59,9 @@ class CopyReport:
     rows_kept: int
     retries: int
     seconds: float
+    equal: int
+    dropped: int
+    conflicts: int
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ class _Effort:
         self._began = self._moved = clock.now()
         self._said = float("-inf")
         self._rows = self._versions = self._bytes = self._retries = self._done = 0
+        self._equal = self._dropped = self._conflicts = 0
         self._marks: deque[tuple[float, int]] = deque([(self._began, 0)])
         self._trouble: str | None = None
         self._plan: CopyPlan
@@ -145,6 +150,9 @@ class _Effort:
             start.done_rows,
             self._retries,
             self._clock.now() - self._began,
+            self._equal,
+            self._dropped,
+            self._conflicts,
         )
 
     async def _begun(self) -> Unfinished:
@@ -178,9 +186,10 @@ class _Effort:
         attempt = differed = 0
         while True:
             try:
-                head, spool = await self._donor.rows(RangeAsked(part, self._plan.taken), self._received)
+                asked = RangeAsked(part, self._plan.taken, await self._copier.held(part))
+                head, spool = await self._donor.rows(asked, self._received)
                 try:
-                    await self._copier.put(part, head, spool)
+                    self._put(await self._copier.put(part, head, spool))
                 finally:
                     await spool.close()
             except SyncagentError as error:
@@ -198,6 +207,10 @@ class _Effort:
                 self._moved, self._trouble = self._clock.now(), None
                 self._tell(str(part.table), always=True)
                 return
+
+    def _put(self, put: Put) -> None:
+        self._equal, self._dropped = self._equal + put.equal, self._dropped + put.dropped
+        self._conflicts += put.conflicts
 
     async def _pause(self, error: SyncagentError, attempt: int) -> None:
         """Before the next try; raises what cannot be mended by one, or was not for too long."""

@@ -174,15 +174,9 @@ class Membership:
         return site
 
     def _have(self, node: int) -> dict[str, int | None]:
-        """The last cut of a node that each member is known to have applied; None: not known."""
-        have: dict[str, int | None] = {}
-        for site in self._elections.catalog.sites.values():
-            if site.node == self._me:
-                have[site.name] = self._desk.inbox.frontier.get(node, 0)
-            elif site.node != node and not site.witness:
-                progress = self._exchange.progress.get(site.node)
-                have[site.name] = progress.frontier.get(node, 0) if progress else None
-        return have
+        """The last cut of a node that each other member is known to have applied; None: not known."""
+        name = self._elections.catalog.name(self._me)
+        return {name: self._desk.inbox.frontier.get(node, 0), **self._exchange.have(node)}
 
     async def _leave(self, request: Request) -> dict[str, Any]:
         """Everything written here is at every other site; then this one goes."""

@@ -14,10 +14,21 @@ import msgspec
 
 from syncagent.core import copying
 from syncagent.core.batch import Table
-from syncagent.core.copying import At, Column, CopiedTable, CopyPlan, EndHead, Node, Range, RangeHead
+from syncagent.core.copying import (
+    At,
+    Column,
+    CopiedTable,
+    CopyPlan,
+    EndHead,
+    Held,
+    Node,
+    Range,
+    RangeHead,
+)
 from syncagent.core.ports import Spool
-from syncagent.core.store import Unfinished
+from syncagent.core.store import Differing, Put, Unfinished
 from syncagent.errors import CopyDiffers, RefusedError
+from syncagent.storage import reconciler
 from syncagent.storage.borders import border
 from syncagent.storage.session import working
 
@@ -134,8 +145,7 @@ class PostgresCopier:
                     f"this database has the encoding {encoding}, the donor's has {plan.encoding}",
                     hint=f"create database ... encoding '{plan.encoding}' template template0",
                 )
-            for table in plan.tables:
-                await _check_table(session, table)
+            filled = [await _check_table(session, table) for table in plan.tables]
             await session.execute(
                 "insert into syncagent.copy_state (donor, taken, frontier) values ($1, $2::text::pg_snapshot, $3::text::jsonb)",
                 plan.donor,
@@ -143,17 +153,43 @@ class PostgresCopier:
                 _encoder.encode(plan.frontier).decode(),
             )
             for number, table in enumerate(plan.tables, 1):
-                await _enter(session, number, table)
+                await _enter(session, number, table, filled=filled[number - 1])
             unfinished = await self._unfinished(session)
         assert unfinished is not None
         return unfinished
 
     # ---- one range
 
-    async def put(self, part: Range, head: RangeHead, spool: Spool) -> None:
+    async def held(self, part: Range) -> Held | None:
+        async with self._session() as session:
+            relation = await _attached(session, part.table)
+            return None if relation is None else await reconciler.held(session, relation, part)
+
+    async def own(self, table: Table, told: At) -> int | None:
+        async with self._session() as session:
+            relation = await _attached(session, table)
+            if relation is None:
+                return None
+            own: int = await session.fetchval(
+                "select syncagent._own($1, $2, $3)", relation, told.cut, told.newest
+            )
+            return own
+
+    async def differing(self, part: Range, head: RangeHead, spool: Spool, told: At) -> Differing:
+        async with self._session() as session:
+            relation = await _attached(session, part.table)
+            assert relation is not None
+            await session.fetchval("select syncagent._own($1, $2, $3)", relation, told.cut, told.newest)
+            await reconciler.stage(session, relation, part, head, spool)
+            return await reconciler.differing(session, relation, part)
+
+    async def put(self, part: Range, head: RangeHead, spool: Spool) -> Put:
+        put = Put(head.rows)
         async with self._session() as session, session.transaction():
             found = await session.fetchrow(
-                "select c.id, c.columns::text[] as columns, case when c.derived then cardinality(c.key_columns) else 0 end as keys, r.rows"
+                "select c.id, c.columns::text[] as columns, case when c.derived then cardinality(c.key_columns) else 0 end as keys, r.rows,"
+                " (select x.id from syncagent.replicated x where c.filled and x.schema_name = c.schema_name and x.table_name = c.table_name) as filled,"
+                " (select s.donor from syncagent.copy_state s) as donor"
                 " from syncagent.copied_table c join syncagent.copied_range r on r.relation = c.id and r.number = $3"
                 " where c.schema_name = $1 and c.table_name = $2 for update of r",
                 part.table.schema,
@@ -170,9 +206,11 @@ class PostgresCopier:
                     detail=f"then: {', '.join(found['columns'])}; now: {', '.join(head.columns)}",
                     hint="start the copy anew",
                 )
-            if part.node is not None and head.rows:
+            if found["filled"] is not None:
+                put = await reconciler.reconcile(session, found["filled"], part, head, spool, found["donor"])
+            elif part.node is not None and head.rows:
                 await self._rows(session, part, part.node, head, spool)
-            if head.versions:
+            if head.versions and found["filled"] is None:
                 await session.copy_to_table(
                     f"copied_version_{found['id']}",
                     schema_name="syncagent",
@@ -192,6 +230,7 @@ class PostgresCopier:
                 head.versions,
                 head.snapshot,
             )
+        return put
 
     async def _rows(
         self, session: asyncpg.Connection, part: Range, node: Node, head: RangeHead, spool: Spool
@@ -279,18 +318,20 @@ class PostgresCopier:
         await self._history(session, head, spool)
         for node, at in begun.plan.frontier.items():
             await session.execute(
-                "insert into syncagent.frontier (node, cut, cut_id, context) values ($1, $2, $3, $4::text::jsonb)"
-                " on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context",
+                "insert into syncagent.frontier (node, cut, cut_id, context, newest) values ($1, $2, $3, $4::text::jsonb, $5)"
+                " on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context,"
+                " newest = excluded.newest",
                 node,
                 at.cut,
                 at.id,
                 _encoder.encode({str(other): cut for other, cut in at.context.items()}).decode(),
+                at.newest,
             )
         await session.execute(
             "delete from syncagent.copy_state; delete from syncagent.copied_table; delete from syncagent.copied_range;"
             " delete from syncagent.copied_parked"
         )
-        await session.execute("update syncagent.local_site set copied = true")
+        await session.execute("update syncagent.local_site set copied = true, seen_before = null")
         return {node: at.cut for node, at in begun.plan.frontier.items()}
 
     async def _history(self, session: asyncpg.Connection, head: EndHead, spool: Spool) -> None:
@@ -318,13 +359,29 @@ class PostgresCopier:
                     table.table.schema,
                     table.table.name,
                 )
-                if name is not None:
+                filled = await session.fetchval(
+                    "select filled from syncagent.copied_table where id = $1", number
+                )
+                if name is not None and filled:
+                    await session.fetchval("select syncagent._detach($1::text::regclass)", name)
+                elif name is not None:
                     await session.execute(f"truncate {name}")
                 await session.execute(f"drop table syncagent.copied_version_{number}")
             await session.execute(
                 "delete from syncagent.copy_state; delete from syncagent.copied_table; delete from syncagent.copied_range;"
                 " delete from syncagent.copied_parked"
             )
+
+
+async def _attached(session: asyncpg.Connection, table: Table) -> int | None:
+    """The number of a table that is attached here."""
+    relation: int | None = await session.fetchval(
+        "select r.id from syncagent.replicated r join pg_class c on c.oid = r.relation"
+        " where r.schema_name = $1 and r.table_name = $2",
+        table.schema,
+        table.name,
+    )
+    return relation
 
 
 async def _sums(session: asyncpg.Connection, name: str, head: RangeHead, first: int) -> asyncpg.Record:
@@ -337,21 +394,14 @@ async def _sums(session: asyncpg.Connection, name: str, head: RangeHead, first: 
     )
 
 
-async def _check_table(session: asyncpg.Connection, table: CopiedTable) -> None:
-    """Refuse a table that is not what the donor's is, or is not empty."""
+async def _check_table(session: asyncpg.Connection, table: CopiedTable) -> bool:
+    """Refuse a table that is not what the donor's is; whether it has to be compared: it is attached, or holds rows."""
     name = await session.fetchval(
         "select to_regclass(format('%I.%I', $1::text, $2::text))::text", table.table.schema, table.table.name
     )
     if name is None:
         raise RefusedError(
             f"there is no table {table.table} here", hint="make it first, as it is at the donor"
-        )
-    if await session.fetchval(
-        "select exists (select from syncagent.replicated where relation = $1::text::regclass)", name
-    ):
-        raise RefusedError(
-            f"table {table.table} is attached here already",
-            hint=f"syncagent detach {table.table}, or `syncagent db uninstall`",
         )
     here = {
         Column(row["name"], row["type"])
@@ -379,21 +429,24 @@ async def _check_table(session: asyncpg.Connection, table: CopiedTable) -> None:
             detail=f"missing: {', '.join(sorted(map(str, missing)))}",
             hint="make them as they are at the donor",
         )
-    if await session.fetchval(f"select exists (select from {name})"):
-        raise RefusedError(
-            f"table {table.table} has rows here already",
-            hint=f"if they may go: truncate {name}",
+    return bool(
+        await session.fetchval(
+            f"select exists (select from syncagent.replicated where relation = $1::text::regclass) or exists (select from {name})",
+            name,
         )
+    )
 
 
 def _listed(columns: set[Column]) -> str:
     return ", ".join(sorted(f"{column.name} {column.type}" for column in columns)) or "none"
 
 
-async def _enter(session: asyncpg.Connection, number: int, table: CopiedTable) -> None:
+async def _enter(session: asyncpg.Connection, number: int, table: CopiedTable, *, filled: bool) -> None:
+    if filled:
+        await _attach(session, table)
     await session.execute(
-        "insert into syncagent.copied_table (id, schema_name, table_name, key_columns, derived, stride, columns)"
-        " values ($1, $2::text, $3::text, $4::text[]::name[], $5, $6, $7::text[]::name[])",
+        "insert into syncagent.copied_table (id, schema_name, table_name, key_columns, derived, stride, columns, filled)"
+        " values ($1, $2::text, $3::text, $4::text[]::name[], $5, $6, $7::text[]::name[], $8)",
         number,
         table.table.schema,
         table.table.name,
@@ -401,6 +454,7 @@ async def _enter(session: asyncpg.Connection, number: int, table: CopiedTable) -
         table.derived,
         table.stride,
         table.names,
+        filled,
     )
     await session.executemany(
         "insert into syncagent.copied_range (relation, number, node_schema, node_name, low, high, estimate)"

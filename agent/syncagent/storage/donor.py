@@ -22,6 +22,7 @@ from syncagent.core.copying import (
     CopiedTable,
     CopyPlan,
     EndHead,
+    Held,
     Node,
     Range,
     RangeAsked,
@@ -74,18 +75,19 @@ class PostgresDonor:
 
     # ---- the plan
 
-    async def plan(self, joiner: int) -> CopyPlan:
+    async def plan(self, joiner: int, *, look: bool) -> CopyPlan:
+        """`look`: for one that only compares, and need not be able to join."""
         async with self._session() as session:
             async with session.transaction(isolation="repeatable_read", readonly=True):
-                await self._check_joiner(session, joiner)
+                if not look:
+                    await self._check_joiner(session, joiner)
                 taken, encoding = await session.fetchrow(
                     "select pg_current_snapshot()::text, pg_catalog.current_setting('server_encoding')"
                 )
                 frontier = {
-                    row["node"]: At(row["cut"], row["cut_id"], _context.decode(row["context"]))
+                    row["node"]: At(row["cut"], row["cut_id"], _context.decode(row["context"]), row["newest"])
                     for row in await session.fetch(
-                        "select node, cut, cut_id, context::text as context from syncagent.frontier where node <> $1",
-                        joiner,
+                        "select node, cut, cut_id, context::text as context, newest from syncagent.frontier"
                     )
                 }
             tables = await session.fetch(
@@ -187,14 +189,16 @@ class PostgresDonor:
             spool = self._spools(f"copy of {part}")
             try:
                 async with session.transaction(isolation="repeatable_read", readonly=True):
-                    head = await self._read(session, asked.range, spool)
+                    head = await self._read(session, asked.range, asked.held, spool)
                 await spool.seal()
             except BaseException:
                 await spool.close()
                 raise
         return head, spool
 
-    async def _read(self, session: asyncpg.Connection, part: Range, spool: Spool) -> RangeHead:
+    async def _read(
+        self, session: asyncpg.Connection, part: Range, held: Held | None, spool: Spool
+    ) -> RangeHead:
         if part.node is not None:  # before the snapshot: a table rewritten after it would read as empty
             locked = await session.fetchval(
                 "select format('lock table only %I.%I in access share mode', $1::text, $2::text)",
@@ -220,17 +224,18 @@ class PostgresDonor:
                 f"table {part.node or part.table} is not attached at the donor any more",
                 hint="start the copy anew: what was copied of it is of no use",
             )
-        rows, lanes = 0, (0, 0)
+        rows, lanes, same = 0, (0, 0), False
         if part.node is not None:
             sums = await session.fetchrow(found["sums"])
             assert sums is not None
             rows, lanes = sums["rows"], (sums["lane_0"], sums["lane_1"])
-            if await _copy(session, found["rows"], spool, copying.ROWS) != rows:
+            same = held == Held(rows, lanes)
+            if not same and await _copy(session, found["rows"], spool, copying.ROWS) != rows:
                 raise CopyDiffers(f"{part}: two readings in one snapshot of the donor differ")
         versions = await _copy(session, found["versions"], spool, copying.VERSIONS)
         parked = await _copy(session, found["parked"], spool, copying.PARKED)
         return RangeHead(
-            tuple(found["columns"]), found["keys"], rows, lanes, versions, parked, found["snapshot"]
+            tuple(found["columns"]), found["keys"], rows, lanes, versions, parked, found["snapshot"], same
         )
 
     # ---- the end

@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 from psycopg.errors import InsufficientPrivilege
 
 from syncagent.core import stamp
+from syncagent.core.copying import At
 from syncagent.core.raft.messages import NOBODY
 from syncagent.errors import LacksPrivilege, RefusedError
 from syncagent.storage import migrations
@@ -99,6 +100,22 @@ def settle_as(
         "insert into syncagent.local_site (site, name, node, incarnation, tail, joining, copied)"
         " values (%s, %s, %s, %s, syncagent._tail(%s, %s), %s, %s)",
         (site, name, node, incarnation, node, secrets.randbits(46), joining, copied),
+    )
+
+
+def stands(connection: Connection) -> dict[int, int]:
+    """The frontier of this site, its own last cut included."""
+    return {
+        row["node"]: row["cut"]
+        for row in connection.execute("select node, cut from syncagent.frontier").fetchall()
+    }
+
+
+def return_as(connection: Connection, node: int, incarnation: UUID, told: At) -> None:
+    """Take another number; what this site wrote after its cut `told` becomes its own writes, everything else may be old."""
+    connection.execute(
+        "select syncagent._return(%s, %s, %s, %s, %s)",
+        (node, incarnation, secrets.randbits(46), told.cut, told.newest),
     )
 
 

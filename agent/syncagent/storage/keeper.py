@@ -83,7 +83,7 @@ class PostgresKeeper:
             if here["joining"] and not joining:
                 raise RefusedError(
                     f"site {name} has not joined to the end",
-                    hint="run the same `syncagent join` again; it goes on where it was",
+                    hint="run the same `syncagent join`, or `rejoin`, again; it goes on where it was",
                 )
             await self._session.execute(
                 "insert into syncagent.agent_state (version, started_at) values ($1, $2) on conflict (only_row)"

@@ -143,11 +143,12 @@ class PostgresReplica:
             careful,
         )
         await session.fetchval(
-            "select syncagent._apply_end($1, $2, $3, $4)",
+            "select syncagent._apply_end($1, $2, $3, $4, $5)",
             header.origin,
             header.after,
             header.upto,
             header.upto_id,
+            header.newest,
         )
         assert result is not None
         return Applied(result["taken"] + copied, result["conflicts"], result["parked"])

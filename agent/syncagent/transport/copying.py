@@ -51,6 +51,7 @@ from syncagent.transport.tls import Credentials, PinnedContext
 
 PLAN_PATH, ROWS_PATH, END_PATH = "/v1/copy/plan", "/v1/copy/rows", "/v1/copy/end"
 COUNTED_PATH, BLUEPRINT_PATH = "/v1/copy/counted", "/v1/copy/blueprint"
+KNOWN_PATH, RETURN_PATH, LOOK_PATH = "/v1/return/known", "/v1/return", "/v1/return/plan"
 LARGEST_PLAN = 64 * 1024 * 1024
 LARGEST_HEAD = 16 * 1024 * 1024
 _PIECE = 256 * 1024
@@ -61,7 +62,7 @@ OnBytes = Callable[[int], Awaitable[None]]
 class DonorStore(Protocol):
     """What the pages need of the donor's database; joiners are named by their node."""
 
-    async def plan(self, joiner: int) -> CopyPlan: ...
+    async def plan(self, joiner: int, *, look: bool) -> CopyPlan: ...
     async def rows(self, asked: RangeAsked) -> tuple[RangeHead, Spool]: ...
     async def end(self, joiner: int, taken: str) -> tuple[EndHead, Spool]: ...
 
@@ -72,8 +73,9 @@ class DonorStore(Protocol):
 def pages(store: DonorStore) -> Mapping[str, Handler]:
     """For `TlsNetwork(pages=...)`."""
 
-    async def plan(_request: web.Request, peer: Peer) -> web.StreamResponse:
-        return web.Response(body=encode(await store.plan(peer.node)), content_type="application/json")
+    async def plan(request: web.Request, peer: Peer) -> web.StreamResponse:
+        made = await store.plan(peer.node, look=request.path == LOOK_PATH)
+        return web.Response(body=encode(made), content_type="application/json")
 
     async def rows(request: web.Request, _peer: Peer) -> web.StreamResponse:
         head, spool = await store.rows(decode(RangeAsked, await request.read()))
@@ -83,14 +85,19 @@ def pages(store: DonorStore) -> Mapping[str, Handler]:
         head, spool = await store.end(peer.node, request.query.get("taken", ""))
         return await _send(request, encode(head), spool)
 
-    return {PLAN_PATH: explained(plan), ROWS_PATH: explained(rows), END_PATH: explained(end)}
+    return {
+        PLAN_PATH: explained(plan),
+        LOOK_PATH: explained(plan),
+        ROWS_PATH: explained(rows),
+        END_PATH: explained(end),
+    }
 
 
-def page(say: Callable[[], Awaitable[bytes]]) -> Handler:
-    """One more page, for `HttpDonor.ask`."""
+def page(say: Callable[[int, bytes], Awaitable[bytes]]) -> Handler:
+    """One more page, for `HttpDonor.ask`: it is told who asks, and with what."""
 
-    async def answer(_request: web.Request, _peer: Peer) -> web.StreamResponse:
-        return web.Response(body=await say())
+    async def answer(request: web.Request, peer: Peer) -> web.StreamResponse:
+        return web.Response(body=await say(peer.node, await request.read()))
 
     return explained(answer)
 
@@ -154,13 +161,14 @@ class HttpDonor:
             session, self._session = self._session, None
             await session.close()
 
-    async def ask(self, path: str) -> bytes:
+    async def ask(self, path: str, body: bytes | None = None) -> bytes:
         """What another page says."""
-        async with self._get(path) as answer:
+        async with self._get(path, body) as answer:
             return await _whole(answer, LARGEST_PLAN)
 
-    async def plan(self) -> CopyPlan:
-        return decode(CopyPlan, await self.ask(PLAN_PATH))
+    async def plan(self, *, look: bool = False) -> CopyPlan:
+        path = LOOK_PATH if look else PLAN_PATH
+        return decode(CopyPlan, await self.ask(path))
 
     async def rows(self, asked: RangeAsked, on_bytes: OnBytes) -> tuple[RangeHead, Spool]:
         async with self._get(ROWS_PATH, encode(asked)) as answer:
