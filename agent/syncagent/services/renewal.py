@@ -16,7 +16,7 @@ from syncagent.core import limits, stamp
 from syncagent.core.catalog import Describe
 from syncagent.core.ports import Keyring
 from syncagent.core.store import Request
-from syncagent.errors import Undecided
+from syncagent.errors import RefusedError, Undecided
 from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Bell, Desk
@@ -40,8 +40,8 @@ class Renewal:
         self.verbs = {"renew": self._renew}
 
     async def run(self) -> None:
-        """For ever: the catalog follows what is so, and a renewal that was begun comes to its end."""
-        while True:
+        """Until this site is removed: the catalog follows what is so, and a renewal that was begun comes to its end."""
+        while self._desk.me not in self._elections.catalog.gone:
             if not self._is_listed():
                 self._listed_at = 0
                 self._heard.clear()
@@ -63,6 +63,9 @@ class Renewal:
             await self._elections.submit(told, uuid4(), seconds=_SECONDS)
         except Undecided:
             await self.bell.wait(_AGAIN)
+        except RefusedError:
+            if self._desk.me not in self._elections.catalog.gone:
+                raise
 
     def missing(self) -> dict[str, str]:
         """Members that are not known to have heard of what is listed, and why."""
