@@ -9,7 +9,7 @@ import pytest
 from syncagent.core import catalog as catalogs
 from syncagent.core import limits, recovery
 from syncagent.core.batch import Table
-from syncagent.core.catalog import Attach, Attachment, Catalog, Command, Proposal, Site
+from syncagent.core.catalog import Attach, Attachment, Catalog, Command, Proposal, Remove, Site
 from syncagent.core.raft.machine import Machine
 from syncagent.core.raft.messages import Membership, Message, founded
 from syncagent.core.raft.storage import Memory
@@ -159,6 +159,23 @@ def test_a_rule_left_out_is_noticed(seed: int, monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setattr(recovery, broken, 0)
     with pytest.raises((AssertionError, ProtocolError)):
         histories(seed, 60)
+
+
+def test_a_removal_that_was_tried_before_is_done_now(seed: int) -> None:
+    """A leader without a majority has it in its log, and nobody could agree."""
+    chance = random.Random(seed)
+    nodes = [Node(number, chance, 3) for number in range(1, SITES + 1)]
+    talk(nodes, 40, chance, 0.0)
+    first = next(node for node in nodes if node.machine.leading)
+    gone = first.node % 3 + 1
+    first.propose(Remove(gone), 1)
+    first.work()
+    assert gone in first.state.sites
+    first.take_over(gone)
+    left = [node for node in nodes if node.node > 3 or node is first]
+    talk(left, 60, chance, 0.0)
+    assert all(gone in node.state.gone for node in left)
+    assert all(node.state == first.state and node.state.epoch >= 2**20 for node in left)
 
 
 def test_two_that_both_decide_alone_come_together_again(seed: int) -> None:

@@ -42,10 +42,14 @@ def alone(me: int, term: int, index: int, state: Catalog, log: Sequence[Entry], 
             catalog, _ = catalogs.apply(catalog, index, catalogs.decode_proposal(entry.data).command)
     # Farther with each number, so that if two sites are told to do this, one of them gives way.
     index, term = index + me * _FAR, term + me * _FAR
-    catalog, outcome = catalogs.apply(catalog, index, Remove(gone))
-    if outcome.refused is not None:
-        raise RefusedError(outcome.refused, hint=outcome.hint)
-    catalog = replace(catalog, next_node=min(catalog.next_node + _NUMBERS, limits.MAX_NODE + 1))
+    if gone not in catalog.gone:  # else it was tried before, and is in the log
+        catalog, outcome = catalogs.apply(catalog, index, Remove(gone))
+        if outcome.refused is not None:
+            raise RefusedError(outcome.refused, hint=outcome.hint)
+    if me not in catalog.sites:
+        raise RefusedError("this site was removed itself", hint="do it at another one")
+    numbers = min(catalog.next_node + _NUMBERS, limits.MAX_NODE + 1)
+    catalog = replace(catalog, epoch=index, next_node=numbers)
     others = tuple(node for node in sorted(catalog.sites) if node != me)
     snapshot = Snapshot(index, term, Membership((me,), others), catalogs.encode(catalog))
     return Recovery(HardState(term, me), snapshot)
