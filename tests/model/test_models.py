@@ -28,22 +28,25 @@ MODEL_BREAKS = {
     "behind": (1058, "own write lost"),
 }
 TXMODEL_BREAKS = {
-    "trace": (38, "diverged"),
+    "trace": (102, "diverged"),
     "order": (185, "diverged"),
     "ahead": (382, "diverged"),
-    "odd": (1166, "diverged"),
-    "relay": (11, "false alarm"),
+    "relay": (10, "relayed before its causes"),
     "fold": (0, "false alarm"),
     "mark": (1, "diverged"),
-    "uncut": (21, "false alarm"),
+    "uncut": (16, "false alarm"),
     "lock": (0, "write lost, no conflict"),
-    "stable": (0, "diverged"),
-    "onedot": (6, "diverged"),
-    "named": (43, "false alarm"),
-    "unseen": (588, "write lost, no conflict"),
-    "outdone": (74, "false alarm"),
-    "relayed": (704, "false alarm"),
+    "stable": (3, "diverged"),
+    "onedot": (0, "false alarm"),
+    "named": (41, "false alarm"),
+    "unseen": (1707, "false alarm"),
+    "outdone": (44, "false alarm"),
+    "relayed": (44, "false alarm"),
+    "whole": (81, "false alarm"),
+    "again": (4172, "false alarm"),
 }
+SINGLY = {"again"}
+"""Noticed in runs whose pulls are not coalesced."""
 DIRECTED_BREAKS = set(txmodel_directed.SCHEDULES)
 
 
@@ -90,11 +93,11 @@ def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
 
 @pytest.mark.parametrize("rule", TXMODEL_BREAKS)
 def test_a_rule_of_transactions_left_out_is_noticed(monkeypatch, rule: str):
-    number, what = TXMODEL_BREAKS[rule]
-    txmodel.run(number, Counter(), coalesced=True)
+    (number, what), coalesced = TXMODEL_BREAKS[rule], rule not in SINGLY
+    txmodel.run(number, Counter(), coalesced=coalesced)
     monkeypatch.setattr(txmodel, "BROKEN", {rule})
     with pytest.raises(AssertionError, match=what):
-        txmodel.run(number, Counter(), coalesced=True)
+        txmodel.run(number, Counter(), coalesced=coalesced)
 
 
 @pytest.mark.parametrize("rule", sorted(DIRECTED_BREAKS))
