@@ -89,20 +89,20 @@ create table syncagent.cut (
     previous uuid,
     taken    pg_snapshot not null,
     rows     bigint not null,
-    newest   bigint not null,
     made_at  timestamptz not null default clock_timestamp()
 );
 comment on table syncagent.cut is 'cuts of this site that some member has not applied yet, and the last one';
 
 create table syncagent.cut_keys (
+    node     integer not null,
     cut      bigint not null,
     relation integer not null,
     implicit boolean not null,
     keys     uuid[] not null
 );
 alter table syncagent.cut_keys alter column keys set storage external;
-create index cut_keys_cut on syncagent.cut_keys (cut, relation);
-comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; the only record of rows with implicit stamps';
+create index cut_keys_cut on syncagent.cut_keys (node, cut, relation);
+comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; of cuts of other sites those that came from them, to be handed on. Until stable the only record of rows with implicit stamps: a key in it whose row has no entry is the very insert of that cut';
 
 create table syncagent.frontier (
     node    integer primary key,
@@ -118,10 +118,11 @@ create table syncagent.context (
     node    integer not null,
     cut     bigint not null,
     context jsonb not null,
+    newest  bigint not null default 0,
     applied pg_snapshot,
     primary key (node, cut)
 );
-comment on table syncagent.context is 'frontier of an origin at each of its cuts, until stable; applied is the snapshot in which it was applied here';
+comment on table syncagent.context is 'frontier of an origin at each of its cuts, until stable; newest is no less than any clock in it; applied is the snapshot in which it was applied here';
 
 -- What is unsettled ----------------------------------------------------------------------------------------
 
@@ -177,6 +178,7 @@ comment on table syncagent.merge_lock is 'locked by a cut, a merge and a compact
 create table syncagent.peer_state (
     node       integer primary key,
     linked     boolean not null default false,
+    via        integer,
     paused     boolean not null default false,
     frontier   jsonb not null default '{}',
     parked     bigint not null default 0,
@@ -186,7 +188,7 @@ create table syncagent.peer_state (
     trouble    text,
     changed_at timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.peer_state is 'what the agent last knew of each peer: for people, never for the protocol';
+comment on table syncagent.peer_state is 'what the agent last knew of each peer: for people, never for the protocol; via is the node that a peer without a link is reached through';
 
 create table syncagent.agent_state (
     only_row   boolean primary key default true check (only_row),

@@ -37,6 +37,8 @@ begin
     create temp table if not exists window_entry (
         relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[]);
     alter table pg_temp.window_entry alter column keys set storage external;
+    create temp table if not exists stage_keys (relation integer, cut bigint, keys uuid[]);
+    alter table pg_temp.stage_keys alter column keys set storage external;
     create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, gone boolean, odd text);
     create temp table if not exists verdict (
         key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
@@ -138,8 +140,8 @@ begin
         execute format('select syncagent.fold_%s($1, $2, $3, $4)', r.id)
             into v_count using v_number, v_site.node, v_site.tail, r.collected;
         v_rows := v_rows + v_count;
-        insert into syncagent.cut_keys (cut, relation, implicit, keys)
-        select v_number, r.id, k.implicit, array_agg(k.key order by k.key)
+        insert into syncagent.cut_keys (node, cut, relation, implicit, keys)
+        select v_site.node, v_number, r.id, k.implicit, array_agg(k.key order by k.key)
         from (select f.key, f.implicit, (row_number() over (order by f.key) - 1) / 10000 as chunk from pg_temp.folded f) as k
         group by k.implicit, k.chunk;
     end loop;
@@ -150,9 +152,9 @@ begin
         on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, applied_at = excluded.applied_at;
     select jsonb_object_agg(f.node, f.cut) into v_context from syncagent.frontier f;
     update syncagent.frontier f set context = v_context where f.node = v_site.node;
-    insert into syncagent.context (node, cut, context) values (v_site.node, v_number, v_context);
-    insert into syncagent.cut (number, id, previous, taken, rows, newest)
-        values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows, v_newest);
+    insert into syncagent.context (node, cut, context, newest) values (v_site.node, v_number, v_context, v_newest);
+    insert into syncagent.cut (number, id, previous, taken, rows)
+        values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows);
     return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling);
 end
 $$;
@@ -238,85 +240,126 @@ begin
 end
 $$;
 
+-- What is shipped of a node's cuts after one and up to another: of this site's own, or of another's that it has applied.
+-- A row that is parked here goes on as it came.
+
 -- Rows whose stamp is implicit: their columns and nothing else.
-create function syncagent.ship_plain_{id}(bigint, bigint) returns table ({columns_typed})
+create function syncagent.ship_plain_{id}(bigint, bigint, integer) returns table ({columns_typed})
     language sql stable
     as $$
     select {t_columns}
     from (
         select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-        where c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2
+        where c.node = $3 and c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2
         group by k.key order by k.key
     ) as k
     join {table} t on {t_eq_k}
     where not exists (select from syncagent.version_{id} v where v.key = k.key)
+    union all
+    select (p.image::syncagent.row_{id}).*
+    from syncagent.parked_row p
+    where p.relation = {id} and p.node = $3 and p.stamp = syncagent._implicit(p.key)
+      and exists (select from syncagent.cut_keys c
+                  where c.node = $3 and c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2 and p.key = any (c.keys))
 $$;
 
--- Rows whose newest version is a local one, with stamp and cut; a live version without its row is a loss.
-create function syncagent.ship_exact_{id}(bigint, bigint)
+-- Of the same rows, the keys by cut.
+create function syncagent.ship_keys_{id}(bigint, bigint, integer) returns table (_cut bigint, _keys uuid[])
+    language sql stable
+    as $$
+    select c.cut, case when exists (select from syncagent.version_{id})
+                       then array(select k.key from unnest(c.keys) as k (key)
+                                  where not exists (select from syncagent.version_{id} v where v.key = k.key) order by k.key)
+                       else c.keys end
+    from syncagent.cut_keys c
+    where c.node = $3 and c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2
+$$;
+
+-- Rows whose newest version is that node's, with stamp and cut; a live version without its row is a loss.
+create function syncagent.ship_exact_{id}(bigint, bigint, integer)
     returns table (_stamp uuid, _cut bigint, _deleted boolean, {columns_typed})
     language sql stable
     as $$
     select v.stamp, v.cut, v.deleted, {v_columns}
     from (
         select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-        where c.relation = {id} and not c.implicit and c.cut > $1 and c.cut <= $2
+        where c.node = $3 and c.relation = {id} and c.cut > $1 and c.cut <= $2
+          and (not c.implicit or $3 <> (select node from syncagent.local_site))   -- an insert may have left an entry here
         group by k.key order by k.key
     ) as k
     join syncagent.version_{id} v on v.key = k.key
     left join {table} t on {t_eq_v} and not v.deleted
-    where v.node = (select node from syncagent.local_site) and (v.deleted or not ({t_absent}))
+    where v.node = $3 and (v.deleted or not ({t_absent}))
+      and ($3 = (select node from syncagent.local_site)
+           or not exists (select from syncagent.parked_row p where p.relation = {id} and p.key = v.key and p.stamp = v.stamp))
+    union all
+    select v.stamp, v.cut, false, (p.image::syncagent.row_{id}).*
+    from syncagent.parked_row p join syncagent.version_{id} v on v.key = p.key and v.stamp = p.stamp
+    where p.relation = {id} and p.node = $3 and v.node = $3 and v.cut > $1 and v.cut <= $2
 $$;
 
 -- Both, for a receiver that must compare rows with implicit stamps as well: their _stamp is null.
-create function syncagent.ship_whole_{id}(bigint, bigint)
+create function syncagent.ship_whole_{id}(bigint, bigint, integer)
     returns table (_stamp uuid, _cut bigint, _deleted boolean, {columns_typed})
     language sql stable
     as $$
-    select v.stamp, coalesce(v.cut, k.cut), coalesce(v.deleted, false), {k_columns}
+    select null::uuid, k.cut, false, {t_columns}
     from (
         select k.key, max(c.cut) as cut, max(c.cut) filter (where c.implicit) as born
         from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-        where c.relation = {id} and c.cut > $1 and c.cut <= $2
+        where c.node = $3 and c.relation = {id} and c.cut > $1 and c.cut <= $2
         group by k.key order by k.key
     ) as k
-    left join syncagent.version_{id} v on v.key = k.key
-    left join {table} t on {t_eq_kv} and v.deleted is not true
-    where case when v.key is null then k.born = k.cut   -- else its version was dropped, so every site has it
-               else v.node = (select node from syncagent.local_site) end
-      and (v.deleted or not ({t_absent}))
+    join {table} t on {t_eq_k}
+    where k.born = k.cut   -- else its version was dropped, so every site has it
+      and not exists (select from syncagent.version_{id} v where v.key = k.key)
+    union all
+    select null, max(c.cut), false, (p.image::syncagent.row_{id}).*
+    from syncagent.parked_row p
+    join syncagent.cut_keys c on c.node = $3 and c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2 and p.key = any (c.keys)
+    where p.relation = {id} and p.node = $3 and p.stamp = syncagent._implicit(p.key)
+    group by p.relation, p.key
+    union all
+    select * from syncagent.ship_exact_{id}($1, $2, $3)
 $$;
 $sql$ $template$;
 
-create function syncagent._shipment(p_after bigint, p_upto bigint, p_plain boolean)
+create function syncagent._relays() returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$ select count(*) > 2 from syncagent.member m where not m.witness $$;
+comment on function syncagent._relays is 'whether there is a third site, to which the batches of another may have to be handed on';
+
+create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigint, p_plain boolean)
     returns table (schema_name name, table_name name, form text, columns name[], relation text, keys bigint, query text)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
     select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys,
-           format('select * from syncagent.ship_%s_%s(%s, %s)', f.function, r.id, p_after, p_upto)
+           format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node)
     from syncagent.replicated r join pg_class t on t.oid = r.relation
     cross join lateral (
-        select count(*) filter (where c.implicit) > 0 as implicit, count(*) filter (where not c.implicit) > 0 as stamped,
+        select count(*) filter (where c.implicit) > 0 as implicit,
+               count(*) filter (where not c.implicit or p_node <> (select node from syncagent.local_site)) > 0 as stamped,
                sum(cardinality(c.keys)) as keys
-        from syncagent.cut_keys c where c.relation = r.id and c.cut > p_after and c.cut <= p_upto
+        from syncagent.cut_keys c where c.node = p_node and c.relation = r.id and c.cut > p_after and c.cut <= p_upto
     ) as k
     cross join lateral (values
+        ('keys', 'keys', p_plain and k.implicit and syncagent._relays()),
         ('plain', 'plain', p_plain and k.implicit), ('exact', 'exact', p_plain and k.stamped),
         ('exact', 'whole', not p_plain and (k.implicit or k.stamped))) as f (form, function, wanted)
     where f.wanted
     order by r.id, f.form desc
 $$;
-comment on function syncagent._shipment is 'the COPY queries that read the cuts after one and up to another; all in the snapshot of the last';
+comment on function syncagent._shipment is 'the COPY queries that read a node''s cuts after one and up to another; all in the snapshot of the newest cut here';
 
-create function syncagent._contexts(p_after bigint, p_upto bigint)
+create function syncagent._contexts(p_node integer, p_after bigint, p_upto bigint)
     returns table (cut bigint, context jsonb, newest bigint)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select c.cut, c.context, k.newest
-    from syncagent.context c join syncagent.cut k on k.number = c.cut
-    where c.node = (select node from syncagent.local_site) and c.cut > p_after and c.cut <= p_upto
+    select c.cut, c.context, c.newest from syncagent.context c
+    where c.node = p_node and c.cut > p_after and c.cut <= p_upto
     order by c.cut
 $$;
 comment on function syncagent._contexts is 'context and largest clock of each cut of a range';
@@ -430,8 +473,7 @@ begin
     if not v_full then
         delete from syncagent.context c using syncagent._stable() s
         where c.node = s.node and c.cut <= s.cut and (c.applied is null or pg_snapshot_xmax(c.applied) <= v_oldest);
-        delete from syncagent.cut_keys k using syncagent._stable() s, syncagent.local_site me
-        where s.node = me.node and k.cut <= s.cut;
+        delete from syncagent.cut_keys k using syncagent._stable() s where s.node = k.node and k.cut <= s.cut;
         -- the last stable cut itself stays: it is where a peer may stand
         delete from syncagent.cut c using syncagent._stable() s, syncagent.local_site me
         where s.node = me.node and c.number < s.cut;

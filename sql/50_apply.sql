@@ -34,7 +34,7 @@ begin
         raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
     end if;
-    if not (p_columns @> v_table.columns and p_columns <@ v_table.columns) then
+    if p_form <> 'keys' and not (p_columns @> v_table.columns and p_columns <@ v_table.columns) then
         raise exception 'table %.% has other columns here than at the origin', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104',
                   detail = format('here: %s; there: %s', array_to_string(v_table.columns, ', '), array_to_string(p_columns, ', ')),
@@ -68,7 +68,7 @@ end
 $$;
 comment on function syncagent._may_copy is 'whether plain rows can go straight into the table: nothing here is unsettled that they could meet';
 
-create function syncagent._apply_begin(p_origin integer, p_after bigint, p_contexts jsonb, p_newest bigint) returns void
+create function syncagent._apply_begin(p_origin integer, p_after bigint, p_contexts jsonb, p_newest bigint) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -81,18 +81,25 @@ begin
             using errcode = 'SA103';
     end if;
     perform syncagent._lift(p_newest);
-    insert into syncagent.context (node, cut, context)
-    select p_origin, (c ->> 'cut')::bigint, c -> 'frontier' from jsonb_array_elements(p_contexts) as c
+    insert into syncagent.context (node, cut, context, newest)
+    select p_origin, (c ->> 'cut')::bigint, c -> 'frontier', p_newest from jsonb_array_elements(p_contexts) as c
     on conflict (node, cut) do nothing;
+    return syncagent._relays();
 end
 $$;
-comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known';
+comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known; whether its keys are to be recorded';
 
-create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint) returns void
+create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint, p_recorded boolean) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 begin
+    if not p_recorded then
+        lock table syncagent.member in share mode;   -- a third site that comes now comes after this merge
+        if syncagent._relays() then
+            raise exception 'a third site has come, to which this batch may have to be handed on' using errcode = 'SA101';
+        end if;
+    end if;
     update syncagent.context set applied = pg_current_snapshot()
     where node = p_origin and cut > p_after and cut <= p_upto;
     insert into syncagent.frontier as f (node, cut, cut_id, context, newest)
@@ -108,7 +115,7 @@ end
 $$;
 comment on function syncagent._apply_end is 'last step of a merge: the frontier moves with the rows, or not at all';
 
-create function syncagent._merge(p_relations integer[], p_origin integer, p_locked boolean, p_careful boolean)
+create function syncagent._merge(p_relations integer[], p_origin integer, p_after bigint, p_locked boolean, p_careful boolean, p_record boolean)
     returns table (taken bigint, conflicts bigint, parked bigint)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -136,23 +143,46 @@ begin
             execute format('select syncagent.write_%s($1)', v_id) into v_count using p_origin;
         end if;
         execute format('select syncagent.recheck_%s($1)', v_id) using v_seen;
+        if p_record then
+            execute format('select syncagent.record_%s($1, $2)', v_id) using p_origin, p_after;
+        end if;
         v_taken := v_taken + v_count;
         v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
     end loop;
     return query select v_taken, v_conflicts, v_parked;
 end
 $$;
-comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: park rows that break a constraint';
+comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: park rows that break a constraint; record: remember what came, to hand it on';
 
-create function syncagent._told(p_origin integer) returns bigint
+create function syncagent._skip(p_relations integer[], p_after bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_id integer;
+begin
+    -- Merged again it could stand against a write that was made here on top of it, and that no cut has folded. Plain
+    -- rows do not say their cut: if they meet such a write, they are asked for in the exact form.
+    foreach v_id in array p_relations loop
+        execute format('delete from pg_temp.stage_%s where _cut <= $1', v_id) using p_after;
+    end loop;
+end
+$$;
+comment on function syncagent._skip is 'leave out what has come by another way meanwhile: rows of cuts up to this one';
+
+create function syncagent._told(p_origin integer) returns table (node integer, cut bigint)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select coalesce(min(coalesce((c.context ->> me.node::text)::bigint, 0)), 9223372036854775807)
-    from syncagent.context c cross join syncagent.local_site me
-    where c.node = p_origin and c.cut > coalesce((select f.cut from syncagent.frontier f where f.node = p_origin), 0)
+    select n.node, coalesce((first.context ->> n.node::text)::bigint, 0)
+    from (
+        select c.context from syncagent.context c
+        where c.node = p_origin and c.cut > coalesce((select f.cut from syncagent.frontier f where f.node = p_origin), 0)
+        order by c.cut limit 1
+    ) as first
+    cross join syncagent.frontier n where n.node <> p_origin
 $$;
-comment on function syncagent._told is 'the last cut of this site that the origin had applied when it made the first cut of the batch being merged';
+comment on function syncagent._told is 'per node, the last cut that the origin had applied when it made the first cut of the batch being merged';
 
 create function syncagent._await_refused(p_relations integer[], p_milliseconds integer) returns boolean
     language plpgsql volatile
@@ -358,7 +388,6 @@ create function syncagent.judge_{id}(p_origin integer, p_retry boolean) returns 
 declare
     v_last      record := syncagent._last_cut();
     v_site      syncagent.local_site;
-    v_told      bigint := syncagent._told(p_origin);
     v_rows      bigint;
     v_conflicts bigint := 0;
 begin
@@ -367,7 +396,8 @@ begin
     if not exists (select from syncagent.version_{id})
        and not exists (select from syncagent.log l
                        where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)))
-       and not exists (select from syncagent.cut_keys k where k.relation = {id} and k.implicit and k.cut > v_told)
+       and not exists (select from syncagent._told(p_origin) t join syncagent.cut_keys k on k.node = t.node and k.cut > t.cut
+                       where k.relation = {id} and k.implicit)
        and not exists (select from {stage} s where s._stamp is null or s._stamp <= syncagent._implicit(s._key)) then
         return 0;
     end if;
@@ -380,13 +410,18 @@ begin
         where x.relation = {id}
         group by k.key
     ), born as materialized (
-        -- inserts of this site that the origin had not seen at its oldest cut in this batch
-        select k.key, max(c.cut) as cut
-        from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-        where c.relation = {id} and c.implicit and c.cut > v_told
+        -- inserts, as they are here, that the origin had not seen at its oldest cut in this batch: node -> cut
+        select k.key, jsonb_object_agg(k.node, k.cut) as cuts
+        from (
+            select u.key, c.node, max(c.cut) as cut
+            from syncagent._told(p_origin) t join syncagent.cut_keys c on c.node = t.node and c.cut > t.cut
+            cross join lateral unnest(c.keys) as u (key)
+            where c.relation = {id} and c.implicit
+            group by u.key, c.node
+        ) as k join {stage} s on s._key = k.key
         group by k.key
     ), known as (
-        select s.*, v.node, v.cut, v.stamp as settled, v.deleted as gone, u.stamp as fresh, b.cut as born
+        select s.*, v.node, v.cut, v.stamp as settled, v.deleted as gone, u.stamp as fresh, b.cuts as born
         from {stage} s
         left join syncagent.version_{id} v on v.key = s._key
         left join unfolded u on u.key = s._key
@@ -405,7 +440,9 @@ begin
                coalesce(m.gone, false) and m.tid is not null and m.fresh is not null as beneath,
                m.incoming <> m.mine and case
                    when m.fresh is not null and (m.settled is null or m.fresh >= m.settled or m.gone and m.tid is not null) then true
-                   when m.settled is null then coalesce(m.born > coalesce((theirs.context ->> v_site.node::text)::bigint, 0), false)
+                   when m.settled is null then exists (
+                       select from jsonb_each_text(m.born) as b (node, cut)
+                       where b.cut::bigint > coalesce((theirs.context ->> b.node)::bigint, 0))
                    when m.cut is null then true
                    when m.cut <= coalesce((theirs.context ->> m.node::text)::bigint, 0) then false
                    else coalesce((ours.context ->> p_origin::text)::bigint, 0) < m._cut
@@ -435,7 +472,9 @@ begin
                 else case when c.tid is null then 'delete/update' when c._deleted then 'update/delete' else 'update/update' end end,
            -- under a newer tombstone an insert may live that neither had seen: what was met is the insert
            c.incoming, case when c.beneath then c.fresh else c.mine end,
-           case when c.settled is null or c.fresh >= c.settled or c.beneath then v_site.node else c.node end,
+           case when c.settled is null and c.fresh is null and c.born is not null
+                    then (select min(b.node::integer) from jsonb_object_keys(c.born) as b (node))
+                when c.settled is null or c.fresh >= c.settled or c.beneath then v_site.node else c.node end,
            c.tid is null, c.fresh is not null and (c.mine > c.incoming and c.settled is null or c.incoming > c.mine and c.plain),
            c.born is not null and (case when c.twice then c.larger > 0 else c.concurrent and c.incoming > c.mine end),
            case when c.inexact then 'SA102' end
@@ -448,11 +487,12 @@ begin
         raise exception 'plain rows of % met metadata', {title} using errcode = 'SA102';
     end if;
     if exists (select from pg_temp.verdict d where d.unborn) then
-        -- these inserts of ours are in a conflict now: they are not what the rows are any more
+        -- these inserts are in a conflict now: they are not what the rows are any more
         update syncagent.cut_keys c
         set keys = array(select k.key from unnest(c.keys) as k (key)
                          where k.key not in (select d.key from pg_temp.verdict d where d.unborn) order by k.key)
-        where c.relation = {id} and c.implicit and c.cut > v_told
+        from syncagent._told(p_origin) t
+        where c.node = t.node and c.cut > t.cut and c.relation = {id} and c.implicit
           and exists (select from unnest(c.keys) as k (key) where k.key in (select d.key from pg_temp.verdict d where d.unborn));
     end if;
 
@@ -529,6 +569,32 @@ begin
     if v_keys is not null and exists (select from {stage} s where s._key = any (v_keys)) then
         raise exception 'a row of % was written while it was merged', {title} using errcode = 'SA101';
     end if;
+end
+$$;
+
+-- What came, by cut. An insert that has lost, in a conflict, is not what the row is here.
+create function syncagent.record_{id}(p_origin integer, p_after bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    insert into syncagent.cut_keys (node, cut, relation, implicit, keys)
+    select p_origin, k.cut, {id}, k.implicit, array_agg(k.key order by k.key)
+    from (
+        select s._cut as cut, s._key as key, s._stamp is null as implicit,
+               (row_number() over (partition by s._cut, s._stamp is null order by s._key) - 1) / 10000 as chunk
+        from {stage} s
+        where s._cut > p_after
+          and not (s._stamp is null and exists (select from pg_temp.verdict d where d.key = s._key and d.loses and d.conflict))
+    ) as k
+    group by k.cut, k.implicit, k.chunk;
+    insert into syncagent.cut_keys (node, cut, relation, implicit, keys)
+    select p_origin, k.cut, {id}, true,
+           case when exists (select from pg_temp.verdict d where d.loses and d.conflict)
+                then array(select u.key from unnest(k.keys) as u (key)
+                           where not exists (select from pg_temp.verdict d where d.key = u.key and d.loses and d.conflict) order by u.key)
+                else k.keys end
+    from pg_temp.stage_keys k where k.relation = {id} and k.cut > p_after;
 end
 $$;
 

@@ -12,7 +12,7 @@ create function syncagent._unshipped(p_relation integer, p_cut bigint, p_newest 
     -- What was cut later than the donor knows, and what no cut here has. If the donor knows a later cut than this database,
     -- that one had what was written up to its newest clock.
     select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-    where c.relation = p_relation and c.cut > p_cut
+    where c.node = (select s.node from syncagent.local_site s) and c.relation = p_relation and c.cut > p_cut
     union
     select k.key from syncagent.log e cross join syncagent._last_cut() l cross join lateral unnest(e.keys) as k (key)
     where e.relation = p_relation and (e.xid >= l.xmax or e.xid = any (l.xip))
@@ -66,16 +66,18 @@ begin
                    syncagent._hlc(v.stamp), array_agg(v.key) {odd_of_version}
             from syncagent.version_{id} v
             where v.node = $1 and v.cut > $2
-              and v.key in (select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key) where c.relation = {id} and c.cut > $2)
+              and v.key in (select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+                            where c.node = $1 and c.relation = {id} and c.cut > $2)
             group by v.stamp, v.deleted
             $sql$, syncagent._tokens(r.id)) using v_site.node, p_cut, v_kept;
         execute syncagent._render($sql$
             insert into syncagent.log (xid, relation, op, hlc, keys)
             select pg_current_xact_id(), {id}, 'I', syncagent._tick(), array_agg(k.key)
             from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-            where c.relation = {id} and c.implicit and c.cut > $1 and not exists (select from syncagent.version_{id} v where v.key = k.key)
+            where c.node = $1 and c.relation = {id} and c.implicit and c.cut > $2
+              and not exists (select from syncagent.version_{id} v where v.key = k.key)
             group by c.ctid
-            $sql$, syncagent._tokens(r.id)) using p_cut;
+            $sql$, syncagent._tokens(r.id)) using v_site.node, p_cut;
         execute format('delete from syncagent.version_%s', r.id);
     end loop;
     for r in   -- its numbers are now others than before

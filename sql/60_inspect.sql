@@ -116,7 +116,7 @@ create view syncagent.site as
 select m.name, m.node, m.node = s.node as is_self,
        case when m.node = s.node then case when syncagent._agent_runs() then 'running' else 'no agent' end
             when not syncagent._agent_runs() then 'unknown'
-            when p.paused then 'paused' when p.linked then 'linked' else 'away' end as state,
+            when p.paused then 'paused' when p.linked then 'linked' when p.via is not null then 'relayed' else 'away' end as state,
        case when m.state = 'joining' then 'joining' when not m.votes then 'learner' when m.witness then 'witness' else 'voter' end as role,
        case when syncagent._agent_runs() then m.node = led.leader end as leads, m.address,
        case when m.node = s.node then s.site end as site,
@@ -143,7 +143,8 @@ select m.name, m.node, m.is_self, m.state, m.role, m.leads, coalesce(p.linked, f
        case when m.is_self then syncagent._log_bytes() end as log_bytes,
        case when m.is_self then (select coalesce(sum(e.entries), 0)::bigint from syncagent._entries() e) end as unsettled_rows,
        case when m.is_self then (select count(*) from syncagent.cut) end as kept_cuts,
-       case when m.is_self then (select count(*) from syncagent.conflict_record) end as conflicts
+       case when m.is_self then (select count(*) from syncagent.conflict_record) end as conflicts,
+       syncagent._site_name(p.via) as via
 from syncagent.site m
 left join syncagent.peer_state p on p.node = m.node
 left join syncagent.frontier f on f.node = m.node

@@ -332,11 +332,9 @@ def _inbox(
 ) -> "Inbox[Spool]":
     inbox: Inbox[Spool] = Inbox(
         settings.node,
-        [peer.node for peer in roster.origins],
+        [*(peer.node for peer in roster.origins), *(catalog.gone.keys() - {settings.node})],
         max_skew=stamp.from_seconds(settings.max_clock_skew),
     )
-    for node in catalog.gone:
-        inbox.forget(node)
     inbox.loaded(loaded.positions)
     for node in paused:
         inbox.pause(node)

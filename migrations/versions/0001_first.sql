@@ -91,20 +91,20 @@ create table syncagent.cut (
     previous uuid,
     taken    pg_snapshot not null,
     rows     bigint not null,
-    newest   bigint not null,
     made_at  timestamptz not null default clock_timestamp()
 );
 comment on table syncagent.cut is 'cuts of this site that some member has not applied yet, and the last one';
 
 create table syncagent.cut_keys (
+    node     integer not null,
     cut      bigint not null,
     relation integer not null,
     implicit boolean not null,
     keys     uuid[] not null
 );
 alter table syncagent.cut_keys alter column keys set storage external;
-create index cut_keys_cut on syncagent.cut_keys (cut, relation);
-comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; the only record of rows with implicit stamps';
+create index cut_keys_cut on syncagent.cut_keys (node, cut, relation);
+comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; of cuts of other sites those that came from them, to be handed on. Until stable the only record of rows with implicit stamps: a key in it whose row has no entry is the very insert of that cut';
 
 create table syncagent.frontier (
     node    integer primary key,
@@ -120,10 +120,11 @@ create table syncagent.context (
     node    integer not null,
     cut     bigint not null,
     context jsonb not null,
+    newest  bigint not null default 0,
     applied pg_snapshot,
     primary key (node, cut)
 );
-comment on table syncagent.context is 'frontier of an origin at each of its cuts, until stable; applied is the snapshot in which it was applied here';
+comment on table syncagent.context is 'frontier of an origin at each of its cuts, until stable; newest is no less than any clock in it; applied is the snapshot in which it was applied here';
 
 -- What is unsettled ----------------------------------------------------------------------------------------
 
@@ -179,6 +180,7 @@ comment on table syncagent.merge_lock is 'locked by a cut, a merge and a compact
 create table syncagent.peer_state (
     node       integer primary key,
     linked     boolean not null default false,
+    via        integer,
     paused     boolean not null default false,
     frontier   jsonb not null default '{}',
     parked     bigint not null default 0,
@@ -188,7 +190,7 @@ create table syncagent.peer_state (
     trouble    text,
     changed_at timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.peer_state is 'what the agent last knew of each peer: for people, never for the protocol';
+comment on table syncagent.peer_state is 'what the agent last knew of each peer: for people, never for the protocol; via is the node that a peer without a link is reached through';
 
 create table syncagent.agent_state (
     only_row   boolean primary key default true check (only_row),
@@ -605,7 +607,6 @@ begin
             't_columns', string_agg(format('t.%I', c), ', ' order by n),
             's_columns', string_agg(format('s.c%s', n), ', ' order by n),
             'v_columns', string_agg(case when k is null then format('t.%I', c) when v_table.derived then format('v.k%s', k) else 'v.key' end, ', ' order by n),
-            'k_columns', string_agg(case when k is null then format('t.%I', c) when v_table.derived then format('v.k%s', k) else 'k.key' end, ', ' order by n),
             't_absent', format('t.%I is null', v_table.key_columns[1]),
             't_eq_s', string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null),
             'key_columns', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null),
@@ -626,7 +627,7 @@ begin
         ) || case when not v_table.derived then jsonb_build_object(
             'key', format('t.%I', v_table.key_columns[1]), 'pinned', '',
             't_eq_v', format('t.%I = v.key', v_table.key_columns[1]), 't_eq_f', format('t.%I = f.key', v_table.key_columns[1]),
-            't_eq_k', format('t.%I = k.key', v_table.key_columns[1]), 't_eq_kv', format('t.%I = k.key', v_table.key_columns[1]),
+            't_eq_k', format('t.%I = k.key', v_table.key_columns[1]),
             't_key_text', format('t.%I::text', v_table.key_columns[1]), 's_key_text', 's._key::text', 'v_key_text', 'v.key::text',
             'odd_column', '', 'odd_array', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '',
             'max_odd', 'null', 'unnest_entry', 'unnest(e.keys) as k (key)', 'decode_odd', '', 'key_type', '',
@@ -638,7 +639,6 @@ begin
             't_eq_v', string_agg(format('t.%I = v.k%s', c, k), ' and ' order by k) filter (where k is not null),
             't_eq_f', string_agg(format('t.%I = o.k%s', c, k), ' and ' order by k) filter (where k is not null),
             't_eq_k', 'false',
-            't_eq_kv', string_agg(format('t.%I = v.k%s', c, k), ' and ' order by k) filter (where k is not null),
             't_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             's_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null)),
             'v_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('v.k%s', k), ', ' order by k) filter (where k is not null)),
@@ -1289,6 +1289,8 @@ begin
     create temp table if not exists window_entry (
         relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[]);
     alter table pg_temp.window_entry alter column keys set storage external;
+    create temp table if not exists stage_keys (relation integer, cut bigint, keys uuid[]);
+    alter table pg_temp.stage_keys alter column keys set storage external;
     create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, gone boolean, odd text);
     create temp table if not exists verdict (
         key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
@@ -1390,8 +1392,8 @@ begin
         execute format('select syncagent.fold_%s($1, $2, $3, $4)', r.id)
             into v_count using v_number, v_site.node, v_site.tail, r.collected;
         v_rows := v_rows + v_count;
-        insert into syncagent.cut_keys (cut, relation, implicit, keys)
-        select v_number, r.id, k.implicit, array_agg(k.key order by k.key)
+        insert into syncagent.cut_keys (node, cut, relation, implicit, keys)
+        select v_site.node, v_number, r.id, k.implicit, array_agg(k.key order by k.key)
         from (select f.key, f.implicit, (row_number() over (order by f.key) - 1) / 10000 as chunk from pg_temp.folded f) as k
         group by k.implicit, k.chunk;
     end loop;
@@ -1402,9 +1404,9 @@ begin
         on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, applied_at = excluded.applied_at;
     select jsonb_object_agg(f.node, f.cut) into v_context from syncagent.frontier f;
     update syncagent.frontier f set context = v_context where f.node = v_site.node;
-    insert into syncagent.context (node, cut, context) values (v_site.node, v_number, v_context);
-    insert into syncagent.cut (number, id, previous, taken, rows, newest)
-        values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows, v_newest);
+    insert into syncagent.context (node, cut, context, newest) values (v_site.node, v_number, v_context, v_newest);
+    insert into syncagent.cut (number, id, previous, taken, rows)
+        values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows);
     return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling);
 end
 $$;
@@ -1490,85 +1492,126 @@ begin
 end
 $$;
 
+-- What is shipped of a node's cuts after one and up to another: of this site's own, or of another's that it has applied.
+-- A row that is parked here goes on as it came.
+
 -- Rows whose stamp is implicit: their columns and nothing else.
-create function syncagent.ship_plain_{id}(bigint, bigint) returns table ({columns_typed})
+create function syncagent.ship_plain_{id}(bigint, bigint, integer) returns table ({columns_typed})
     language sql stable
     as $$
     select {t_columns}
     from (
         select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-        where c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2
+        where c.node = $3 and c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2
         group by k.key order by k.key
     ) as k
     join {table} t on {t_eq_k}
     where not exists (select from syncagent.version_{id} v where v.key = k.key)
+    union all
+    select (p.image::syncagent.row_{id}).*
+    from syncagent.parked_row p
+    where p.relation = {id} and p.node = $3 and p.stamp = syncagent._implicit(p.key)
+      and exists (select from syncagent.cut_keys c
+                  where c.node = $3 and c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2 and p.key = any (c.keys))
 $$;
 
--- Rows whose newest version is a local one, with stamp and cut; a live version without its row is a loss.
-create function syncagent.ship_exact_{id}(bigint, bigint)
+-- Of the same rows, the keys by cut.
+create function syncagent.ship_keys_{id}(bigint, bigint, integer) returns table (_cut bigint, _keys uuid[])
+    language sql stable
+    as $$
+    select c.cut, case when exists (select from syncagent.version_{id})
+                       then array(select k.key from unnest(c.keys) as k (key)
+                                  where not exists (select from syncagent.version_{id} v where v.key = k.key) order by k.key)
+                       else c.keys end
+    from syncagent.cut_keys c
+    where c.node = $3 and c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2
+$$;
+
+-- Rows whose newest version is that node's, with stamp and cut; a live version without its row is a loss.
+create function syncagent.ship_exact_{id}(bigint, bigint, integer)
     returns table (_stamp uuid, _cut bigint, _deleted boolean, {columns_typed})
     language sql stable
     as $$
     select v.stamp, v.cut, v.deleted, {v_columns}
     from (
         select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-        where c.relation = {id} and not c.implicit and c.cut > $1 and c.cut <= $2
+        where c.node = $3 and c.relation = {id} and c.cut > $1 and c.cut <= $2
+          and (not c.implicit or $3 <> (select node from syncagent.local_site))   -- an insert may have left an entry here
         group by k.key order by k.key
     ) as k
     join syncagent.version_{id} v on v.key = k.key
     left join {table} t on {t_eq_v} and not v.deleted
-    where v.node = (select node from syncagent.local_site) and (v.deleted or not ({t_absent}))
+    where v.node = $3 and (v.deleted or not ({t_absent}))
+      and ($3 = (select node from syncagent.local_site)
+           or not exists (select from syncagent.parked_row p where p.relation = {id} and p.key = v.key and p.stamp = v.stamp))
+    union all
+    select v.stamp, v.cut, false, (p.image::syncagent.row_{id}).*
+    from syncagent.parked_row p join syncagent.version_{id} v on v.key = p.key and v.stamp = p.stamp
+    where p.relation = {id} and p.node = $3 and v.node = $3 and v.cut > $1 and v.cut <= $2
 $$;
 
 -- Both, for a receiver that must compare rows with implicit stamps as well: their _stamp is null.
-create function syncagent.ship_whole_{id}(bigint, bigint)
+create function syncagent.ship_whole_{id}(bigint, bigint, integer)
     returns table (_stamp uuid, _cut bigint, _deleted boolean, {columns_typed})
     language sql stable
     as $$
-    select v.stamp, coalesce(v.cut, k.cut), coalesce(v.deleted, false), {k_columns}
+    select null::uuid, k.cut, false, {t_columns}
     from (
         select k.key, max(c.cut) as cut, max(c.cut) filter (where c.implicit) as born
         from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-        where c.relation = {id} and c.cut > $1 and c.cut <= $2
+        where c.node = $3 and c.relation = {id} and c.cut > $1 and c.cut <= $2
         group by k.key order by k.key
     ) as k
-    left join syncagent.version_{id} v on v.key = k.key
-    left join {table} t on {t_eq_kv} and v.deleted is not true
-    where case when v.key is null then k.born = k.cut   -- else its version was dropped, so every site has it
-               else v.node = (select node from syncagent.local_site) end
-      and (v.deleted or not ({t_absent}))
+    join {table} t on {t_eq_k}
+    where k.born = k.cut   -- else its version was dropped, so every site has it
+      and not exists (select from syncagent.version_{id} v where v.key = k.key)
+    union all
+    select null, max(c.cut), false, (p.image::syncagent.row_{id}).*
+    from syncagent.parked_row p
+    join syncagent.cut_keys c on c.node = $3 and c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2 and p.key = any (c.keys)
+    where p.relation = {id} and p.node = $3 and p.stamp = syncagent._implicit(p.key)
+    group by p.relation, p.key
+    union all
+    select * from syncagent.ship_exact_{id}($1, $2, $3)
 $$;
 $sql$ $template$;
 
-create function syncagent._shipment(p_after bigint, p_upto bigint, p_plain boolean)
+create function syncagent._relays() returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$ select count(*) > 2 from syncagent.member m where not m.witness $$;
+comment on function syncagent._relays is 'whether there is a third site, to which the batches of another may have to be handed on';
+
+create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigint, p_plain boolean)
     returns table (schema_name name, table_name name, form text, columns name[], relation text, keys bigint, query text)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
     select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys,
-           format('select * from syncagent.ship_%s_%s(%s, %s)', f.function, r.id, p_after, p_upto)
+           format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node)
     from syncagent.replicated r join pg_class t on t.oid = r.relation
     cross join lateral (
-        select count(*) filter (where c.implicit) > 0 as implicit, count(*) filter (where not c.implicit) > 0 as stamped,
+        select count(*) filter (where c.implicit) > 0 as implicit,
+               count(*) filter (where not c.implicit or p_node <> (select node from syncagent.local_site)) > 0 as stamped,
                sum(cardinality(c.keys)) as keys
-        from syncagent.cut_keys c where c.relation = r.id and c.cut > p_after and c.cut <= p_upto
+        from syncagent.cut_keys c where c.node = p_node and c.relation = r.id and c.cut > p_after and c.cut <= p_upto
     ) as k
     cross join lateral (values
+        ('keys', 'keys', p_plain and k.implicit and syncagent._relays()),
         ('plain', 'plain', p_plain and k.implicit), ('exact', 'exact', p_plain and k.stamped),
         ('exact', 'whole', not p_plain and (k.implicit or k.stamped))) as f (form, function, wanted)
     where f.wanted
     order by r.id, f.form desc
 $$;
-comment on function syncagent._shipment is 'the COPY queries that read the cuts after one and up to another; all in the snapshot of the last';
+comment on function syncagent._shipment is 'the COPY queries that read a node''s cuts after one and up to another; all in the snapshot of the newest cut here';
 
-create function syncagent._contexts(p_after bigint, p_upto bigint)
+create function syncagent._contexts(p_node integer, p_after bigint, p_upto bigint)
     returns table (cut bigint, context jsonb, newest bigint)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select c.cut, c.context, k.newest
-    from syncagent.context c join syncagent.cut k on k.number = c.cut
-    where c.node = (select node from syncagent.local_site) and c.cut > p_after and c.cut <= p_upto
+    select c.cut, c.context, c.newest from syncagent.context c
+    where c.node = p_node and c.cut > p_after and c.cut <= p_upto
     order by c.cut
 $$;
 comment on function syncagent._contexts is 'context and largest clock of each cut of a range';
@@ -1682,8 +1725,7 @@ begin
     if not v_full then
         delete from syncagent.context c using syncagent._stable() s
         where c.node = s.node and c.cut <= s.cut and (c.applied is null or pg_snapshot_xmax(c.applied) <= v_oldest);
-        delete from syncagent.cut_keys k using syncagent._stable() s, syncagent.local_site me
-        where s.node = me.node and k.cut <= s.cut;
+        delete from syncagent.cut_keys k using syncagent._stable() s where s.node = k.node and k.cut <= s.cut;
         -- the last stable cut itself stays: it is where a peer may stand
         delete from syncagent.cut c using syncagent._stable() s, syncagent.local_site me
         where s.node = me.node and c.number < s.cut;
@@ -1867,7 +1909,7 @@ begin
         raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
     end if;
-    if not (p_columns @> v_table.columns and p_columns <@ v_table.columns) then
+    if p_form <> 'keys' and not (p_columns @> v_table.columns and p_columns <@ v_table.columns) then
         raise exception 'table %.% has other columns here than at the origin', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104',
                   detail = format('here: %s; there: %s', array_to_string(v_table.columns, ', '), array_to_string(p_columns, ', ')),
@@ -1901,7 +1943,7 @@ end
 $$;
 comment on function syncagent._may_copy is 'whether plain rows can go straight into the table: nothing here is unsettled that they could meet';
 
-create function syncagent._apply_begin(p_origin integer, p_after bigint, p_contexts jsonb, p_newest bigint) returns void
+create function syncagent._apply_begin(p_origin integer, p_after bigint, p_contexts jsonb, p_newest bigint) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -1914,18 +1956,25 @@ begin
             using errcode = 'SA103';
     end if;
     perform syncagent._lift(p_newest);
-    insert into syncagent.context (node, cut, context)
-    select p_origin, (c ->> 'cut')::bigint, c -> 'frontier' from jsonb_array_elements(p_contexts) as c
+    insert into syncagent.context (node, cut, context, newest)
+    select p_origin, (c ->> 'cut')::bigint, c -> 'frontier', p_newest from jsonb_array_elements(p_contexts) as c
     on conflict (node, cut) do nothing;
+    return syncagent._relays();
 end
 $$;
-comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known';
+comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known; whether its keys are to be recorded';
 
-create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint) returns void
+create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint, p_recorded boolean) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 begin
+    if not p_recorded then
+        lock table syncagent.member in share mode;   -- a third site that comes now comes after this merge
+        if syncagent._relays() then
+            raise exception 'a third site has come, to which this batch may have to be handed on' using errcode = 'SA101';
+        end if;
+    end if;
     update syncagent.context set applied = pg_current_snapshot()
     where node = p_origin and cut > p_after and cut <= p_upto;
     insert into syncagent.frontier as f (node, cut, cut_id, context, newest)
@@ -1941,7 +1990,7 @@ end
 $$;
 comment on function syncagent._apply_end is 'last step of a merge: the frontier moves with the rows, or not at all';
 
-create function syncagent._merge(p_relations integer[], p_origin integer, p_locked boolean, p_careful boolean)
+create function syncagent._merge(p_relations integer[], p_origin integer, p_after bigint, p_locked boolean, p_careful boolean, p_record boolean)
     returns table (taken bigint, conflicts bigint, parked bigint)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -1969,23 +2018,46 @@ begin
             execute format('select syncagent.write_%s($1)', v_id) into v_count using p_origin;
         end if;
         execute format('select syncagent.recheck_%s($1)', v_id) using v_seen;
+        if p_record then
+            execute format('select syncagent.record_%s($1, $2)', v_id) using p_origin, p_after;
+        end if;
         v_taken := v_taken + v_count;
         v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
     end loop;
     return query select v_taken, v_conflicts, v_parked;
 end
 $$;
-comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: park rows that break a constraint';
+comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: park rows that break a constraint; record: remember what came, to hand it on';
 
-create function syncagent._told(p_origin integer) returns bigint
+create function syncagent._skip(p_relations integer[], p_after bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_id integer;
+begin
+    -- Merged again it could stand against a write that was made here on top of it, and that no cut has folded. Plain
+    -- rows do not say their cut: if they meet such a write, they are asked for in the exact form.
+    foreach v_id in array p_relations loop
+        execute format('delete from pg_temp.stage_%s where _cut <= $1', v_id) using p_after;
+    end loop;
+end
+$$;
+comment on function syncagent._skip is 'leave out what has come by another way meanwhile: rows of cuts up to this one';
+
+create function syncagent._told(p_origin integer) returns table (node integer, cut bigint)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select coalesce(min(coalesce((c.context ->> me.node::text)::bigint, 0)), 9223372036854775807)
-    from syncagent.context c cross join syncagent.local_site me
-    where c.node = p_origin and c.cut > coalesce((select f.cut from syncagent.frontier f where f.node = p_origin), 0)
+    select n.node, coalesce((first.context ->> n.node::text)::bigint, 0)
+    from (
+        select c.context from syncagent.context c
+        where c.node = p_origin and c.cut > coalesce((select f.cut from syncagent.frontier f where f.node = p_origin), 0)
+        order by c.cut limit 1
+    ) as first
+    cross join syncagent.frontier n where n.node <> p_origin
 $$;
-comment on function syncagent._told is 'the last cut of this site that the origin had applied when it made the first cut of the batch being merged';
+comment on function syncagent._told is 'per node, the last cut that the origin had applied when it made the first cut of the batch being merged';
 
 create function syncagent._await_refused(p_relations integer[], p_milliseconds integer) returns boolean
     language plpgsql volatile
@@ -2191,7 +2263,6 @@ create function syncagent.judge_{id}(p_origin integer, p_retry boolean) returns 
 declare
     v_last      record := syncagent._last_cut();
     v_site      syncagent.local_site;
-    v_told      bigint := syncagent._told(p_origin);
     v_rows      bigint;
     v_conflicts bigint := 0;
 begin
@@ -2200,7 +2271,8 @@ begin
     if not exists (select from syncagent.version_{id})
        and not exists (select from syncagent.log l
                        where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)))
-       and not exists (select from syncagent.cut_keys k where k.relation = {id} and k.implicit and k.cut > v_told)
+       and not exists (select from syncagent._told(p_origin) t join syncagent.cut_keys k on k.node = t.node and k.cut > t.cut
+                       where k.relation = {id} and k.implicit)
        and not exists (select from {stage} s where s._stamp is null or s._stamp <= syncagent._implicit(s._key)) then
         return 0;
     end if;
@@ -2213,13 +2285,18 @@ begin
         where x.relation = {id}
         group by k.key
     ), born as materialized (
-        -- inserts of this site that the origin had not seen at its oldest cut in this batch
-        select k.key, max(c.cut) as cut
-        from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-        where c.relation = {id} and c.implicit and c.cut > v_told
+        -- inserts, as they are here, that the origin had not seen at its oldest cut in this batch: node -> cut
+        select k.key, jsonb_object_agg(k.node, k.cut) as cuts
+        from (
+            select u.key, c.node, max(c.cut) as cut
+            from syncagent._told(p_origin) t join syncagent.cut_keys c on c.node = t.node and c.cut > t.cut
+            cross join lateral unnest(c.keys) as u (key)
+            where c.relation = {id} and c.implicit
+            group by u.key, c.node
+        ) as k join {stage} s on s._key = k.key
         group by k.key
     ), known as (
-        select s.*, v.node, v.cut, v.stamp as settled, v.deleted as gone, u.stamp as fresh, b.cut as born
+        select s.*, v.node, v.cut, v.stamp as settled, v.deleted as gone, u.stamp as fresh, b.cuts as born
         from {stage} s
         left join syncagent.version_{id} v on v.key = s._key
         left join unfolded u on u.key = s._key
@@ -2238,7 +2315,9 @@ begin
                coalesce(m.gone, false) and m.tid is not null and m.fresh is not null as beneath,
                m.incoming <> m.mine and case
                    when m.fresh is not null and (m.settled is null or m.fresh >= m.settled or m.gone and m.tid is not null) then true
-                   when m.settled is null then coalesce(m.born > coalesce((theirs.context ->> v_site.node::text)::bigint, 0), false)
+                   when m.settled is null then exists (
+                       select from jsonb_each_text(m.born) as b (node, cut)
+                       where b.cut::bigint > coalesce((theirs.context ->> b.node)::bigint, 0))
                    when m.cut is null then true
                    when m.cut <= coalesce((theirs.context ->> m.node::text)::bigint, 0) then false
                    else coalesce((ours.context ->> p_origin::text)::bigint, 0) < m._cut
@@ -2268,7 +2347,9 @@ begin
                 else case when c.tid is null then 'delete/update' when c._deleted then 'update/delete' else 'update/update' end end,
            -- under a newer tombstone an insert may live that neither had seen: what was met is the insert
            c.incoming, case when c.beneath then c.fresh else c.mine end,
-           case when c.settled is null or c.fresh >= c.settled or c.beneath then v_site.node else c.node end,
+           case when c.settled is null and c.fresh is null and c.born is not null
+                    then (select min(b.node::integer) from jsonb_object_keys(c.born) as b (node))
+                when c.settled is null or c.fresh >= c.settled or c.beneath then v_site.node else c.node end,
            c.tid is null, c.fresh is not null and (c.mine > c.incoming and c.settled is null or c.incoming > c.mine and c.plain),
            c.born is not null and (case when c.twice then c.larger > 0 else c.concurrent and c.incoming > c.mine end),
            case when c.inexact then 'SA102' end
@@ -2281,11 +2362,12 @@ begin
         raise exception 'plain rows of % met metadata', {title} using errcode = 'SA102';
     end if;
     if exists (select from pg_temp.verdict d where d.unborn) then
-        -- these inserts of ours are in a conflict now: they are not what the rows are any more
+        -- these inserts are in a conflict now: they are not what the rows are any more
         update syncagent.cut_keys c
         set keys = array(select k.key from unnest(c.keys) as k (key)
                          where k.key not in (select d.key from pg_temp.verdict d where d.unborn) order by k.key)
-        where c.relation = {id} and c.implicit and c.cut > v_told
+        from syncagent._told(p_origin) t
+        where c.node = t.node and c.cut > t.cut and c.relation = {id} and c.implicit
           and exists (select from unnest(c.keys) as k (key) where k.key in (select d.key from pg_temp.verdict d where d.unborn));
     end if;
 
@@ -2362,6 +2444,32 @@ begin
     if v_keys is not null and exists (select from {stage} s where s._key = any (v_keys)) then
         raise exception 'a row of % was written while it was merged', {title} using errcode = 'SA101';
     end if;
+end
+$$;
+
+-- What came, by cut. An insert that has lost, in a conflict, is not what the row is here.
+create function syncagent.record_{id}(p_origin integer, p_after bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    insert into syncagent.cut_keys (node, cut, relation, implicit, keys)
+    select p_origin, k.cut, {id}, k.implicit, array_agg(k.key order by k.key)
+    from (
+        select s._cut as cut, s._key as key, s._stamp is null as implicit,
+               (row_number() over (partition by s._cut, s._stamp is null order by s._key) - 1) / 10000 as chunk
+        from {stage} s
+        where s._cut > p_after
+          and not (s._stamp is null and exists (select from pg_temp.verdict d where d.key = s._key and d.loses and d.conflict))
+    ) as k
+    group by k.cut, k.implicit, k.chunk;
+    insert into syncagent.cut_keys (node, cut, relation, implicit, keys)
+    select p_origin, k.cut, {id}, true,
+           case when exists (select from pg_temp.verdict d where d.loses and d.conflict)
+                then array(select u.key from unnest(k.keys) as u (key)
+                           where not exists (select from pg_temp.verdict d where d.key = u.key and d.loses and d.conflict) order by u.key)
+                else k.keys end
+    from pg_temp.stage_keys k where k.relation = {id} and k.cut > p_after;
 end
 $$;
 
@@ -2752,7 +2860,7 @@ create function syncagent._unshipped(p_relation integer, p_cut bigint, p_newest 
     -- What was cut later than the donor knows, and what no cut here has. If the donor knows a later cut than this database,
     -- that one had what was written up to its newest clock.
     select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-    where c.relation = p_relation and c.cut > p_cut
+    where c.node = (select s.node from syncagent.local_site s) and c.relation = p_relation and c.cut > p_cut
     union
     select k.key from syncagent.log e cross join syncagent._last_cut() l cross join lateral unnest(e.keys) as k (key)
     where e.relation = p_relation and (e.xid >= l.xmax or e.xid = any (l.xip))
@@ -2806,16 +2914,18 @@ begin
                    syncagent._hlc(v.stamp), array_agg(v.key) {odd_of_version}
             from syncagent.version_{id} v
             where v.node = $1 and v.cut > $2
-              and v.key in (select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key) where c.relation = {id} and c.cut > $2)
+              and v.key in (select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+                            where c.node = $1 and c.relation = {id} and c.cut > $2)
             group by v.stamp, v.deleted
             $sql$, syncagent._tokens(r.id)) using v_site.node, p_cut, v_kept;
         execute syncagent._render($sql$
             insert into syncagent.log (xid, relation, op, hlc, keys)
             select pg_current_xact_id(), {id}, 'I', syncagent._tick(), array_agg(k.key)
             from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-            where c.relation = {id} and c.implicit and c.cut > $1 and not exists (select from syncagent.version_{id} v where v.key = k.key)
+            where c.node = $1 and c.relation = {id} and c.implicit and c.cut > $2
+              and not exists (select from syncagent.version_{id} v where v.key = k.key)
             group by c.ctid
-            $sql$, syncagent._tokens(r.id)) using p_cut;
+            $sql$, syncagent._tokens(r.id)) using v_site.node, p_cut;
         execute format('delete from syncagent.version_%s', r.id);
     end loop;
     for r in   -- its numbers are now others than before
@@ -3157,7 +3267,7 @@ create view syncagent.site as
 select m.name, m.node, m.node = s.node as is_self,
        case when m.node = s.node then case when syncagent._agent_runs() then 'running' else 'no agent' end
             when not syncagent._agent_runs() then 'unknown'
-            when p.paused then 'paused' when p.linked then 'linked' else 'away' end as state,
+            when p.paused then 'paused' when p.linked then 'linked' when p.via is not null then 'relayed' else 'away' end as state,
        case when m.state = 'joining' then 'joining' when not m.votes then 'learner' when m.witness then 'witness' else 'voter' end as role,
        case when syncagent._agent_runs() then m.node = led.leader end as leads, m.address,
        case when m.node = s.node then s.site end as site,
@@ -3184,7 +3294,8 @@ select m.name, m.node, m.is_self, m.state, m.role, m.leads, coalesce(p.linked, f
        case when m.is_self then syncagent._log_bytes() end as log_bytes,
        case when m.is_self then (select coalesce(sum(e.entries), 0)::bigint from syncagent._entries() e) end as unsettled_rows,
        case when m.is_self then (select count(*) from syncagent.cut) end as kept_cuts,
-       case when m.is_self then (select count(*) from syncagent.conflict_record) end as conflicts
+       case when m.is_self then (select count(*) from syncagent.conflict_record) end as conflicts,
+       syncagent._site_name(p.via) as via
 from syncagent.site m
 left join syncagent.peer_state p on p.node = m.node
 left join syncagent.frontier f on f.node = m.node

@@ -1,7 +1,8 @@
 """Sites that are an inbox, an outbox and a few numbers: what is decided, without a database or a network.
 
 A site's rows are the cuts in which they were written, so what must hold can be said in vectors: what is
-applied continues what was there, and its origin had seen nothing that is not here or comes with it.
+applied continues what was there, and its origin had seen nothing that is not here or comes with it. Not all
+of them need to have links with each other.
 """
 
 import random
@@ -9,6 +10,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import combinations
 from uuid import UUID
+
+from msgspec.structs import replace
 
 from syncagent.core import frontier, stamp
 from syncagent.core.batch import BatchHeader, Form
@@ -53,29 +56,39 @@ class Site:
     def cut_id(self, cut: int) -> UUID | None:
         return cut_id(self.me, cut) if 0 < cut <= self.last else None
 
-    def make_cut(self, plan: Plan, now: float) -> list[tuple[int, BatchHeader]]:
+    def make_cut(self, plan: Plan, now: float, world: "Exchange") -> list[tuple[int, list[BatchHeader]]]:
+        """For each peer the batches that go together, its own last."""
         self.cuts.append(({**self.applied, self.me: self.last + 1}, self.pending))
         empty, self.pending = not self.pending, 0
         self.cut_times.append(now)
         context = self.cuts[-1][0]
         groups = self.outbox.cut_made(plan, self.last, cut_id(self.me, self.last), context, empty, now)
-        return [
-            (peer, self.batch(group.after, "plain" if group.plain else "exact"))
-            for group in groups
-            for peer in group.peers
-        ]
+        made = []
+        for peer in {peer for group in groups for peer in group.peers}:
+            own: list[BatchHeader] = []
+            parts: list[BatchHeader] = []
+            for group in (g for g in groups if peer in g.peers):
+                form: Form = "plain" if group.plain else "exact"
+                if group.origin is None:
+                    own.append(self.batch(group.after, self.last, form, self.outbox.needed))
+                elif group.after < self.applied.get(group.origin, 0):
+                    worth = self.outbox.worth(group.origin)
+                    there = world.sites[group.origin]
+                    parts.append(there.batch(group.after, self.applied[group.origin], form, worth))
+            made.append((peer, [*parts, replace(own[0], relayed=tuple(part.origin for part in parts))]))
+        return made
 
-    def batch(self, after: int, form: Form) -> BatchHeader:
-        contexts = {cut: self.cuts[cut - 1][0] for cut in range(after + 1, self.last + 1)}
-        rows = sum(rows for _, rows in self.cuts[after:])
-        return header(self.me, after, self.last, contexts, rows, form=form)
+    def batch(self, after: int, upto: int, form: Form, needed: int) -> BatchHeader:
+        contexts = {cut: self.cuts[cut - 1][0] for cut in range(after + 1, upto + 1)}
+        rows = sum(rows for _, rows in self.cuts[after:upto])
+        return replace(header(self.me, after, upto, contexts, rows, form=form), needed=needed)
 
     def commit(self, entries: list[Entry[Payload]]) -> None:
-        """All or nothing: afterwards everything that an origin had seen is here."""
-        for entry in entries:
-            assert entry.header.after == self.applied.get(entry.origin, 0), "a gap, or twice"
-            self.applied[entry.origin] = entry.header.upto
-            self.known[entry.origin] = entry.header.context
+        """All or nothing: afterwards everything that an origin, or a relay, had seen is here."""
+        for batch, _ in self.inbox.batches(entries):
+            assert batch.after == self.applied.get(batch.origin, 0), "a gap, or twice"
+            self.applied[batch.origin] = batch.upto
+            self.known[batch.origin] = batch.context
         for entry in entries:
             assert frontier.covers(self.here(), entry.header.context), "not causal"
 
@@ -84,17 +97,23 @@ class Exchange:
     """Sites and the messages between them."""
 
     def __init__(self, rnd: random.Random, count: int) -> None:
+        """Every site has links with one or more others, and there is a way from each to each."""
         self.rnd = rnd
         self.now = 0.0
         nodes = range(1, count + 1)
         self.sites = {me: Site(me, tuple(node for node in nodes if node != me)) for me in nodes}
         self.control: dict[tuple[int, int], deque[Want | Refused]] = {}  # by sender and receiver
-        self.data: dict[tuple[int, int], deque[tuple[BatchHeader, Payload]]] = {}
+        self.data: dict[tuple[int, int], deque[list[tuple[BatchHeader, Payload]]]] = {}
         self.open: set[Payload] = set()  # neither applied nor closed
-        self.spools = self.knots = 0
+        self.spools = self.knots = self.relayed = 0
         for site in self.sites.values():
             site.load(self.now)
-        for pair in combinations(nodes, 2):
+        pairs = set(combinations(nodes, 2))
+        if rnd.random() < 0.5:
+            tree = {(rnd.randrange(1, node), node) for node in nodes[1:]}
+            pairs = tree | {pair for pair in pairs if rnd.random() < 0.2}
+        self.links = sorted(pairs)
+        for pair in self.links:
             self.link(*pair)
 
     # ---- what may happen at any time
@@ -102,10 +121,15 @@ class Exchange:
     def link(self, one: int, other: int) -> None:
         """A new link; what was under way over the one before is gone."""
         for me, peer in ((one, other), (other, one)):
-            self.close([payload for _, payload in self.data.get((me, peer), ())])
+            self.close([payload for parts in self.data.get((me, peer), ()) for _, payload in parts])
             self.control[me, peer], self.data[me, peer] = deque(), deque()
             self.sites[me].inbox.unlinked(peer)
             self.sites[me].outbox.unlinked(peer)
+        if self.rnd.random() < 0.2:
+            self.now += self.rnd.choice([0.1, 1.0, 5.0])
+            self.ask(self.sites[one])
+            self.ask(self.sites[other])
+        for me, peer in ((one, other), (other, one)):
             self.sites[me].inbox.linked(peer)
 
     def close(self, payloads: list[Payload]) -> None:
@@ -120,10 +144,13 @@ class Exchange:
 
     def cut(self, site: Site) -> bool:
         plan = site.outbox.plan(self.now, site.pending > 0)
-        for peer, batch in site.make_cut(plan, self.now) if plan else ():
-            self.spools += 1
-            self.open.add((site.me, self.spools))
-            self.data[site.me, peer].append((batch, (site.me, self.spools)))
+        for peer, batches in site.make_cut(plan, self.now, self) if plan else ():
+            parts = []
+            for batch in batches:
+                self.spools += 1
+                self.open.add((site.me, self.spools))
+                parts.append((batch, (site.me, self.spools)))
+            self.data[site.me, peer].append(parts)
         return plan is not None
 
     def deliver(self) -> bool:
@@ -137,17 +164,19 @@ class Exchange:
         return bool(full)
 
     def _receive(
-        self, sender: Site, site: Site, message: Want | Refused | tuple[BatchHeader, Payload]
+        self, sender: Site, site: Site, message: Want | Refused | list[tuple[BatchHeader, Payload]]
     ) -> None:
         match message:
             case Want():
                 refusal = site.outbox.asked(sender.me, message, site.cut_id(message.after))
                 if refusal:
                     self.control[site.me, sender.me].append(refusal)
-            case (BatchHeader() as batch, payload):
+            case list():
                 sender.outbox.sent(site.me)
-                if not site.inbox.arrived(batch, payload):
-                    self.close([payload])
+                *relayed, (batch, payload) = message
+                self.relayed += len(relayed)
+                if not site.inbox.arrived(batch, payload, relayed):
+                    self.close([payload for _, payload in message])
             case Refused():
                 raise AssertionError(f"refused: {message}")
 
@@ -174,10 +203,17 @@ class Exchange:
             case _:
                 site.commit(entries)
                 for each in entries:
-                    site.inbox.applied(each)
-                    site.outbox.learned(each.origin, each.header.upto, each.header.rows)
-                    self.close([each.payload])
+                    self.close(site.inbox.applied(each))
+                    for header, payload in each.parts:
+                        site.outbox.learned(header.origin, header.upto, header.rows, header.needed)
+                        self.close([payload])
         return True
+
+    def gossip(self, site: Site) -> None:
+        for one, other in self.links:
+            if site.me in (one, other):
+                peer = other if site.me == one else one
+                self.sites[peer].inbox.told(site.me, site.here())
 
     # ---- schedules
 
@@ -191,13 +227,15 @@ class Exchange:
                 case 2:
                     self.now += self.rnd.choice([0.003, 0.1, 2.0])
                 case 3 if self.rnd.random() < 0.2:
-                    self.link(site.me, self.rnd.choice(site.peers))
+                    self.link(*self.rnd.choice(self.links))
                 case 4 | 5:
                     self.ask(site)
                 case 6 | 7:
                     self.cut(site)
                 case 8 | 9 | 10:
                     self.apply(site, trouble=0.2)
+                case 11:
+                    self.gossip(site)
                 case _:
                     self.deliver()
 
@@ -208,6 +246,7 @@ class Exchange:
             sites = self.sites.values()
             moved = self.deliver()
             for site in sites:
+                self.gossip(site)
                 moved |= self.ask(site) | self.apply(site) | self.cut(site)
             if not moved:
                 self.now = min(

@@ -12,20 +12,21 @@ from tests.core.exchange import Exchange
 
 @pytest.mark.soak
 def test_everything_arrives_and_then_it_is_quiet(seed: int, runs: Callable[[int, int], int]) -> None:
-    knots = 0
+    knots = relayed = 0
     share = runs(60, 20_000)
     for number in range(seed, seed + share):
         try:
-            knots += schedule(number)
+            world = schedule(number)
+            knots, relayed = knots + world.knots, relayed + world.relayed
         except AssertionError as error:
             raise AssertionError(f"{error}; repeat it with SEED={number}") from error
     sys.stdout.write(
-        f"{share} schedules from seed {seed}, all arrive: {knots} batches waited for each other\n"
+        f"{share} schedules from seed {seed}, all arrive: {knots} batches waited for each other, {relayed} were relayed\n"
     )
-    assert knots or share == 1, "no batches ever waited for each other"
+    assert (knots and relayed) or share == 1, "no batches ever waited for each other, or were relayed"
 
 
-def schedule(seed: int) -> int:
+def schedule(seed: int) -> Exchange:
     rnd = random.Random(seed)
     world = Exchange(rnd, rnd.choice([2, 3, 4]))
     world.stir(400)
@@ -43,7 +44,7 @@ def schedule(seed: int) -> int:
             f"site {site.me} does not know that all have {written}: {stable}"
         )
         late = [time - stopped for time in site.cut_times if time > stopped]
-        assert len(late) <= 8, f"site {site.me} goes on cutting"
+        assert len(late) <= 12, f"site {site.me} goes on cutting"
         assert max(late, default=0.0) <= 2 * limits.RETRY_MOST, f"site {site.me} cuts at rest"
     assert not world.open, "a batch that is neither applied nor closed"
-    return world.knots
+    return world

@@ -125,7 +125,7 @@ def test_an_implicit_version_that_wins_needs_no_entry() -> None:
 
 
 def test_an_insert_of_ours_that_the_writer_had_not_seen_is_a_conflict() -> None:
-    born = Local(True, None, content=b"a", born=5)
+    born = Local(True, None, content=b"a", born=(Dot(9, 5),))
     incoming = written(200, 2, False)
     unseen = merge.merge(KEY, born, incoming, 9, {9: 4}, lambda dot: {})
     assert (unseen.action, unseen.conflict, unseen.unborn) == ("take", True, True)
@@ -277,13 +277,15 @@ def test_what_a_fold_leaves_can_be_told_from_what_was_there_before(
         pytest.param(5, True, Version(at(1), Dot(2, 7), False), None, id="replaced by another origin's"),
         pytest.param(5, True, Version(at(1), Dot(1, None), False), None, id="not cut"),
         pytest.param(5, False, Version(at(1), Dot(1, 7), False), None, id="lost"),
-        pytest.param(5, True, Version(at(1), Dot(1, 7), True), None, id="alive under our tombstone"),
+        pytest.param(
+            5, True, Version(at(1), Dot(1, 7), True), Dot(1, 7), id="a tombstone under which a row lives"
+        ),
     ],
 )
 def test_what_travels_in_a_batch_after_cut_4(
     folded: int, alive: bool, entry: Version | None, dot: Dot | None
 ) -> None:
-    assert merge.shipped(folded, alive, entry, me=1, after=4) == dot
+    assert merge.shipped(folded, alive, entry, origin=1, after=4) == dot
 
 
 # ---- settle and compact

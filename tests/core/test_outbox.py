@@ -163,7 +163,7 @@ def test_without_anybody_who_asks_the_log_is_still_kept_short(box: Outbox) -> No
         assert wait is not None
         now += wait
         waits.append(wait)
-        assert plan(box, now, pending=True) == Plan("idle", (), ())
+        assert plan(box, now, pending=True)[:3] == ("idle", (), ())
         cut(box, now, pending=True)
     assert (waits[0], waits[15], waits[-1]) == pytest.approx((1, 1, limits.IDLE_CUT_MOST))
     assert waits == pytest.approx(sorted(waits))
@@ -175,7 +175,7 @@ def test_without_anybody_who_asks_the_log_is_still_kept_short(box: Outbox) -> No
 
 def test_who_is_behind_is_served_without_new_writes(box: Outbox) -> None:
     want(box, A, LAST - 1)
-    assert plan(box) == Plan("behind", (Group(LAST - 1, True, (A,)),), ())
+    assert plan(box)[:3] == ("behind", (Group(LAST - 1, True, (A,)),), ())
 
 
 def test_a_cut_that_said_nothing_new_is_no_reason_for_another(box: Outbox) -> None:
@@ -188,7 +188,7 @@ def test_a_cut_that_said_nothing_new_is_no_reason_for_another(box: Outbox) -> No
     assert box.plan(LATER * 2, False) is None
     want(box, B, needs=LAST + 1)  # but batches of others wait for it there
     made = plan(box, LATER * 2)
-    assert made == Plan("behind", (Group(LAST, True, (B,)), Group(LAST + 1, True, (A,))), ())
+    assert made[:3] == ("behind", (Group(LAST, True, (B,)), Group(LAST + 1, True, (A,))), ())
 
 
 def test_a_cut_that_is_not_made_yet_is_not_behind(box: Outbox) -> None:
@@ -201,26 +201,26 @@ def test_a_cut_that_is_not_made_yet_is_not_behind(box: Outbox) -> None:
 
 def test_what_was_applied_is_told_once_a_second_at_most(box: Outbox) -> None:
     want(box, A)
-    box.learned(B, 3, rows=1)
+    box.learned(B, 3, rows=1, needed=3)
     assert box.wake_in(0.0, False) == pytest.approx(limits.KNOWLEDGE_INTERVAL)
     assert plan(box, 1.0).cause == "knowledge"
     cut(box, 1.0, frontier={B: 3})
     want(box, A, LAST + 1)
     assert box.plan(LATER, False) is None
-    box.learned(B, 4, rows=1)
+    box.learned(B, 4, rows=1, needed=4)
     assert box.plan(1.5, False) is None
     assert plan(box, 2.0).cause == "knowledge"
 
 
 def test_a_batch_without_rows_is_no_news(box: Outbox) -> None:
     want(box, A)
-    box.learned(B, 3, rows=0)
+    box.learned(B, 3, rows=0, needed=3)
     assert box.plan(LATER, False) is None
 
 
 def test_what_a_cut_of_rows_has_told_needs_no_other(box: Outbox) -> None:
     want(box, A)
-    box.learned(B, 3, rows=1)
+    box.learned(B, 3, rows=1, needed=3)
     cut(box, pending=True, frontier={B: 3})
     want(box, A, LAST + 1)
     assert box.plan(LATER * 2, False) is None
@@ -230,14 +230,14 @@ def test_what_a_cut_has_told_before_it_was_known_here_reaches_everybody(box: Out
     """The merge commits, a cut made for one peer tells it, and only then it is heard that the merge is done."""
     want(box, B, after=LAST - 1)
     cut(box, frontier={C: 3})
-    box.learned(C, 3, rows=1)
+    box.learned(C, 3, rows=1, needed=3)
     want(box, C)
     assert plan(box, 2 * LATER).groups == (Group(LAST, True, (C,)),)
 
 
 def test_knowledge_is_not_lost_on_who_was_away(box: Outbox) -> None:
     want(box, A)
-    box.learned(B, 3, rows=1)
+    box.learned(B, 3, rows=1, needed=3)
     cut(box, frontier={B: 3})
     want(box, C)
     assert plan(box, LATER * 2).groups == (Group(LAST, True, (C,)),)
@@ -259,7 +259,7 @@ def test_after_a_restart_what_was_applied_since_the_last_cut_is_news() -> None:
 def test_a_mark_is_cut_at_once_and_answered_once(box: Outbox) -> None:
     box.marked(MARK)
     made = plan(box, 0.0)
-    assert made == Plan("mark", (), (MARK,))
+    assert made[:3] == ("mark", (), (MARK,))
     box.marked(OTHER)  # while that cut is made: it may not see what this one asks for
     cut(box, 0.0, made=made)
     assert plan(box, 0.0).marks == (OTHER,)

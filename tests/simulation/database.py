@@ -51,6 +51,7 @@ class Running(NamedTuple):
 class Context(NamedTuple):
     frontier: dict[int, int]
     applied: Running | None  # None: a cut of our own
+    newest: int
 
 
 class Made(NamedTuple):
@@ -58,7 +59,15 @@ class Made(NamedTuple):
 
     id: UUID
     newest: int
-    keys: dict[UUID, bool]  # key -> implicit
+
+
+Keys = dict[UUID, bool]
+"""What a cut saw changed: key -> implicit."""
+
+
+class Payload(NamedTuple):
+    rows: list[Row]
+    keys: dict[int, Keys]  # of the rows, by cut
 
 
 @dataclass
@@ -74,6 +83,7 @@ class State:
     known: dict[int, dict[int, int]] = field(default_factory=dict)
     contexts: dict[tuple[int, int], Context] = field(default_factory=dict)
     cuts: dict[int, Made] = field(default_factory=dict)
+    records: dict[tuple[int, int], Keys] = field(default_factory=dict)  # by node and cut
     oldest: int = 0  # of the transactions that ran at the last cut
     trimmed: int = 0
     settling: set[UUID] = field(default_factory=set)
@@ -102,7 +112,7 @@ class Transaction:
 class Shipped(NamedTuple):
     group: Group
     header: BatchHeader
-    rows: list[Row]
+    payload: Payload
 
 
 @dataclass
@@ -112,6 +122,7 @@ class Staged:
     number: int
     id: UUID
     made: Made
+    keys: Keys
     frontier: dict[int, int]
     entries: dict[UUID, Version]
     seen: dict[UUID, Version | None]  # the entries it found
@@ -120,6 +131,7 @@ class Staged:
     folded: int
     oldest: int
     shipments: list[Shipped]
+    unable: list[Group]
 
 
 class Database:
@@ -236,8 +248,10 @@ class Database:
         newest = max((at for found in named.values() for at, _, _ in found), default=0)
         cut_id = UUID(int=self.rnd.getrandbits(128))
         oldest = min((tx.xid for tx in self.open), default=self._xids + 1)
-        made = Made(cut_id, newest, {})
-        staged = Staged(number, cut_id, made, frontier, {}, {}, set(), set(), len(state.log), oldest, [])
+        made = Made(cut_id, newest)
+        staged = Staged(
+            number, cut_id, made, {}, frontier, {}, {}, set(), set(), len(state.log), oldest, [], []
+        )
         for key, found in named.items():
             self._fold_key(staged, key, sorted(found), stamps[key])
         for group in groups:
@@ -256,7 +270,7 @@ class Database:
         folded = merge.fold(key, window, Dot(self.node, staged.number), state.mark)
         if folded.outcome == "lost":
             raise Broken(f"node {self.node} lost {key}")
-        staged.made.keys[key] = folded.outcome == "implicit"
+        staged.keys[key] = folded.outcome == "implicit"
         if folded.outcome == "implicit":
             self.births.setdefault(key, set()).add(state.past[key])
         if folded.outcome == "stamped":
@@ -268,38 +282,56 @@ class Database:
             staged.conflicts |= {state.tombs[key], state.past[key]}
 
     def _ship(self, staged: Staged, group: Group) -> None:
-        """The rows of `(group.after, number]`, as they are in the cut's snapshot."""
-        state, number = self.state, staged.number
-        made = {cut: one for cut, one in state.cuts.items() if cut > group.after} | {number: staged.made}
-        folded = {key: (cut, plain) for cut, one in sorted(made.items()) for key, plain in one.keys.items()}
-        rows = []
+        """The rows of a range of cuts, as they are in the cut's snapshot."""
+        state, origin = self.state, group.origin or self.node
+        at = Position(staged.number, staged.id) if origin == self.node else state.positions.get(origin, START)
+        if at.cut <= group.after:
+            return
+        keys = {
+            cut: found
+            for (node, cut), found in sorted(state.records.items())
+            if node == origin and cut > group.after
+        }
+        told = {
+            cut: found
+            for cut in range(group.after + 1, at.cut + 1)
+            if (found := state.contexts.get((origin, cut)))
+        }  # a want that is long out of date gets what the receiver refuses
+        if origin == self.node:
+            keys[at.cut] = staged.keys
+            told[at.cut] = Context(staged.frontier, None, staged.made.newest)
+        elif len(told) < at.cut - group.after:
+            staged.unable.append(group)
+            return
+        folded = {key: (cut, plain) for cut, found in keys.items() for key, plain in found.items()}
+        rows, shipped = list[Row](), dict[int, Keys]()
         for key, (cut, implicit) in sorted(folded.items()):
-            entry = staged.entries.get(key) or state.entries.get(key)
-            alive = key in state.rows
-            dot = merge.shipped(cut, alive, entry, self.node, group.after, implicit=implicit)
-            if dot is None:
-                continue
-            at = None if entry is None and group.plain else number if "dot" in self.broken else dot.cut
-            deleted = entry is not None and entry.deleted
-            rows.append(
-                Row(key, entry.stamp if entry else None, at, deleted, state.rows.get(key), state.past[key])
-            )
-        contexts = [
-            CutContext(cut, found.frontier) for cut in made if (found := state.contexts.get((self.node, cut)))
-        ]  # a want that is long out of date gets what the receiver refuses
+            entry, alive = staged.entries.get(key) or state.entries.get(key), key in state.rows
+            dot = merge.shipped(cut, alive, entry, origin, group.after, implicit=implicit)
+            if dot is not None and dot.cut is not None:
+                number = at.cut if "dot" in self.broken else dot.cut
+                rows.append(self._row(key, entry, None if entry is None and group.plain else number))
+                shipped.setdefault(dot.cut, {})[key] = entry is None
         exact = sum(row.cut is not None for row in rows)
         forms: tuple[tuple[Form, int], ...] = (("plain", len(rows) - exact), ("exact", exact))
         streams = [Stream(_TABLE, form, ("id", "value"), n, n * _BYTES) for form, n in forms if n]
         header = BatchHeader(
-            self.node,
+            origin,
             group.after,
-            number,
-            staged.id,
-            (*contexts, CutContext(number, staged.frontier)),
-            max(one.newest for one in made.values()),
+            at.cut,
+            at.id or staged.id,
+            tuple(CutContext(cut, context.frontier) for cut, context in told.items()),
+            max(context.newest for context in told.values()),
             tuple(streams),
         )
-        staged.shipments.append(Shipped(group, header, rows))
+        staged.shipments.append(Shipped(group, header, Payload(rows, shipped)))
+
+    def _row(self, key: UUID, entry: Version | None, cut: int | None) -> Row:
+        state = self.state
+        if entry is None or not entry.deleted:
+            return Row(key, entry.stamp if entry else None, cut, False, state.rows[key], state.past[key])
+        ours = entry.dot.node == self.node  # else what is here may be a write that lost to the tombstone
+        return Row(key, entry.stamp, cut, True, None, (state.past if ours else state.tombs)[key])
 
     def install(self, staged: Staged) -> bool:
         """The commit of a cut; False: what it read was changed under it, and it is to be made again."""
@@ -316,8 +348,9 @@ class Database:
                 state.logged[key] = max(version, state.logged.get(key, version))
         state.positions[self.node] = Position(staged.number, staged.id)
         state.known[self.node] = staged.frontier
-        state.contexts[self.node, staged.number] = Context(staged.frontier, None)
+        state.contexts[self.node, staged.number] = Context(staged.frontier, None, staged.made.newest)
         state.cuts[staged.number] = staged.made
+        state.records[self.node, staged.number] = staged.keys
         state.oldest = staged.oldest
         state.settling |= staged.settling
         state.conflicts |= staged.conflicts
@@ -354,15 +387,15 @@ class Database:
         state = self.state
         value = state.rows.get(key)
         content = None if value is None else value.to_bytes(8)
-        born = max((cut for cut, made in state.cuts.items() if made.keys.get(key)), default=None)
+        born = tuple(Dot(*dot) for dot, keys in state.records.items() if keys.get(key))
         return Local(value is not None, state.entries.get(key), state.logged.get(key), content, born)
 
-    def apply(self, parts: Sequence[tuple[BatchHeader, list[Row]]], wall: int) -> None:
+    def apply(self, parts: Sequence[tuple[BatchHeader, Payload]], wall: int) -> None:
         """One transaction, not flushed. Raises Contended or Inexact, and has changed nothing then."""
         before = self.state.copy() if len(parts) > 1 else self.state
         try:
-            for header, rows in parts:
-                self._merge(header, rows, wall)
+            for header, payload in parts:
+                self._merge(header, payload, wall)
         except (Contended, Inexact):
             self.state = before
             raise
@@ -371,8 +404,8 @@ class Database:
             if not vectors.covers(here, header.context | {header.origin: header.upto}):
                 raise Broken(f"node {self.node} shows cut {header.upto} of {header.origin} before its causes")
 
-    def _merge(self, header: BatchHeader, rows: list[Row], wall: int) -> None:
-        state, origin = self.state, header.origin
+    def _merge(self, header: BatchHeader, payload: Payload, wall: int) -> None:
+        state, origin, rows = self.state, header.origin, payload.rows
         if state.positions.get(origin, START).cut != header.after:
             raise Broken(
                 f"node {self.node} applies {header.after}-{header.upto} of {origin} in the wrong place"
@@ -386,12 +419,18 @@ class Database:
         state.clock = clock.lift(self.tick(wall), header.newest)
         applied = self.running()
         for context in header.contexts:
-            state.contexts[origin, context.cut] = Context(context.frontier, applied)
+            state.contexts[origin, context.cut] = Context(context.frontier, applied, header.newest)
+        lost = set[UUID]()
         for row in rows:
+            if row.cut is not None and row.cut <= header.after:
+                continue  # it has come by another way
             if "plain" in self.broken and row.cut is None:
                 self._take(row, None)
-            else:
-                self._judge(header, row)
+            elif self._judge(header, row) and "relayed" not in self.broken:
+                lost.add(row.key)
+        for cut in (cut for cut in payload.keys if cut > header.after):
+            keys = payload.keys[cut]
+            state.records[origin, cut] = {k: implicit for k, implicit in keys.items() if k not in lost}
         state.positions[origin] = Position(header.upto, header.upto_id)
         state.known[origin] = header.context
 
@@ -403,7 +442,8 @@ class Database:
             for write in tx.writes
         )
 
-    def _judge(self, header: BatchHeader, row: Row) -> None:
+    def _judge(self, header: BatchHeader, row: Row) -> bool:
+        """Whether it has lost, in a conflict."""
         state, key = self.state, row.key
         local = self.local(key)
         dot = Dot(header.origin, row.cut)
@@ -420,16 +460,21 @@ class Database:
                 raise Broken(f"false alarm at node {self.node}: {ours} and {theirs}")
             state.conflicts |= {ours.number, theirs.number}
         if verdict.action == "take":
-            if verdict.unborn and "unborn" not in self.broken:
-                assert local.born is not None
-                made = state.cuts[local.born]
-                state.cuts[local.born] = made._replace(keys={k: v for k, v in made.keys.items() if k != key})
+            if verdict.unborn:
+                self._unborn(key)
             self._take(row, verdict.entry)
         else:
             state.met[key] = state.met.get(key, 0) | theirs.met
             if verdict.action == "trace":
                 assert verdict.entry is not None
                 state.entries[key] = verdict.entry
+        return verdict.conflict and verdict.action != "take"
+
+    def _unborn(self, key: UUID) -> None:
+        for (node, cut), keys in self.state.records.items():
+            kept = "unborn" if node == self.node else "relayed"
+            if keys.get(key) and kept not in self.broken:
+                self.state.records[node, cut] = {k: implicit for k, implicit in keys.items() if k != key}
 
     def _take(self, row: Row, entry: Version | None) -> None:
         state, key = self.state, row.key
@@ -482,9 +527,9 @@ class Database:
             free = context.applied is None or context.applied.xmax <= state.oldest
             if cut <= stable.get(node, 0) and free:
                 del state.contexts[node, cut]
+        for node, cut in [dot for dot in state.records if dot[1] <= stable.get(dot[0], 0)]:
+            del state.records[node, cut]
         done = stable.get(self.node, 0)
         for cut in [cut for cut in state.cuts if cut < done]:
             del state.cuts[cut]
-        if done in state.cuts:
-            state.cuts[done] = state.cuts[done]._replace(keys={})
         state.trimmed = max(state.trimmed, done)

@@ -4,11 +4,13 @@ Invariant: everything follows from the seed.
 """
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from uuid import UUID
 
 from syncagent.core import limits, stamp
+from syncagent.core.inbox import START
 from syncagent.core.merge import Op
 from tests.simulation.database import Database, Transaction
 from tests.simulation.site import Site
@@ -41,6 +43,8 @@ class Scene:
     refused: float = 0.02  # how often a cut finds a table locked
     commits: tuple[float, ...] = (0.001, 0.01, 0.1)  # how long a cut may take, in seconds
     faults: tuple[float, ...] = (0.0, 0.03, 0.08)  # per statement
+    shapes: tuple[str, ...] = ("mesh", "mesh", "hub", "line", "some")  # who can have a link with whom
+    deaths: float = 0.15  # how many schedules lose a site for good
     kinds: tuple[str, ...] = ("partition", "split", "link", "agent", "database", "clock", "slow")
 
 
@@ -69,21 +73,28 @@ class Run:
         self.net = Net(self.schedule, rnd, weather)
         self.writes: list[Write] = []
         births: dict[UUID, set[int]] = {}
-        nodes = range(1, rnd.choice(scene.sites) + 1)
+        nodes = self.net.nodes = tuple(range(1, rnd.choice(scene.sites) + 1))
+        self.members = set(nodes)
         self.sites = [
-            Site(n, nodes, self.schedule, self.net, rnd, self.writes, births, broken) for n in nodes
+            Site(n, self.members, self.schedule, self.net, rnd, self.writes, births, broken) for n in nodes
         ]
-        self.net.start(list(self.sites))
+        self.pairs = _pairs(rnd, rnd.choice(scene.shapes), nodes)
+        self.dead: Site | None = None
+        self.net.start(list(self.sites), self.pairs)
         for site in self.sites:
             site.refused, site.commits = scene.refused, scene.commits
             site.ahead = rnd.choice((0.0, 0.0, 0.01, -1.0, 2.0))
         self.pace, self.hot, self.ends = rnd.choice(scene.pace), rnd.choice(scene.hot), rnd.choice(scene.ends)
         self.faults = rnd.choice(scene.faults)
+        self.death = rnd.random() if rnd.random() < scene.deaths else 2.0
 
     def run(self, story: Story | None = None) -> None:
         """Raises Broken."""
         rnd = self.rnd
-        for _ in range(rnd.choice(self.scene.steps)):
+        steps = rnd.choice(self.scene.steps)
+        for step in range(steps):
+            if self.dead is None and step >= self.death * steps:
+                self._death()
             self.schedule.run(self.schedule.now + rnd.expovariate(1 / self.pace))
             site = rnd.choice(self.sites)
             if rnd.random() < self.faults:
@@ -182,16 +193,16 @@ class Run:
 
     def _fault(self, site: Site) -> None:
         rnd = self.rnd
-        other = rnd.choice([s for s in self.sites if s is not site])
+        other = rnd.choice(self.net.peers(site.node))
         seconds = rnd.choice((1.0, 5.0, 40.0)) * self.pace * 10 * rnd.random()
         kind = rnd.choice(self.scene.kinds)
         if kind == "partition":
-            self.net.partition(site.node, other.node, seconds)
+            self.net.partition(site.node, other, seconds)
         elif kind == "split":
-            self.net.partition(site.node, other.node, seconds)
-            self.net.partition(other.node, site.node, seconds)
+            self.net.partition(site.node, other, seconds)
+            self.net.partition(other, site.node, seconds)
         elif kind == "link":
-            self.net.kill(site.node, other.node)
+            self.net.kill(site.node, other)
         elif kind == "agent":
             site.crash()
             self.schedule.after(seconds / 4, site.start)
@@ -203,6 +214,19 @@ class Run:
             self._step_clock(site)
         else:
             self.net.weather.slow[site.node] = rnd.choice((1, 10, 50))
+
+    def _death(self) -> None:
+        """A site ends for good, and the others agree that it has. Those left have still a way to each other."""
+        for site in self.rnd.sample(self.sites, len(self.sites)):
+            left = self.members - {site.node}
+            if len(left) > 1 and _connected(left, self.pairs):
+                site.crash()
+                site.up = False
+                self.dead = site
+                self.sites.remove(site)
+                self.members.discard(site.node)
+                self.net.gone(site.node)
+                return
 
     def _step_clock(self, site: Site) -> None:
         """By hours, for a while or until the time has caught up; or by a second."""
@@ -258,6 +282,13 @@ class Run:
             if site.database.state.rows != final:
                 raise Broken(f"diverged: {_difference(final, site.database.state.rows)}")
         committed = [write for site in self.sites for write in site.database.state.committed]
+        if self.dead is not None:
+            self._judge_dead(self.dead.node)
+            met = 0
+            for site in self.sites:
+                for bits in site.database.state.met.values():
+                    met |= bits
+            committed += [w for w in self.dead.database.state.committed if met >> w.number & 1]
         conflicts = set[int]().union(*(site.database.state.conflicts for site in self.sites))
         nothing_lost(committed, final, conflicts)
         for site in self.sites:
@@ -266,15 +297,43 @@ class Run:
             if left:
                 raise Broken(f"node {site.node} keeps metadata of what is settled: {left}")
 
+    def _judge_dead(self, node: int) -> None:
+        """What one has of a site that is gone all have."""
+        reached = {site.database.state.positions.get(node, START).cut for site in self.sites}
+        if len(reached) > 1:
+            raise Broken(f"the batches of node {node}, which is gone, are known up to {reached}")
+
     def _tell(self, story: Story) -> None:
         for site in self.sites:
             story.add("cuts", site.cuts)
             story.add("knots", site.knots)
             story.add("coalesced", site.coalesced)
             story.add("asked again", site.again)
+            story.add("relayed", site.relayed)
             story.add("conflicts", len(site.database.state.conflicts))
+        story.add("deaths", self.dead is not None)
         story.add("writes", len(self.writes))
         story.add("runs", 1)
+
+
+def _pairs(rnd: random.Random, shape: str, nodes: Sequence[int]) -> list[tuple[int, int]]:
+    """Whoever can have a link with whom; there is always a way."""
+    mesh = list(combinations(nodes, 2))
+    if shape == "mesh":
+        return mesh
+    if shape == "hub":
+        return [pair for pair in mesh if nodes[0] in pair]
+    if shape == "line":
+        return [(one, other) for one, other in mesh if other == one + 1]
+    some = [pair for pair in mesh if rnd.random() < 0.6]
+    return some if _connected(set(nodes), some) else mesh
+
+
+def _connected(nodes: set[int], pairs: Collection[tuple[int, int]]) -> bool:
+    reached = {min(nodes)}
+    while more := {n for pair in pairs if reached & set(pair) for n in pair if n in nodes} - reached:
+        reached |= more
+    return reached == nodes
 
 
 def _difference(one: dict[UUID, int], other: dict[UUID, int]) -> str:

@@ -9,13 +9,15 @@ from collections.abc import Callable, Collection
 from functools import partial
 from uuid import UUID
 
+from msgspec.structs import replace
+
 from syncagent.core import backoff, limits, stamp
 from syncagent.core.batch import BatchHeader
 from syncagent.core.inbox import START, Entry, Inbox
 from syncagent.core.outbox import Outbox, Plan
 from syncagent.core.wire import Refused, Want
 from syncagent.errors import Contended, Inexact, ProtocolError
-from tests.simulation.database import Database, Row, Shipped, Staged
+from tests.simulation.database import Database, Payload, Shipped, Staged
 from tests.simulation.truth import Write
 from tests.simulation.world import Net, Schedule
 
@@ -23,9 +25,10 @@ EPOCH = 1_000_000.0
 """The wall clock, in seconds, when a schedule begins."""
 _REFUSED_AGAIN = 15.0
 _TURN = 1.0
+_GOSSIP = 0.2
 
-Payload = list[Row]
-Batch = tuple[BatchHeader, Payload]
+Parts = list[tuple[BatchHeader, Payload]]
+"""Batches that travel together, the sender's own last."""
 
 
 class HastyInbox(Inbox[Payload]):
@@ -36,7 +39,7 @@ class HastyInbox(Inbox[Payload]):
 
 
 class Site:
-    """`members` are all nodes of the cluster."""
+    """`members` are all nodes of the cluster; a site that is gone for good is taken out."""
 
     def __init__(
         self,
@@ -67,7 +70,8 @@ class Site:
         self._failures = 0
         self._behind_cut: list[Callable[[], None]] = []
         self._wake: float | None = None
-        self._tidying = False
+        self._tidying = self._telling = False
+        self.relayed = 0
         self.start()
 
     # ---- life
@@ -94,7 +98,7 @@ class Site:
         if self.running or not self.up:
             return
         self.inbox: Inbox[Payload] = (HastyInbox if "causal" in self.broken else Inbox)(
-            self.node, [node for node in self.members if node != self.node]
+            self.node, [node for node in self.net.nodes if node != self.node]
         )
         self.outbox = Outbox()
         self.running = True
@@ -120,7 +124,7 @@ class Site:
 
     def _forget(self) -> None:
         self._life += 1
-        self._applying = self._tidying = False
+        self._applying = self._tidying = self._telling = False
         self._staged = None
         self.database.merging = False
         self._behind_cut.clear()
@@ -134,7 +138,7 @@ class Site:
         if not keep:
             self.crash()
         self._forget()
-        for peer in self.members:
+        for peer in self.net.nodes:
             self.outbox.sent(peer)
         self.up = False
         self.database.crash()
@@ -151,6 +155,8 @@ class Site:
     def linked(self, peer: int) -> None:
         self.links.add(peer)
         self.inbox.linked(peer)
+        if self.up:
+            self.net.send(self.node, peer, self._here())
         self.turn()
 
     def unlinked(self, peer: int) -> None:
@@ -167,11 +173,14 @@ class Site:
                 self._asked(peer, message)
             case Refused():
                 self.inbox.refused(peer, message.message, self.now + _REFUSED_AGAIN)
-            case (BatchHeader() as header, list() as rows):
+            case list():
+                *relayed, (header, payload) = message
                 try:
-                    self.inbox.arrived(header, rows)
+                    self.relayed += self.inbox.arrived(header, payload, relayed) and len(relayed)
                 except ProtocolError:
                     self.net.kill(self.node, peer)
+            case dict():
+                self.inbox.told(peer, message)
             case _:
                 pass
         self.turn()
@@ -242,24 +251,38 @@ class Site:
         if self.database.install(staged):
             self.cuts += 1
             self.database.settle(self.wall())
-            empty = not staged.made.keys
-            groups = self.outbox.cut_made(plan, staged.number, staged.id, staged.frontier, empty, self.now)
-            wanted = {(group.after, group.plain): group.peers for group in groups}
-            for shipped in staged.shipments:
-                for peer in wanted.get((shipped.group.after, shipped.group.plain), ()):
-                    self._send(peer, shipped)
+            groups = self.outbox.cut_made(
+                plan, staged.number, staged.id, staged.frontier, not staged.keys, self.now
+            )
+            wanted = {group._replace(peers=()): group.peers for group in groups}
+            for peer in {peer for group in groups for peer in group.peers}:
+                shipments = [
+                    s for s in staged.shipments if peer in wanted.get(s.group._replace(peers=()), ())
+                ]
+                unable = [group.origin for group in staged.unable if peer in group.peers]
+                self._send(peer, shipments, tuple(node for node in unable if node is not None))
+            self._tell()
         waiting, self._behind_cut = self._behind_cut, []
         for action in waiting:
             action()
         self._tidy()
         self.turn()
 
-    def _send(self, peer: int, shipped: Shipped) -> None:
-        header = shipped.header
-        self.coalesced += header.upto > header.after + 1
-        self.net.send(
-            self.node, peer, (header, shipped.rows), weight=1 + len(shipped.rows) / 4, ordered=False
-        )
+    def _send(self, peer: int, shipments: list[Shipped], unable: tuple[int, ...]) -> None:
+        """What a peer gets from one cut: in one piece, since what is not complete is nothing."""
+        parts: Parts = []
+        for shipped in shipments:
+            if shipped.group.origin is not None:
+                worth = self.outbox.worth(shipped.header.origin)
+                parts.append((replace(shipped.header, needed=worth), shipped.payload))
+        for shipped in shipments:
+            if shipped.group.origin is None:
+                self.coalesced += shipped.header.upto > shipped.header.after + 1
+                relayed = tuple(header.origin for header, _ in parts)
+                header = replace(shipped.header, needed=self.outbox.needed, relayed=relayed, unable=unable)
+                parts.append((header, shipped.payload))
+        rows = sum(len(payload.rows) for _, payload in parts)
+        self.net.send(self.node, peer, parts, weight=1 + rows / 4, ordered=False)
 
         def sent() -> None:
             self.outbox.sent(peer)
@@ -288,7 +311,7 @@ class Site:
                 self.inbox.deferred(entry, "one after the other", self.now)
             del entries[1:]
         try:
-            self.database.apply([(entry.header, entry.payload) for entry in entries], self.wall())
+            self.database.apply(self.inbox.batches(entries), self.wall())
         except Inexact:
             self.again += 1
             for entry in entries:
@@ -308,9 +331,26 @@ class Site:
         self._applying = False
         for entry in entries:
             self.inbox.applied(entry)
-            self.outbox.learned(entry.origin, entry.header.upto, entry.header.rows)
+            for header, _ in entry.parts:
+                self.outbox.learned(header.origin, header.upto, header.rows, header.needed)
+        self._tell()
         self._tidy()
         self.turn()
+
+    def _here(self) -> dict[int, int]:
+        return {node: position.cut for node, position in self.database.state.positions.items()}
+
+    def _tell(self) -> None:
+        """Gossip of where this site is, not at once."""
+        if not self._telling:
+            self._telling = True
+            self.later(_GOSSIP * self.rnd.random(), self._told)
+
+    def _told(self) -> None:
+        self._telling = False
+        if self.up:
+            for peer in sorted(self.links):
+                self.net.send(self.node, peer, self._here())
 
     # ---- housekeeping
 
@@ -334,12 +374,14 @@ class Site:
             self.running
             and self.up
             and not (self._staged or self._applying or self.database.pending())
-            and all(here.get(other.node, START).cut >= other.outbox._needed for other in others)
+            and all(here.get(other.node, START).cut >= other.outbox.needed for other in others)
             and not self.outbox._has_news(self.outbox._context)
-            and all(w.reason == "asked" for w in self.inbox.waiting(self.now, self.wall()).values())
+            and all(
+                w.reason in ("asked", "relayed") for w in self.inbox.waiting(self.now, self.wall()).values()
+            )
         )
 
     def quiet(self) -> bool:
         """Whatever is left waits for a clock."""
         waits = self.inbox.waiting(self.now, self.wall()).values()
-        return all(wait.reason in ("asked", "clock", "causal") for wait in waits)
+        return all(wait.reason in ("asked", "relayed", "clock", "causal") for wait in waits)

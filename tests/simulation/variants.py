@@ -35,7 +35,7 @@ def _low(key: UUID, local: Local, stable: Frontier, old_transactions: bool) -> b
 
 
 def _unseen(local: Local, *arguments: Any) -> bool:
-    return _concurrent(replace(local, born=None), *arguments)
+    return _concurrent(replace(local, born=()), *arguments)
 
 
 def _traceless(*arguments: Any) -> Merged:
@@ -90,6 +90,8 @@ _SLOW = replace(_CALM, ends=(1.0,), pace=(0.1, 0.3), commits=(1.0, 3.0), steps=(
 """Cuts that take seconds."""
 _CRASHES = replace(USUAL, faults=(0.15,), kinds=("database",))
 _LAGGING = replace(USUAL, sites=(3, 4), faults=(0.1,), kinds=("slow", "split", "link"))
+_SPOKES = replace(_CALM, sites=(3, 4), shapes=("hub", "line"), hot=(0.6,), deaths=0.0)
+"""Nothing gets to most but through others."""
 
 VARIANTS = {
     "settle": Variant(
@@ -128,6 +130,11 @@ VARIANTS = {
     ),
     "unborn": Variant(
         "an insert that has lost, in a conflict, counts as what the row is", switch="unborn", scene=_CALM
+    ),
+    "relayed": Variant(
+        "a relay takes what it holds for any insert of the key that it has met",
+        scene=_SPOKES,
+        switch="relayed",
     ),
     "stable": Variant("applied here counts as stable", switch="stable"),
     "told": Variant(

@@ -7,9 +7,8 @@ Invariant: a packet arrives only over the link it was sent on, and only while th
 
 import heapq
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import permutations
 from typing import Protocol
 
 Action = Callable[[], None]
@@ -76,15 +75,24 @@ class Net:
     def __init__(self, schedule: Schedule, rnd: random.Random, weather: Weather) -> None:
         self.schedule, self.rnd, self.weather = schedule, rnd, weather
         self.ends: dict[int, End] = {}
+        self.nodes: tuple[int, ...] = ()
         self._pairs: dict[frozenset[int], _Pair] = {}
         self._cut: dict[tuple[int, int], int] = {}
 
-    def start(self, ends: list[End]) -> None:
+    def start(self, ends: list[End], pairs: Iterable[tuple[int, int]]) -> None:
+        """Only these can ever have a link."""
         self.ends = {end.node: end for end in ends}
-        for one, other in permutations(self.ends, 2):
-            if one < other:
-                self._pairs[frozenset((one, other))] = _Pair()
-                self._dial(one, other)
+        for one, other in pairs:
+            self._pairs[frozenset((one, other))] = _Pair()
+            self._dial(one, other)
+
+    def peers(self, node: int) -> list[int]:
+        """With whom a site can have a link."""
+        return sorted(other for pair in self._pairs if node in pair for other in pair - {node})
+
+    def gone(self, node: int) -> None:
+        """A site that never comes back."""
+        self._pairs = {names: pair for names, pair in self._pairs.items() if node not in names}
 
     def partition(self, source: int, target: int, seconds: float) -> None:
         """Nothing gets from one to the other for so long; both notice that their link is dead."""
@@ -104,8 +112,8 @@ class Net:
 
     def kill(self, one: int, other: int) -> None:
         """The link dies. Each end notices in its own time."""
-        pair = self._pairs[frozenset((one, other))]
-        if pair.alive:
+        pair = self._pairs.get(frozenset((one, other)))
+        if pair is not None and pair.alive:
             pair.alive = False
             for end, peer in ((one, other), (other, one)):
                 self.schedule.after(
@@ -142,10 +150,11 @@ class Net:
 
     def _dial(self, one: int, other: int) -> None:
         """Try until it works."""
-        pair = self._pairs[frozenset((one, other))]
+        names = frozenset((one, other))
+        pair = self._pairs.get(names)
 
         def dial() -> None:
-            if pair.alive or pair.up:
+            if pair is None or names not in self._pairs or pair.alive or pair.up:
                 return
             blocked = self._cut.get((one, other)) or self._cut.get((other, one))
             if blocked or not (self.ends[one].running and self.ends[other].running):
@@ -167,7 +176,7 @@ class Net:
         self, source: int, target: int, message: object, *, weight: float = 1.0, ordered: bool = True
     ) -> None:
         """`weight`: how much longer than a small message it takes. Ordered ones do not overtake each other."""
-        pair = self._pairs[frozenset((source, target))]
+        pair = self._pairs.get(frozenset((source, target)), _Pair())
         weather, rnd = self.weather, self.rnd
         for _ in range(2 if rnd.random() < weather.twice else 1):
             if not pair.alive or self._cut.get((source, target)) or rnd.random() < weather.loss:

@@ -3,7 +3,7 @@
 It exists because the rules of the protocol were found by programs that know everything (tests/model);
 here the SQL side is put through the same schedules: transactions that stay open, savepoints, statements
 that nest, hot keys, keys ahead of the clock and without a time, cuts for some peers and not for others,
-late and coalesced batches, compaction, trimming, clocks that jump.
+late and coalesced batches, what one has of a third handed on, compaction, trimming, clocks that jump.
 
 Each write has a number, which is also the value it leaves in the row; `seen` says which writes its
 writer had seen. What must hold at the end: every site has the same rows; each committed write that no
@@ -18,6 +18,7 @@ from uuid import UUID
 
 from syncagent.core import merge, stamp
 from syncagent.core.merge import Dot, Incoming, Version, Window
+from syncagent.core.outbox import Group
 from syncagent.core.store import Shipment
 from syncagent.errors import Contended, Inexact
 from tests.sql.truth import (
@@ -79,8 +80,14 @@ class Run:
         elif dice < 0.68:
             peers = [other for other in self.actors if other is not actor and rnd.random() < 0.7]
             await self.cut(actor, peers, busy=rnd.random() < 0.3)
-        elif dice < 0.90:
+        elif dice < 0.86:
             await self.apply(actor, rnd.choice([other for other in self.actors if other is not actor]))
+        elif dice < 0.90:
+            via, *others = rnd.sample(
+                [other for other in self.actors if other is not actor], len(self.actors) - 1
+            )
+            if others and not await self.relay(actor, via, others, plain=True):
+                await self.relay(actor, via, others, plain=False)
         elif dice < 0.95:
             self.say(f"{actor.site.node} compacts {await actor.site.compact()}")
         elif dice < 0.97:
@@ -229,7 +236,9 @@ class Run:
         after, site = await self.state(actor), actor.site
         named: dict[UUID, bool] = dict(
             await site.rows(
-                "select k, bool_and(c.implicit) from syncagent.cut_keys c, unnest(c.keys) k where c.cut = $1 group by k",
+                "select k, bool_and(c.implicit) from syncagent.cut_keys c, unnest(c.keys) k"
+                " where c.node = $1 and c.cut = $2 group by k",
+                site.node,
                 number,
             )
         )
@@ -310,6 +319,41 @@ class Run:
             for w in tx.writes
         )
 
+    async def relay(self, actor: Actor, via: Actor, others: Sequence[Actor], *, plain: bool) -> bool:
+        """What one has, of itself and of others, read at one cut and applied in one transaction. False: plain rows
+        met metadata."""
+        site, here = actor.site, await actor.site.frontier()
+        groups = [
+            Group(here.get(o.site.node, 0), plain, (site.node,), o.site.node if o is not via else None)
+            for o in (*others, via)
+        ]
+        before = await self.state(via)
+        cut = await via.site.cut_groups(groups)
+        await self.compare_fold(via, before, cut.number)
+        await self.notice_settling(via)
+        await self.notice_conflicts(via)
+        assert not cut.unable, "what was not everywhere is not whole any more"
+        parts = [(shipment.header, shipment.spool) for shipment in cut.shipments]
+        shipped = [(shipment.header.origin, await decode(shipment)) for shipment in cut.shipments]
+        before = await self.state(actor)
+        try:
+            await site.store.replica.apply_knot(parts, attempt=0)
+        except Contended:
+            assert self.in_the_way(actor, [row for _, rows in shipped for row in rows]), (
+                "refused for no reason"
+            )
+            return True
+        except Inexact:
+            return False
+        self.say(
+            f"{site.node} takes from {via.site.node} {[(h.origin, h.after, h.upto) for h, _ in parts]}:"
+            f" {[(short(row.key), row.value) for _, rows in shipped for row in rows]}"
+        )
+        for origin, rows in shipped:  # no key is in two of them
+            await self.compare_merge(actor, before, origin, rows)
+        await self.notice_conflicts(actor)
+        return True
+
     async def compare_merge(self, actor: Actor, before: State, origin: int, rows: Sequence[Shipped]) -> None:
         """Hold what the merge did to the core's verdict; then learn what the site holds now."""
         after = await self.state(actor)
@@ -354,11 +398,11 @@ class Run:
             )
         }
         rows: dict[UUID, int] = dict(await site.rows("select id, value from item"))
-        born: dict[UUID, int] = dict(
-            await site.rows(
-                "select k, max(cut) from syncagent.cut_keys, unnest(keys) k where implicit group by k"
-            )
-        )
+        born: dict[UUID, list[Dot]] = {}
+        for key, node, cut in await site.rows(
+            "select k, node, max(cut) from syncagent.cut_keys, unnest(keys) k where implicit group by k, node"
+        ):
+            born.setdefault(key, []).append(Dot(node, cut))
         mark = await site.one("select collected from syncagent.replicated")
         return State(rows, entries, logged, contexts, mark, born)
 
@@ -415,7 +459,9 @@ class Run:
         """Has a cut with rows not been applied here?"""
         here = await actor.site.frontier()
         for other in self.actors:
-            newest = await other.site.one("select coalesce(max(cut), 0) from syncagent.cut_keys")
+            newest = await other.site.one(
+                "select coalesce(max(cut), 0) from syncagent.cut_keys where node = $1", other.site.node
+            )
             if here.get(other.site.node, 0) < newest:
                 return True
         return False

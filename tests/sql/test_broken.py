@@ -79,8 +79,8 @@ RULES: dict[str, tuple[Change, Callable[[Sites, Pair], Awaitable[None]]]] = {
     "an insert that the writer had not seen is compared": (
         (
             APPLY,
-            "when m.settled is null then coalesce(m.born > ",
-            "when m.settled is null then coalesce(false and m.born > ",
+            "when m.settled is null then exists (",
+            "when m.settled is null then false and exists (",
         ),
         test_apply.test_insert_that_the_writer_of_a_newer_version_had_not_seen,
     ),
@@ -93,7 +93,7 @@ RULES: dict[str, tuple[Change, Callable[[Sites, Pair], Awaitable[None]]]] = {
         test_apply.test_row_written_between_judge_and_write,
     ),
     "a resend skips what was dropped": (
-        (CUT, "then k.born = k.cut ", "then true "),
+        (CUT, "where k.born = k.cut ", "where true "),
         test_cut.test_resend_skips_what_was_dropped,
     ),
     "a slot with an unfolded entry is kept": (

@@ -29,9 +29,9 @@ def here(database: Database) -> Database:
             (2, true, '{"1": 3, "2": 9}', 4, '250 ms'), (3, false, '{}', 0, null);
         insert into syncagent.frontier (node, cut, context) values
             (1, 5, '{"1": 5, "2": 8}'), (2, 8, '{"1": 2, "2": 8}'), (3, 1, '{"1": 4, "3": 1}');
-        insert into syncagent.cut (number, id, taken, rows, newest, made_at) values
-            (4, gen_random_uuid(), pg_current_snapshot(), 10, 1, now() - interval '10 s'),
-            (5, gen_random_uuid(), pg_current_snapshot(), 7, 1, now() - interval '1 s');
+        insert into syncagent.cut (number, id, taken, rows, made_at) values
+            (4, gen_random_uuid(), pg_current_snapshot(), 10, now() - interval '10 s'),
+            (5, gen_random_uuid(), pg_current_snapshot(), 7, now() - interval '1 s');
         select syncagent._attach('"T t"', false, false), syncagent._attach('pairs', true, false);
         """
     )

@@ -74,12 +74,12 @@ class State:
     logged: dict[UUID, list[tuple[int, str, UUID]]]  # not folded: the entry's clock, op, transaction's stamp
     contexts: dict[tuple[int, int], dict[int, int]]
     mark: UUID
-    born: dict[UUID, int]  # the cut that found a row implicit
+    born: dict[UUID, list[Dot]]  # the cuts that found a row implicit
 
     def local(self, key: UUID) -> Local:
         logged = max((stamp for _, _, stamp in self.logged.get(key, ())), default=None)
         content = as_text(key, self.rows[key]) if key in self.rows else None
-        return Local(key in self.rows, self.entries.get(key), logged, content, self.born.get(key))
+        return Local(key in self.rows, self.entries.get(key), logged, content, tuple(self.born.get(key, ())))
 
 
 class Actor:
@@ -157,6 +157,8 @@ async def decode(shipment: Shipment) -> list[Shipped]:
     """The rows of a batch of this schema, from their COPY bytes."""
     rows: list[Shipped] = []
     for index, stream in enumerate(shipment.header.streams):
+        if stream.form == "keys":
+            continue
         assert stream.columns == ("id", "value", "note")
         async for data in shipment.spool.read(index):
             for fields in _tuples(data):

@@ -37,10 +37,11 @@ from tests.support.waiting import until
 
 T = TypeVar("T")
 
-NAMES = ("berlin", "tokyo", "lima", "oslo", "cairo")
+NAMES = ("berlin", "tokyo", "lima", "oslo", "cairo", "quito", "hanoi")
+_OWN_SERVERS = 3
 SMALL: dict[str, Setting] = {
     "shared_buffers": "32MB",
-    "max_connections": 40,
+    "max_connections": 100,
     "checkpoint_timeout": "1h",
     "log_checkpoints": False,
     "log_min_messages": "warning",
@@ -321,9 +322,9 @@ class Site:
         return "\n".join(
             str(row)
             for query in (
-                "select 'last cut', number, rows, newest, made_at from syncagent.cut order by number desc limit 3",
+                "select 'last cut', number, rows, made_at from syncagent.cut order by number desc limit 3",
                 "select 'frontier', node, cut, context, applied_at from syncagent.frontier order by node",
-                "select 'peer', node, linked, paused, frontier, parked, rtt, waiting, trouble from syncagent.peer_state order by node",
+                "select 'peer', node, linked, via, paused, frontier, parked, rtt, waiting, trouble from syncagent.peer_state order by node",
                 "select 'agent', waiting, trouble from syncagent.agent_state",
                 "select 'session', application_name, state, wait_event, now() - state_change, left(query, 100) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()",
             )
@@ -482,7 +483,7 @@ class Laboratory:
     def __init__(self, folder: Path, *, durable: bool = False) -> None:
         self._folder, self._durable = folder, durable
         self._moulds: dict[tuple[int, int], Mould] = {}
-        self._servers: list[Server] = []
+        self._servers: dict[tuple[int, int], Server] = {}
 
     @contextmanager
     def cluster(self, *majors: int, prepare: Callable[[Cluster], None] | None = None) -> Iterator[Cluster]:
@@ -515,13 +516,10 @@ class Laboratory:
         """The site that the command line makes; later ones are copies of it."""
         if (place, major) not in self._moulds:
             name, node = NAMES[place], place + 1
-            server = Server(
-                binaries(major), self._folder / f"{name}{major}", settings=SMALL, durable=self._durable
-            )
-            self._servers.append(server)
+            server = self._server(place, major)
             server.start()
-            database = Database(server, "mould")
-            server.execute(sql.SQL("create database mould"))
+            database = Database(server, f"mould{place}")
+            server.execute(sql.SQL("create database {}").format(sql.Identifier(database.name)))
             database.execute(TABLES)
             home = self._folder / f"{name}{major}.home"
             said = _ask(
@@ -529,11 +527,20 @@ class Laboratory:
                 *("--listen", "127.0.0.1:1", "--home", str(home), "--json"),
             )
             _ask("attach", "--all", "--derive-key", "--home", str(home), "--json")
-            self._moulds[place, major] = Mould(server, "mould", home, name, node, said["sha256"])
+            self._moulds[place, major] = Mould(server, database.name, home, name, node, said["sha256"])
         return self._moulds[place, major]
 
+    def _server(self, place: int, major: int) -> Server:
+        """One of its own for each of the first sites; the others share the last."""
+        place = min(place, _OWN_SERVERS - 1)
+        if (place, major) not in self._servers:
+            folder = self._folder / f"{NAMES[place]}{major}.server"
+            server = Server(binaries(major), folder, settings=SMALL, durable=self._durable)
+            self._servers[place, major] = server
+        return self._servers[place, major]
+
     def stop(self) -> None:
-        for server in self._servers:
+        for server in self._servers.values():
             server.kill()
 
 

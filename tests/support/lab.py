@@ -173,6 +173,12 @@ class Site:
         groups = [Group((await peer.frontier()).get(self.node, 0), plain, (peer.node,)) for peer in peers]
         return await self.store.origin.cut(groups, force=force, spools=lambda _: Memory(during))
 
+    async def cut_groups(self, groups: Sequence[Group]) -> Cut:
+        """A cut with exactly these ranges."""
+        cut = await self.store.origin.cut(groups, force=True, spools=lambda _: Memory(None))
+        assert cut is not None
+        return cut
+
     async def batch(self, peer: "Site", *, plain: bool = True) -> Shipment:
         """A cut made for one peer."""
         cut = await self.cut(peer, plain=plain)

@@ -87,7 +87,7 @@ def _picture(found: list[dict[str, Any]]) -> "RenderableType":
 
 
 _HEADINGS = ("peer", "role", "state", ">lacks", ">since", ">applied", ">ago", ">parked", ">rtt", ">clock")
-_COLOURS = {"linked": "green", "paused": "yellow", "away": "bold red", "unknown": "dim"}
+_COLOURS = {"linked": "green", "relayed": "green", "paused": "yellow", "away": "bold red", "unknown": "dim"}
 
 
 def _role(site: dict[str, Any]) -> str:
@@ -108,7 +108,10 @@ def _line(peer: dict[str, Any]) -> tuple[object, ...]:
     return (
         f"{peer['name']} ({peer['node']})",
         _role(peer),
-        Text(peer["state"], _COLOURS.get(peer["state"], "")),
+        Text(
+            f"via {peer['via']}" if peer["state"] == "relayed" else peer["state"],
+            _COLOURS.get(peer["state"], ""),
+        ),
         lacks,
         render.span(peer["behind_seconds"] or None),
         "" if peer["applied_cut"] is None else f"cut {peer['applied_cut']:,}",

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-Form = Literal["plain", "exact"]
+Form = Literal["plain", "exact", "keys"]
 
 
 class Table(msgspec.Struct, frozen=True, order=True):
@@ -24,7 +24,8 @@ class Table(msgspec.Struct, frozen=True, order=True):
 
 class Stream(msgspec.Struct, frozen=True):
     """Rows of one table. `plain` rows have implicit stamps and only their columns; `exact` rows carry
-    `_stamp uuid, _cut int8, _deleted bool` before them. `size` is the length of the raw COPY bytes."""
+    `_stamp uuid, _cut int8, _deleted bool` before them. `keys` are no rows: which keys each cut of the range saw
+    changed, for a receiver that may have to hand them on. `size` is the length of the raw COPY bytes."""
 
     table: Table
     form: Form
@@ -41,7 +42,9 @@ class CutContext(msgspec.Struct, frozen=True):
 
 
 class BatchHeader(msgspec.Struct, frozen=True):
-    """`newest` is the largest clock (hlc) of any stamp in the batch, 0 if there is none."""
+    """`newest` is the largest clock (hlc) of any stamp in the batch, 0 if there is none; `needed` the last cut of
+    the origin that says something. `relayed` names other origins: a batch of each went before this one, read under the
+    same snapshot, and is applied with it or not at all; `unable` those that were asked for, and are not whole here."""
 
     origin: int
     after: int
@@ -50,6 +53,9 @@ class BatchHeader(msgspec.Struct, frozen=True):
     contexts: tuple[CutContext, ...]
     newest: int
     streams: tuple[Stream, ...]
+    needed: int = 0
+    relayed: tuple[int, ...] = ()
+    unable: tuple[int, ...] = ()
 
     @property
     def context(self) -> dict[int, int]:
@@ -58,4 +64,8 @@ class BatchHeader(msgspec.Struct, frozen=True):
 
     @property
     def rows(self) -> int:
-        return sum(stream.rows for stream in self.streams)
+        return sum(stream.rows for stream in self.streams if stream.form != "keys")
+
+    @property
+    def size(self) -> int:
+        return sum(stream.size for stream in self.streams)

@@ -16,7 +16,7 @@ from syncagent.errors import ProtocolError
 
 ROWS, VERSIONS, PARKED = 0, 1, 2
 """The streams of a range."""
-CONTEXTS, CONFLICTS = 0, 1
+CONTEXTS, CONFLICTS, RECORDS = 0, 1, 2
 """The streams of the end."""
 
 
@@ -138,6 +138,7 @@ class EndHead(msgspec.Struct, frozen=True):
     sequences: tuple[SequenceAt, ...]
     contexts: int
     conflicts: int
+    records: int
 
 
 class Counted(msgspec.Struct, frozen=True):

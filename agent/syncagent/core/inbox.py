@@ -10,18 +10,23 @@ the wall clock, is handed out; one transaction at a time is being applied.
 A batch of several cuts has seen what its origin had applied at the last of them. So two of them can each
 lack the other: a knot. No order of them is causal, but one transaction that applies all of it is.
 
+An origin without a link is asked for at a peer that has one, or has its batches: the relay. What a relay sends is
+one entry, its own batch and those of others, read in one snapshot; whatever was replaced in them by a third origin
+is in it as well, or here. When a link comes or goes meanwhile, parts that have come the other way are left out.
+
 Calling sequence. Events go in, decisions come out; nothing is remembered outside:
 
     inbox = Inbox(me, origins)
     dropped = inbox.loaded(positions)         # after every connect to the database: what it has applied
     inbox.linked(origin) / inbox.unlinked(origin)                   # a link came up / went away
+    inbox.told(peer, frontier)                # what a linked peer says that it has applied: it may be the better relay
     for origin, want in inbox.wants(now): send                      # after ANY event, and when wake_in passes
     inbox.receiving(origin, now)              # optional: bytes of the asked batch are coming in
-    kept = inbox.arrived(header, payload)     # complete and verified; not kept: close it; may raise ProtocolError
+    kept = inbox.arrived(header, payload, relayed)   # complete and verified; not kept: close it; may raise ProtocolError
     inbox.refused(origin, message, until)     # the origin answered Refused
     entry = inbox.pick(now, wall)             # None, or the batch to apply; then exactly one of those below
     entries = inbox.pick_knot(now, wall)      # if there is none: batches to apply together; then, for each,
-        inbox.applied(entry)                                        # committed
+        dropped = inbox.applied(entry)                              # inbox.batches(entries) was committed
         dropped = inbox.inexact(entry)                              # plain rows met metadata: ask again, exact
         inbox.deferred(entry, reason, until)                        # rolled back: not before `until`
         dropped = inbox.loaded(positions)                           # the connection went away in between
@@ -33,20 +38,32 @@ Calling sequence. Events go in, decisions come out; nothing is remembered outsid
 caller's own (a spool); whatever the inbox drops is returned for closing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
+from msgspec.structs import replace
+
 from syncagent.core import clock, frontier, limits, stamp
 from syncagent.core.batch import BatchHeader
-from syncagent.core.wire import Want
+from syncagent.core.wire import Relay, Want
 from syncagent.errors import ProtocolError
 
 P = TypeVar("P")
 
 Reason = Literal[
-    "none", "unlinked", "paused", "refused", "asked", "causal", "clock", "deferred", "next", "applying"
+    "none",
+    "unlinked",
+    "paused",
+    "refused",
+    "asked",
+    "relayed",
+    "causal",
+    "clock",
+    "deferred",
+    "next",
+    "applying",
 ]
 
 
@@ -62,15 +79,38 @@ START = Position(0, None)
 
 @dataclass(frozen=True, eq=False)
 class Entry(Generic[P]):
-    """A complete batch that is held here; `order` is its place among all arrivals."""
+    """A complete batch that is held here, with those that its sender relays; `order` is its place among all arrivals."""
 
     header: BatchHeader
     payload: P
     order: int
+    relayed: tuple[tuple[BatchHeader, P], ...] = ()
 
     @property
     def origin(self) -> int:
         return self.header.origin
+
+    @property
+    def parts(self) -> tuple[tuple[BatchHeader, P], ...]:
+        return (*self.relayed, (self.header, self.payload))
+
+    @property
+    def payloads(self) -> list[P]:
+        return [payload for _, payload in self.parts]
+
+    @property
+    def reach(self) -> dict[int, int]:
+        """Up to where it brings whoever applies it."""
+        return {header.origin: header.upto for header, _ in self.parts}
+
+    @property
+    def newest(self) -> tuple[int, int]:
+        """The largest clock in it, and the origin it is of."""
+        return max((header.newest, header.origin) for header, _ in self.parts)
+
+    @property
+    def size(self) -> int:
+        return sum(header.size for header, _ in self.parts)
 
 
 @dataclass(frozen=True)
@@ -87,6 +127,7 @@ class _Origin(Generic[P]):
 
     applied: Position = START
     linked: bool = False
+    away_since: float | None = None  # no link, as the last decision saw it
     paused: bool = False
     exact: bool = False  # the batch after `applied` is wanted in exact form
     asked: Want | None = None
@@ -114,7 +155,11 @@ class Inbox(Generic[P]):
         self._positions: dict[int, Position] | None = None  # None: the database was not read yet
         self._origins: dict[int, _Origin[P]] = {node: _Origin() for node in origins}
         self._applying: list[Entry[P]] = []
-        self._forgotten: set[int] = set()
+        self._relays: dict[int, int] = {}  # by origins without a link
+        self._told: dict[int, dict[int, int]] = {}  # what linked peers have applied
+        self._cannot: set[tuple[int, int]] = (
+            set()
+        )  # peers that have batches of an origin, and cannot relay them
         self._arrivals = 0
 
     # ---- what the database has
@@ -128,16 +173,24 @@ class Inbox(Generic[P]):
             applied = positions.get(node, START)
             if applied != origin.applied:
                 origin.applied, origin.attempts, origin.apply_after = applied, 0, 0.0
-            chain, at = [], applied.cut
-            for entry in origin.held:
-                if entry.header.after == at:
-                    chain.append(entry)
-                    at = entry.header.upto
-                else:
-                    dropped.append(entry.payload)
-            origin.held = chain
-            if origin.asked and (origin.asked.after, origin.asked.after_id) != origin.tail():
-                origin.asked = None
+            dropped += self._rechain(origin)
+        return dropped
+
+    def _rechain(self, origin: _Origin[P]) -> list[P]:
+        """Keep the batches that go beyond what is applied, without a gap in what they bring of anybody."""
+        have = self.frontier
+        chain: list[Entry[P]] = []
+        dropped: list[P] = []
+        for entry in origin.held:
+            gap = any(header.after > have.get(header.origin, 0) for header, _ in entry.parts)
+            if entry in self._applying or (entry.header.upto > have.get(entry.origin, 0) and not gap):
+                chain.append(entry)
+                have = frontier.join(have, entry.reach)
+            else:
+                dropped += entry.payloads
+        origin.held = chain
+        if origin.asked and (origin.asked.after, origin.asked.after_id) != origin.tail():
+            origin.asked = None
         return dropped
 
     @property
@@ -152,24 +205,53 @@ class Inbox(Generic[P]):
     # ---- who there is
 
     def meet(self, node: int) -> None:
-        """A site that has come."""
+        """A site that has come; or has gone, and what others have of it comes by relay."""
         self._at(node)
 
-    def forget(self, node: int) -> None:
-        """A site that was removed: what has arrived of it is applied, and no more of it is waited for."""
-        self._forgotten.add(node)
-
-    # ---- links and wants
+    # ---- links and relays
 
     def linked(self, node: int) -> None:
         """A new link: nothing asked over an older one counts any more."""
         origin = self._at(node)
-        origin.linked, origin.asked, origin.ask_after = True, None, 0.0
+        origin.linked, origin.asked, origin.ask_after, origin.away_since = True, None, 0.0, None
 
     def unlinked(self, node: int) -> None:
         """The link is gone. What has arrived complete is kept."""
         origin = self._at(node)
         origin.linked, origin.asked = False, None
+        self._told.pop(node, None)
+        self._cannot -= {(node, other) for other in self._origins}
+
+    def told(self, peer: int, have: Mapping[int, int]) -> None:
+        """What a linked peer says that it has applied."""
+        self._told[peer] = frontier.join(self._told.get(peer, {}), have)
+
+    def relay(self, node: int) -> int | None:
+        """Whom this origin is asked for at, if not itself."""
+        return self._relays.get(node)
+
+    def _route(self, now: float) -> None:
+        """Choose who relays what. A relay stays the one until its link ends, or it has nothing more and another one has."""
+        linked = [node for node, origin in self._origins.items() if origin.linked]
+        before, self._relays = self._relays, {}
+        for node, origin in self._origins.items():
+            if origin.linked:
+                continue
+            if origin.away_since is None:
+                origin.away_since = now
+            able = [peer for peer in linked if (peer, node) not in self._cannot]
+            if not able or now < origin.away_since + limits.RELAY_AFTER:
+                continue
+            here = self.frontier.get(node, 0)
+            best, kept = max(able, key=lambda peer: (self._has(peer, node), -peer)), before.get(node)
+            if kept in able and (self._has(kept, node) > here or self._has(best, node) <= here):
+                best = kept
+            self._relays[node] = best
+
+    def _has(self, peer: int, node: int) -> int:
+        return self._told.get(peer, {}).get(node, 0)
+
+    # ---- wants
 
     def pause(self, node: int, paused: bool = True) -> None:
         """Neither ask this origin nor apply what it sent."""
@@ -178,28 +260,51 @@ class Inbox(Generic[P]):
     def wants(self, now: float) -> list[tuple[int, Want]]:
         """The wants to send now; they count as sent."""
         out: list[tuple[int, Want]] = []
+        self._route(now)
         tangled = self._tangled() if self._positions is not None else {}
         for node, origin in self._origins.items() if self._positions is not None else ():
-            needs = tangled.get(node, 0)
-            if self._has_room(node, origin, tangled) and self._may_ask(origin, needs, now):
-                cut, cut_id = origin.tail()
-                origin.asked = Want(after=cut, after_id=cut_id, plain=not origin.exact, needs=needs)
-                origin.asked_at = now
-                out.append((node, origin.asked))
+            if self._has_room(node, origin, tangled) and origin.linked:
+                want = self._want(node, origin, tangled)
+                if self._may_ask(origin, want, now):
+                    origin.asked, origin.asked_at = want, now
+                    out.append((node, want))
         return out
+
+    def _want(self, node: int, origin: _Origin[P], tangled: Mapping[int, int]) -> Want:
+        """What follows all that is here, and on its way, of this peer and of whom it relays."""
+        cut, cut_id = origin.tail()
+        have = self.frontier
+        for entry in origin.held:
+            have = frontier.join(have, entry.reach)
+        relay = {
+            other: Relay(have.get(other, 0), tangled.get(other, 0))
+            for other, via in self._relays.items()
+            if via == node and not self._origins[other].paused
+        }
+        return Want(cut, cut_id, plain=not origin.exact, needs=tangled.get(node, 0), relay=relay)
 
     def _has_room(self, node: int, origin: _Origin[P], tangled: Mapping[int, int]) -> bool:
         """A knot is closed by whoever lacks a batch, and sooner by all who send small ones meanwhile."""
-        if len(origin.held) < limits.WINDOW or tangled.get(node, 0):
+        sent = [other for other in tangled if self._sender(other) == node]
+        if len(origin.held) < limits.WINDOW or any(tangled[other] for other in sent):
             return True
-        size = sum(stream.size for entry in origin.held for stream in entry.header.streams)
-        return node in tangled and len(origin.held) < limits.KNOT_WINDOW and size < limits.KNOT_SIZE
+        size = sum(entry.size for entry in origin.held)
+        return bool(sent) and len(origin.held) < limits.KNOT_WINDOW and size < limits.KNOT_SIZE
 
-    def _may_ask(self, origin: _Origin[P], needs: int, now: float) -> bool:
-        if not origin.linked or origin.paused or now < origin.ask_after:
+    def _sender(self, node: int) -> int:
+        """Who sends this origin's batches."""
+        return self._relays.get(node, node)
+
+    def _may_ask(self, origin: _Origin[P], want: Want, now: float) -> bool:
+        if origin.paused or now < origin.ask_after:
             return False
         asked = origin.asked
-        return asked is None or asked.needs < needs or now >= origin.asked_at + limits.ASK_AGAIN
+        if asked is None or asked.needs < want.needs or now >= origin.asked_at + limits.ASK_AGAIN:
+            return True
+        return any(
+            other not in asked.relay or asked.relay[other].needs < relay.needs
+            for other, relay in want.relay.items()
+        )
 
     def receiving(self, node: int, now: float) -> None:
         """Bytes are coming in: the want is being answered, do not repeat it."""
@@ -212,18 +317,36 @@ class Inbox(Generic[P]):
 
     # ---- batches
 
-    def arrived(self, header: BatchHeader, payload: P) -> bool:
-        """A complete batch. False: stale, twice, beyond a gap, or in a form that is not wanted any more."""
-        _check(header)
+    def arrived(self, header: BatchHeader, payload: P, relayed: Sequence[tuple[BatchHeader, P]] = ()) -> bool:
+        """A complete batch, and what came before it from the same sender.
+
+        False: stale, twice, beyond a gap, or in a form that is not wanted any more.
+        """
+        headers = [*(part for part, _ in relayed), header]
+        for part in headers:
+            _check(part)
+        if sorted(part.origin for part, _ in relayed) != sorted(header.relayed):
+            raise ProtocolError(
+                f"node {header.origin} sent a batch that goes with those of nodes {header.relayed}, which did not come",
+                hint="both sites must run the same version of syncagent; then restart the agent at the origin",
+            )
         origin = self._origins.get(header.origin)
         if origin is None or origin.asked is None or header.after != origin.asked.after:
             return False
-        if not origin.asked.plain and any(stream.form == "plain" for stream in header.streams):
+        if any(part.origin not in origin.asked.relay for part, _ in relayed):
+            return False
+        if not origin.asked.plain and any(
+            stream.form == "plain" for part in headers for stream in part.streams
+        ):
             return False
         self._arrivals += 1
-        origin.held.append(Entry(header, payload, self._arrivals))
+        entry = Entry(header, payload, self._arrivals, tuple(relayed))
+        self.told(header.origin, header.context)
+        self._cannot |= {(header.origin, other) for other in header.unable}
+        origin.held.append(entry)
         origin.asked = None
-        return True
+        self._rechain(origin)
+        return entry in origin.held
 
     def pick(self, now: float, wall: int) -> Entry[P] | None:
         """The batch to apply now, oldest first over all origins."""
@@ -257,13 +380,21 @@ class Inbox(Generic[P]):
         while seen < len(knot):
             entry, seen = knot[seen], seen + 1
             for other, cut in self._lacks(entry, self.frontier).items():
-                held = self._at(other).held
-                reach = next((n for n, one in enumerate(held, 1) if one.header.upto >= cut), len(held))
-                knot += held[taken.get(other, 0) : reach]
-                taken[other] = max(reach, taken.get(other, 0))
-                if not held or held[-1].header.upto < cut:
+                sender, reach, enough = self._brings(other, cut)
+                knot += self._at(sender).held[taken.get(sender, 0) : reach]
+                taken[sender] = max(reach, taken.get(sender, 0))
+                if not enough:
                     lacking[other] = max(cut, lacking.get(other, 0))
         return knot, lacking
+
+    def _brings(self, node: int, cut: int) -> tuple[int, int, bool]:
+        """Who has sent this cut, with how many of the batches that are held of that sender; and whether anybody has."""
+        sender = self._sender(node)
+        for peer in (node, sender):
+            for count, entry in enumerate(self._at(peer).held, 1):
+                if entry.reach.get(node, 0) >= cut:
+                    return peer, count, True
+        return sender, len(self._at(sender).held), False
 
     def _tangled(self) -> dict[int, int]:
         """Origins whose batches wait for others or are waited for, and up to which cut they must come."""
@@ -272,13 +403,13 @@ class Inbox(Generic[P]):
             if origin.held and self._lacks(origin.held[0], self.frontier):
                 knot, lacking = self._knot(node)
                 for entry in knot:
-                    tangled.setdefault(entry.origin, 0)
+                    tangled = frontier.join(dict.fromkeys(entry.reach, 0), tangled)
                 tangled = frontier.join(tangled, lacking)
         return tangled
 
     def _lacks(self, entry: Entry[P], have: Mapping[int, int]) -> dict[int, int]:
-        lacks = frontier.missing(entry.header.context, have, origin=entry.origin, me=self.me)
-        return {node: cut for node, cut in lacks.items() if node not in self._forgotten}
+        have = frontier.join(have, entry.reach)
+        return frontier.missing(entry.header.context, have, origin=entry.origin, me=self.me)
 
     def _oldest(self, now: float, wall: int, done: Entry[P] | None) -> Entry[P] | None:
         ready = []
@@ -294,7 +425,7 @@ class Inbox(Generic[P]):
         """Why this batch may not be applied now, supposing `done` is."""
         if origin.paused:
             return Waiting("paused", "paused by the operator")
-        have = self.frontier if done is None else {**self.frontier, done.origin: done.header.upto}
+        have = self.frontier if done is None else frontier.join(self.frontier, done.reach)
         if lacks := self._lacks(entry, have):
             names = ", ".join(f"cut {cut} of node {other}" for other, cut in sorted(lacks.items()))
             return Waiting("causal", f"waits for {names}")
@@ -302,29 +433,45 @@ class Inbox(Generic[P]):
 
     def _hindered(self, entry: Entry[P], now: float, wall: int) -> Waiting | None:
         """What keeps this batch back beside the batches of others."""
-        node, origin = entry.origin, self._origins[entry.origin]
-        if origin.paused:
+        origin, (newest, node) = self._origins[entry.origin], entry.newest
+        if any(self._origins[part.origin].paused for part, _ in entry.parts):
             return Waiting("paused", "paused by the operator")
-        if clock.too_far_ahead(entry.header.newest, wall, self._max_skew):
-            ahead = stamp.to_seconds(entry.header.newest - wall)
+        if clock.too_far_ahead(newest, wall, self._max_skew):
+            ahead = stamp.to_seconds(newest - wall)
             return Waiting("clock", f"held: the clock of node {node} is {ahead:.1f} s ahead of ours")
         if now < origin.apply_after and entry is origin.held[0]:
             return Waiting("deferred", origin.trouble)
         return None
 
-    def applied(self, entry: Entry[P]) -> None:
-        """Rows and frontier are committed."""
+    def batches(self, entries: Sequence[Entry[P]]) -> list[tuple[BatchHeader, P]]:
+        """What to commit for entries that were picked: each range from where this site will then be."""
+        have, batches = self.frontier, []
+        for entry in entries:
+            for header, payload in entry.parts:
+                after = have.get(header.origin, 0)
+                if header.upto > after:
+                    batches.append(
+                        (header if header.after == after else replace(header, after=after), payload)
+                    )
+            have = frontier.join(have, entry.reach)
+        return batches
+
+    def applied(self, entry: Entry[P]) -> list[P]:
+        """Rows and frontier are committed. Returns what has been overtaken by that."""
         origin = self._end(entry)
         origin.held.remove(entry)
-        origin.applied = Position(entry.header.upto, entry.header.upto_id)
         assert self._positions is not None
-        self._positions[entry.origin] = origin.applied
+        for header, _ in entry.parts:
+            at = self._at(header.origin)
+            if header.upto > at.applied.cut:
+                at.applied = self._positions[header.origin] = Position(header.upto, header.upto_id)
         origin.exact, origin.attempts, origin.apply_after = False, 0, 0.0
+        return [payload for other in self._origins.values() for payload in self._rechain(other)]
 
     def inexact(self, entry: Entry[P]) -> list[P]:
         """Plain rows met metadata of their keys: forget the chain, ask for it in exact form."""
         origin = self._end(entry)
-        dropped = [held.payload for held in origin.held]
+        dropped = [payload for held in origin.held for payload in held.payloads]
         origin.held, origin.asked, origin.exact = [], None, True
         origin.attempts, origin.apply_after = 0, 0.0
         return dropped
@@ -360,6 +507,10 @@ class Inbox(Generic[P]):
         if origin.paused:
             return Waiting("paused", "paused by the operator")
         if not origin.linked:
+            if (via := self.relay(node)) is not None:
+                return Waiting(
+                    "relayed", f"has everything up to cut {origin.applied.cut}, asked node {via} for more"
+                )
             return Waiting("unlinked", "no link")
         if now < origin.ask_after:
             return Waiting("refused", origin.trouble)
@@ -377,9 +528,11 @@ class Inbox(Generic[P]):
             if origin.held:
                 waits.append(origin.apply_after - now)
                 waits += [
-                    stamp.to_seconds(clock.excess(entry.header.newest, wall, self._max_skew))
+                    stamp.to_seconds(clock.excess(entry.newest[0], wall, self._max_skew))
                     for entry in origin.held
                 ]
+            if origin.away_since is not None:
+                waits.append(origin.away_since + limits.RELAY_AFTER - now)
             if origin.linked and self._has_room(node, origin, tangled):
                 waits.append(
                     origin.asked_at + limits.ASK_AGAIN - now if origin.asked else origin.ask_after - now

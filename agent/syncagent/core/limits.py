@@ -14,6 +14,8 @@ SPOOL_MEMORY = 8 * 1024 * 1024
 PING_INTERVAL = 5.0
 LINK_TIMEOUT = 20.0
 """A link without any sign of life for so long is closed."""
+RELAY_AFTER = 2.0
+"""An origin without a link for so long is asked for at another peer; a link that was lost is mostly back by then."""
 ASK_AGAIN = 60.0
 """A want without an answer, and without a byte of one, is repeated. Repeating is harmless."""
 

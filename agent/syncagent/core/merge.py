@@ -46,7 +46,9 @@ class Local:
     entry: Version | None = None
     logged: UUID | None = None  # the largest stamp among committed log entries that no cut has folded
     content: bytes | None = None  # only compared, and only between two implicit rows
-    born: int | None = None  # the cut of this site that found this very row implicit, while it is kept
+    born: tuple[
+        Dot, ...
+    ] = ()  # the cuts, of whichever site, that found this very row implicit, while they are kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ def local_stamp(key: UUID, local: Local) -> UUID | None:
 class Merged:
     """What apply does with one incoming row. `entry` is the version entry afterwards, None for none.
 
-    `unborn`: an insert of ours stands in a conflict now, so the row must not be taken for it any more."""
+    `unborn`: the insert that the row was stands in a conflict now, so the row must not be taken for it any more.
+    Nor must it for an incoming insert that has lost in a conflict."""
 
     action: Literal["take", "keep", "trace"]
     entry: Version | None
@@ -102,7 +105,7 @@ def merge(
     mine = local_stamp(key, local)
     twice = is_twice(key, local, incoming)
     conflict = twice or (
-        mine not in (None, incoming.stamp) and concurrent(local, incoming, me, context, contexts)
+        mine not in (None, incoming.stamp) and concurrent(local, incoming, context, contexts)
     )
     if (
         mine is None
@@ -112,7 +115,7 @@ def merge(
         # Over a write that is not folded yet even an implicit row leaves an entry: the fold must see it.
         implicit = not incoming.deleted and is_implicit(key, incoming.stamp) and local.logged is None
         entry = None if implicit else Version(incoming.stamp, incoming.dot, incoming.deleted)
-        return Merged("take", entry, conflict, conflict and local.born is not None)
+        return Merged("take", entry, conflict, conflict and bool(local.born))
     if local.logged is not None and local.logged == mine and local.entry is None:
         # Without a trace the fold could find this write implicit, although it won here by its logged stamp.
         # An entry says as much; a tombstone must stay until the fold has compared the insert with it.
@@ -133,7 +136,7 @@ def is_twice(key: UUID, local: Local, incoming: Incoming) -> bool:
 
 
 def concurrent(
-    local: Local, incoming: Incoming, me: int, context: Frontier, contexts: Callable[[Dot], Frontier | None]
+    local: Local, incoming: Incoming, context: Frontier, contexts: Callable[[Dot], Frontier | None]
 ) -> bool:
     """Had neither writer seen the other? Only for versions with different stamps."""
     if local.logged is not None and (
@@ -143,8 +146,8 @@ def concurrent(
     ):
         return True  # not cut yet: nobody has seen it
     if local.entry is None:
-        # Implicit: in everybody's past, but for an insert of ours that the writer had not seen.
-        return local.alive and local.born is not None and local.born > context.get(me, 0)
+        # Implicit: in everybody's past, but for an insert that is known here and that the writer had not seen.
+        return local.alive and any((dot.cut or 0) > context.get(dot.node, 0) for dot in local.born)
     dot = local.entry.dot
     if dot.cut is None:
         return True
@@ -231,18 +234,20 @@ def needs_settling(local: Local) -> bool:
 
 
 def shipped(
-    folded: int, alive: bool, entry: Version | None, me: int, after: int, *, implicit: bool = True
+    folded: int, alive: bool, entry: Version | None, origin: int, after: int, *, implicit: bool = True
 ) -> Dot | None:
-    """The dot under which a key of our log travels in a batch that starts after `after`; None: it does not.
+    """The dot under which a key travels in a batch of `origin` that starts after `after`; None: it does not.
+
+    The origin ships what its log names; a relay, what the origin's cuts named that it has applied.
 
     `folded` is the last cut whose fold named the key, `implicit` whether it found the row implicit. If it
     did not and there is no entry now, some version of the key was compacted, so everybody has it: the row
     would travel under a stamp and a dot that are not its own. All else is read under the batch's snapshot.
     """
     if entry is None:
-        return Dot(me, folded) if alive and implicit and folded > after else None
-    ours = entry.dot.node == me and entry.dot.cut is not None and entry.dot.cut > after
-    return entry.dot if ours and alive != entry.deleted else None
+        return Dot(origin, folded) if alive and implicit and folded > after else None
+    theirs = entry.dot.node == origin and entry.dot.cut is not None and entry.dot.cut > after
+    return entry.dot if theirs and (alive or entry.deleted) else None
 
 
 # ---- compaction

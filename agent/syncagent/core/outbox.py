@@ -4,7 +4,8 @@ It exists apart from the services so that every order of events can be tried wit
 
 Invariants: a batch ends at a cut that was made for it, so its snapshot is open while it is read; each
 want is answered once; a peer without a want holds nobody; at rest no cut is made because of a cut that
-told nothing; a want for a cut that was never made here is refused.
+told nothing; a want for a cut that was never made here is refused. What is handed on of the batches of others is
+read under the same snapshot, so this site's context says how far it goes.
 
 Calling sequence. Events go in, decisions come out:
 
@@ -12,11 +13,12 @@ Calling sequence. Events go in, decisions come out:
     outbox.loaded(last, last_id, context, frontier, floor, now)     # after every connect to the database
     answer = outbox.asked(peer, want, id_here)           # a want; answer: None, or the Refused to send
     outbox.unlinked(peer)                                # its link went away, and its want with it
-    outbox.learned(origin, upto, rows)                   # a batch of another origin was applied here
+    outbox.learned(origin, upto, rows, needed)           # a batch of another origin was applied here
     outbox.marked(request)                               # somebody wants a cut of what is committed now
     plan = outbox.plan(now, pending)                     # after ANY event, and when wake_in passes
     if plan:                                             # one cut transaction: fold, and read every group
-        ... for group in plan.groups: read (group.after, new cut] in the group's form into a spool
+        ... for group in plan.groups: read (group.after, new cut] in the group's form into a spool; of another
+            origin, up to the last cut that was applied of it; nothing, if that is not beyond group.after
         groups = outbox.cut_made(plan, number, id, frontier, empty, now)      # committed; before any byte leaves
         ... send each group's spool to group.peers, then outbox.sent(peer); answer plan.marks with the frontier
     outbox.wake_in(now, pending)                         # seconds until plan may answer differently
@@ -39,19 +41,24 @@ Cause = Literal["mark", "behind", "pending", "knowledge", "idle"]
 
 
 class Group(NamedTuple):
-    """Peers at the same position: one batch `(after, upto]` is read once and sent to all of them."""
+    """Peers at the same position: one batch `(after, upto]` is read once and sent to all of them.
+
+    `origin` is whose cuts these are; None: this site's own.
+    """
 
     after: int
     plain: bool
     peers: tuple[int, ...]
+    origin: int | None = None
 
 
 class Plan(NamedTuple):
-    """A cut to make now, the batches to read under its snapshot, and the marks it answers."""
+    """A cut to make now, the batches to read under its snapshot, and the wants and marks it answers."""
 
     cause: Cause
     groups: tuple[Group, ...]
     marks: tuple[UUID, ...]
+    wants: Mapping[int, Want]
 
 
 class Outbox:
@@ -65,6 +72,8 @@ class Outbox:
         self._needed = 0  # the last cut that says something; later ones were made for a peer that lagged,
         # and only who has seen what builds on them needs them
         self._news: dict[int, int] = {}  # the newest batch with rows applied here, per origin
+        self._here: dict[int, int] = {}  # the last cut applied, per origin
+        self._worth: dict[int, int] = {}  # of those, the last that says something
         self._cut_at = float("-inf")
         self._interval = limits.CUT_INTERVAL
         self._asked_at = float("-inf")  # when the last cut was made that somebody had asked for
@@ -89,6 +98,7 @@ class Outbox:
         """
         self.last, self.last_id, self.floor = last, last_id, floor
         self._context, self._news = dict(context), dict(frontier)
+        self._here, self._worth = dict(frontier), dict(frontier)
         self._needed, self._cut_at, self._asked_at = last, now, now
 
     def asked(self, peer: int, want: Want, id_here: UUID | None) -> Refused | None:
@@ -124,8 +134,12 @@ class Outbox:
         """The last answer has left, or was given up."""
         self._answering.pop(peer, None)
 
-    def learned(self, origin: int, upto: int, rows: int) -> None:
-        """A batch of another origin was applied. An empty one is no news, else sites at rest would chatter."""
+    def learned(self, origin: int, upto: int, rows: int, needed: int) -> None:
+        """A batch of another origin was applied. An empty one is no news, else sites at rest would chatter; but whoever
+        is relayed this origin wants what its origin would send it: up to the cut that is `needed`.
+        """
+        self._here[origin] = max(upto, self._here.get(origin, 0))
+        self._worth[origin] = max(min(needed, upto), self._worth.get(origin, 0))
         if rows:
             self._news[origin] = max(upto, self._news.get(origin, 0))
             if self._context.get(origin, 0) >= upto:  # a cut made since the merge has told it already
@@ -142,13 +156,14 @@ class Outbox:
         cause, due = self._due(pending)
         if cause is None or now < due:
             return None
-        positions: dict[tuple[int, bool], list[int]] = {}
+        groups: dict[Group, list[int]] = {}
         for peer, want in sorted(self._wants.items()):
-            positions.setdefault((want.after, want.plain), []).append(peer)
-        groups = tuple(
-            Group(after, plain, tuple(peers)) for (after, plain), peers in sorted(positions.items())
-        )
-        return Plan(cause, groups, tuple(self._marks))
+            for origin, relay in sorted(want.relay.items()):
+                groups.setdefault(Group(relay.after, want.plain, (), origin), []).append(peer)
+            groups.setdefault(Group(want.after, want.plain, ()), []).append(peer)
+        ordered = sorted(groups, key=lambda group: (group.origin or 0, group.after, group.plain))
+        shared = tuple(group._replace(peers=tuple(groups[group])) for group in ordered)
+        return Plan(cause, shared, tuple(self._marks), dict(self._wants))
 
     def wake_in(self, now: float, pending: bool) -> float | None:
         """Seconds until plan says something, if nothing else happens; None: never."""
@@ -159,7 +174,7 @@ class Outbox:
         """Why a cut is to be made, and when."""
         if self._marks:
             return "mark", self._cut_at
-        if any(want.after < max(self._needed, min(want.needs, self.last)) for want in self._wants.values()):
+        if any(self._is_behind(want) for want in self._wants.values()):
             return "behind", self._cut_at + self._interval
         if pending and self._wants:
             return "pending", self._cut_at + self._interval
@@ -169,6 +184,13 @@ class Outbox:
             alone = (self._cut_at - self._asked_at) / limits.IDLE_CUT_SHARE
             return "idle", self._cut_at + min(max(alone, limits.IDLE_CUT_INTERVAL), limits.IDLE_CUT_MOST)
         return None, 0.0
+
+    def _is_behind(self, want: Want) -> bool:
+        """What this peer lacks says something, or what it has waits for it."""
+        return want.after < max(self._needed, min(want.needs, self.last)) or any(
+            relay.after < max(self._worth.get(node, 0), min(relay.needs, self._here.get(node, 0)))
+            for node, relay in want.relay.items()
+        )
 
     def _has_news(self, context: Mapping[int, int]) -> bool:
         return not vectors.covers(context, self._news)
@@ -191,25 +213,36 @@ class Outbox:
             self._needed = number
         self.last, self.last_id, self._context, self._cut_at = number, cut_id, dict(frontier), now
         self._marks = [request for request in self._marks if request not in plan.marks]
-        groups = []
-        for group in plan.groups:
-            peers = tuple(peer for peer in group.peers if self._take(peer, group))
-            if peers:
-                groups.append(group._replace(peers=peers))
-        return tuple(groups)
+        answered = {peer for peer, want in plan.wants.items() if self._take(peer, want)}
+        groups = (
+            group._replace(peers=tuple(peer for peer in group.peers if peer in answered))
+            for group in plan.groups
+        )
+        return tuple(group for group in groups if group.peers)
 
-    def _take(self, peer: int, group: Group) -> bool:
-        """The want is answered by this group, unless it was replaced or its link went away meanwhile."""
+    def _take(self, peer: int, planned: Want) -> bool:
+        """The want is answered, unless it was replaced or its link went away meanwhile."""
         want = self._wants.get(peer)
-        if want is None or (want.after, want.plain) != (group.after, group.plain):
+        if want is None or not _same(planned, want):
             return False
         self._answering[peer] = self._wants.pop(peer)
         return True
 
+    @property
+    def needed(self) -> int:
+        """The last cut that says something: at rest nobody wants more."""
+        return self._needed
+
+    def worth(self, origin: int) -> int:
+        """The last cut of another origin that says something, of those applied here."""
+        return self._worth.get(origin, 0)
+
 
 def _same(one: Want | None, other: Want) -> bool:
-    return one is not None and (one.after, one.after_id, one.plain) == (
-        other.after,
-        other.after_id,
-        other.plain,
-    )
+    """They ask for the same, however much it is waited for."""
+    return one is not None and _asked(one) == _asked(other)
+
+
+def _asked(want: Want) -> tuple[object, ...]:
+    relay = {node: relay.after for node, relay in want.relay.items()}
+    return want.after, want.after_id, want.plain, relay

@@ -54,6 +54,8 @@ class Cut:
     rows: int
     empty: bool
     shipments: tuple[Shipment, ...]
+    unable: tuple[Group, ...] = ()
+    """What was asked for of the batches of others, and is not whole here."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class PeerState:
 
     node: int
     linked: bool
+    via: int | None
+    """The peer through which this one is reached, if it has no link."""
     paused: bool
     frontier: dict[int, int]
     parked: int

@@ -48,16 +48,25 @@ class Pong(msgspec.Struct, frozen=True, tag=True):
     wall: float
 
 
+class Relay(msgspec.Struct, frozen=True):
+    """Of an origin that I have no link with, I have applied the cuts up to `after`; `needs` as in a Want."""
+
+    after: int
+    needs: int = 0
+
+
 class Want(msgspec.Struct, frozen=True, tag=True):
     """I have applied your cuts up to `after` (whose id is `after_id`): send what follows.
 
     `needs` is the cut that batches of others here wait for, though nobody may have written before it.
+    `relay` asks for what you hold of the batches of others, too.
     """
 
     after: int
     after_id: UUID | None
     plain: bool
     needs: int = 0
+    relay: dict[int, Relay] = {}
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -72,7 +81,8 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     """Gossip for `status`, `wait` and who joins; stability never rests on it.
 
     `epoch`: the catalog this site works by; `attached`: the one whose tables it has attached, `trouble` what keeps
-    it from that. `steady`: its agent runs for good, not only until it has joined.
+    it from that. `steady`: its agent runs for good, not only until it has joined. `links` are the nodes it has links with, so
+    that whoever has none with one of them knows whom to send a Letter through.
     """
 
     frontier: dict[int, int]
@@ -82,6 +92,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     attached: int = 0
     trouble: str | None = None
     steady: bool = True
+    links: tuple[int, ...] = ()
 
 
 class Mark(msgspec.Struct, frozen=True, tag=True):
@@ -118,13 +129,26 @@ class Ballot(msgspec.Struct, frozen=True, tag=True):
     data: bytes
 
 
+class Letter(msgspec.Struct, frozen=True, tag=True):
+    """A message for a site that the sender has no link with, through a peer that has one; `data` is the message.
+
+    It goes through one peer, and what belongs to a link (wants, refusals, batches) never travels so.
+    """
+
+    source: int
+    target: int
+    data: bytes
+
+
 class Bye(msgspec.Struct, frozen=True, tag=True):
     """The last message of a link: why its sender ends it."""
 
     reason: str
 
 
-Message = Hello | Ping | Pong | Want | Refused | Progress | Mark | Marked | Ballot | Inspect | Report | Bye
+Message = (
+    Hello | Ping | Pong | Want | Refused | Progress | Mark | Marked | Ballot | Inspect | Report | Letter | Bye
+)
 
 
 class _Greeting(msgspec.Struct):

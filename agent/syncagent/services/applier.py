@@ -75,9 +75,9 @@ class Applier:
             await asyncio.gather(merging, return_exceptions=True)  # it has ended, and its end was seen
 
     async def _merge(self, entries: list[Entry[Spool]], attempt: int) -> Applied:
-        if len(entries) == 1:
-            return await self._replica.apply(entries[0].header, entries[0].payload, attempt=attempt)
-        parts = [(entry.header, entry.payload) for entry in entries]
+        parts = self._inbox.batches(entries)
+        if len(parts) == 1:
+            return await self._replica.apply(*parts[0], attempt=attempt)
         return await self._replica.apply_knot(parts, attempt=attempt)
 
     def _defer(
@@ -91,9 +91,11 @@ class Applier:
 
     async def _applied(self, entries: list[Entry[Spool]], applied: Applied) -> None:
         for entry in entries:
-            self._inbox.applied(entry)
-            self._desk.outbox.learned(entry.origin, entry.header.upto, entry.header.rows)
-            await entry.payload.close()
+            overtaken = self._inbox.applied(entry)
+            for header, _ in entry.parts:
+                self._desk.outbox.learned(header.origin, header.upto, header.rows, header.needed)
+            for spool in (*entry.payloads, *overtaken):
+                await spool.close()
         self.batches += len(entries)
         self.rows += applied.taken
         self.conflicts += applied.conflicts

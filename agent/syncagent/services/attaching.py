@@ -11,7 +11,6 @@ from uuid import UUID, uuid4
 
 from syncagent.core.batch import Table
 from syncagent.core.catalog import Attach, Attachment, Catalog, Detach, Inspected
-from syncagent.core.ports import Link
 from syncagent.core.store import Request, Tables
 from syncagent.core.wire import Inspect, Report
 from syncagent.errors import SyncagentError, Undecided, Unreachable
@@ -98,12 +97,12 @@ class Attaching:
 
     # ---- what peers ask
 
-    async def _inspected(self, link: Link, question: Inspect) -> None:
+    async def _inspected(self, asker: int, question: Inspect) -> None:
         try:
             report = Report(question.request, tuple(await self._tables.inspect(question.attachments)))
         except SyncagentError as error:
             report = Report(question.request, error=error.line)
-        await link.send(report)
+        await self._exchange.send(asker, report)
 
     def _reported(self, report: Report) -> None:
         if (future := self._reports.get(report.request)) is not None and not future.done():
@@ -131,14 +130,14 @@ class Attaching:
         }
 
     async def _ask(self, node: int, attachments: tuple[Attachment, ...]) -> Report:
-        link, question = self._exchange.links.get(node), uuid4()
-        if link is None:
+        question = uuid4()
+        if self._exchange.way(node) is None:
             return Report(question, error="no link: it attaches them when it comes back")
         future: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
         self._reports[question] = future
         try:
             async with asyncio.timeout(_INSPECT):
-                await link.send(Inspect(question, attachments))
+                await self._exchange.send(node, Inspect(question, attachments))
                 return await future
         except TimeoutError:
             return Report(question, error=f"no answer within {_INSPECT:g} s")

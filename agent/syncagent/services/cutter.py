@@ -9,7 +9,7 @@ import asyncio
 from syncagent.core import backoff, limits
 from syncagent.core.outbox import Group, Plan
 from syncagent.core.ports import HighWater, SpoolFactory
-from syncagent.core.store import Cut, Origin, Shipment
+from syncagent.core.store import Cut, Origin
 from syncagent.errors import SyncagentError, Unreachable
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
@@ -69,15 +69,16 @@ class Cutter:
         groups = self._outbox.cut_made(
             plan, cut.number, cut.id, cut.frontier, cut.empty, self._clock.now(), took
         )
-        for shipment in cut.shipments:
-            sending.create_task(self._ship(cut, shipment, groups))
+        sending.create_task(self._ship(cut, groups))
         await self._exchange.answer_marks(plan.marks, cut.frontier)
         self._bells.news.ring()
 
-    async def _ship(self, cut: Cut, shipment: Shipment, groups: tuple[Group, ...]) -> None:
+    async def _ship(self, cut: Cut, groups: tuple[Group, ...]) -> None:
         try:
-            await self._high_water.shipping(cut.number, cut.id)
+            if cut.shipments:
+                await self._high_water.shipping(cut.number, cut.id)
         except BaseException:
-            await shipment.spool.close()
+            for shipment in cut.shipments:
+                await shipment.spool.close()
             raise
-        await self._exchange.ship(shipment, groups)
+        await self._exchange.ship(cut, groups)

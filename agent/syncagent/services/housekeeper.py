@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 from syncagent.core import frontier
 from syncagent.core.membership import Peer
+from syncagent.core.ports import Link
 from syncagent.core.store import Keeper, PeerState, Request
 from syncagent.core.wire import Progress
 from syncagent.errors import Contended, RefusedError, SyncagentError, Unreachable
@@ -29,6 +30,11 @@ _THOROUGH = 30
 _QUIET = 0.2
 """Least seconds between two reports."""
 _LONGEST_WAIT = 3600.0
+_MARK_AGAIN = 5.0
+"""Seconds after which a site that is reached through another one is asked for a cut again."""
+
+_Asked = dict[int, tuple[Link | None, float]]
+"""Over which link a site was asked for a cut, and when."""
 
 Verb = Callable[[Request], Awaitable[dict[str, Any]]]
 """What a request asks for; a SyncagentError is its answer, too."""
@@ -114,6 +120,7 @@ class Housekeeper:
                 attached=self._attaching.epoch,
                 trouble=self._attaching.trouble,
                 steady=self._steady,
+                links=tuple(sorted(self._exchange.links)),
             )
             await self._exchange.gossip(progress)
             shown = (
@@ -134,20 +141,22 @@ class Housekeeper:
         return {**self._inbox.frontier, **mine}
 
     def _state(self, peer: Peer) -> PeerState:
-        link = self._exchange.links.get(peer.node)
+        link, way = self._exchange.links.get(peer.node), self._exchange.way(peer.node)
         progress = self._exchange.progress.get(peer.node)
         waiting = self._inbox.waiting(self._clock.now(), self._clock.wall()).get(peer.node)
         before = next((s for s in self._shown[0] if s.node == peer.node), None) if self._shown else None
         return PeerState(
             node=peer.node,
             linked=link is not None,
+            via=None if link is not None or way is None else way.peer.node,
             paused=False,
             frontier=progress.frontier if progress else before.frontier if before else {},
             parked=progress.parked if progress else before.parked if before else 0,
             rtt=None if link is None or link.rtt is None else round(link.rtt, 3),
             clock_offset=None if link is None or link.clock_offset is None else round(link.clock_offset, 2),
             waiting=None
-            if waiting is None or waiting.reason in ("asked", "none", "next", "applying", "unlinked")
+            if waiting is None
+            or waiting.reason in ("asked", "none", "next", "applying", "relayed", "unlinked")
             else waiting.text,
             trouble=self._exchange.troubles.get(peer.node),
         )
@@ -201,7 +210,7 @@ class Housekeeper:
         if self._elections.is_witness:
             raise RefusedError("this site is a witness and has no rows", hint="ask at a site that has")
         marks = {node: uuid4() for node in (self._me, *(peer.node for peer in self._roster.origins))}
-        asked: dict[int, object] = {}
+        asked: _Asked = {}
         answer: dict[str, Any] = {"converged": True, "missing": []}
         try:
             async with asyncio.timeout(seconds):
@@ -224,7 +233,7 @@ class Housekeeper:
         if self._elections.is_witness:
             return {}
         marks = {peer.node: uuid4() for peer in self._roster.origins}
-        asked: dict[int, object] = {}
+        asked: _Asked = {}
         lacking = {}
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
@@ -235,27 +244,29 @@ class Housekeeper:
             self._exchange.marked.pop(mark, None)
         return lacking
 
-    async def _lacking(self, marks: dict[int, UUID], asked: dict[int, object]) -> dict[str, str]:
+    async def _lacking(self, marks: dict[int, UUID], asked: _Asked) -> dict[str, str]:
         marked, have = self._exchange.marked, self._frontier()
         await self._ask_for_marks(marks, asked)
         lacking = {}
         for node, mark in marks.items():
             if mark not in marked:
-                linked = node in self._exchange.links
-                lacking[self._roster.name(node)] = "has not made its cut yet" if linked else "no link"
+                near = self._exchange.way(node) is not None
+                lacking[self._roster.name(node)] = "has not made its cut yet" if near else "no link"
             elif (cut := marked[mark].get(node, 0)) > have.get(node, 0):
                 lacking[self._roster.name(node)] = f"cut {have.get(node, 0)} of {cut} is applied here"
         return lacking
 
-    async def _ask_for_marks(self, marks: dict[int, UUID], asked: dict[int, object]) -> None:
-        """Of peers with a new link, a cut."""
+    async def _ask_for_marks(self, marks: dict[int, UUID], asked: _Asked) -> None:
+        """Of peers that can be reached in a new way, a cut; again, where it may have been lost on the way."""
+        now = self._clock.now()
         for node, mark in marks.items():
-            link = self._exchange.links.get(node)
-            if link is not None and mark not in self._exchange.marked and asked.get(node) is not link:
-                asked[node] = link
+            way, (asked_by, since) = self._exchange.way(node), asked.get(node, (None, now))
+            lost = node not in self._exchange.links and now - since > _MARK_AGAIN
+            if way is not None and mark not in self._exchange.marked and (asked_by is not way or lost):
+                asked[node] = way, now
                 await self._exchange.mark_peer(node, mark)
 
-    async def _missing(self, marks: dict[int, UUID], asked: dict[int, object]) -> dict[int, str]:
+    async def _missing(self, marks: dict[int, UUID], asked: _Asked) -> dict[int, str]:
         """Who has not got there yet, and why."""
         marked = self._exchange.marked
         await self._ask_for_marks(marks, asked)
@@ -263,8 +274,8 @@ class Housekeeper:
         for node, mark in marks.items():
             if mark in marked:
                 continue
-            linked = node == self._me or node in self._exchange.links
-            missing[node] = "has not made its cut yet" if linked else "no link"
+            near = node == self._me or self._exchange.way(node) is not None
+            missing[node] = "has not made its cut yet" if near else "no link"
         if missing:
             return missing
         target = reduce(frontier.join, (marked[mark] for mark in marks.values()))

@@ -69,8 +69,8 @@ class Membership:
         roster.peers = peers
         for peer in roster.origins:
             self._desk.inbox.meet(peer.node)
-        for node in catalog.gone:
-            self._desk.inbox.forget(node)
+        for node in catalog.gone.keys() - {self._me}:
+            self._desk.inbox.meet(node)
             self._exchange.forget(node)
         if changed:
             await self._network.know(peers, removed_from(catalog))
@@ -132,9 +132,10 @@ class Membership:
             raise RefusedError(
                 "this is the site itself", hint="`syncagent leave` takes it out of the cluster"
             )
-        if site.node in self._exchange.links:
+        if (via := self._exchange.way(site.node)) is not None:
+            through = "" if via.peer.node == site.node else f" {via.peer.name} has"
             raise RefusedError(
-                f"site {site.name} is alive: there is a link with it",
+                f"site {site.name} is alive:{through or ' there is'} a link with it",
                 hint=f"run `syncagent leave` at {site.name}; or stop its agent first",
             )
         force = bool(request.arguments.get("force"))

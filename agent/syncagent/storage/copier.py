@@ -315,7 +315,6 @@ class PostgresCopier:
                         sequence.last,
                         sequence.called,
                     )
-        await self._history(session, head, spool)
         for node, at in begun.plan.frontier.items():
             await session.execute(
                 "insert into syncagent.frontier (node, cut, cut_id, context, newest) values ($1, $2, $3, $4::text::jsonb, $5)"
@@ -327,6 +326,7 @@ class PostgresCopier:
                 _encoder.encode({str(other): cut for other, cut in at.context.items()}).decode(),
                 at.newest,
             )
+        await self._history(session, head, spool)
         await session.execute(
             "delete from syncagent.copy_state; delete from syncagent.copied_table; delete from syncagent.copied_range;"
             " delete from syncagent.copied_parked"
@@ -335,16 +335,23 @@ class PostgresCopier:
         return {node: at.cut for node, at in begun.plan.frontier.items()}
 
     async def _history(self, session: asyncpg.Connection, head: EndHead, spool: Spool) -> None:
-        """Contexts, by which conflicts are judged, and the conflicts so far."""
+        """Contexts, by which conflicts are judged, the conflicts so far, and what each cut up to the donor's frontier
+        had changed: this site may have to hand it on."""
         await session.execute(
-            "create temp table context_stage on commit drop as select node, cut, context from syncagent.context with no data;"
-            " create temp table conflict_stage (like syncagent.conflict_record) on commit drop"
+            "create temp table context_stage on commit drop as select node, cut, context, newest from syncagent.context with no data;"
+            " create temp table conflict_stage (like syncagent.conflict_record) on commit drop;"
+            " create temp table record_stage on commit drop as select null::name as schema_name, null::name as table_name,"
+            " node, cut, implicit, keys from syncagent.cut_keys with no data"
         )
         await session.copy_to_table("context_stage", source=spool.read(copying.CONTEXTS), format="binary")
         await session.copy_to_table("conflict_stage", source=spool.read(copying.CONFLICTS), format="binary")
+        await session.copy_to_table("record_stage", source=spool.read(copying.RECORDS), format="binary")
         await session.execute(
-            "insert into syncagent.context (node, cut, context, applied) select node, cut, context, pg_current_snapshot()"
+            "insert into syncagent.context (node, cut, context, newest, applied) select node, cut, context, newest, pg_current_snapshot()"
             " from pg_temp.context_stage on conflict (node, cut) do nothing;"
+            " insert into syncagent.cut_keys (node, cut, relation, implicit, keys) select s.node, s.cut, r.id, s.implicit, s.keys"
+            " from pg_temp.record_stage s join syncagent.replicated r using (schema_name, table_name)"
+            " join syncagent.frontier f on f.node = s.node and s.cut <= f.cut;"
             " insert into syncagent.conflict_record select * from pg_temp.conflict_stage on conflict (id) do nothing"
         )
 

@@ -38,7 +38,11 @@ _POLL = 0.02
 _LOCK_MS = 300
 """One try for a table's lock, below deadlock_timeout: who queues behind us is not kept."""
 _context = msgspec.json.Decoder(dict[int, int])
-_CONTEXTS = "select c.node, c.cut, c.context from syncagent.context c"
+_CONTEXTS = "select c.node, c.cut, c.context, c.newest from syncagent.context c"
+_RECORDS = (
+    "select r.schema_name, r.table_name, k.node, k.cut, k.implicit, k.keys"
+    " from syncagent.cut_keys k join syncagent.replicated r on r.id = k.relation"
+)
 _CONFLICTS = "select * from syncagent.conflict_record"
 _REACH = "select coalesce(jsonb_object_agg(f.node, f.cut), '{}')::text from syncagent.frontier f"
 
@@ -263,6 +267,7 @@ class PostgresDonor:
         )
         contexts = await _copy(session, _CONTEXTS, spool, copying.CONTEXTS)
         conflicts = await _copy(session, _CONFLICTS, spool, copying.CONFLICTS)
+        records = await _copy(session, _RECORDS, spool, copying.RECORDS)
         clock = await session.fetchval("select last_value from syncagent.hlc")
         return EndHead(
             reach,
@@ -279,6 +284,7 @@ class PostgresDonor:
             ),
             contexts,
             conflicts,
+            records,
         )
 
 

@@ -189,7 +189,7 @@ class PostgresKeeper:
             for peer in peers:
                 await self._session.execute(
                     "update syncagent.peer_state set linked = $2, frontier = $3::text::jsonb, parked = $4, rtt = $5,"
-                    " clock_offset = $6, waiting = $7, trouble = $8, changed_at = clock_timestamp() where node = $1",
+                    " clock_offset = $6, waiting = $7, trouble = $8, via = $9, changed_at = clock_timestamp() where node = $1",
                     peer.node,
                     peer.linked,
                     _encoder.encode({str(node): cut for node, cut in peer.frontier.items()}).decode(),
@@ -198,6 +198,7 @@ class PostgresKeeper:
                     None if peer.clock_offset is None else timedelta(seconds=peer.clock_offset),
                     peer.waiting,
                     peer.trouble,
+                    peer.via,
                 )
             await self._session.execute(
                 "update syncagent.agent_state set waiting = $1, trouble = $2, leader = $3",

@@ -4,7 +4,7 @@ Invariant: bytes are handed out only after the commit of the cut that names them
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +12,7 @@ import asyncpg
 import msgspec
 
 from syncagent.core.batch import BatchHeader, CutContext, Stream, Table
+from syncagent.core.inbox import START, Position
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.core.store import Cut, Shipment
@@ -110,17 +111,14 @@ class PostgresOrigin:
             if statement is not None:
                 await session.execute(statement)
             made = await session.fetchrow("select * from syncagent._fold($1)", force)
-            frontier: dict[int, int] = {}
+            here: dict[int, Position] = {}
+            unable: list[Group] = []
             if made is not None:
-                for group in groups:
-                    await self._read(group, made["number"], made["id"], spools, shipments)
-                frontier = _context.decode(
-                    await session.fetchval(
-                        "select context::text from syncagent.context where node = $1 and cut = $2",
-                        self._node,
-                        made["number"],
-                    )
-                )
+                here = {
+                    row["node"]: Position(row["cut"], row["cut_id"])
+                    for row in await session.fetch("select node, cut, cut_id from syncagent.frontier")
+                }
+                unable = [g for g in groups if not await self._read(g, here, spools, shipments)]
         except BaseException:
             await transaction.rollback()
             raise
@@ -128,22 +126,33 @@ class PostgresOrigin:
             await transaction.rollback()
             return None, bool(await session.fetchval("select exists (select from syncagent.settling)"))
         await transaction.commit()
-        cut = Cut(made["number"], made["id"], frontier, made["rows"], made["rows"] == 0, tuple(shipments))
+        frontier = {node: position.cut for node, position in here.items()}
+        rows = made["rows"]
+        cut = Cut(made["number"], made["id"], frontier, rows, rows == 0, tuple(shipments), tuple(unable))
         return cut, bool(made["settle"])
 
     async def _read(
-        self, group: Group, upto: int, upto_id: UUID, spools: SpoolFactory, shipments: list[Shipment]
-    ) -> None:
-        """Read the range of one group into a spool, table by table, untouched."""
+        self, group: Group, here: Mapping[int, Position], spools: SpoolFactory, shipments: list[Shipment]
+    ) -> bool:
+        """Read the range of one group into a spool, table by table, untouched. False: it is not whole here."""
         session = self._session
+        origin = self._node if group.origin is None else group.origin
+        upto, upto_id = here.get(origin, START)
+        if upto <= group.after or upto_id is None:
+            return True
         contexts = await session.fetch(
-            "select cut, context::text as context, newest from syncagent._contexts($1, $2)", group.after, upto
+            "select cut, context::text as context, newest from syncagent._contexts($1, $2, $3)",
+            origin,
+            group.after,
+            upto,
         )
-        spool = spools(f"{self._node}:{group.after}-{upto}")
+        if group.origin is not None and len(contexts) < upto - group.after:
+            return False
+        spool = spools(f"{origin}:{group.after}-{upto}")
         try:
             streams: list[Stream] = []
             for part in await session.fetch(
-                "select * from syncagent._shipment($1, $2, $3)", group.after, upto, group.plain
+                "select * from syncagent._shipment($1, $2, $3, $4)", origin, group.after, upto, group.plain
             ):
                 await session.fetchval(
                     "select syncagent._plan_for($1::text::regclass, $2)", part["relation"], part["keys"]
@@ -153,13 +162,14 @@ class PostgresOrigin:
                 output.end()
                 if rows := int(status.split()[1]):
                     table = Table(part["schema_name"], part["table_name"])
-                    streams.append(Stream(table, part["form"], tuple(part["columns"]), rows, output.size))
+                    columns = () if part["form"] == "keys" else tuple(part["columns"])
+                    streams.append(Stream(table, part["form"], columns, rows, output.size))
             await spool.seal()
         except BaseException:
             await spool.close()
             raise
         header = BatchHeader(
-            origin=self._node,
+            origin=origin,
             after=group.after,
             upto=upto,
             upto_id=upto_id,
@@ -168,3 +178,4 @@ class PostgresOrigin:
             streams=tuple(streams),
         )
         shipments.append(Shipment(group, header, spool))
+        return True

@@ -14,10 +14,10 @@ import asyncpg
 import msgspec
 
 from syncagent.core import limits
-from syncagent.core.batch import BatchHeader, Stream
+from syncagent.core.batch import BatchHeader, Stream, Table
 from syncagent.core.ports import Spool
 from syncagent.core.store import Applied
-from syncagent.errors import ConstraintBroken, Contended
+from syncagent.errors import ConstraintBroken, Contended, Inexact
 from syncagent.storage.borders import border
 
 _LARGE = 1000
@@ -94,6 +94,8 @@ class PostgresReplica:
         session = self._session
         plain: list[_Source] = []
         relations: set[int] = set()
+        await session.fetchval("select syncagent._empty('pg_temp.stage_keys')")
+        staged = set[Table]()
         for index, stream in enumerate(header.streams):
             target = await session.fetchrow(
                 "select * from syncagent._stage($1, $2, $3, $4, $5)",
@@ -101,11 +103,15 @@ class PostgresReplica:
                 stream.table.name,
                 stream.form,
                 list(stream.columns),
-                not any(stream.table == earlier.table for earlier in header.streams[:index]),
+                stream.form != "keys" and stream.table not in staged,
             )
             assert target is not None
-            relations.add(target["relation"])
             source = _Source(target, index, stream, spool)
+            if stream.form == "keys":
+                await source.stage_keys(session)
+                continue
+            staged.add(stream.table)
+            relations.add(source.relation)
             if stream.form == "plain":
                 plain.append(source)
             else:
@@ -121,13 +127,17 @@ class PostgresReplica:
     async def _merge(self, staged: "_Staged", *, attempt: int, careful: bool) -> Applied:
         session, header = self._session, staged.header
         await session.fetchval("select syncagent._plan_for(null, $1)", header.rows)
-        await session.fetchval(
+        record = await session.fetchval(
             "select syncagent._apply_begin($1, $2, $3::text::jsonb, $4)",
             header.origin,
             header.after,
             _encoder.encode(header.contexts).decode(),
             header.newest,
         )
+        if header.contexts[0].cut <= header.after:
+            await session.fetchval("select syncagent._skip($1, $2)", staged.relations, header.after)
+        if record and staged.plain and not any(stream.form == "keys" for stream in header.streams):
+            raise Inexact("the keys of plain rows, which may have to be handed on, did not come with them")
         copied = 0
         for source in staged.plain:
             if attempt == 0 and not careful and await source.may_copy(session):
@@ -136,19 +146,22 @@ class PostgresReplica:
                 await source.stage(session)
         result = await session.fetchrow(
             "select sum(taken)::bigint as taken, sum(conflicts)::bigint as conflicts, sum(parked)::bigint as parked"
-            " from syncagent._merge($1, $2, $3, $4)",
+            " from syncagent._merge($1, $2, $3, $4, $5, $6)",
             staged.relations,
             header.origin,
+            header.after,
             attempt > 0 or careful,
             careful,
+            record,
         )
         await session.fetchval(
-            "select syncagent._apply_end($1, $2, $3, $4, $5)",
+            "select syncagent._apply_end($1, $2, $3, $4, $5, $6)",
             header.origin,
             header.after,
             header.upto,
             header.upto_id,
             header.newest,
+            record,
         )
         assert result is not None
         return Applied(result["taken"] + copied, result["conflicts"], result["parked"])
@@ -179,6 +192,14 @@ class _Source:
         )
         if self._stream.rows > _LARGE:
             await session.execute(f"analyze pg_temp.{self._target['stage']}")
+
+    async def stage_keys(self, session: asyncpg.Connection) -> None:
+        await session.copy_to_table(
+            "stage_keys", source=self._spool.read(self._index), columns=["cut", "keys"], format="binary"
+        )
+        await session.execute(
+            "update pg_temp.stage_keys set relation = $1 where relation is null", self.relation
+        )
 
     async def may_copy(self, session: asyncpg.Connection) -> bool:
         """Whether nothing is unsettled here that the rows could meet."""
