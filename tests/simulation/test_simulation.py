@@ -2,10 +2,11 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from tests.simulation.run import Run, Story
+from tests.simulation.run import USUAL, Run, Story
 from tests.simulation.truth import Broken
 from tests.simulation.variants import VARIANTS, Variant
 
@@ -29,6 +30,27 @@ def test_schedules(seed: int, runs: Callable[[int, int], int]) -> None:
             ("conflicts", 5),
         ):
             assert story.counts[what] >= least * count, story.counts
+
+
+_SHOPS = replace(
+    USUAL, sites=(6, 7), shapes=("hub",), steps=(50,), pace=(60.0,), faults=(0.15,), deaths=0.0,
+    kinds=("split", "link", "agent", "database"),
+)  # fmt: skip
+"""A hub and shops that reach nobody else; a fault may last for hours."""
+
+
+@pytest.mark.soak
+def test_shops_that_are_away_for_hours(seed: int, runs: Callable[[int, int], int]) -> None:
+    story = Story()
+    count = runs(2, 200)
+    for number in range(seed, seed + count):
+        try:
+            run = Run(number, _SHOPS)
+            run.run(story)
+        except Broken as broken:
+            raise AssertionError(f"{broken}\nrepeat it with SEED={number}") from broken
+        story.add("minutes", int(run.schedule.now / 60))
+    sys.stdout.write(f"{count} schedules of shops from seed {seed}, 0 violations: {story.counts}\n")
 
 
 @pytest.mark.soak
