@@ -73,7 +73,7 @@ class Renewal:
         self._listed_at = self._listed_at or catalog.epoch  # or earlier: who has this catalog has heard
         self._heard |= {node for node, epoch in epochs.items() if epoch >= self._listed_at}
         return {
-            site.name: "has not heard yet" if site.node in self._exchange.links else "no link"
+            site.name: "has not heard yet" if self._exchange.way(site.node) else "no link"
             for site in catalog.sites.values()
             if site.node != self._desk.me and site.node not in self._heard
         }
