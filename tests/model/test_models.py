@@ -31,6 +31,7 @@ TXMODEL_BREAKS = {
     "trace": (102, "diverged"),
     "order": (185, "diverged"),
     "ahead": (382, "diverged"),
+    "odd": (59, "diverged"),
     "relay": (10, "relayed before its causes"),
     "fold": (0, "false alarm"),
     "mark": (1, "diverged"),
