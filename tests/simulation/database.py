@@ -422,7 +422,7 @@ class Database:
             state.contexts[origin, context.cut] = Context(context.frontier, applied, header.newest)
         lost = set[UUID]()
         for row in rows:
-            if row.cut is not None and row.cut <= header.after:
+            if row.cut is not None and row.cut <= header.after and "again" not in self.broken:
                 continue  # it has come by another way
             if "plain" in self.broken and row.cut is None:
                 self._take(row, None)

@@ -90,6 +90,15 @@ class Run:
 
     def run(self, story: Story | None = None) -> None:
         """Raises Broken."""
+        self._live()
+        self._heal()
+        self._rest()
+        self._judge()
+        if story is not None:
+            self._tell(story)
+
+    def _live(self) -> None:
+        """What happens until all is healed."""
         rnd = self.rnd
         steps = rnd.choice(self.scene.steps)
         for step in range(steps):
@@ -101,11 +110,6 @@ class Run:
                 self._fault(site)
             if site.up:
                 self._statement(site)
-        self._heal()
-        self._rest()
-        self._judge()
-        if story is not None:
-            self._tell(story)
 
     # ---- the application
 
@@ -314,6 +318,42 @@ class Run:
         story.add("deaths", self.dead is not None)
         story.add("writes", len(self.writes))
         story.add("runs", 1)
+
+
+class BothWays(Run):
+    """Three sites. The first one's batch comes to the last over their link, and then again with the next one, from the
+    second, of which it was wanted before; meanwhile the last has written on top of it."""
+
+    def _live(self) -> None:
+        first, second, last = self.sites
+        self._pass(10)
+        self._do(first, "insert", _HOT[0])
+        self._pass(20)
+        self._apart(first, last, 20)
+        self._apart(first, second, 60)
+        self._pass(15)
+        last.refused = 1.0  # so that it makes no cut, and the second does not get the batch from it either
+        self._pass(15)
+        self._do(first, "update", _HOT[0])
+        self._pass(10)
+        self._do(last, "update", _HOT[0])
+        self._apart(first, last, 60)
+        self._do(first, "insert", _HOT[1])
+        self._pass(40)
+        last.refused = self.scene.refused
+
+    def _pass(self, seconds: float) -> None:
+        self.schedule.run(self.schedule.now + seconds)
+
+    def _do(self, site: Site, kind: str, key: UUID) -> None:
+        tx = site.database.begin()
+        self._change(site, tx, kind, key)
+        self._commit(site, tx)
+
+    def _apart(self, one: Site, other: Site, seconds: float) -> None:
+        self.net.partition(one.node, other.node, seconds)
+        self.net.partition(other.node, one.node, seconds)
+        self.net.kill(one.node, other.node)
 
 
 def _pairs(rnd: random.Random, shape: str, nodes: Sequence[int]) -> list[tuple[int, int]]:

@@ -58,7 +58,7 @@ def test_shops_that_are_away_for_hours(seed: int, runs: Callable[[int, int], int
 def test_broken_rules_are_noticed(variant: Variant) -> None:
     """The schedule that notices it holds with all rules."""
     number, what = first_broken(variant)
-    Run(number, variant.scene).run()
+    variant.play(number, variant.scene).run()
     sys.stdout.write(f"noticed after {number + 1} schedules: {what[:80]}\n")
 
 
@@ -66,7 +66,7 @@ def first_broken(variant: Variant) -> tuple[int, str]:
     with variant.rules() as broken:
         for number in range(_PATIENCE):
             try:
-                Run(number, variant.scene, broken).run()
+                variant.play(number, variant.scene, broken).run()
             except Broken as error:
                 return number, str(error)
     pytest.fail(f"{_PATIENCE} schedules did not notice that {variant.why}")

@@ -13,7 +13,7 @@ from uuid import UUID
 from syncagent.core import merge, stamp
 from syncagent.core.frontier import Frontier
 from syncagent.core.merge import Local, Merged, Window
-from tests.simulation.run import USUAL, Scene
+from tests.simulation.run import USUAL, BothWays, Run, Scene
 
 _may_drop, _merge, _is_born_implicit = merge.may_drop, merge.merge, merge.is_born_implicit
 _concurrent = merge.concurrent
@@ -63,12 +63,13 @@ def _born(
 
 @dataclass(frozen=True)
 class Variant:
-    """`patches`: functions of core/merge.py, by name. `scene` is weather in which the rule matters."""
+    """`patches`: functions of core/merge.py, by name. `scene` is weather in which the rule matters, `play` what happens in it."""
 
     why: str
     patches: dict[str, Callable[..., Any]] = field(default_factory=dict)
     scene: Scene = USUAL
     switch: str | None = None  # of the simulator itself
+    play: type[Run] = Run
 
     @contextmanager
     def rules(self) -> Iterator[tuple[str, ...]]:
@@ -135,6 +136,12 @@ VARIANTS = {
         "a relay takes what it holds for any insert of the key that it has met",
         scene=_SPOKES,
         switch="relayed",
+    ),
+    "again": Variant(
+        "what came by one way is merged once more when it comes by the other",
+        scene=replace(_CALM, sites=(3,), shapes=("mesh",), deaths=0.0),
+        switch="again",
+        play=BothWays,
     ),
     "stable": Variant("applied here counts as stable", switch="stable"),
     "told": Variant(
