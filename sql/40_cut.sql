@@ -324,11 +324,11 @@ create function syncagent.ship_whole_{id}(bigint, bigint, integer)
 $$;
 $sql$ $template$;
 
-create function syncagent._relays() returns boolean
+create function syncagent._relays(p_origin integer) returns boolean
     language sql stable
     set search_path = pg_catalog, pg_temp
-    as $$ select count(*) > 2 from syncagent.member m where not m.witness $$;
-comment on function syncagent._relays is 'whether there is a third site, to which the batches of another may have to be handed on';
+    as $$ select count(*) > 1 from syncagent.member m where not m.witness and m.node <> p_origin $$;
+comment on function syncagent._relays is 'whether one that has the batches of an origin may have to hand them on, also once the origin was removed';
 
 create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigint, p_plain boolean)
     returns table (schema_name name, table_name name, form text, columns name[], relation text, keys bigint, query text)
@@ -345,7 +345,7 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
         from syncagent.cut_keys c where c.node = p_node and c.relation = r.id and c.cut > p_after and c.cut <= p_upto
     ) as k
     cross join lateral (values
-        ('keys', 'keys', p_plain and k.implicit and syncagent._relays()),
+        ('keys', 'keys', p_plain and k.implicit and syncagent._relays(p_node)),
         ('plain', 'plain', p_plain and k.implicit), ('exact', 'exact', p_plain and k.stamped),
         ('exact', 'whole', not p_plain and (k.implicit or k.stamped))) as f (form, function, wanted)
     where f.wanted

@@ -84,7 +84,7 @@ begin
     insert into syncagent.context (node, cut, context, newest)
     select p_origin, (c ->> 'cut')::bigint, c -> 'frontier', p_newest from jsonb_array_elements(p_contexts) as c
     on conflict (node, cut) do nothing;
-    return syncagent._relays();
+    return syncagent._relays(p_origin);
 end
 $$;
 comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known; whether its keys are to be recorded';
@@ -96,7 +96,7 @@ create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bi
 begin
     if not p_recorded then
         lock table syncagent.member in share mode;   -- a third site that comes now comes after this merge
-        if syncagent._relays() then
+        if syncagent._relays(p_origin) then
             raise exception 'a third site has come, to which this batch may have to be handed on' using errcode = 'SA101';
         end if;
     end if;

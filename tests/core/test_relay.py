@@ -128,6 +128,8 @@ def test_a_bundle_with_a_hole_is_not_kept(inbox: Box) -> None:
 def test_a_paused_origin_is_not_asked_for(inbox: Box) -> None:
     inbox.pause(FAR)
     assert relay(inbox) == {}
+    inbox.removed(FAR)
+    assert relay(inbox) == {HUB: {FAR: Relay(5)}}, "nobody could resume it any more"
 
 
 def outbox() -> Outbox:

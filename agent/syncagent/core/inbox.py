@@ -205,8 +205,12 @@ class Inbox(Generic[P]):
     # ---- who there is
 
     def meet(self, node: int) -> None:
-        """A site that has come; or has gone, and what others have of it comes by relay."""
+        """A site that has come."""
         self._at(node)
+
+    def removed(self, node: int) -> None:
+        """A site that is gone for good: what others have of it comes by relay, and nobody could resume it any more."""
+        self._at(node).paused = False
 
     # ---- links and relays
 

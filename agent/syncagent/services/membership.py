@@ -70,7 +70,7 @@ class Membership:
         for peer in roster.origins:
             self._desk.inbox.meet(peer.node)
         for node in catalog.gone.keys() - {self._me}:
-            self._desk.inbox.meet(node)
+            self._desk.inbox.removed(node)
             self._exchange.forget(node)
         if changed:
             await self._network.know(peers, removed_from(catalog))
