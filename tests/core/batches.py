@@ -2,8 +2,8 @@
 
 from uuid import UUID
 
+from syncagent.core.arrival import Position
 from syncagent.core.batch import BatchHeader, CutContext, Form, Stream, Table
-from syncagent.core.inbox import Position
 
 ITEM = Table("public", "item")
 

@@ -14,8 +14,9 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from syncagent.core import frontier, stamp
+from syncagent.core.arrival import Entry
 from syncagent.core.batch import BatchHeader, Form
-from syncagent.core.inbox import Entry, Inbox
+from syncagent.core.inbox import Inbox
 from syncagent.core.outbox import Outbox, Plan
 from syncagent.core.wire import Refused, Want
 from tests.core.batches import cut_id, header, position

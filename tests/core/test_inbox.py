@@ -3,8 +3,9 @@
 import pytest
 
 from syncagent.core import clock, limits, stamp
+from syncagent.core.arrival import Entry
 from syncagent.core.batch import BatchHeader
-from syncagent.core.inbox import Entry, Inbox
+from syncagent.core.inbox import Inbox
 from syncagent.core.wire import Want
 from syncagent.errors import ProtocolError
 from tests.core.batches import batch, cut_id, header, position

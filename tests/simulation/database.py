@@ -11,8 +11,8 @@ from uuid import UUID
 
 from syncagent.core import clock, merge, stamp
 from syncagent.core import frontier as vectors
+from syncagent.core.arrival import START, Position
 from syncagent.core.batch import BatchHeader, CutContext, Form, Stream, Table
-from syncagent.core.inbox import START, Position
 from syncagent.core.merge import Dot, Incoming, Local, Op, Version, Window
 from syncagent.core.outbox import Group
 from syncagent.errors import Contended, Inexact

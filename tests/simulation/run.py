@@ -10,7 +10,7 @@ from itertools import combinations
 from uuid import UUID
 
 from syncagent.core import limits, stamp
-from syncagent.core.inbox import START
+from syncagent.core.arrival import START
 from syncagent.core.merge import Op
 from tests.simulation.database import Database, Transaction
 from tests.simulation.site import Site

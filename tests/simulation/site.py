@@ -12,8 +12,9 @@ from uuid import UUID
 from msgspec.structs import replace
 
 from syncagent.core import backoff, limits, stamp
+from syncagent.core.arrival import START, Entry
 from syncagent.core.batch import BatchHeader
-from syncagent.core.inbox import START, Entry, Inbox
+from syncagent.core.inbox import Inbox
 from syncagent.core.outbox import Outbox, Plan
 from syncagent.core.wire import Refused, Want
 from syncagent.errors import Contended, Inexact, ProtocolError

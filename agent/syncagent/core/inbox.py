@@ -40,13 +40,14 @@ caller's own (a spool); whatever the inbox drops is returned for closing.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, NamedTuple, TypeVar
-from uuid import UUID
+from typing import Generic, Literal, TypeVar
 
 from msgspec.structs import replace
 
 from syncagent.core import clock, frontier, limits, stamp
+from syncagent.core.arrival import START, Entry, Position, check
 from syncagent.core.batch import BatchHeader
+from syncagent.core.routes import Routes
 from syncagent.core.wire import Relay, Want
 from syncagent.errors import ProtocolError
 
@@ -67,52 +68,6 @@ Reason = Literal[
 ]
 
 
-class Position(NamedTuple):
-    """The last cut applied of an origin, and the id it had there."""
-
-    cut: int
-    id: UUID | None
-
-
-START = Position(0, None)
-
-
-@dataclass(frozen=True, eq=False)
-class Entry(Generic[P]):
-    """A complete batch that is held here, with those that its sender relays; `order` is its place among all arrivals."""
-
-    header: BatchHeader
-    payload: P
-    order: int
-    relayed: tuple[tuple[BatchHeader, P], ...] = ()
-
-    @property
-    def origin(self) -> int:
-        return self.header.origin
-
-    @property
-    def parts(self) -> tuple[tuple[BatchHeader, P], ...]:
-        return (*self.relayed, (self.header, self.payload))
-
-    @property
-    def payloads(self) -> list[P]:
-        return [payload for _, payload in self.parts]
-
-    @property
-    def reach(self) -> dict[int, int]:
-        """Up to where it brings whoever applies it."""
-        return {header.origin: header.upto for header, _ in self.parts}
-
-    @property
-    def newest(self) -> tuple[int, int]:
-        """The largest clock in it, and the origin it is of."""
-        return max((header.newest, header.origin) for header, _ in self.parts)
-
-    @property
-    def size(self) -> int:
-        return sum(header.size for header, _ in self.parts)
-
-
 @dataclass(frozen=True)
 class Waiting:
     """What an origin's stream waits for, in words a status line can show."""
@@ -127,7 +82,6 @@ class _Origin(Generic[P]):
 
     applied: Position = START
     linked: bool = False
-    away_since: float | None = None  # no link, as the last decision saw it
     paused: bool = False
     exact: bool = False  # the batch after `applied` is wanted in exact form
     asked: Want | None = None
@@ -155,11 +109,7 @@ class Inbox(Generic[P]):
         self._positions: dict[int, Position] | None = None  # None: the database was not read yet
         self._origins: dict[int, _Origin[P]] = {node: _Origin() for node in origins}
         self._applying: list[Entry[P]] = []
-        self._relays: dict[int, int] = {}  # by origins without a link
-        self._told: dict[int, dict[int, int]] = {}  # what linked peers have applied
-        self._cannot: set[tuple[int, int]] = (
-            set()
-        )  # peers that have batches of an origin, and cannot relay them
+        self._routes = Routes()
         self._arrivals = 0
 
     # ---- what the database has
@@ -217,43 +167,22 @@ class Inbox(Generic[P]):
     def linked(self, node: int) -> None:
         """A new link: nothing asked over an older one counts any more."""
         origin = self._at(node)
-        origin.linked, origin.asked, origin.ask_after, origin.away_since = True, None, 0.0, None
+        origin.linked, origin.asked, origin.ask_after = True, None, 0.0
+        self._routes.linked(node)
 
     def unlinked(self, node: int) -> None:
         """The link is gone. What has arrived complete is kept."""
         origin = self._at(node)
         origin.linked, origin.asked = False, None
-        self._told.pop(node, None)
-        self._cannot -= {(node, other) for other in self._origins}
+        self._routes.unlinked(node)
 
     def told(self, peer: int, have: Mapping[int, int]) -> None:
         """What a linked peer says that it has applied."""
-        self._told[peer] = frontier.join(self._told.get(peer, {}), have)
+        self._routes.told(peer, have)
 
     def relay(self, node: int) -> int | None:
         """Whom this origin is asked for at, if not itself."""
-        return self._relays.get(node)
-
-    def _route(self, now: float) -> None:
-        """Choose who relays what. A relay stays the one until its link ends, or it has nothing more and another one has."""
-        linked = [node for node, origin in self._origins.items() if origin.linked]
-        before, self._relays = self._relays, {}
-        for node, origin in self._origins.items():
-            if origin.linked:
-                continue
-            if origin.away_since is None:
-                origin.away_since = now
-            able = [peer for peer in linked if (peer, node) not in self._cannot]
-            if not able or now < origin.away_since + limits.RELAY_AFTER:
-                continue
-            here = self.frontier.get(node, 0)
-            best, kept = max(able, key=lambda peer: (self._has(peer, node), -peer)), before.get(node)
-            if kept in able and (self._has(kept, node) > here or self._has(best, node) <= here):
-                best = kept
-            self._relays[node] = best
-
-    def _has(self, peer: int, node: int) -> int:
-        return self._told.get(peer, {}).get(node, 0)
+        return self._routes.relay(node)
 
     # ---- wants
 
@@ -264,7 +193,9 @@ class Inbox(Generic[P]):
     def wants(self, now: float) -> list[tuple[int, Want]]:
         """The wants to send now; they count as sent."""
         out: list[tuple[int, Want]] = []
-        self._route(now)
+        self._routes.choose(
+            {node: origin.linked for node, origin in self._origins.items()}, self.frontier, now
+        )
         tangled = self._tangled() if self._positions is not None else {}
         for node, origin in self._origins.items() if self._positions is not None else ():
             if self._has_room(node, origin, tangled) and origin.linked:
@@ -282,8 +213,8 @@ class Inbox(Generic[P]):
             have = frontier.join(have, entry.reach)
         relay = {
             other: Relay(have.get(other, 0), tangled.get(other, 0))
-            for other, via in self._relays.items()
-            if via == node and not self._origins[other].paused
+            for other in self._routes.of(node)
+            if not self._origins[other].paused
         }
         return Want(cut, cut_id, plain=not origin.exact, needs=tangled.get(node, 0), relay=relay)
 
@@ -297,7 +228,7 @@ class Inbox(Generic[P]):
 
     def _sender(self, node: int) -> int:
         """Who sends this origin's batches."""
-        return self._relays.get(node, node)
+        return self._routes.relay(node) or node
 
     def _may_ask(self, origin: _Origin[P], want: Want, now: float) -> bool:
         if origin.paused or now < origin.ask_after:
@@ -328,7 +259,7 @@ class Inbox(Generic[P]):
         """
         headers = [*(part for part, _ in relayed), header]
         for part in headers:
-            _check(part)
+            check(part)
         if sorted(part.origin for part, _ in relayed) != sorted(header.relayed):
             raise ProtocolError(
                 f"node {header.origin} sent a batch that goes with those of nodes {header.relayed}, which did not come",
@@ -346,7 +277,7 @@ class Inbox(Generic[P]):
         self._arrivals += 1
         entry = Entry(header, payload, self._arrivals, tuple(relayed))
         self.told(header.origin, header.context)
-        self._cannot |= {(header.origin, other) for other in header.unable}
+        self._routes.unable(header.origin, header.unable)
         origin.held.append(entry)
         origin.asked = None
         self._rechain(origin)
@@ -524,7 +455,7 @@ class Inbox(Generic[P]):
 
     def wake_in(self, now: float, wall: int) -> float | None:
         """Seconds until wants or pick may answer differently although nothing happens; None: never."""
-        waits = []
+        waits = self._routes.wake_in(now)
         tangled = self._tangled()
         for node, origin in self._origins.items():
             if origin.paused:
@@ -535,20 +466,8 @@ class Inbox(Generic[P]):
                     stamp.to_seconds(clock.excess(entry.newest[0], wall, self._max_skew))
                     for entry in origin.held
                 ]
-            if origin.away_since is not None:
-                waits.append(origin.away_since + limits.RELAY_AFTER - now)
             if origin.linked and self._has_room(node, origin, tangled):
                 waits.append(
                     origin.asked_at + limits.ASK_AGAIN - now if origin.asked else origin.ask_after - now
                 )
         return min((wait for wait in waits if wait > 0), default=None)
-
-
-def _check(header: BatchHeader) -> None:
-    """A batch must describe itself completely: each cut in its range has its context."""
-    cuts = [context.cut for context in header.contexts]
-    if header.after >= header.upto or cuts != list(range(header.after + 1, header.upto + 1)):
-        raise ProtocolError(
-            f"node {header.origin} sent a batch ({header.after}, {header.upto}] with the contexts of {len(cuts)} cuts",
-            hint="both sites must run the same version of syncagent; then restart the agent at the origin",
-        )

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
+from syncagent.core.arrival import Position
 from syncagent.core.batch import BatchHeader, Table
 from syncagent.core.catalog import Attachment, Catalog, Inspected
 from syncagent.core.copying import At, CopyPlan, EndHead, Held, Range, RangeHead
-from syncagent.core.inbox import Position
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.core.raft.machine import Ready

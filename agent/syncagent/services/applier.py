@@ -7,7 +7,7 @@ origin waits for another one's trouble.
 import asyncio
 
 from syncagent.core import backoff, limits
-from syncagent.core.inbox import Entry
+from syncagent.core.arrival import Entry
 from syncagent.core.ports import Spool
 from syncagent.core.store import Applied, Keeper, Replica
 from syncagent.errors import Contended, Inexact, SyncagentError, Unreachable

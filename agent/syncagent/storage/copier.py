@@ -30,6 +30,7 @@ from syncagent.core.store import Differing, Put, Unfinished
 from syncagent.errors import CopyDiffers, RefusedError
 from syncagent.storage import reconciler
 from syncagent.storage.borders import border
+from syncagent.storage.fitting import check_table
 from syncagent.storage.session import working
 
 _AHEAD = 1024
@@ -145,7 +146,7 @@ class PostgresCopier:
                     f"this database has the encoding {encoding}, the donor's has {plan.encoding}",
                     hint=f"create database ... encoding '{plan.encoding}' template template0",
                 )
-            filled = [await _check_table(session, table) for table in plan.tables]
+            filled = [await check_table(session, table) for table in plan.tables]
             await session.execute(
                 "insert into syncagent.copy_state (donor, taken, frontier) values ($1, $2::text::pg_snapshot, $3::text::jsonb)",
                 plan.donor,
@@ -399,53 +400,6 @@ async def _sums(session: asyncpg.Connection, name: str, head: RangeHead, first: 
         list(head.columns),
         first,
     )
-
-
-async def _check_table(session: asyncpg.Connection, table: CopiedTable) -> bool:
-    """Refuse a table that is not what the donor's is; whether it has to be compared: it is attached, or holds rows."""
-    name = await session.fetchval(
-        "select to_regclass(format('%I.%I', $1::text, $2::text))::text", table.table.schema, table.table.name
-    )
-    if name is None:
-        raise RefusedError(
-            f"there is no table {table.table} here", hint="make it first, as it is at the donor"
-        )
-    here = {
-        Column(row["name"], row["type"])
-        for row in await session.fetch(
-            "select name::text as name, type from syncagent._copied_columns($1::text::regclass)", name
-        )
-    }
-    if here != set(table.columns):
-        raise RefusedError(
-            f"table {table.table} has other columns here than at the donor",
-            detail=f"only here: {_listed(here - set(table.columns))}; only there: {_listed(set(table.columns) - here)}",
-            hint="make it as it is at the donor",
-        )
-    nodes = {
-        Node(row["schema"], row["name"])
-        for row in await session.fetch(
-            "select n.nspname as schema, c.relname as name from syncagent._nodes($1::text::regclass) as x (node)"
-            " join pg_class c on c.oid = x.node and c.relkind = 'r' join pg_namespace n on n.oid = c.relnamespace",
-            name,
-        )
-    }
-    if missing := {part.node for part in table.ranges if part.node} - nodes:
-        raise RefusedError(
-            f"table {table.table} has other partitions here than at the donor",
-            detail=f"missing: {', '.join(sorted(map(str, missing)))}",
-            hint="make them as they are at the donor",
-        )
-    return bool(
-        await session.fetchval(
-            f"select exists (select from syncagent.replicated where relation = $1::text::regclass) or exists (select from {name})",
-            name,
-        )
-    )
-
-
-def _listed(columns: set[Column]) -> str:
-    return ", ".join(sorted(f"{column.name} {column.type}" for column in columns)) or "none"
 
 
 async def _enter(session: asyncpg.Connection, number: int, table: CopiedTable, *, filled: bool) -> None:

@@ -14,8 +14,8 @@ import asyncpg
 import msgspec
 
 from syncagent import __version__
+from syncagent.core.arrival import Position
 from syncagent.core.identity import Place
-from syncagent.core.inbox import Position
 from syncagent.core.store import Loaded, PeerState, Request
 from syncagent.errors import Contended, RefusedError
 from syncagent.storage.borders import border

@@ -11,8 +11,8 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
+from syncagent.core.arrival import START, Position
 from syncagent.core.batch import BatchHeader, CutContext, Stream, Table
-from syncagent.core.inbox import START, Position
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.core.store import Cut, Shipment

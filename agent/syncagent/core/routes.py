@@ -1,0 +1,65 @@
+"""Through whom each origin without a link is asked for.
+
+Invariants: whoever has a link is asked itself; a relay stays the one until its link ends, or it has nothing more and
+another one has.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from syncagent.core import frontier, limits
+
+
+class Routes:
+    """`choose` decides, from what linked peers have `told` and from since when an origin is away."""
+
+    def __init__(self) -> None:
+        self._relays: dict[int, int] = {}  # by origins without a link
+        self._told: dict[int, dict[int, int]] = {}  # what linked peers have applied
+        self._cannot: set[tuple[int, int]] = set()  # a peer, and an origin whose batches are not whole there
+        self._away: dict[int, float] = {}  # since when, as the last choice saw it
+
+    def linked(self, node: int) -> None:
+        self._away.pop(node, None)
+
+    def unlinked(self, node: int) -> None:
+        self._told.pop(node, None)
+        self._cannot = {(peer, origin) for peer, origin in self._cannot if peer != node}
+
+    def told(self, peer: int, have: Mapping[int, int]) -> None:
+        """What a linked peer says that it has applied."""
+        self._told[peer] = frontier.join(self._told.get(peer, {}), have)
+
+    def unable(self, peer: int, origins: Iterable[int]) -> None:
+        """It was asked for them, and has said that they are not whole there."""
+        self._cannot |= {(peer, origin) for origin in origins}
+
+    def choose(self, linked: Mapping[int, bool], here: Mapping[int, int], now: float) -> None:
+        """`linked`: every origin, and whether there is a link; `here`: what is applied."""
+        peers = [node for node, is_linked in linked.items() if is_linked]
+        before, self._relays = self._relays, {}
+        for node, is_linked in linked.items():
+            if is_linked:
+                continue
+            able = [peer for peer in peers if (peer, node) not in self._cannot]
+            if now < self._away.setdefault(node, now) + limits.RELAY_AFTER or not able:
+                continue
+            have = here.get(node, 0)
+            best, kept = max(able, key=lambda peer: (self._has(peer, node), -peer)), before.get(node)
+            if kept in able and (self._has(kept, node) > have or self._has(best, node) <= have):
+                best = kept
+            self._relays[node] = best
+
+    def _has(self, peer: int, node: int) -> int:
+        return self._told.get(peer, {}).get(node, 0)
+
+    def relay(self, node: int) -> int | None:
+        """Whom this origin is asked for at, if not itself."""
+        return self._relays.get(node)
+
+    def of(self, peer: int) -> list[int]:
+        """The origins that this peer is asked for."""
+        return [node for node, relay in self._relays.items() if relay == peer]
+
+    def wake_in(self, now: float) -> list[float]:
+        """Seconds until each origin that is away may be asked for at another."""
+        return [since + limits.RELAY_AFTER - now for since in self._away.values()]
