@@ -1,5 +1,9 @@
 """Sites that have no link with each other exchange everything through those that have one with both."""
 
+from collections.abc import Callable
+
+import pytest
+
 from tests.cluster.test_convergence import conflicts
 from tests.support.cluster import Cluster, Laboratory, Site, has, mark
 from tests.support.load import committed, load, share, verify
@@ -17,9 +21,10 @@ def linked(site: Site) -> set[int]:
     return {node for (node,) in site.execute("select node from syncagent.peer_state where linked")}
 
 
-def test_a_hub_and_six_shops(laboratory: Laboratory, seed: int) -> None:
-    """Each is away for a while, one after the other: its link is cut, or its agent killed."""
-    with laboratory.cluster(*[18] * 7, prepare=spokes) as cluster:
+@pytest.mark.soak
+def test_a_hub_and_its_shops(laboratory: Laboratory, seed: int, runs: Callable[[int, int], int]) -> None:
+    """Each is away for a while, one after the other: its link is cut, or its agent killed. Six shops under `--soak`."""
+    with laboratory.cluster(*[18] * (1 + runs(3, 6)), prepare=spokes) as cluster:
         hub, *shops = cluster
         cluster.start()
         share(shops[0])
