@@ -70,6 +70,8 @@ def test_a_majority_that_is_gone_for_good(laboratory: Laboratory) -> None:
         said = tokyo.syncagent("remove", "lima", "--yes", "--force")
         assert said.returncode == 1
         assert "leads it" in said.stderr
+        words = mark(berlin)
+        until(lambda: has(tokyo, words), "tokyo alone has heard berlin's last words")
         berlin.kill()
         said = tokyo.syncagent("remove", "berlin", "--yes")
         assert said.returncode == 1
@@ -86,12 +88,14 @@ def test_a_majority_that_is_gone_for_good(laboratory: Laboratory) -> None:
         until(lambda: leads(tokyo) == "tokyo", "after a restart, too")
         assert tokyo.syncagent("invite").returncode == 0
 
-        # Who was removed is refused, by its old friend, too; who was only away comes along.
+        # Who was removed is refused, by its old friend, too; who was only away comes along. What it has taken before it knew
+        # both have in the end, and what was heard of the dead before.
         berlin.start()
         until(lambda: "site berlin was removed" in str(berlin.peer(tokyo)["trouble"]), "berlin is told")
         late = mark(berlin)
+        assert not has(tokyo, late)
         lima.start()
         until(lambda: roles(lima) == {"tokyo": "voter", "lima": "learner"}, "lima follows tokyo")
         until(lambda: "site berlin was removed" in str(berlin.peer(lima)["trouble"]), "by lima, too")
-        Cluster([tokyo, lima], cluster.network).exchange()
-        assert not has(tokyo, late)
+        Cluster([tokyo, lima], cluster.network).converges()
+        assert has(lima, words)
