@@ -1,8 +1,9 @@
 """What becomes of a site whose database changed under it: a failover goes on by itself, a restore comes back by `rejoin`."""
 
+import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -117,8 +118,14 @@ def settled(*sites: Member) -> bool:
     return not any(site.scalar("select sum(entries) from syncagent._entries()") for site in sites)
 
 
+@pytest.mark.soak
 def test_a_site_restored_from_a_backup_returns(
-    own18: Server, server18: Server, server15: Server, tmp_path: Path
+    own18: Server,
+    server18: Server,
+    server15: Server,
+    tmp_path: Path,
+    seed: int,
+    runs: Callable[[int, int], int],
 ) -> None:
     with fleet(tmp_path, TABLES, server18, own18, server15) as (berlin, tokyo, lima):
         berlin.init()
@@ -178,7 +185,8 @@ def test_a_site_restored_from_a_backup_returns(
         assert [tokyo.execute(look) for look in LOOKS] == before, "it only looked"
         assert berlin.members()["tokyo"][0] == 2
 
-        for owner, function in STEPS:
+        chosen = random.Random(seed).sample(range(len(STEPS)), runs(1, len(STEPS)))
+        for owner, function in (STEPS[number] for number in sorted(chosen)):
             assert killed(tokyo, owner, function) == KILLED, function
         assert "has not joined to the end" in tokyo.refused("run")
         tokyo.ask("rejoin", "--peer", "berlin", "--yes")
