@@ -24,7 +24,7 @@ def linked(site: Site) -> set[int]:
 @pytest.mark.soak
 def test_a_hub_and_its_shops(laboratory: Laboratory, seed: int, runs: Callable[[int, int], int]) -> None:
     """Each is away for a while, one after the other: its link is cut, or its agent killed. Six shops under `--soak`."""
-    with laboratory.cluster(*[18] * (1 + runs(3, 6)), prepare=spokes) as cluster:
+    with laboratory.cluster(*[18] * (1 + runs(2, 6)), prepare=spokes) as cluster:
         hub, *shops = cluster
         cluster.start()
         share(shops[0])
@@ -49,7 +49,7 @@ def test_a_hub_and_its_shops(laboratory: Laboratory, seed: int, runs: Callable[[
         for shop in shops:
             assert linked(shop) == {hub.node}
         assert shops[0].peer(shops[1])["via"] == hub.node
-        assert shops[2].syncagent("invite").returncode == 0, "whoever leads can be reached"
+        assert shops[-1].syncagent("invite").returncode == 0, "whoever leads can be reached"
 
         # what a shop that is away holds back at the hub, and what it leaves for itself, is in docs/operations.md
         away, other = shops[0], shops[1]

@@ -26,6 +26,7 @@ _SOMETIMES = ("copying: ", "waiting for ")
 """Said by who takes its time."""
 _LINKED = (
     "select count(*) filter (where not is_self) = %s and bool_and(is_self or linked and coalesce(behind_rows, 0) = 0)"
+    " and bool_and(is_self or applied_cut is not null and rtt_ms is not null)"
     " and bool_and(waiting is null and trouble is null) and bool_or(leads) and count(*) filter (where role = 'voter') = %s from syncagent.status"
 )
 
