@@ -7,7 +7,7 @@ import pytest
 
 from syncagent import settings
 from syncagent.embedded import Server
-from tests.cli.conftest import Cli, Site, on_each_of_the_matrix
+from tests.cli.conftest import Cli, Site, on_each_version
 from tests.support.databases import Database
 
 TABLE = "create table {} (id uuid primary key default gen_random_uuid(), v text)"
@@ -36,7 +36,7 @@ def one(findings: dict[str, tuple[str, str | None]], beginning: str) -> tuple[st
     return match
 
 
-@on_each_of_the_matrix
+@on_each_version
 def test_a_healthy_site(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     from syncagent.storage import checks
 
@@ -136,7 +136,7 @@ def test_a_forgotten_prepared_transaction(
         server18.restart()
 
 
-@on_each_of_the_matrix
+@on_each_version
 def test_what_attached_tables_refer_to(site: Site) -> None:
     site.sql(TABLE.format("parent"))
     site.sql("create table child (id uuid primary key, p uuid references parent)")
@@ -151,7 +151,7 @@ def test_what_attached_tables_refer_to(site: Site) -> None:
     assert not [what for what in found(site) if "refers to" in what]
 
 
-@on_each_of_the_matrix
+@on_each_version
 def test_triggers_and_numbers_of_the_application(site: Site) -> None:
     site.sql("create table t (id int generated always as identity primary key, v text)")
     site.sql("create table s (id serial primary key, v text)")
@@ -176,7 +176,7 @@ def test_triggers_and_numbers_of_the_application(site: Site) -> None:
     )
 
 
-@on_each_of_the_matrix
+@on_each_version
 def test_a_partition_that_is_not_watched(site: Site) -> None:
     site.sql("create table t (d date, n int, primary key (d, n)) partition by range (d)")
     site.sql("create table t_all partition of t default")

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from syncagent.cli import render
-from tests.cli.conftest import Said, Site, on_each_of_the_matrix
+from tests.cli.conftest import Said, Site, on_each_of_the_matrix, on_each_version
 from tests.support.databases import Database
 
 GOOD = "create table {} (id uuid primary key default gen_random_uuid(), v text)"
@@ -49,7 +49,7 @@ def refused(said: Said, what: str, hint: str = "") -> None:
 # ---- names
 
 
-@on_each_of_the_matrix
+@on_each_version
 def test_any_name_can_be_attached_and_detached(site: Site) -> None:
     site.sql('create schema "some schema"')
     for name, quoted in NAMES:
@@ -181,7 +181,7 @@ OBSTACLES = [
 ]
 
 
-@on_each_of_the_matrix
+@on_each_version
 def test_what_cannot_be_attached_says_why(site: Site) -> None:
     for statement, name, what, hint in OBSTACLES:
         if statement:
@@ -257,7 +257,7 @@ def shop(site: Site) -> Site:
     return site
 
 
-@on_each_of_the_matrix
+@on_each_version
 def test_all_but_some(shop: Site) -> None:
     shop("attach", "--all", "--exclude", "audit_*", "--exclude", "billing.*")
     assert attached(shop) == ["public.orders"]
@@ -353,7 +353,7 @@ def test_numbers_of_its_own(site: Site) -> None:
 # ---- locks
 
 
-@on_each_of_the_matrix
+@on_each_version
 def test_who_is_in_the_way_is_named(site: Site) -> None:
     site.sql(GOOD.format("free"))
     site.sql(GOOD.format("held"))
@@ -420,7 +420,7 @@ def test_times_as_people_write_them(site: Site) -> None:
 # ---- what the application does to attached tables
 
 
-@on_each_of_the_matrix
+@on_each_version
 def test_a_dropped_table_leaves_nothing_in_the_way(site: Site) -> None:
     site.sql(GOOD.format("t"))
     site("attach", "t")

@@ -14,7 +14,7 @@ from tests.simulation.variants import VARIANTS, Variant
 @pytest.mark.soak
 def test_schedules(seed: int, runs: Callable[[int, int], int]) -> None:
     story = Story()
-    count = runs(60, 20_000)
+    count = runs(100, 20_000)
     for number in range(seed, seed + count):
         try:
             Run(number).run(story)

@@ -455,7 +455,7 @@ class Inbox(Generic[P]):
 
     def wake_in(self, now: float, wall: int) -> float | None:
         """Seconds until wants or pick may answer differently although nothing happens; None: never."""
-        waits = self._routes.wake_in(now)
+        waits = self._routes.waits(now)
         tangled = self._tangled()
         for node, origin in self._origins.items():
             if origin.paused:

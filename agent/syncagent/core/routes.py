@@ -60,6 +60,6 @@ class Routes:
         """The origins that this peer is asked for."""
         return [node for node, relay in self._relays.items() if relay == peer]
 
-    def wake_in(self, now: float) -> list[float]:
+    def waits(self, now: float) -> list[float]:
         """Seconds until each origin that is away may be asked for at another."""
         return [since + limits.RELAY_AFTER - now for since in self._away.values()]

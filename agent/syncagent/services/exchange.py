@@ -41,8 +41,8 @@ _REFUSED_AGAIN = 15.0
 """Seconds after which a refused want is repeated."""
 _SAID_AGAIN = 5.0
 """Seconds after which a site that is reached through another one is told once more how far this one is."""
-_BALLOTS = 64
-"""Messages of Raft that wait for one socket; it bears the loss of those beyond."""
+_QUEUE = 64
+"""Messages of Raft and letters of others that wait for one socket; who sent them bears the loss of those beyond."""
 _NOBODY = UUID(int=0)
 """The request of those who only want a cut to be made."""
 
@@ -60,7 +60,7 @@ class Exchange:
         self._askers: dict[UUID, int] = {}
         self._said: Progress | None = None
         self._told: dict[int, tuple[Progress, float]] = {}
-        self._ballots: dict[int, asyncio.Queue[Message]] = {}
+        self._queues: dict[int, asyncio.Queue[Message]] = {}
         self.on_ballot: Callable[[bytes], None] | None = None
         self.on_unlinked: Callable[[int], None] | None = None
         self.on_report: Callable[[Report], None] | None = None
@@ -79,15 +79,15 @@ class Exchange:
             if self._said is not None:
                 await link.send(self._said)
                 self._told[node] = self._said, self._clock.now()
-            ballots = self._ballots[node] = asyncio.Queue(_BALLOTS)
+            queue = self._queues[node] = asyncio.Queue(_QUEUE)
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._hear(link, group))
                 group.create_task(self._receive(link))
-                group.create_task(self._vote(link, ballots))
+                group.create_task(self._carry(link, queue))
         finally:
             if self.links.get(node) is link:
                 del self.links[node]
-                self._ballots.pop(node, None)
+                self._queues.pop(node, None)
                 if self.on_unlinked is not None:
                     self.on_unlinked(node)
                 self.progress.pop(node, None)
@@ -195,10 +195,10 @@ class Exchange:
 
     # ---- out
 
-    async def _vote(self, link: Link, ballots: "asyncio.Queue[Message]") -> None:
+    async def _carry(self, link: Link, queue: "asyncio.Queue[Message]") -> None:
         """By itself, so that neither Raft nor who sends letters ever waits for a socket."""
         while True:
-            await link.send(await ballots.get())
+            await link.send(await queue.get())
 
     def post(self, node: int, data: bytes) -> None:
         """A message of Raft, if there is a way and it is not choked."""
@@ -206,9 +206,9 @@ class Exchange:
             self._put(link.peer.node, self._addressed(node, link, Ballot(data)))
 
     def _put(self, node: int, message: Message) -> None:
-        if (ballots := self._ballots.get(node)) is not None:
+        if (queue := self._queues.get(node)) is not None:
             with suppress(asyncio.QueueFull):
-                ballots.put_nowait(message)
+                queue.put_nowait(message)
 
     def way(self, node: int) -> Link | None:
         """The link with this site, or with a peer that has one with it."""

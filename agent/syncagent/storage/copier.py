@@ -35,7 +35,6 @@ from syncagent.storage.session import working
 
 _AHEAD = 1024
 """Pages that others may have made ready before a transaction began, and that it then filled."""
-_ENTRY = ["key", "stamp", "node", "cut", "deleted"]
 _PARKED = ["relation", "key", "stamp", "node", "cut", "image", "shown", "sqlstate", "reason", "since"]
 _WAIT_MS = 5000
 """Nobody else uses the tables of a site that joins; whoever looks at one is waited for."""
@@ -216,7 +215,7 @@ class PostgresCopier:
                     f"copied_version_{found['id']}",
                     schema_name="syncagent",
                     source=spool.read(copying.VERSIONS),
-                    columns=[*_ENTRY, *(f"k{n}" for n in range(1, head.keys + 1)), "rest"],
+                    columns=reconciler.entry(head),
                     format="binary",
                 )
             if head.parked:

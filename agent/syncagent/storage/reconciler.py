@@ -11,11 +11,14 @@ from syncagent.core.copying import Held, Range, RangeHead
 from syncagent.core.ports import Spool
 from syncagent.core.store import Differing, Put
 from syncagent.errors import CopyDiffers
+from syncagent.storage import staging
 
-_ENTRY = ["key", "stamp", "node", "cut", "deleted"]
 _NODE = "to_regclass(quote_ident($2::text) || '.' || quote_ident($3::text))"
-_LARGE = 1000
-"""Staged rows from which on the planner is told how many there are."""
+
+
+def entry(head: RangeHead) -> list[str]:
+    """The columns in which entries of the version table travel."""
+    return ["key", "stamp", "node", "cut", "deleted", *(f"k{n}" for n in range(1, head.keys + 1)), "rest"]
 
 
 async def held(session: asyncpg.Connection, relation: int, part: Range) -> Held | None:
@@ -46,14 +49,9 @@ async def stage(
     assert target is not None
     assert target["relation"] == relation
     if head.rows and not head.same:
-        await session.copy_to_table(
-            target["stage"],
-            source=spool.read(copying.ROWS),
-            columns=target["stage_columns"],
-            format="binary",
+        await staging.fill(
+            session, target["stage"], target["stage_columns"], spool.read(copying.ROWS), head.rows
         )
-        if head.rows > _LARGE:
-            await session.execute(f"analyze pg_temp.{target['stage']}")
 
 
 async def differing(session: asyncpg.Connection, relation: int, part: Range) -> Differing:
@@ -84,7 +82,7 @@ async def reconcile(
         await session.copy_to_table(
             "listed",
             source=spool.read(copying.VERSIONS),
-            columns=[*_ENTRY, *(f"k{n}" for n in range(1, head.keys + 1)), "rest"],
+            columns=entry(head),
             format="binary",
         )
     row = await session.fetchrow(

@@ -18,10 +18,9 @@ from syncagent.core.batch import BatchHeader, Stream, Table
 from syncagent.core.ports import Spool
 from syncagent.core.store import Applied
 from syncagent.errors import ConstraintBroken, Contended, Inexact
+from syncagent.storage import staging
 from syncagent.storage.borders import border
 
-_LARGE = 1000
-"""Staged rows from which on the planner is told how many there are."""
 _WAIT_MS = 300
 """How long a merge waits, holding nothing, for one row that others hold."""
 _ROWS_FIRST = 2
@@ -184,14 +183,13 @@ class _Source:
         self._target, self._index, self._stream, self._spool = target, index, stream, spool
 
     async def stage(self, session: asyncpg.Connection) -> None:
-        await session.copy_to_table(
+        await staging.fill(
+            session,
             self._target["stage"],
-            source=self._spool.read(self._index),
-            columns=self._target["stage_columns"],
-            format="binary",
+            self._target["stage_columns"],
+            self._spool.read(self._index),
+            self._stream.rows,
         )
-        if self._stream.rows > _LARGE:
-            await session.execute(f"analyze pg_temp.{self._target['stage']}")
 
     async def stage_keys(self, session: asyncpg.Connection) -> None:
         await session.copy_to_table(
