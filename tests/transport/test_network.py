@@ -9,10 +9,12 @@ from uuid import uuid4
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from syncagent.core import ports
 from syncagent.core.wire import Mark
 from syncagent.errors import LinkDown, ProtocolError, RefusedError, TrustError, UsageError
+from syncagent.transport import listener
 from syncagent.transport.links import PeerLink
 from syncagent.transport.network import TlsNetwork
 from tests.support.proxy import Proxy
@@ -244,6 +246,27 @@ async def test_a_peer_that_takes_the_call_and_says_nothing(low: Site, high: Site
 
 
 # ---- the work on a link
+
+
+async def test_a_caller_that_is_gone_before_the_answer(
+    low: Site, high: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was killed, say: no news, and no traceback in the log of the one that answers."""
+    answer = listener._open
+    gone: list[web.Request] = []
+
+    async def once_too_late(request: web.Request, size: int) -> object:
+        if not gone:
+            assert request.transport is not None
+            request.transport.abort()
+            gone.append(request)
+        return await answer(request, size)
+
+    monkeypatch.setattr(listener, "_open", once_too_late)
+    there, back = await linked(low, high)
+    assert gone
+    assert await talks(there, back)
+    assert not caplog.records
 
 
 async def test_the_link_ends_with_its_work(low: Site, high: Site) -> None:

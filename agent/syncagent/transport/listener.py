@@ -114,7 +114,10 @@ class Listener:
             if peer is None:
                 error = TrustError("this is for peers with a listed certificate")
                 return refusal(web.HTTPForbidden.status_code, error)
-            return await handler(request, peer)
+            try:
+                return await handler(request, peer)
+            except ConnectionError:
+                return web.Response()  # to nobody: the peer went away before it was answered
 
         return guarded
 
