@@ -288,11 +288,9 @@ class Run:
         committed = [write for site in self.sites for write in site.database.state.committed]
         if self.dead is not None:
             self._judge_dead(self.dead.node)
-            met = 0
-            for site in self.sites:
-                for bits in site.database.state.met.values():
-                    met |= bits
-            committed += [w for w in self.dead.database.state.committed if met >> w.number & 1]
+            # What nobody else had is gone, and so is what only the dead site knew of it: that it stood in a conflict.
+            heard = set[int]().union(*(site.database.state.heard for site in self.sites))
+            committed += [w for w in self.dead.database.state.committed if w.number in heard]
         conflicts = set[int]().union(*(site.database.state.conflicts for site in self.sites))
         nothing_lost(committed, final, conflicts)
         for site in self.sites:
