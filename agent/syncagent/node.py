@@ -238,7 +238,7 @@ async def _assemble(
     witness = me is not None and me.witness
     roster = Roster(peers_of(catalog, settings.node, settings.addresses), catalog.epoch, witness)
     inbox = _inbox(settings, catalog, roster, loaded, await store.keeper.paused())
-    desk = Desk(settings.node, inbox, Outbox(), clock, roster)
+    desk = Desk(settings.node, inbox, Outbox(settings.node), clock, roster)
     desk.outbox.loaded(
         loaded.last, loaded.last_id, loaded.context, loaded.frontier, loaded.floor, clock.now()
     )

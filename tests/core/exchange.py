@@ -39,7 +39,7 @@ class Site:
 
     def __post_init__(self) -> None:
         self.inbox: Inbox[Payload] = Inbox(self.me, self.peers)
-        self.outbox = Outbox()
+        self.outbox = Outbox(self.me)
 
     @property
     def last(self) -> int:

@@ -67,7 +67,7 @@ async def test_a_refused_batch_is_tried_again_whenever_it_falls_due() -> None:
         assert inbox.arrived(batch(2, 0, 1), Nothing())
         replica: Any = Replica(4)
         keeper: Any = None
-        applier = Applier(Desk(1, inbox, Outbox(), Clock(step)), replica, keeper, 0)
+        applier = Applier(Desk(1, inbox, Outbox(1), Clock(step)), replica, keeper, 0)
         applier._keeper = Blockers()  # type: ignore[assignment]
         running = asyncio.create_task(applier.run())
         async with asyncio.timeout(5):

@@ -21,7 +21,7 @@ def mine(cut: int) -> UUID:
 
 def loaded(frontier: dict[int, int] | None = None, *, floor: int = 0) -> Outbox:
     """Ten cuts were made; the last one told all of `frontier`."""
-    box = Outbox()
+    box = Outbox(ME)
     known = {ME: LAST, **(frontier or {})}
     box.loaded(LAST, mine(LAST), known, known, floor, 0.0)
     return box
@@ -230,6 +230,7 @@ def test_what_a_cut_has_told_before_it_was_known_here_reaches_everybody(box: Out
     """The merge commits, a cut made for one peer tells it, and only then it is heard that the merge is done."""
     want(box, B, after=LAST - 1)
     cut(box, frontier={C: 3})
+    assert box.needed == LAST + 1, "whoever is sent it hands it on"
     box.learned(C, 3, rows=1, needed=3)
     want(box, C)
     assert plan(box, 2 * LATER).groups == (Group(LAST, True, (C,)),)
@@ -244,7 +245,7 @@ def test_knowledge_is_not_lost_on_who_was_away(box: Outbox) -> None:
 
 
 def test_after_a_restart_what_was_applied_since_the_last_cut_is_news() -> None:
-    box = Outbox()
+    box = Outbox(ME)
     box.loaded(LAST, mine(LAST), {ME: LAST, B: 2}, {ME: LAST, B: 3}, 0, 0.0)
     want(box, A)
     assert plan(box).cause == "knowledge"

@@ -133,7 +133,7 @@ def test_a_paused_origin_is_not_asked_for(inbox: Box) -> None:
 
 
 def outbox() -> Outbox:
-    box = Outbox()
+    box = Outbox(ME)
     box.loaded(10, cut_id(ME, 10), {ME: 10, FAR: 5}, {ME: 10, FAR: 5}, 0, 0.0)
     return box
 

@@ -259,7 +259,8 @@ class Run:
             if self.net.connected() and all(site.at_rest(self.sites) for site in self.sites):
                 break
             walls = [site.wall() for site in self.sites]
-            newest = max(site.database.state.clock for site in self.sites)
+            clocks = [*self.sites, self.dead] if self.dead else self.sites  # of a batch that is held, too
+            newest = max(site.database.state.clock for site in clocks)
             beyond = stamp.to_seconds(newest - min(walls)) - limits.MAX_CLOCK_SKEW
             if beyond > 60 and all(site.quiet() for site in self.sites):
                 self.schedule.now += beyond

@@ -101,7 +101,7 @@ class Site:
         self.inbox: Inbox[Payload] = (HastyInbox if "causal" in self.broken else Inbox)(
             self.node, [node for node in self.net.nodes if node != self.node]
         )
-        self.outbox = Outbox()
+        self.outbox = Outbox(self.node)
         self.running = True
         self._load()
 

@@ -9,7 +9,7 @@ read under the same snapshot, so this site's context says how far it goes.
 
 Calling sequence. Events go in, decisions come out:
 
-    outbox = Outbox()
+    outbox = Outbox(me)
     outbox.loaded(last, last_id, context, frontier, floor, now)     # after every connect to the database
     answer = outbox.asked(peer, want, id_here)           # a want; answer: None, or the Refused to send
     outbox.unlinked(peer)                                # its link went away, and its want with it
@@ -64,8 +64,8 @@ class Plan(NamedTuple):
 class Outbox:
     """See the module's docstring."""
 
-    def __init__(self) -> None:
-        self.last = 0
+    def __init__(self, me: int) -> None:
+        self._me, self.last = me, 0
         self.last_id: UUID | None = None
         self.floor = 0
         self._context: dict[int, int] = {}
@@ -142,8 +142,6 @@ class Outbox:
         self._worth[origin] = max(min(needed, upto), self._worth.get(origin, 0))
         if rows:
             self._news[origin] = max(upto, self._news.get(origin, 0))
-            if self._context.get(origin, 0) >= upto:  # a cut made since the merge has told it already
-                self._needed = self.last
 
     def marked(self, request: UUID) -> None:
         """The next cut answers this request."""
@@ -209,7 +207,9 @@ class Outbox:
         self._interval = min(max(limits.CUT_INTERVAL, limits.CUT_REST * took), limits.CUT_INTERVAL_MOST)
         if plan.cause != "idle":
             self._asked_at = now
-        if not empty or plan.marks or self._has_news(self._context):
+        # It may tell of a merge that is committed, and not heard of here yet: whoever hands this cut on must know by then.
+        unheard = any(cut > self._here.get(node, 0) for node, cut in frontier.items() if node != self._me)
+        if not empty or plan.marks or unheard or self._has_news(self._context):
             self._needed = number
         self.last, self.last_id, self._context, self._cut_at = number, cut_id, dict(frontier), now
         self._marks = [request for request in self._marks if request not in plan.marks]
