@@ -92,7 +92,6 @@ class State:
     committed: list[Write] = field(default_factory=list)
     past: dict[UUID, int] = field(default_factory=dict)  # the write that the version of a key is
     met: dict[UUID, int] = field(default_factory=dict)
-    heard: set[int] = field(default_factory=set)  # the writes that came from elsewhere, themselves
     tombs: dict[UUID, int] = field(default_factory=dict)  # the write that a tombstone from elsewhere is
     conflicts: set[int] = field(default_factory=set)
 
@@ -453,7 +452,6 @@ class Database:
         context = {} if row.cut is None else state.contexts[header.origin, row.cut].frontier
         verdict = merge.merge(key, local, incoming, self.node, context, self._context)
         theirs = self.writes[row.write]
-        state.heard.add(row.write)
         if verdict.conflict:
             ours = self.writes[state.past[key]]
             # An implicit stamp stands for whoever inserted the key.

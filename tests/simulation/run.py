@@ -289,10 +289,14 @@ class Run:
         committed = [write for site in self.sites for write in site.database.state.committed]
         if self.dead is not None:
             self._judge_dead(self.dead.node)
-            # What nobody else had is gone, and so is what only the dead site knew of it: that it stood in a conflict.
-            heard = set[int]().union(*(site.database.state.heard for site in self.sites))
-            committed += [w for w in self.dead.database.state.committed if w.number in heard]
-        conflicts = set[int]().union(*(site.database.state.conflicts for site in self.sites))
+            met = 0
+            for site in self.sites:
+                for bits in site.database.state.met.values():
+                    met |= bits
+            committed += [w for w in self.dead.database.state.committed if met >> w.number & 1]
+        # What a site that is gone has recorded went with it: a conflict has one record, where the two met first.
+        recorded = [*self.sites, self.dead] if self.dead else self.sites
+        conflicts = set[int]().union(*(site.database.state.conflicts for site in recorded))
         nothing_lost(committed, final, conflicts)
         for site in self.sites:
             site.database.compact(site.members)
