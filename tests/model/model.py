@@ -497,7 +497,7 @@ def run(seed, stats, steps=400, coalesced=False, returning=False):
         assert newest[key][1] or newest[key] == NOTHING or all(key in s.rows for s in sites), f"re-insert lost at seed {seed}"
     stats["own writes"] += len(back.own) if returning else 0
     for key, (stamp, value) in back.own.items() if returning else ():
-        last = newest[key][0] == stamp if key in newest else True
+        last = key not in lost and (newest[key][0] == stamp if key in newest else True)
         assert not last or sites[0].rows.get(key) == value, f"own write lost at seed {seed}"
     for site in sites[1:]:
         assert site.rows == sites[0].rows, f"diverged at seed {seed}"
