@@ -25,7 +25,7 @@ MODEL_BREAKS = {
     "early": (46, "re-insert lost"),
     "kept": (21, "resurrected"),
     "exempt": (0, "own write lost"),
-    "behind": (1058, "own write lost"),
+    "behind": (6, "false alarm"),
 }
 TXMODEL_BREAKS = {
     "trace": (102, "diverged"),
