@@ -9,6 +9,7 @@ import random
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any, LiteralString
 
 from psycopg import Connection, OperationalError
@@ -75,6 +76,8 @@ class Writer(threading.Thread):
         """Own rows that were deleted, and stay so."""
         self.committed = self.lost = self.in_doubt = 0
         """Transactions acknowledged; ended by a server that went away; of these, at their commit."""
+        self.doubts: list[str] = []
+        """Commits without an answer: why there was none, what was to be committed, and whether it was found."""
         self.refused: list[str] = []
         """Serialization failures and deadlocks: errors that an application gets from other people."""
         self.failure: BaseException | None = None
@@ -123,11 +126,11 @@ class Writer(threading.Thread):
         except (SerializationFailure, DeadlockDetected) as refusal:
             connection.rollback()
             self.refused.append(str(refusal))
-        except OperationalError:
+        except OperationalError as problem:
             self.lost += 1
             if committing:
                 self.in_doubt += 1
-                self._look(changes)
+                self._look(changes, problem)
             raise
         else:
             self.committed += 1
@@ -195,10 +198,14 @@ class Writer(threading.Thread):
             else:
                 self.rows[table][key] = row
 
-    def _look(self, changes: Sequence[Change]) -> None:
+    def _look(self, changes: Sequence[Change], problem: OperationalError) -> None:
         """The commit got no answer: either all of it is there, or nothing."""
+        began = datetime.now(UTC)
         until(self._server_is_back, f"{self.site} takes connections")
         seen = [self.read(self.site, table, [key]).get(key) == row for table, key, row in changes]
+        self.doubts.append(
+            f"{self.name} at {began:%T.%f}, looked at {datetime.now(UTC):%T.%f}: {problem!r}; {changes} {seen}"
+        )
         assert all(seen) or not any(seen), f"{self.name}: half of a transaction: {changes} {seen}"
         if all(seen):
             self._remember(changes)
@@ -277,4 +284,5 @@ def verify(threads: Sequence[Writer], sites: Sequence[Site]) -> None:
     refused = [(thread.name, thread.refused) for thread in threads if thread.refused]
     assert not refused
     wrong = [f"at {site}: {line}" for site in sites for thread in threads for line in thread.missing(site)]
-    assert not wrong, f"{len(wrong)} rows differ from what was acknowledged: {wrong[:20]}"
+    doubts = [doubt for thread in threads for doubt in thread.doubts]
+    assert not wrong, f"{len(wrong)} rows differ from what was acknowledged: {wrong[:20]}; in doubt: {doubts}"
