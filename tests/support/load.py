@@ -76,8 +76,8 @@ class Writer(threading.Thread):
         """Own rows that were deleted, and stay so."""
         self.committed = self.lost = self.in_doubt = 0
         """Transactions acknowledged; ended by a server that went away; of these, at their commit."""
-        self.doubts: list[str] = []
-        """Commits without an answer: why there was none, what was to be committed, and whether it was found."""
+        self.losses: list[str] = []
+        """Transactions that ended so: why, what they changed, and what of it was found, if it was asked."""
         self.refused: list[str] = []
         """Serialization failures and deadlocks: errors that an application gets from other people."""
         self.failure: BaseException | None = None
@@ -128,9 +128,10 @@ class Writer(threading.Thread):
             self.refused.append(str(refusal))
         except OperationalError as problem:
             self.lost += 1
+            self.losses.append(f"{self.name}, {datetime.now(UTC):%T.%f}: {problem!r}; {changes}")
             if committing:
                 self.in_doubt += 1
-                self._look(changes, problem)
+                self._look(changes)
             raise
         else:
             self.committed += 1
@@ -198,14 +199,11 @@ class Writer(threading.Thread):
             else:
                 self.rows[table][key] = row
 
-    def _look(self, changes: Sequence[Change], problem: OperationalError) -> None:
+    def _look(self, changes: Sequence[Change]) -> None:
         """The commit got no answer: either all of it is there, or nothing."""
-        began = datetime.now(UTC)
         until(self._server_is_back, f"{self.site} takes connections")
         seen = [self.read(self.site, table, [key]).get(key) == row for table, key, row in changes]
-        self.doubts.append(
-            f"{self.name} at {began:%T.%f}, looked at {datetime.now(UTC):%T.%f}: {problem!r}; {changes} {seen}"
-        )
+        self.losses[-1] += f"; at {datetime.now(UTC):%T.%f}: {seen}"
         assert all(seen) or not any(seen), f"{self.name}: half of a transaction: {changes} {seen}"
         if all(seen):
             self._remember(changes)
@@ -284,5 +282,5 @@ def verify(threads: Sequence[Writer], sites: Sequence[Site]) -> None:
     refused = [(thread.name, thread.refused) for thread in threads if thread.refused]
     assert not refused
     wrong = [f"at {site}: {line}" for site in sites for thread in threads for line in thread.missing(site)]
-    doubts = [doubt for thread in threads for doubt in thread.doubts]
-    assert not wrong, f"{len(wrong)} rows differ from what was acknowledged: {wrong[:20]}; in doubt: {doubts}"
+    losses = [loss for thread in threads for loss in thread.losses]
+    assert not wrong, f"{len(wrong)} rows differ from what was acknowledged: {wrong[:20]}; lost: {losses}"
