@@ -456,6 +456,8 @@ def run(seed, stats, steps=400, coalesced=False, returning=False):
             if batch and site.ready(origin.me, batch.context):
                 site.apply(origin.me, batch, stats)
                 stats["relayed"] += 1
+        elif dice < 0.95 and any(map(lt, site.frontier, site.reach)):
+            continue                                      # what it holds is of later moments than its frontier says
         elif dice < 0.95:
             mail.append((rnd.choice([s for s in sites if s is not site]), site.listing()))
         elif dice < 0.97 and mail:
