@@ -76,8 +76,8 @@ class Writer(threading.Thread):
         """Own rows that were deleted, and stay so."""
         self.committed = self.lost = self.in_doubt = 0
         """Transactions acknowledged; ended by a server that went away; of these, at their commit."""
-        self.losses: list[str] = []
-        """Transactions that ended so: why, what they changed, and what of it was found, if it was asked."""
+        self.story: list[str] = []
+        """How each transaction ended, and what it changed."""
         self.refused: list[str] = []
         """Serialization failures and deadlocks: errors that an application gets from other people."""
         self.failure: BaseException | None = None
@@ -124,16 +124,18 @@ class Writer(threading.Thread):
             committing = True
             connection.commit()
         except (SerializationFailure, DeadlockDetected) as refusal:
+            self._tell(refusal, changes)
             connection.rollback()
             self.refused.append(str(refusal))
         except OperationalError as problem:
             self.lost += 1
-            self.losses.append(f"{self.name}, {datetime.now(UTC):%T.%f}: {problem!r}; {changes}")
+            self._tell(problem, changes)
             if committing:
                 self.in_doubt += 1
                 self._look(changes)
             raise
         else:
+            self._tell("done", changes)
             self.committed += 1
             self._remember(changes)
 
@@ -165,7 +167,7 @@ class Writer(threading.Thread):
             done = connection.execute(update, (*row, *keys))
         else:
             done = connection.execute(insert, (*keys, *row))
-        assert done.rowcount == 1, f"{self.name}: {table} {key} was not as this writer left it"
+        assert done.rowcount == 1, f"{table} {key} is not as it was left; {self.told(key)}"
 
     def _change_shared(self, connection: "Connection[Any]", place: int) -> None:
         what = self.random.random()
@@ -203,7 +205,7 @@ class Writer(threading.Thread):
         """The commit got no answer: either all of it is there, or nothing."""
         until(self._server_is_back, f"{self.site} takes connections")
         seen = [self.read(self.site, table, [key]).get(key) == row for table, key, row in changes]
-        self.losses[-1] += f"; at {datetime.now(UTC):%T.%f}: {seen}"
+        self._tell(f"found: {seen}", changes)
         assert all(seen) or not any(seen), f"{self.name}: half of a transaction: {changes} {seen}"
         if all(seen):
             self._remember(changes)
@@ -229,12 +231,20 @@ class Writer(threading.Thread):
             gone = [key for name, key in self.gone if name == table]
             found = self.read(site, table, [*rows, *gone])
             wrong += [
-                f"{table} {key}: {found.get(key)} is not {row}"
+                f"{table} {key}: {found.get(key)} is not {row}; {self.told(key)}"
                 for key, row in rows.items()
                 if found.get(key) != row
             ]
-            wrong += [f"{table} {key} lives again" for key in gone if key in found]
+            wrong += [f"{table} {key} lives again; {self.told(key)}" for key in gone if key in found]
         return wrong
+
+    def _tell(self, how: object, changes: Sequence[Change]) -> None:
+        self.story.append(f"{datetime.now(UTC):%T.%f} {how}: {changes}")
+
+    def told(self, key: Any) -> str:
+        """What this writer has done with a row."""
+        lines = [line for line in self.story if str(key) in line or repr(key) in line]
+        return "\n  ".join([f"{self.name} says:", *lines])
 
 
 @contextmanager
@@ -282,5 +292,4 @@ def verify(threads: Sequence[Writer], sites: Sequence[Site]) -> None:
     refused = [(thread.name, thread.refused) for thread in threads if thread.refused]
     assert not refused
     wrong = [f"at {site}: {line}" for site in sites for thread in threads for line in thread.missing(site)]
-    losses = [loss for thread in threads for loss in thread.losses]
-    assert not wrong, f"{len(wrong)} rows differ from what was acknowledged: {wrong[:20]}; lost: {losses}"
+    assert not wrong, f"{len(wrong)} rows differ from what was acknowledged:\n" + "\n".join(wrong[:20])
