@@ -75,6 +75,18 @@ def test_another_relay_is_asked_when_the_first_goes_away_or_is_unable(inbox: Box
     assert relay(inbox) == {HUB: {FAR: Relay(5, needs=9)}}, "over a new link it is tried again"
 
 
+def test_another_relay_is_asked_while_what_the_first_has_sent_waits(inbox: Box) -> None:
+    """For a batch of the other one, which waits for more of FAR than the hub has."""
+    relay(inbox)
+    far = batch(FAR, 5, 9)
+    own = replace(batch(HUB, 0, 3, {FAR: 9, OTHER: 1}), relayed=(FAR,))
+    assert inbox.arrived(own, "own", [(far, "far")])
+    inbox.wants(LATER)
+    assert inbox.arrived(batch(OTHER, 0, 1, {FAR: 10}), "other")
+    assert inbox.pick(LATER, WALL) is None
+    assert relay(inbox)[OTHER] == {FAR: Relay(5, needs=10)}
+
+
 def test_what_is_relayed_is_applied_with_its_relays_own(inbox: Box) -> None:
     relay(inbox)
     assert inbox.arrived(*bundle(batch(FAR, 5, 9)))

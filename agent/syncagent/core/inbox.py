@@ -193,9 +193,11 @@ class Inbox(Generic[P]):
     def wants(self, now: float) -> list[tuple[int, Want]]:
         """The wants to send now; they count as sent."""
         out: list[tuple[int, Want]] = []
-        self._routes.choose(
-            {node: origin.linked for node, origin in self._origins.items()}, self.frontier, now
-        )
+        have = self.frontier  # and what is held: a relay that has no more than that has nothing more
+        for origin in self._origins.values():
+            for entry in origin.held:
+                have = frontier.join(have, entry.reach)
+        self._routes.choose({node: origin.linked for node, origin in self._origins.items()}, have, now)
         tangled = self._tangled() if self._positions is not None else {}
         for node, origin in self._origins.items() if self._positions is not None else ():
             if self._has_room(node, origin, tangled) and origin.linked:

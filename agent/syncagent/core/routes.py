@@ -34,7 +34,7 @@ class Routes:
         self._cannot |= {(peer, origin) for origin in origins}
 
     def choose(self, linked: Mapping[int, bool], here: Mapping[int, int], now: float) -> None:
-        """`linked`: every origin, and whether there is a link; `here`: what is applied."""
+        """`linked`: every origin, and whether there is a link; `here`: what is applied, or held."""
         peers = [node for node, is_linked in linked.items() if is_linked]
         before, self._relays = self._relays, {}
         for node, is_linked in linked.items():
