@@ -202,20 +202,19 @@ class Writer(threading.Thread):
                 self.rows[table][key] = row
 
     def _look(self, changes: Sequence[Change]) -> None:
-        """The commit got no answer: either all of it is there, or nothing."""
-        until(self._server_is_back, f"{self.site} takes connections")
-        seen = [self.read(self.site, table, [key]).get(key) == row for table, key, row in changes]
+        """The commit got no answer: either all of it is there, or nothing. The server may be killed while we look."""
+        seen = until(lambda: self._found(changes), f"{self.site} answers")
         self._tell(f"found: {seen}", changes)
         assert all(seen) or not any(seen), f"{self.name}: half of a transaction: {changes} {seen}"
         if all(seen):
             self._remember(changes)
 
-    def _server_is_back(self) -> bool:
+    def _found(self, changes: Sequence[Change]) -> list[bool]:
+        """Of each change whether it is there; nothing while the server is away."""
         try:
-            self.site.connect().close()
+            return [self.read(self.site, table, [key]).get(key) == row for table, key, row in changes]
         except OperationalError:
-            return False
-        return True
+            return []
 
     @staticmethod
     def read(site: Site, table: str, keys: Sequence[Any]) -> Table:
