@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import asyncpg
 import pytest
@@ -14,7 +15,7 @@ from syncagent.embedded import Server
 from syncagent.errors import Inexact
 from tests.joining.conftest import MakeJoin
 from tests.support.joining import Joining
-from tests.support.lab import Site, exchange, key, same
+from tests.support.lab import Site, exchange, key, patiently, same
 
 TABLES = """
 create table customer (id uuid not null, name text not null, credit numeric(12, 2) not null, body text);
@@ -98,15 +99,16 @@ async def mix(sites: Sequence[Site], chance: random.Random) -> None:
             await write(chance.choice(sites), chance)
     doing = chance.randrange(4)
     if doing == 0:
-        await sites[0].cut()
+        await patiently(sites[0].cut)
     elif doing == 1 and len(sites) > 1:
         origin, receiver = chance.sample(list(sites), 2)
-        shipment = await origin.batch(receiver)
+        shipment = await patiently(partial(origin.batch, receiver))
         if await receiver.ready(shipment.header):
             try:
-                await receiver.apply(shipment)
+                await patiently(partial(receiver.apply, shipment))
             except Inexact:
-                await receiver.apply(await origin.batch(receiver, plain=False))
+                exact = await patiently(partial(origin.batch, receiver, plain=False))
+                await patiently(partial(receiver.apply, exact))
 
 
 async def converges(donor: Site, *others: Site) -> None:

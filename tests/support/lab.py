@@ -5,11 +5,13 @@ them: services, links, time. So a test says exactly what happens in which order,
 Databases are copies of a template that is installed once per server and schema.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -21,9 +23,10 @@ from syncagent.core.membership import Peer
 from syncagent.core.outbox import Group
 from syncagent.core.store import Applied, Cut, Shipment
 from syncagent.embedded import Server
-from syncagent.errors import Inexact
+from syncagent.errors import Contended, Inexact
 from syncagent.storage.store import PostgresStore, opened
 
+T = TypeVar("T")
 Row = tuple[Any, ...]
 Change = tuple[str, str, str]
 """One mutation of the SQL side: file, what stands there once, what stands there instead."""
@@ -226,6 +229,16 @@ class Site:
 # ---- between sites
 
 
+async def patiently(act: Callable[[], Awaitable[T]]) -> T:
+    """As an agent does: what meets a lock, autovacuum's for instance, is tried again."""
+    for _ in range(100):
+        try:
+            return await act()
+        except Contended:
+            await asyncio.sleep(0.02)
+    return await act()
+
+
 async def ship(origin: Site, receiver: Site, *, attempt: int = 0) -> Applied:
     """A cut at the origin, applied at the receiver; in the exact form if the plain one does not do."""
     shipment = await origin.batch(receiver)
@@ -251,16 +264,17 @@ async def exchange(*sites: Site, rounds: int = 12) -> None:
 async def _spread(origin: Site, sites: Sequence[Site], early: dict[int, list[Shipment]]) -> bool:
     """One cut for all others; whether it told them nothing. What cannot be applied yet goes to `early`."""
     others = [site for site in sites if site is not origin]
-    cut = await origin.cut(*others)
+    cut = await patiently(lambda: origin.cut(*others))
     assert cut is not None
     for receiver, shipment in zip(others, cut.shipments, strict=True):
         if not await receiver.ready(shipment.header):
             early[receiver.node].append(shipment)
             continue
         try:
-            await receiver.apply(shipment)
+            await patiently(partial(receiver.apply, shipment))
         except Inexact:
-            await receiver.apply(await origin.batch(receiver, plain=False))
+            exact = await patiently(partial(origin.batch, receiver, plain=False))
+            await patiently(partial(receiver.apply, exact))
     return all(shipment.header.rows == 0 for shipment in cut.shipments)
 
 
@@ -269,11 +283,11 @@ async def _untie(site: Site, early: list[Shipment]) -> None:
     for shipment in list(early):
         if await site.ready(shipment.header):
             early.remove(shipment)
-            await site.apply(shipment)
+            await patiently(partial(site.apply, shipment))
     heads = {shipment.header.origin: shipment.header.upto for shipment in early}
     if early and all([await site.ready(shipment.header, heads) for shipment in early]):
         parts = [(shipment.header, shipment.spool) for shipment in early]
-        await site.store.replica.apply_knot(parts, attempt=0)
+        await patiently(lambda: site.store.replica.apply_knot(parts, attempt=0))
 
 
 async def same(table: str, *sites: Site) -> list[str]:
