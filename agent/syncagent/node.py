@@ -336,6 +336,8 @@ def _inbox(
         max_skew=stamp.from_seconds(settings.max_clock_skew),
     )
     inbox.loaded(loaded.positions)
+    for node in catalog.gone:
+        inbox.removed(node)
     for node in paused:
         inbox.pause(node)
     return inbox

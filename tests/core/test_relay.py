@@ -87,6 +87,18 @@ def test_another_relay_is_asked_while_what_the_first_has_sent_waits(inbox: Box) 
     assert relay(inbox)[OTHER] == {FAR: Relay(5, needs=10)}
 
 
+def test_last_words_that_are_held_are_no_time_to_forget(inbox: Box) -> None:
+    relay(inbox)
+    assert inbox.arrived(*bundle(batch(FAR, 5, 9)))
+    assert not inbox.holds_last_words
+    inbox.removed(FAR)
+    assert inbox.holds_last_words
+    entry = inbox.pick(LATER, WALL)
+    assert entry
+    inbox.applied(entry)
+    assert not inbox.holds_last_words
+
+
 def test_what_is_relayed_is_applied_with_its_relays_own(inbox: Box) -> None:
     relay(inbox)
     assert inbox.arrived(*bundle(batch(FAR, 5, 9)))

@@ -230,6 +230,8 @@ class Run:
                 self.sites.remove(site)
                 self.members.discard(site.node)
                 self.net.gone(site.node)
+                for other in self.sites:
+                    other.inbox.removed(site.node)
                 return
 
     def _step_clock(self, site: Site) -> None:

@@ -101,6 +101,9 @@ class Site:
         self.inbox: Inbox[Payload] = (HastyInbox if "causal" in self.broken else Inbox)(
             self.node, [node for node in self.net.nodes if node != self.node]
         )
+        for node in self.net.nodes:
+            if node not in self.members:
+                self.inbox.removed(node)
         self.outbox = Outbox(self.node)
         self.running = True
         self._load()
@@ -364,7 +367,8 @@ class Site:
     def _tidied(self) -> None:
         self._tidying = False
         if self.up:
-            self.database.compact(self.members)
+            if not self.inbox.holds_last_words or "last" in self.broken:
+                self.database.compact(self.members)
             if self.rnd.random() < 0.3:
                 self.database.flush()
 
@@ -378,9 +382,15 @@ class Site:
             and all(here.get(other.node, START).cut >= other.outbox.needed for other in others)
             and not self.outbox._has_news(self.outbox._context)
             and all(
-                w.reason in ("asked", "relayed") for w in self.inbox.waiting(self.now, self.wall()).values()
+                w.reason in ("asked", "relayed") or self._has_last_words(node, others)
+                for node, w in self.inbox.waiting(self.now, self.wall()).items()
             )
         )
+
+    def _has_last_words(self, node: int, others: "Collection[Site]") -> bool:
+        """Of a site that is gone all that anybody has: nobody need be able to hand it on."""
+        known = [other.database.state.positions.get(node, START).cut for other in others]
+        return node not in self.members and self._here().get(node, 0) == max(known)
 
     def quiet(self) -> bool:
         """Whatever is left waits for a clock."""

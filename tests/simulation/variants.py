@@ -91,6 +91,16 @@ _SLOW = replace(_CALM, ends=(1.0,), pace=(0.1, 0.3), commits=(1.0, 3.0), steps=(
 """Cuts that take seconds."""
 _CRASHES = replace(USUAL, faults=(0.15,), kinds=("database",))
 _LAGGING = replace(USUAL, sites=(3, 4), faults=(0.1,), kinds=("slow", "split", "link"))
+_DEATHS = replace(
+    USUAL,
+    sites=(3,),
+    steps=(50, 80),
+    hot=(0.6,),
+    deaths=1.0,
+    faults=(0.08,),
+    kinds=("clock", "clock", "split"),
+)
+"""One of three sites dies, and what it had said may be held for its clock."""
 _SPOKES = replace(_CALM, sites=(3, 4), shapes=("hub", "line"), hot=(0.6,), deaths=0.0)
 """Nothing gets to most but through others."""
 
@@ -142,6 +152,11 @@ VARIANTS = {
         scene=replace(_CALM, sites=(3,), shapes=("mesh",), deaths=0.0),
         switch="again",
         play=BothWays,
+    ),
+    "last": Variant(
+        "what the last batches of a site that died had not seen is forgotten while they are held",
+        scene=_DEATHS,
+        switch="last",
     ),
     "stable": Variant("applied here counts as stable", switch="stable"),
     "told": Variant(

@@ -110,6 +110,7 @@ class Inbox(Generic[P]):
         self._origins: dict[int, _Origin[P]] = {node: _Origin() for node in origins}
         self._applying: list[Entry[P]] = []
         self._routes = Routes()
+        self._gone: set[int] = set()
         self._arrivals = 0
 
     # ---- what the database has
@@ -161,6 +162,14 @@ class Inbox(Generic[P]):
     def removed(self, node: int) -> None:
         """A site that is gone for good: what others have of it comes by relay, and nobody could resume it any more."""
         self._at(node).paused = False
+        self._gone.add(node)
+
+    @property
+    def holds_last_words(self) -> bool:
+        """Whether batches of a site that is gone are here and not applied yet. It is not asked any more what it has seen, but
+        what these had not seen must not be forgotten before they meet it."""
+        held = [entry for origin in self._origins.values() for entry in origin.held]
+        return any(header.origin in self._gone for entry in held for header, _ in entry.parts)
 
     # ---- links and relays
 

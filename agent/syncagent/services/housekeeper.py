@@ -85,7 +85,8 @@ class Housekeeper:
             seen, turn = (self._cutter.made, self._applier.batches), turn + 1
             always = turn % _THOROUGH == 0
             try:
-                if (seen != done or always) and self._elections.is_member:
+                due = (seen != done or always) and self._elections.is_member
+                if due and not self._inbox.holds_last_words:
                     await self._keeper.compact(always=always)
                 if seen != done or left:
                     left = await self._keeper.trim()
