@@ -94,6 +94,7 @@ create table syncagent.cut (
 comment on table syncagent.cut is 'cuts of this site that some member has not applied yet, and the last one';
 
 create table syncagent.cut_keys (
+    id       bigint generated always as identity,
     node     integer not null,
     cut      bigint not null,
     relation integer not null,
@@ -102,7 +103,8 @@ create table syncagent.cut_keys (
 );
 alter table syncagent.cut_keys alter column keys set storage external;
 create index cut_keys_cut on syncagent.cut_keys (node, cut, relation);
-comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; of cuts of other sites those that came from them, to be handed on. Until stable the only record of rows with implicit stamps: a key in it whose row has no entry is the very insert of that cut';
+create index cut_keys_id on syncagent.cut_keys (node, relation, id);
+comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; of cuts of other sites those that came from them, to be handed on. Until stable the only record of rows with implicit stamps: a key in it whose row has no entry is the very insert of that cut. The forest reads those of this site, by id';
 
 create table syncagent.frontier (
     node    integer primary key,

@@ -728,6 +728,9 @@ begin
     delete from syncagent.cut_keys where relation = v_id;
     delete from syncagent.settling where relation = v_id;
     delete from syncagent.parked_row where relation = v_id;
+    delete from syncagent.forest where relation = v_id;
+    delete from syncagent.bucket where relation = v_id;
+    delete from syncagent.mark where relation = v_id;
     return true;
 end
 $$;

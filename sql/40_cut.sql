@@ -89,15 +89,16 @@ create function syncagent._plan_for(p_table regclass, p_keys bigint) returns voi
 $$;
 comment on function syncagent._plan_for is 'until the end of the transaction, plan for so many keys of this table';
 
-create function syncagent._lock_statement() returns text
+create function syncagent._lock_statement(p_relation integer default null) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
     select 'lock table ' || string_agg(format(case c.relkind when 'p' then '%I.%I' else 'only %I.%I' end, n.nspname, c.relname), ', ' order by r.id)
            || ' in access share mode'
     from syncagent.replicated r join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace
+    where p_relation is null or r.id = p_relation
 $$;
-comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables; null if there are none';
+comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables, or for one; null if there are none';
 
 create function syncagent._fold(p_force boolean)
     returns table (number bigint, id uuid, rows bigint, settle bigint)
@@ -331,17 +332,18 @@ create function syncagent._relays(p_origin integer) returns boolean
 comment on function syncagent._relays is 'whether one that has the batches of an origin may have to hand them on, also once the origin was removed';
 
 create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigint, p_plain boolean)
-    returns table (schema_name name, table_name name, form text, columns name[], relation text, keys bigint, query text)
+    returns table (schema_name name, table_name name, form text, columns name[], relation text, keys bigint, lowest uuid, query text)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys,
+    select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
            format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node)
     from syncagent.replicated r join pg_class t on t.oid = r.relation
     cross join lateral (
         select count(*) filter (where c.implicit) > 0 as implicit,
                count(*) filter (where not c.implicit or p_node <> (select node from syncagent.local_site)) > 0 as stamped,
-               sum(cardinality(c.keys)) as keys
+               sum(cardinality(c.keys)) as keys,
+               (array_agg(c.keys[1] order by c.keys[1]) filter (where c.implicit))[1] as lowest   -- they are in order
         from syncagent.cut_keys c where c.node = p_node and c.relation = r.id and c.cut > p_after and c.cut <= p_upto
     ) as k
     cross join lateral (values
@@ -473,7 +475,15 @@ begin
     if not v_full then
         delete from syncagent.context c using syncagent._stable() s
         where c.node = s.node and c.cut <= s.cut and (c.applied is null or pg_snapshot_xmax(c.applied) <= v_oldest);
-        delete from syncagent.cut_keys k using syncagent._stable() s where s.node = k.node and k.cut <= s.cut;
+        with gone as (
+            delete from syncagent.cut_keys k using syncagent._stable() s
+            where s.node = k.node and k.cut <= s.cut
+            returning k.id, k.node, k.relation, k.keys
+        )
+        insert into syncagent.mark (relation, keys)
+        select g.relation, g.keys from gone g
+        join syncagent.local_site me on me.node = g.node
+        join syncagent.forest f on f.relation = g.relation and f.consumed < g.id;
         -- the last stable cut itself stays: it is where a peer may stand
         delete from syncagent.cut c using syncagent._stable() s, syncagent.local_site me
         where s.node = me.node and c.number < s.cut;

@@ -53,7 +53,7 @@ end
 $$;
 comment on function syncagent._stage is 'make the staging table of a stream, emptied if fresh; its name, its columns in the order of the stream, and the table';
 
-create function syncagent._may_copy(p_relation integer) returns boolean
+create function syncagent._may_copy(p_relation integer, p_lowest uuid) returns boolean
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
@@ -62,11 +62,15 @@ declare
     v_free boolean;
 begin
     execute format('select not exists (select from syncagent.version_%s)', p_relation) into v_free;
-    return v_free and not exists (select from syncagent.stride x where x.relation = p_relation) and not exists (
+    return v_free and not exists (select from syncagent.stride x where x.relation = p_relation)
+        -- what the forest may have sealed must be marked, and only what is staged is
+        and not exists (select from syncagent.forest f where f.relation = p_relation
+                        and (p_lowest < syncagent._first_key(f.horizon * f.width, true)) is not false)
+        and not exists (
         select from syncagent.log l where l.relation = p_relation and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)));
 end
 $$;
-comment on function syncagent._may_copy is 'whether plain rows can go straight into the table: nothing here is unsettled that they could meet';
+comment on function syncagent._may_copy is 'whether plain rows, of keys not below the lowest, can go straight into the table: nothing here is unsettled that they could meet, and no leaf knows of their keys';
 
 create function syncagent._apply_begin(p_origin integer, p_after bigint, p_contexts jsonb, p_newest bigint) returns boolean
     language plpgsql volatile
@@ -609,6 +613,7 @@ declare
     v_plain   bigint;
     v_rows    bigint := 0;
     v_taken   bigint := 0;
+    v_horizon uuid := (select syncagent._first_key(f.horizon * f.width, true) from syncagent.forest f where f.relation = {id});
 begin
     {lift}
     -- One look at what there is to do spares the statements that would find nothing.
@@ -649,6 +654,14 @@ begin
     if v_plain > 0 then
         delete from syncagent.version_{id} v using {stage} s
         where s._stamp is null and v.key = s._key and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
+    end if;
+
+    if v_horizon is not null then
+        insert into syncagent.mark (relation, keys)
+        select {id}, array_agg(m._key)
+        from (select s._key, (row_number() over () - 1) / 10000 as chunk from {stage} s
+              where s._key < v_horizon or not syncagent._timed(s._key)) as m
+        group by m.chunk;
     end if;
 
     -- The fold must find what was decided: that an unfolded write won by its logged stamp, or lost to an implicit row.

@@ -96,6 +96,10 @@ begin
     delete from syncagent.frontier;
     delete from syncagent.settling;
     delete from syncagent.parked_row;
+    delete from syncagent.forest;
+    delete from syncagent.bucket;
+    delete from syncagent.mark;
+    delete from syncagent.seal;
     delete from syncagent.peer_state;
     delete from syncagent.request;
     update syncagent.local_site

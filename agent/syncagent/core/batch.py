@@ -25,13 +25,15 @@ class Table(msgspec.Struct, frozen=True, order=True):
 class Stream(msgspec.Struct, frozen=True):
     """Rows of one table. `plain` rows have implicit stamps and only their columns; `exact` rows carry
     `_stamp uuid, _cut int8, _deleted bool` before them. `keys` are no rows: which keys each cut of the range saw
-    changed, for a receiver that may have to hand them on. `size` is the length of the raw COPY bytes."""
+    changed, for a receiver that may have to hand them on. `size` is the length of the raw COPY bytes; `lowest` is
+    not above any key of plain rows."""
 
     table: Table
     form: Form
     columns: tuple[str, ...]
     rows: int
     size: int
+    lowest: UUID | None = None
 
 
 class CutContext(msgspec.Struct, frozen=True):

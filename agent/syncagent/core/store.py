@@ -178,6 +178,31 @@ class Tables(Protocol):
         """The preflight of each. Changes nothing."""
 
 
+@dataclass(frozen=True)
+class Due:
+    """What the forest of one table waits for: leaves to be computed anew, buckets to be sealed."""
+
+    relation: int
+    marked: bool
+    unsealed: bool
+
+
+class Forest(Protocol):
+    """The Merkle forest of the site."""
+
+    async def advance(self, horizon: int) -> None:
+        """Buckets whose time has ended before this clock may be sealed from now on."""
+
+    async def due(self) -> list[Due]:
+        """Tables that have something to do."""
+
+    async def seal(self, relation: int) -> int | None:
+        """The next buckets of a table; how many rows were read, None if there was nothing to seal."""
+
+    async def reseal(self, relation: int) -> int | None:
+        """The leaves of some marked keys; how many keys, None if there were no marks."""
+
+
 class Registry(Protocol):
     """Raft's log and the catalog."""
 

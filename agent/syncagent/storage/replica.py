@@ -201,7 +201,9 @@ class _Source:
 
     async def may_copy(self, session: asyncpg.Connection) -> bool:
         """Whether nothing is unsettled here that the rows could meet."""
-        return bool(await session.fetchval("select syncagent._may_copy($1)", self.relation))
+        return bool(
+            await session.fetchval("select syncagent._may_copy($1, $2)", self.relation, self._stream.lowest)
+        )
 
     async def copy(self, session: asyncpg.Connection) -> int:
         await session.copy_to_table(

@@ -1,4 +1,4 @@
-"""The site's database as the services see it: five sessions, opened and closed together.
+"""The site's database as the services see it: six sessions, opened and closed together.
 
 Invariant: a store that was opened belongs to this agent alone until it is closed; when one session is
 lost all are given up, so that nothing half-connected goes on.
@@ -12,6 +12,7 @@ from uuid import UUID
 import asyncpg
 
 from syncagent.storage.borders import border
+from syncagent.storage.forest import PostgresForest
 from syncagent.storage.keeper import PostgresKeeper
 from syncagent.storage.origin import PostgresOrigin
 from syncagent.storage.registry import PostgresRegistry
@@ -28,8 +29,10 @@ class PostgresStore:
         replica: PostgresReplica,
         keeper: PostgresKeeper,
         registry: PostgresRegistry,
+        forest: PostgresForest,
     ) -> None:
-        self.origin, self.replica, self.keeper, self.registry = origin, replica, keeper, registry
+        self.origin, self.replica, self.keeper = origin, replica, keeper
+        self.registry, self.forest = registry, forest
 
 
 @asynccontextmanager
@@ -58,8 +61,12 @@ async def opened(
         agreeing = await session("agree", None)
         with border():
             await agreeing.execute("set synchronous_commit = on")
+        sealing = await session("forest", None)
+        with border():
+            await sealing.execute("set lock_timeout = 200; set synchronous_commit = off")
         await _refuse_shared(sessions)
-        yield PostgresStore(origin, replica, keeper, PostgresRegistry(agreeing))
+        forest = PostgresForest(sealing, merging)
+        yield PostgresStore(origin, replica, keeper, PostgresRegistry(agreeing), forest)
     finally:
         with border():
             await asyncio.gather(*(session.close(timeout=2) for session in sessions))

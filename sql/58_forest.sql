@@ -1,0 +1,455 @@
+-- The Merkle forest: digests of stretches of keys, so that two sites prove that they are equal without reading their rows.
+--
+-- A key has a position of 60 bits in one of two parts of its table's tree: its clock, if it has a time, else its first
+-- bits. A bucket is a stretch of positions (an hour; without a time, all keys with one first byte); its leaves are its
+-- slices, the bucket halved `depth` times, with a count and two fingerprint sums each (45), kept in arrays.
+--
+-- Buckets whose time has passed are *sealed*: one scan, once. `horizon` is the bucket that is not to be sealed yet, `built`
+-- the first one that is not. Keys below `horizon`, and all keys without a time, are marked when they are written: local ones
+-- by `cut_keys`, which is there anyway, those that arrive by `mark`. `_forest_reseal` recomputes the leaves of marked keys, and
+-- forgets exactly the marks that its snapshot has seen. What holds at any time: a stored leaf whose keys are neither in
+-- `mark`, nor in `cut_keys` beyond `consumed`, nor in the log beyond the last cut, equals the leaf computed from the rows.
+--
+-- Whoever writes here holds a lock on the table from before its snapshot: a table that is rewritten after it reads as empty.
+
+create table syncagent.forest (
+    relation integer primary key,
+    width    bigint not null default 14745600000,
+    horizon  bigint not null default 0,
+    built    bigint not null default 0,
+    prefixes integer not null default 0,
+    consumed bigint not null,
+    shape    text not null
+);
+comment on table syncagent.forest is 'the tree of an attached table: width of a bucket in units of the clock (an hour), buckets sealed and to be sealed, first bytes sealed of keys without a time; consumed is the last of cut_keys that the leaves know of; shape is a hash of what fingerprints depend on';
+
+create table syncagent.bucket (
+    relation integer not null,
+    timed    boolean not null,
+    number   bigint not null,
+    depth    integer not null,
+    seal     bigint not null,
+    rows     bigint not null,
+    lane_0   bigint not null,
+    lane_1   bigint not null,
+    slices   bigint[] not null,
+    counts   integer[] not null,
+    lanes_0  bigint[] not null,
+    lanes_1  bigint[] not null,
+    primary key (relation, timed, number)
+);
+alter table syncagent.bucket alter column slices set storage external, alter column counts set storage external,
+    alter column lanes_0 set storage external, alter column lanes_1 set storage external;
+comment on table syncagent.bucket is 'sealed buckets that hold rows: their sums, and the sums of their slices that hold rows';
+
+create table syncagent.mark (
+    id       bigint generated always as identity primary key,
+    relation integer not null,
+    keys     uuid[] not null
+);
+alter table syncagent.mark alter column keys set storage external;
+comment on table syncagent.mark is 'keys that other sites wrote, and keys of forgotten cuts, whose leaves are to be recomputed; never deduplicated';
+
+create table syncagent.seal (
+    number   bigint generated always as identity primary key,
+    frontier jsonb not null
+);
+comment on table syncagent.seal is 'the frontier of this site when buckets were sealed, until every site is known to have got there';
+
+-- Positions ------------------------------------------------------------------------------------------------------
+
+create function syncagent._position(p_key uuid) returns bigint
+    language sql immutable parallel safe
+    as $$
+    select case when syncagent._timed(p_key)
+        then ('x' || substr(p_key::text, 1, 8) || substr(p_key::text, 10, 4))::bit(48)::bigint << 12 | ('x' || substr(p_key::text, 16, 3))::bit(12)::bigint
+        else ('x' || substr(p_key::text, 1, 8) || substr(p_key::text, 10, 4) || substr(p_key::text, 15, 3))::bit(60)::bigint end
+$$;
+comment on function syncagent._position is 'where a key stands in its part of the tree';
+
+create function syncagent._first_key(p_position bigint, p_timed boolean) returns uuid
+    language sql immutable parallel safe
+    as $$
+    select case when p_timed then syncagent._stamp(p_position, 0)
+                else pg_catalog.encode(pg_catalog.int8send(p_position << 4) || pg_catalog.int8send(0), 'hex')::uuid end
+$$;
+comment on function syncagent._first_key is 'no key at this position is below it';
+
+create function syncagent._last_key(p_position bigint, p_timed boolean) returns uuid
+    language sql immutable parallel safe
+    as $$
+    select case when p_timed then syncagent._stamp(p_position, -1)
+                else pg_catalog.encode(pg_catalog.int8send(p_position << 4 | 15) || pg_catalog.int8send(-1), 'hex')::uuid end
+$$;
+comment on function syncagent._last_key is 'no key at this position is above it';
+
+create function syncagent._width(p_forest syncagent.forest, p_timed boolean) returns bigint
+    language sql immutable parallel safe
+    as $$ select case when p_timed then p_forest.width else 4503599627370496 end $$;
+comment on function syncagent._width is 'positions in a bucket: without a time, all keys with one first byte';
+
+create function syncagent._depth(p_width bigint, p_gap bigint) returns integer
+    language sql immutable parallel safe
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case when p_gap is null then 0 else least(
+        greatest(ceil(ln(p_width::float8 / greatest(p_gap, 1)) / ln(2.0::float8))::integer, 0),
+        round(ln((p_width & -p_width)::float8) / ln(2.0::float8))::integer, 24) end
+$$;
+comment on function syncagent._depth is 'how often to halve a bucket so that a slice is not wider than the gap, as long as slices are whole';
+
+-- Reading rows ---------------------------------------------------------------------------------------------------
+
+create function syncagent._forest_rows(p_relation integer, p_shown text default '') returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- A derived key is in no index: then the table is read once for all ranges, which are in the order of their keys.
+    select syncagent._render(case when r.derived then $sql$
+            select x.n, q.key, hashtextextended(q.row, 0) as lane_0, hashtextextended(q.row, 7640891576956012808) as lane_1 {passed}
+            from (select {key} as key, ({text}) collate "C" as row {shown} from {only} {table} t offset 0) as q
+            join unnest($1::uuid[], $2::uuid[], $3::boolean[]) with ordinality as x (low, high, timed, n)
+                on x.n = width_bucket(q.key, $1) and q.key <= x.high and syncagent._timed(q.key) = x.timed
+        $sql$ else $sql$
+            select x.n, q.key, hashtextextended(q.row, 0) as lane_0, hashtextextended(q.row, 7640891576956012808) as lane_1 {passed}
+            from unnest($1::uuid[], $2::uuid[], $3::boolean[]) with ordinality as x (low, high, timed, n)
+            cross join lateral (
+                select {key} as key, ({text}) collate "C" as row {shown} from {only} {table} t
+                where {key} between x.low and x.high and syncagent._timed({key}) = x.timed offset 0) as q
+        $sql$ end,
+        k.tokens || jsonb_build_object('text', coalesce(syncagent._fingerprint_text(r.relation, r.columns), ''''''),
+            'only', case c.relkind when 'p' then '' else 'only' end,
+            'shown', case p_shown when '' then '' else format(', %s as shown', k.tokens ->> p_shown) end,
+            'passed', case p_shown when '' then '' else ', q.shown' end))
+    from syncagent.replicated r join pg_class c on c.oid = r.relation cross join lateral syncagent._tokens(r.id) as k (tokens)
+    where r.id = p_relation
+$$;
+comment on function syncagent._forest_rows is 'the query for keys and lanes of rows in ranges of keys: $1 first keys, in their order, $2 last keys, $3 whether keys with a time are meant';
+
+create function syncagent._shape(p_table syncagent.replicated) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select md5(coalesce(syncagent._fingerprint_text(p_table.relation, p_table.columns), '')
+               || string_agg(format_type(a.atttypid, a.atttypmod), ',' order by a.attname collate "C"))
+    from pg_attribute a where a.attrelid = p_table.relation and a.attname = any (p_table.columns)
+$$;
+comment on function syncagent._shape is 'a hash of what fingerprints of a table depend on: when it changes, every leaf is wrong';
+
+-- Sealing --------------------------------------------------------------------------------------------------------
+
+create function syncagent._forest_advance(p_horizon bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    -- The caller holds `merge_lock`: every merge after this one marks what is below the new horizon, and every one
+    -- before it is seen by whoever seals.
+    delete from syncagent.bucket b where not exists (select from syncagent.replicated r where r.id = b.relation);
+    delete from syncagent.forest f where not exists (select from syncagent.replicated r where r.id = f.relation);
+    delete from syncagent.mark m where not exists (select from syncagent.forest f where f.relation = m.relation);
+    insert into syncagent.forest (relation, consumed, shape)
+    select r.id, (select coalesce(max(k.id), 0) from syncagent.cut_keys k), syncagent._shape(r)
+    from syncagent.replicated r join pg_class c on c.oid = r.relation
+    on conflict (relation) do nothing;
+    update syncagent.forest f set horizon = p_horizon / f.width where f.horizon < p_horizon / f.width;
+    with altered as (
+        update syncagent.forest f set built = 0, prefixes = 0, shape = syncagent._shape(r)
+        from syncagent.replicated r join pg_class c on c.oid = r.relation
+        where r.id = f.relation and f.shape <> syncagent._shape(r)
+        returning f.relation
+    )
+    delete from syncagent.bucket b using altered a where b.relation = a.relation;
+    delete from syncagent.seal s
+    where s.number < (select max(x.number) from syncagent.seal x)
+      and not exists (
+        select from jsonb_each_text(s.frontier) as e left join syncagent._stable() t on t.node = e.key::integer
+        where e.value::bigint > coalesce(t.cut, 0));
+end
+$$;
+comment on function syncagent._forest_advance is 'let buckets whose time ended before this clock be sealed; give every attached table its tree, a new one if its columns were altered';
+
+create function syncagent._seal_number() returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_frontier jsonb := (select coalesce(jsonb_object_agg(f.node, f.cut), '{}') from syncagent.frontier f);
+    v_number   bigint;
+begin
+    select s.number into v_number from syncagent.seal s
+    where s.number = (select max(x.number) from syncagent.seal x) and s.frontier = v_frontier;
+    if not found then
+        insert into syncagent.seal (frontier) values (v_frontier) returning number into v_number;
+    end if;
+    return v_number;
+end
+$$;
+comment on function syncagent._seal_number is 'the seal that stands for the frontier of this snapshot';
+
+create function syncagent._forest_build(p_relation integer, p_timed boolean, p_lows bigint[], p_highs bigint[], p_seal bigint) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set datestyle = 'ISO, MDY' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'
+    set enable_seqscan = off
+    as $$
+declare
+    v_forest syncagent.forest;
+    v_width  bigint;
+    v_rows   bigint;
+begin
+    select * into strict v_forest from syncagent.forest where relation = p_relation;
+    v_width := syncagent._width(v_forest, p_timed);
+    delete from syncagent.bucket b using unnest(p_lows, p_highs) as x (low, high)
+    where b.relation = p_relation and b.timed = p_timed and b.number >= x.low and b.number < x.high;
+    execute format($sql$
+        with found as materialized (
+            select syncagent._position(r.key) as position, r.lane_0, r.lane_1 from (%s) as r
+        ), placed as (
+            select f.position, f.position / $4 as number, f.lane_0, f.lane_1,
+                   row_number() over (partition by f.position / $4 order by f.position) as n
+            from found f
+        ), halved as (
+            -- as deep as makes half of the stretches of 64 rows wider than a slice
+            select g.number, syncagent._depth($4, percentile_disc(0.5) within group (order by g.gap)) as depth
+            from (select p.number, p.position - lag(p.position) over (partition by p.number order by p.n) as gap
+                  from placed p where p.n %% 64 = 1) as g
+            group by g.number
+        ), leaf as (
+            select p.number, h.depth, (p.position - p.number * $4) / ($4 >> h.depth) as slice,
+                   count(*)::integer as rows, syncagent._modulo(sum(p.lane_0)) as lane_0, syncagent._modulo(sum(p.lane_1)) as lane_1
+            from placed p join halved h on h.number = p.number
+            group by p.number, h.depth, slice
+        ), made as (
+            insert into syncagent.bucket (relation, timed, number, depth, seal, rows, lane_0, lane_1, slices, counts, lanes_0, lanes_1)
+            select $5, $6, l.number, l.depth, $7, sum(l.rows), syncagent._modulo(sum(l.lane_0)), syncagent._modulo(sum(l.lane_1)),
+                   array_agg(l.slice order by l.slice), array_agg(l.rows order by l.slice),
+                   array_agg(l.lane_0 order by l.slice), array_agg(l.lane_1 order by l.slice)
+            from leaf l group by l.number, l.depth
+            returning rows
+        )
+        select coalesce(sum(m.rows), 0)::bigint from made m $sql$, syncagent._forest_rows(p_relation))
+    into v_rows
+    using array(select syncagent._first_key(x.low * v_width, p_timed) from unnest(p_lows) as x (low) order by x.low),
+          array(select syncagent._last_key(x.high * v_width - 1, p_timed) from unnest(p_highs) as x (high) order by x.high),
+          array(select p_timed from unnest(p_lows)), v_width, p_relation, p_timed, p_seal;
+    return v_rows;
+end
+$$;
+comment on function syncagent._forest_build is 'compute whole buckets, those of disjoint ranges of numbers, from the rows; returns how many rows they hold';
+
+create function syncagent._forest_reach(p_relation integer, p_timed boolean, p_from bigint, p_upto bigint, p_rows bigint) returns bigint
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    as $$
+declare
+    v_forest syncagent.forest;
+    v_width  bigint;
+    v_key    uuid;
+begin
+    select * into strict v_forest from syncagent.forest where relation = p_relation;
+    v_width := syncagent._width(v_forest, p_timed);
+    if (select r.derived from syncagent.replicated r where r.id = p_relation) then
+        return p_upto;
+    end if;
+    execute syncagent._render(
+        'select {key} from {table} t where {key} between $1 and $2 and syncagent._timed({key}) = $3 order by {key} offset $4 limit 1',
+        syncagent._tokens(p_relation))
+    into v_key
+    using syncagent._first_key(p_from * v_width, p_timed), syncagent._last_key(p_upto * v_width - 1, p_timed), p_timed, p_rows;
+    return coalesce(syncagent._position(v_key) / v_width + 1, p_upto);
+end
+$$;
+comment on function syncagent._forest_reach is 'the bucket up to which there are about so many rows; a derived key is in no order, so then all are taken';
+
+create function syncagent._forest_seal(p_relation integer, p_rows bigint) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_forest syncagent.forest;
+    v_upto   bigint;
+    v_rows   bigint;
+begin
+    select * into strict v_forest from syncagent.forest where relation = p_relation;
+    if v_forest.prefixes < 256 then
+        v_upto := syncagent._forest_reach(p_relation, false, v_forest.prefixes, 256, p_rows);
+        v_rows := syncagent._forest_build(p_relation, false, array[v_forest.prefixes], array[v_upto], syncagent._seal_number());
+        update syncagent.forest set prefixes = v_upto where relation = p_relation;
+    elsif v_forest.built < v_forest.horizon and (select r.derived from syncagent.replicated r where r.id = p_relation) then
+        update syncagent.forest set built = horizon where relation = p_relation;   -- derived keys have no time
+        v_rows := 0;
+    elsif v_forest.built < v_forest.horizon then
+        v_upto := syncagent._forest_reach(p_relation, true, v_forest.built, v_forest.horizon, p_rows);
+        v_rows := syncagent._forest_build(p_relation, true, array[v_forest.built], array[v_upto], syncagent._seal_number());
+        update syncagent.forest set built = v_upto where relation = p_relation;
+    end if;
+    return v_rows;
+end
+$$;
+comment on function syncagent._forest_seal is 'seal the next buckets of a table, about so many rows; returns how many, null if there is nothing to seal';
+
+create function syncagent._forest_reseal(p_relation integer, p_keys bigint) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set datestyle = 'ISO, MDY' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'
+    set enable_seqscan = off set client_min_messages = warning
+    as $$
+declare
+    v_forest   syncagent.forest;
+    v_seal     bigint;
+    v_consumed bigint;
+    v_keys     uuid[];
+    v_arrived  uuid[];
+    v_marks    bigint[];
+    r          record;
+begin
+    select * into strict v_forest from syncagent.forest where relation = p_relation;
+    select max(c.id), array_agg(k.key) into v_consumed, v_keys
+    from (
+        select c.id, c.keys, sum(cardinality(c.keys)) over (order by c.id) - cardinality(c.keys) as before
+        from syncagent.cut_keys c join syncagent.local_site me on me.node = c.node
+        where c.relation = p_relation and c.id > v_forest.consumed
+    ) as c left join lateral unnest(c.keys) as k (key) on true
+    where c.before < p_keys;
+    select array_agg(distinct m.id), array_agg(k.key) into v_marks, v_arrived
+    from (
+        select m.id, m.keys, sum(cardinality(m.keys)) over (order by m.id) - cardinality(m.keys) as before
+        from syncagent.mark m where m.relation = p_relation
+    ) as m left join lateral unnest(m.keys) as k (key) on true
+    where m.before < p_keys;
+    if v_consumed is null and v_marks is null then
+        return null;
+    end if;
+    v_keys := v_keys || v_arrived;
+
+    -- A bucket that held nothing is computed as a whole, and in the end one whose slices have become too full.
+    create temp table if not exists marked (timed boolean, number bigint, slice bigint, whole boolean);
+    delete from pg_temp.marked;
+    insert into pg_temp.marked (timed, number, slice, whole)
+    select distinct p.timed, p.number,
+           (p.position - p.number * p.width) / (p.width >> b.depth), b.depth is null
+    from (
+        select k.timed, k.position, w.width, k.position / w.width as number
+        from (select syncagent._timed(u.key) as timed, syncagent._position(u.key) as position from unnest(v_keys) as u (key) where u.key is not null) as k
+        cross join lateral (select syncagent._width(v_forest, k.timed)) as w (width)
+    ) as p
+    left join syncagent.bucket b on b.relation = p_relation and b.timed = p.timed and b.number = p.number
+    where p.number < case when p.timed then v_forest.built else v_forest.prefixes end;
+
+    if exists (select from pg_temp.marked) then
+        v_seal := syncagent._seal_number();
+        if exists (select from pg_temp.marked m where not m.whole) then
+            perform syncagent._forest_leaves_anew(p_relation, v_seal);
+        end if;
+        for r in
+            select x.timed, array_agg(x.number order by x.number) as lows, array_agg(x.number + 1 order by x.number) as highs
+            from (select distinct m.timed, m.number
+                  from pg_temp.marked m left join syncagent.bucket b on b.relation = p_relation and b.timed = m.timed and b.number = m.number
+                  where m.whole or b.rows > 256 * cardinality(b.slices) and b.depth < syncagent._depth(syncagent._width(v_forest, b.timed), 1)) as x
+            group by x.timed
+        loop
+            perform syncagent._forest_build(p_relation, r.timed, r.lows, r.highs, v_seal);
+        end loop;
+    end if;
+    update syncagent.forest set consumed = coalesce(v_consumed, consumed) where relation = p_relation;
+    delete from syncagent.mark where id = any (v_marks);
+    return coalesce(cardinality(v_keys), 0);
+end
+$$;
+comment on function syncagent._forest_reseal is 'recompute the leaves of about so many marked keys, and forget the marks; returns how many keys, null if there were no marks';
+
+create function syncagent._forest_leaves_anew(p_relation integer, p_seal bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off
+    as $$
+declare
+    v_forest syncagent.forest;
+    v_dirty  record;
+begin
+    select * into strict v_forest from syncagent.forest where relation = p_relation;
+    select array_agg(d.low order by d.low) as lows, array_agg(d.high order by d.low) as highs, array_agg(d.timed order by d.low) as timed,
+           array_agg(d.number order by d.low) as numbers, array_agg(d.slice order by d.low) as slices into v_dirty
+    from (
+        select m.timed, m.number, m.slice, syncagent._first_key(s.low, m.timed) as low, syncagent._last_key(s.low + s.size - 1, m.timed) as high
+        from pg_temp.marked m
+        join syncagent.bucket b on b.relation = p_relation and b.timed = m.timed and b.number = m.number
+        cross join lateral (select syncagent._width(v_forest, m.timed)) as w (width)
+        cross join lateral (select m.number * w.width + m.slice * (w.width >> b.depth), w.width >> b.depth) as s (low, size)
+        where not m.whole
+    ) as d;
+    execute format($sql$
+        with fresh as materialized (
+            select r.n, count(*)::integer as rows, syncagent._modulo(sum(r.lane_0)) as lane_0, syncagent._modulo(sum(r.lane_1)) as lane_1
+            from (%s) as r group by r.n
+        ), dirty as materialized (
+            select d.* from unnest($3::boolean[], $4::bigint[], $5::bigint[]) with ordinality as d (timed, number, slice, n)
+        ), hit as materialized (
+            select distinct d.timed, d.number from dirty d
+        ), leaf as (
+            select b.timed, b.number, u.slice, u.rows, u.lane_0, u.lane_1
+            from hit h
+            join syncagent.bucket b on b.relation = $6 and b.timed = h.timed and b.number = h.number
+            cross join lateral unnest(b.slices, b.counts, b.lanes_0, b.lanes_1) as u (slice, rows, lane_0, lane_1)
+            where not exists (select from dirty d where d.timed = b.timed and d.number = b.number and d.slice = u.slice)
+            union all
+            select d.timed, d.number, d.slice, f.rows, f.lane_0, f.lane_1 from dirty d join fresh f on f.n = d.n
+        ), made as (
+            select h.timed, h.number, coalesce(sum(l.rows), 0) as rows,
+                   syncagent._modulo(sum(l.lane_0)) as lane_0, syncagent._modulo(sum(l.lane_1)) as lane_1,
+                   array_agg(l.slice order by l.slice) as slices, array_agg(l.rows order by l.slice) as counts,
+                   array_agg(l.lane_0 order by l.slice) as lanes_0, array_agg(l.lane_1 order by l.slice) as lanes_1
+            from hit h left join leaf l on l.timed = h.timed and l.number = h.number
+            group by h.timed, h.number
+        ), emptied as (
+            delete from syncagent.bucket b using made m
+            where b.relation = $6 and b.timed = m.timed and b.number = m.number and m.rows = 0
+        )
+        update syncagent.bucket b
+        set seal = $7, rows = m.rows, lane_0 = m.lane_0, lane_1 = m.lane_1,
+            slices = m.slices, counts = m.counts, lanes_0 = m.lanes_0, lanes_1 = m.lanes_1
+        from made m
+        where b.relation = $6 and b.timed = m.timed and b.number = m.number and m.rows > 0 $sql$, syncagent._forest_rows(p_relation))
+    using v_dirty.lows, v_dirty.highs, v_dirty.timed, v_dirty.numbers, v_dirty.slices, p_relation, p_seal;
+end
+$$;
+comment on function syncagent._forest_leaves_anew is 'compute the marked slices of stored buckets from the rows, one range scan each';
+
+create function syncagent._forest_dirty() returns table (relation integer, timed boolean, number bigint)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select distinct f.relation, p.timed, p.number
+    from (
+        select c.relation, c.keys from syncagent.local_site me join syncagent.cut_keys c on c.node = me.node
+        join syncagent.forest f on f.relation = c.relation where c.id > f.consumed
+        union all
+        select m.relation, m.keys from syncagent.mark m
+        union all
+        select l.relation, l.keys from syncagent.log l cross join syncagent._last_cut() as c where l.xid >= c.xmax or l.xid = any (c.xip)
+        union all
+        select s.relation, array[s.key] from syncagent.settling s
+    ) as w
+    join syncagent.forest f on f.relation = w.relation
+    cross join lateral (
+        select syncagent._timed(k.key), syncagent._position(k.key) / syncagent._width(f, syncagent._timed(k.key)) from unnest(w.keys) as k (key)
+    ) as p (timed, number)
+    where p.number < case when p.timed then f.built else f.prefixes end
+$$;
+comment on function syncagent._forest_dirty is 'sealed buckets with a leaf that may differ from its rows: of marked keys, and of keys in no cut yet';
+
+create function syncagent._forest_due() returns table (relation integer, marked boolean, unsealed boolean)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select f.relation,
+           exists (select from syncagent.mark m where m.relation = f.relation)
+               or exists (select from syncagent.cut_keys c join syncagent.local_site me on me.node = c.node
+                          where c.relation = f.relation and c.id > f.consumed),
+           f.prefixes < 256 or f.built < f.horizon
+    from syncagent.forest f join syncagent.replicated r on r.id = f.relation join pg_class c on c.oid = r.relation
+    order by f.relation
+$$;
+comment on function syncagent._forest_due is 'what there is to do: tables with marked leaves, and with buckets to be sealed';
