@@ -207,7 +207,8 @@ create table syncagent.request (
     verb        text not null,
     arguments   jsonb not null default '{}',
     asked_at    timestamptz not null default clock_timestamp(),
+    progress    text,
     answered_at timestamptz,
     answer      jsonb
 );
-comment on table syncagent.request is 'what a person asked the running agent to do, and its answer';
+comment on table syncagent.request is 'what a person asked the running agent to do, how far it is, and its answer';

@@ -168,6 +168,12 @@ select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._ke
 from syncagent.parked_row p join syncagent.replicated r on r.id = p.relation;
 comment on view syncagent.parked is 'rows that arrived and break a constraint here; they are tried again after every batch';
 
+create view syncagent.proof as
+select p.last_at as at, syncagent._site_name(p.node) as site, p.equal, p.tables, p.rows, p.before, p.complete, p.open, p.root,
+       p.here as frontier_here, p.there as frontier_there, p.found, p.first_at as since, p.times
+from syncagent.proof_record p;
+comment on view syncagent.proof is 'what was compared with each site: equal or not, how many rows of how many tables, those whose keys were made before when (null: all), buckets that were being written, the root, and what differs';
+
 -- The story of a row ----------------------------------------------------------------------------------------
 
 create function syncagent._row(p_table regclass, p_key text, out relation integer, out key uuid)
@@ -291,7 +297,7 @@ create function syncagent.grant_reader(p_role regrole) returns void
 begin
     execute format('grant usage on schema syncagent to %s', p_role);
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
-                   ' syncagent.conflict, syncagent.parked to %s', p_role);
+                   ' syncagent.conflict, syncagent.parked, syncagent.proof to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text),'
                    ' syncagent._entries(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);

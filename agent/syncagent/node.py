@@ -37,6 +37,7 @@ from syncagent.services.housekeeper import Housekeeper
 from syncagent.services.lifecycle import Desk, Roster
 from syncagent.services.membership import Departed, Membership, peers_of, removed_from
 from syncagent.services.renewal import Renewal
+from syncagent.services.verifier import Verifier
 from syncagent.settings import Settings
 from syncagent.storage import blueprint as blueprints
 from syncagent.storage.attaching import PostgresTables
@@ -261,10 +262,11 @@ async def _assemble(
     elections.on_change = follow
     cutter = Cutter(desk, store.origin, exchange, spools, high_water)
     applier = Applier(desk, store.replica, store.keeper, loaded.parked)
+    verifier = Verifier(desk, store.forest, store.keeper, exchange)
     housekeeper = Housekeeper(
-        desk, store.keeper, exchange, cutter, applier, elections, attaching, steady=steady
+        desk, store.keeper, exchange, cutter, applier, elections, attaching, verifier, steady=steady
     )
-    housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
+    housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs | verifier.verbs)
     housekeeper.warning = renewal.warning
     await store.keeper.on_request(desk.bells.requests.ring)
     loops = [
@@ -276,6 +278,8 @@ async def _assemble(
         cutter.run(),
         applier.run(),
         exchange.ask(),
+        verifier.tend(),
+        verifier.watch(),
         housekeeper.tidy(),
         housekeeper.tell(),
         housekeeper.serve(),

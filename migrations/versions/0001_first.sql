@@ -209,10 +209,11 @@ create table syncagent.request (
     verb        text not null,
     arguments   jsonb not null default '{}',
     asked_at    timestamptz not null default clock_timestamp(),
+    progress    text,
     answered_at timestamptz,
     answer      jsonb
 );
-comment on table syncagent.request is 'what a person asked the running agent to do, and its answer';
+comment on table syncagent.request is 'what a person asked the running agent to do, how far it is, and its answer';
 
 -- What the sites have agreed on: Raft's log, and the catalog it led to.
 --
@@ -1955,7 +1956,7 @@ begin
     return v_free and not exists (select from syncagent.stride x where x.relation = p_relation)
         -- what the forest may have sealed must be marked, and only what is staged is
         and not exists (select from syncagent.forest f where f.relation = p_relation
-                        and (p_lowest < syncagent._first_key(f.horizon * f.width, true)) is not false)
+                        and (p_lowest < syncagent._first_key(f.horizon * syncagent._width(true), true)) is not false)
         and not exists (
         select from syncagent.log l where l.relation = p_relation and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)));
 end
@@ -2503,7 +2504,7 @@ declare
     v_plain   bigint;
     v_rows    bigint := 0;
     v_taken   bigint := 0;
-    v_horizon uuid := (select syncagent._first_key(f.horizon * f.width, true) from syncagent.forest f where f.relation = {id});
+    v_horizon uuid := (select syncagent._first_key(f.horizon * syncagent._width(true), true) from syncagent.forest f where f.relation = {id});
 begin
     {lift}
     -- One look at what there is to do spares the statements that would find nothing.
@@ -3197,14 +3198,13 @@ comment on function syncagent._reconcile is 'make a staged range of a donor, and
 
 create table syncagent.forest (
     relation integer primary key,
-    width    bigint not null default 14745600000,
     horizon  bigint not null default 0,
     built    bigint not null default 0,
     prefixes integer not null default 0,
     consumed bigint not null,
     shape    text not null
 );
-comment on table syncagent.forest is 'the tree of an attached table: width of a bucket in units of the clock (an hour), buckets sealed and to be sealed, first bytes sealed of keys without a time; consumed is the last of cut_keys that the leaves know of; shape is a hash of what fingerprints depend on';
+comment on table syncagent.forest is 'the tree of an attached table: the buckets to be sealed, those that are, and first bytes of keys without a time; consumed is the last of cut_keys that the leaves know of; shape is a hash of what fingerprints depend on';
 
 create table syncagent.bucket (
     relation integer not null,
@@ -3235,9 +3235,10 @@ comment on table syncagent.mark is 'keys that other sites wrote, and keys of for
 
 create table syncagent.seal (
     number   bigint generated always as identity primary key,
-    frontier jsonb not null
+    frontier jsonb not null,
+    made_at  timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.seal is 'the frontier of this site when buckets were sealed, until every site is known to have got there';
+comment on table syncagent.seal is 'the frontier of this site when buckets were sealed, until every site is known to have got there, and some time longer';
 
 -- Positions ------------------------------------------------------------------------------------------------------
 
@@ -3266,10 +3267,10 @@ create function syncagent._last_key(p_position bigint, p_timed boolean) returns 
 $$;
 comment on function syncagent._last_key is 'no key at this position is above it';
 
-create function syncagent._width(p_forest syncagent.forest, p_timed boolean) returns bigint
+create function syncagent._width(p_timed boolean) returns bigint
     language sql immutable parallel safe
-    as $$ select case when p_timed then p_forest.width else 4503599627370496 end $$;
-comment on function syncagent._width is 'positions in a bucket: without a time, all keys with one first byte';
+    as $$ select case when p_timed then 14745600000 else 4503599627370496 end $$;
+comment on function syncagent._width is 'positions in a bucket: an hour; without a time, all keys with one first byte';
 
 create function syncagent._depth(p_width bigint, p_gap bigint) returns integer
     language sql immutable parallel safe
@@ -3321,21 +3322,10 @@ comment on function syncagent._shape is 'a hash of what fingerprints of a table 
 
 -- Sealing --------------------------------------------------------------------------------------------------------
 
-create function syncagent._forest_advance(p_horizon bigint) returns void
-    language plpgsql volatile
+create function syncagent._forest_tidy() returns void
+    language sql volatile
     set search_path = pg_catalog, pg_temp
     as $$
-begin
-    -- The caller holds `merge_lock`: every merge after this one marks what is below the new horizon, and every one
-    -- before it is seen by whoever seals.
-    delete from syncagent.bucket b where not exists (select from syncagent.replicated r where r.id = b.relation);
-    delete from syncagent.forest f where not exists (select from syncagent.replicated r where r.id = f.relation);
-    delete from syncagent.mark m where not exists (select from syncagent.forest f where f.relation = m.relation);
-    insert into syncagent.forest (relation, consumed, shape)
-    select r.id, (select coalesce(max(k.id), 0) from syncagent.cut_keys k), syncagent._shape(r)
-    from syncagent.replicated r join pg_class c on c.oid = r.relation
-    on conflict (relation) do nothing;
-    update syncagent.forest f set horizon = p_horizon / f.width where f.horizon < p_horizon / f.width;
     with altered as (
         update syncagent.forest f set built = 0, prefixes = 0, shape = syncagent._shape(r)
         from syncagent.replicated r join pg_class c on c.oid = r.relation
@@ -3343,14 +3333,54 @@ begin
         returning f.relation
     )
     delete from syncagent.bucket b using altered a where b.relation = a.relation;
+    -- A peer that compares may still look at a moment before it got there.
     delete from syncagent.seal s
-    where s.number < (select max(x.number) from syncagent.seal x)
+    where s.made_at < clock_timestamp() - interval '1 hour' and s.number < (select max(x.number) from syncagent.seal x)
       and not exists (
         select from jsonb_each_text(s.frontier) as e left join syncagent._stable() t on t.node = e.key::integer
         where e.value::bigint > coalesce(t.cut, 0));
-end
 $$;
-comment on function syncagent._forest_advance is 'let buckets whose time ended before this clock be sealed; give every attached table its tree, a new one if its columns were altered';
+comment on function syncagent._forest_tidy is 'give a table whose columns were altered a new tree; forget seals that every site has reached';
+
+create function syncagent._forest_fell(p_schemas name[], p_tables name[]) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with felled as (
+        update syncagent.forest f set built = 0, prefixes = 0
+        from syncagent.replicated r
+        where r.id = f.relation
+          and (p_tables is null or (r.schema_name, r.table_name) in (select x.s, x.t from unnest(p_schemas, p_tables) as x (s, t)))
+        returning f.relation
+    )
+    delete from syncagent.bucket b using felled x where b.relation = x.relation;
+$$;
+comment on function syncagent._forest_fell is 'forget the trees of tables, or of all, so that they are computed from the rows again';
+
+create function syncagent._forest_behind(p_horizon bigint) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select exists (
+        select from syncagent.replicated r join pg_class c on c.oid = r.relation left join syncagent.forest f on f.relation = r.id
+        where coalesce(f.horizon, -1) < p_horizon / syncagent._width(true) and (select s.copied from syncagent.local_site s))
+$$;
+comment on function syncagent._forest_behind is 'whether a table has no tree yet, or a bucket could be sealed that ended before this clock';
+
+create function syncagent._forest_advance(p_horizon bigint) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- The caller holds `merge_lock`: every merge after this one marks what is below the new horizon, and every one
+    -- before it is seen by whoever seals.
+    insert into syncagent.forest (relation, consumed, shape)
+    select r.id, (select coalesce(max(k.id), 0) from syncagent.cut_keys k), syncagent._shape(r)
+    from syncagent.replicated r join pg_class c on c.oid = r.relation
+    where (select s.copied from syncagent.local_site s)   -- a copy leaves no marks
+    on conflict (relation) do nothing;
+    update syncagent.forest f set horizon = p_horizon / syncagent._width(true) where f.horizon < p_horizon / syncagent._width(true);
+$$;
+comment on function syncagent._forest_advance is 'let buckets be sealed whose time ended before this clock; give tables that were attached since their trees';
 
 create function syncagent._seal_number() returns bigint
     language plpgsql volatile
@@ -3377,12 +3407,9 @@ create function syncagent._forest_build(p_relation integer, p_timed boolean, p_l
     set enable_seqscan = off
     as $$
 declare
-    v_forest syncagent.forest;
-    v_width  bigint;
+    v_width bigint := syncagent._width(p_timed);
     v_rows   bigint;
 begin
-    select * into strict v_forest from syncagent.forest where relation = p_relation;
-    v_width := syncagent._width(v_forest, p_timed);
     delete from syncagent.bucket b using unnest(p_lows, p_highs) as x (low, high)
     where b.relation = p_relation and b.timed = p_timed and b.number >= x.low and b.number < x.high;
     execute format($sql$
@@ -3427,12 +3454,9 @@ create function syncagent._forest_reach(p_relation integer, p_timed boolean, p_f
     set enable_seqscan = off
     as $$
 declare
-    v_forest syncagent.forest;
-    v_width  bigint;
+    v_width bigint := syncagent._width(p_timed);
     v_key    uuid;
 begin
-    select * into strict v_forest from syncagent.forest where relation = p_relation;
-    v_width := syncagent._width(v_forest, p_timed);
     if (select r.derived from syncagent.replicated r where r.id = p_relation) then
         return p_upto;
     end if;
@@ -3516,7 +3540,7 @@ begin
     from (
         select k.timed, k.position, w.width, k.position / w.width as number
         from (select syncagent._timed(u.key) as timed, syncagent._position(u.key) as position from unnest(v_keys) as u (key) where u.key is not null) as k
-        cross join lateral (select syncagent._width(v_forest, k.timed)) as w (width)
+        cross join lateral (select syncagent._width(k.timed)) as w (width)
     ) as p
     left join syncagent.bucket b on b.relation = p_relation and b.timed = p.timed and b.number = p.number
     where p.number < case when p.timed then v_forest.built else v_forest.prefixes end;
@@ -3530,7 +3554,7 @@ begin
             select x.timed, array_agg(x.number order by x.number) as lows, array_agg(x.number + 1 order by x.number) as highs
             from (select distinct m.timed, m.number
                   from pg_temp.marked m left join syncagent.bucket b on b.relation = p_relation and b.timed = m.timed and b.number = m.number
-                  where m.whole or b.rows > 256 * cardinality(b.slices) and b.depth < syncagent._depth(syncagent._width(v_forest, b.timed), 1)) as x
+                  where m.whole or b.rows > 256 * cardinality(b.slices) and b.depth < syncagent._depth(syncagent._width(b.timed), 1)) as x
             group by x.timed
         loop
             perform syncagent._forest_build(p_relation, r.timed, r.lows, r.highs, v_seal);
@@ -3549,17 +3573,15 @@ create function syncagent._forest_leaves_anew(p_relation integer, p_seal bigint)
     set enable_seqscan = off
     as $$
 declare
-    v_forest syncagent.forest;
     v_dirty  record;
 begin
-    select * into strict v_forest from syncagent.forest where relation = p_relation;
     select array_agg(d.low order by d.low) as lows, array_agg(d.high order by d.low) as highs, array_agg(d.timed order by d.low) as timed,
            array_agg(d.number order by d.low) as numbers, array_agg(d.slice order by d.low) as slices into v_dirty
     from (
         select m.timed, m.number, m.slice, syncagent._first_key(s.low, m.timed) as low, syncagent._last_key(s.low + s.size - 1, m.timed) as high
         from pg_temp.marked m
         join syncagent.bucket b on b.relation = p_relation and b.timed = m.timed and b.number = m.number
-        cross join lateral (select syncagent._width(v_forest, m.timed)) as w (width)
+        cross join lateral (select syncagent._width(m.timed)) as w (width)
         cross join lateral (select m.number * w.width + m.slice * (w.width >> b.depth), w.width >> b.depth) as s (low, size)
         where not m.whole
     ) as d;
@@ -3617,7 +3639,7 @@ create function syncagent._forest_dirty() returns table (relation integer, timed
     ) as w
     join syncagent.forest f on f.relation = w.relation
     cross join lateral (
-        select syncagent._timed(k.key), syncagent._position(k.key) / syncagent._width(f, syncagent._timed(k.key)) from unnest(w.keys) as k (key)
+        select syncagent._timed(k.key), syncagent._position(k.key) / syncagent._width(syncagent._timed(k.key)) from unnest(w.keys) as k (key)
     ) as p (timed, number)
     where p.number < case when p.timed then f.built else f.prefixes end
 $$;
@@ -3636,6 +3658,144 @@ create function syncagent._forest_due() returns table (relation integer, marked 
     order by f.relation
 $$;
 comment on function syncagent._forest_due is 'what there is to do: tables with marked leaves, and with buckets to be sealed';
+
+-- Comparing ------------------------------------------------------------------------------------------------------
+-- All of it in one snapshot, which the agent keeps while it talks with a peer.
+
+create function syncagent._known_answers() returns bigint[]
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select array[hashtextextended('syncagent' collate "C", 0), hashtextextended(repeat('0123456789', 100) collate "C", 7640891576956012808)]
+$$;
+comment on function syncagent._known_answers is 'equal at two servers if their fingerprints can be compared';
+
+create function syncagent._forest_standing() returns table (relation integer, schema_name name, table_name name, shape text, prefix bigint, built bigint)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select r.id, r.schema_name, r.table_name, f.shape, f.prefixes * syncagent._width(false), f.built * syncagent._width(true)
+    from syncagent.forest f join syncagent.replicated r on r.id = f.relation join pg_class c on c.oid = r.relation
+$$;
+comment on function syncagent._forest_standing is 'tables that have a tree, and below which positions its buckets are sealed, without a time and with one';
+
+create function syncagent._forest_left_out(p_frontier jsonb) returns table (relation integer, timed boolean, number bigint)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select d.relation, d.timed, d.number from syncagent._forest_dirty() as d
+    union
+    select b.relation, b.timed, b.number
+    from syncagent.seal s join syncagent.bucket b on b.seal = s.number
+    where exists (select from jsonb_each_text(s.frontier) as e where e.value::bigint > coalesce((p_frontier ->> e.key)::bigint, 0))
+$$;
+comment on function syncagent._forest_left_out is 'sealed buckets that cannot be compared with a site at this frontier: it may lack what they hold, or they are not true now';
+
+create function syncagent._forest_sums(p_level text, p_relations integer[], p_timed boolean[], p_lows bigint[], p_highs bigint[],
+                                       p_out_relations integer[], p_out_timed boolean[], p_out_numbers bigint[])
+    returns table (n bigint, start bigint, rows bigint, lane_0 bigint, lane_1 bigint)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select s.n, p.start, sum(b.rows)::bigint, syncagent._modulo(sum(b.lane_0)), syncagent._modulo(sum(b.lane_1))
+    from unnest(p_relations, p_timed, p_lows, p_highs) with ordinality as s (relation, timed, low, high, n)
+    cross join lateral (select syncagent._width(s.timed)) as w (width)
+    join syncagent.bucket b on b.relation = s.relation and b.timed = s.timed and b.number >= s.low / w.width and b.number < (s.high + w.width - 1) / w.width
+    cross join lateral (
+        select case p_level when 'table' then s.low when 'bucket' then b.number * w.width
+            else (extract(epoch from date_trunc(p_level, to_timestamp(b.number * 3600) at time zone 'UTC')) * 4096000)::bigint end) as p (start)
+    where not exists (
+        select from unnest(p_out_relations, p_out_timed, p_out_numbers) as o (relation, timed, number)
+        where o.relation = b.relation and o.timed = b.timed and o.number = b.number)
+    group by s.n, p.start
+$$;
+comment on function syncagent._forest_sums is 'sums of the sealed buckets of each span, without those left out, by year, month, day, bucket or all together (table)';
+
+create function syncagent._forest_leaves(p_depth integer, p_relations integer[], p_timed boolean[], p_lows bigint[], p_highs bigint[])
+    returns table (n bigint, depth integer, slice bigint, rows bigint, lane_0 bigint, lane_1 bigint)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select s.n, d.depth, u.slice >> (b.depth - d.depth), sum(u.rows)::bigint, syncagent._modulo(sum(u.lane_0)), syncagent._modulo(sum(u.lane_1))
+    from unnest(p_relations, p_timed, p_lows, p_highs) with ordinality as s (relation, timed, low, high, n)
+    cross join lateral (select syncagent._width(s.timed)) as w (width)
+    join syncagent.bucket b on b.relation = s.relation and b.timed = s.timed and b.number = s.low / w.width
+    cross join lateral (select least(b.depth, p_depth)) as d (depth)
+    cross join lateral unnest(b.slices, b.counts, b.lanes_0, b.lanes_1) as u (slice, rows, lane_0, lane_1)
+    where b.number * w.width + u.slice * (w.width >> b.depth) >= s.low and b.number * w.width + u.slice * (w.width >> b.depth) < s.high
+    group by s.n, d.depth, u.slice >> (b.depth - d.depth)
+$$;
+comment on function syncagent._forest_leaves is 'leaves of the bucket of each span, at this depth or its own if that is less';
+
+create function syncagent._forest_count(p_relation integer, p_timed boolean[], p_lows bigint[], p_highs bigint[])
+    returns table (n bigint, rows bigint, lane_0 bigint, lane_1 bigint)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    set datestyle = 'ISO, MDY' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'
+    set enable_seqscan = off
+    as $$
+begin
+    return query execute format('select r.n, count(*), syncagent._modulo(sum(r.lane_0)), syncagent._modulo(sum(r.lane_1)) from (%s) as r group by r.n',
+                                syncagent._forest_rows(p_relation))
+    using array(select syncagent._first_key(s.low, s.timed) from unnest(p_timed, p_lows) with ordinality as s (timed, low, n) order by s.n),
+          array(select syncagent._last_key(s.high - 1, s.timed) from unnest(p_timed, p_highs) with ordinality as s (timed, high, n) order by s.n), p_timed;
+end
+$$;
+comment on function syncagent._forest_count is 'digests of spans of one table, from the rows; the spans are in the order of their keys';
+
+create function syncagent._forest_list(p_relation integer, p_timed boolean[], p_lows bigint[], p_highs bigint[], p_limit bigint)
+    returns table (n bigint, key uuid, shown text, stamp uuid, lane_0 bigint, lane_1 bigint)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    set datestyle = 'ISO, MDY' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'
+    set enable_seqscan = off
+    as $$
+begin
+    return query execute format('select r.n, r.key, r.shown, v.stamp, r.lane_0, r.lane_1 from (%s) as r left join syncagent.version_%s v on v.key = r.key limit $4',
+                                syncagent._forest_rows(p_relation, 't_key_text'), p_relation)
+    using array(select syncagent._first_key(s.low, s.timed) from unnest(p_timed, p_lows) with ordinality as s (timed, low, n) order by s.n),
+          array(select syncagent._last_key(s.high - 1, s.timed) from unnest(p_timed, p_highs) with ordinality as s (timed, high, n) order by s.n), p_timed, p_limit;
+end
+$$;
+comment on function syncagent._forest_list is 'rows of spans of one table: keys, stamps that are not implicit, fingerprints; the spans are in the order of their keys';
+
+create table syncagent.proof_record (
+    id         uuid primary key default gen_random_uuid(),
+    node       integer not null,
+    equal      boolean not null,
+    complete   boolean not null,
+    tables     integer not null,
+    rows       bigint not null,
+    open       integer not null,
+    before     timestamptz,
+    root       text not null,
+    here       jsonb not null,
+    there      jsonb not null,
+    found      jsonb not null,
+    first_at   timestamptz not null default clock_timestamp(),
+    last_at    timestamptz not null default clock_timestamp(),
+    times      bigint not null default 1
+);
+create index proof_record_time on syncagent.proof_record (last_at);
+comment on table syncagent.proof_record is 'comparisons with peers; one that found the same again is counted at the same line';
+
+create function syncagent._prove(p_node integer, p_equal boolean, p_complete boolean, p_tables integer, p_rows bigint, p_open integer, p_before bigint,
+                                 p_root text, p_here jsonb, p_there jsonb, p_found jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    update syncagent.proof_record r set last_at = clock_timestamp(), times = times + 1, open = p_open, here = p_here, there = p_there
+    where r.id = (select x.id from syncagent.proof_record x where x.node = p_node order by x.last_at desc limit 1)
+      and (r.equal, r.complete, r.tables, r.rows, r.root, r.found) = (p_equal, p_complete, p_tables, p_rows, p_root, p_found);
+    if not found then
+        insert into syncagent.proof_record (node, equal, complete, tables, rows, open, before, root, here, there, found)
+        values (p_node, p_equal, p_complete, p_tables, p_rows, p_open, to_timestamp(p_before / 4096000.0), p_root, p_here, p_there, p_found);
+    end if;
+    delete from syncagent.proof_record r where r.last_at < clock_timestamp() - interval '30 days';
+end
+$$;
+comment on function syncagent._prove is 'note what a comparison has found';
 
 -- What people ask: views and functions that read, and never lock.
 --
@@ -3807,6 +3967,12 @@ select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._ke
 from syncagent.parked_row p join syncagent.replicated r on r.id = p.relation;
 comment on view syncagent.parked is 'rows that arrived and break a constraint here; they are tried again after every batch';
 
+create view syncagent.proof as
+select p.last_at as at, syncagent._site_name(p.node) as site, p.equal, p.tables, p.rows, p.before, p.complete, p.open, p.root,
+       p.here as frontier_here, p.there as frontier_there, p.found, p.first_at as since, p.times
+from syncagent.proof_record p;
+comment on view syncagent.proof is 'what was compared with each site: equal or not, how many rows of how many tables, those whose keys were made before when (null: all), buckets that were being written, the root, and what differs';
+
 -- The story of a row ----------------------------------------------------------------------------------------
 
 create function syncagent._row(p_table regclass, p_key text, out relation integer, out key uuid)
@@ -3930,7 +4096,7 @@ create function syncagent.grant_reader(p_role regrole) returns void
 begin
     execute format('grant usage on schema syncagent to %s', p_role);
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
-                   ' syncagent.conflict, syncagent.parked to %s', p_role);
+                   ' syncagent.conflict, syncagent.parked, syncagent.proof to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text),'
                    ' syncagent._entries(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);

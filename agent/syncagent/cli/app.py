@@ -32,6 +32,7 @@ from syncagent.cli.rejoin import rejoin
 from syncagent.cli.run import run
 from syncagent.cli.status import status
 from syncagent.cli.tables import tables
+from syncagent.cli.verify import verify
 from syncagent.cli.wait import wait
 from syncagent.cli.why import why
 from syncagent.errors import SyncagentError, UsageError
@@ -75,6 +76,7 @@ for _verb in (
     run,
     status,
     wait,
+    verify,
     why,
     pause,
     resume,

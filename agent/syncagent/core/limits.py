@@ -90,6 +90,18 @@ COPY_CUT_PATIENCE = 5.0
 COPY_STALLED = 30.0
 """A range of which no byte passes for so long is given up."""
 
+# ---- the forest
+SEAL_GRACE = 60.0
+"""A bucket is sealed so long after its time has ended."""
+VERIFY_INTERVAL = 10.0
+"""So often a site compares itself with another one."""
+VERIFY_PATIENCE = 30.0
+"""Whoever asks nothing more for so long is done; whoever does not answer for so long is given up."""
+VERIFY_PREPARE = 3600.0
+"""The same while the peer seals what is due, or computes everything from its rows."""
+VERIFY_REST = 2.0
+"""After a step of sealing it rests so many times as long as it took."""
+
 MAX_NODE = 0xFFFF
 """Node numbers are 1 .. MAX_NODE; zero is nobody."""
 

@@ -3,7 +3,8 @@
 Invariant: a call either did all of what it says, durably where it says so, or nothing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
@@ -11,7 +12,9 @@ from uuid import UUID
 from syncagent.core.arrival import Position
 from syncagent.core.batch import BatchHeader, Table
 from syncagent.core.catalog import Attachment, Catalog, Inspected
+from syncagent.core.comparison import Grove, Outcome, Row, Standing
 from syncagent.core.copying import At, CopyPlan, EndHead, Held, Range, RangeHead
+from syncagent.core.forest import Digest, Span
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.core.raft.machine import Ready
@@ -145,6 +148,9 @@ class Keeper(Protocol):
 
     async def answer(self, request: UUID, answer: dict[str, Any]) -> None: ...
 
+    async def say(self, request: UUID, progress: str) -> None:
+        """How far a request is, for whoever waits."""
+
     async def report(
         self, peers: Sequence[PeerState], waiting: str | None, trouble: str | None, leader: int | None
     ) -> None:
@@ -187,14 +193,51 @@ class Due:
     unsealed: bool
 
 
+class View(Protocol):
+    """The forest and the rows at one moment. Tables are numbered by `number`; spans name them so."""
+
+    async def standing(self, tables: Sequence[Table] | None) -> Standing:
+        """Where this site stands, of these tables or all, with their list."""
+
+    async def left_out(self, frontier: Mapping[int, int], groves: Sequence[Grove]) -> tuple[Span, ...]:
+        """Sealed buckets that cannot be compared with a site at this frontier, tables numbered as in this list."""
+
+    def number(self, tables: Sequence[Table]) -> None: ...
+
+    async def sums(
+        self, level: str, spans: Sequence[Span], left_out: Iterable[Span]
+    ) -> tuple[dict[int, Digest], ...]:
+        """Of each span the years, months, days or buckets in it that hold rows: where each begins, and its digest."""
+
+    async def leaves(
+        self, depth: int, spans: Sequence[Span]
+    ) -> tuple[tuple[int, dict[int, Digest]] | None, ...]:
+        """Of each bucket, or part of one, depth and slices: at this depth, or at their own if that is less."""
+
+    async def count(self, spans: Sequence[Span]) -> tuple[dict[int, Digest], ...]:
+        """Digests from the rows, like `sums` with one part."""
+
+    async def rows(self, spans: Sequence[Span], most: int) -> tuple[tuple[Row, ...], ...]:
+        """The rows of each span. Raises ProtocolError if they are more."""
+
+
 class Forest(Protocol):
     """The Merkle forest of the site."""
+
+    def view(self) -> AbstractAsyncContextManager[View]:
+        """As it is now, for as long as it is not left."""
+
+    async def prove(self, node: int, outcome: Outcome, found: Mapping[str, object]) -> None:
+        """Note what a comparison with this site has found."""
 
     async def advance(self, horizon: int) -> None:
         """Buckets whose time has ended before this clock may be sealed from now on."""
 
     async def due(self) -> list[Due]:
         """Tables that have something to do."""
+
+    async def fell(self, tables: Sequence[Table] | None) -> None:
+        """Forget the trees of these tables, or of all: they are to be computed from the rows again."""
 
     async def seal(self, relation: int) -> int | None:
         """The next buckets of a table; how many rows were read, None if there was nothing to seal."""

@@ -16,6 +16,7 @@ import msgspec
 
 from syncagent.core.batch import BatchHeader
 from syncagent.core.catalog import Attachment, Inspected
+from syncagent.core.comparison import Answer, Question
 from syncagent.errors import ProtocolError
 
 PROTOCOL = 1
@@ -123,6 +124,21 @@ class Report(msgspec.Struct, frozen=True, tag=True):
     error: str | None = None
 
 
+class Compare(msgspec.Struct, frozen=True, tag=True):
+    """A question about the forest, of one comparison; without one, the comparison is over."""
+
+    request: UUID
+    question: Question | None
+
+
+class Compared(msgspec.Struct, frozen=True, tag=True):
+    """The answer to a Compare; or why there is none."""
+
+    request: UUID
+    answer: Answer | None
+    error: str | None = None
+
+
 class Ballot(msgspec.Struct, frozen=True, tag=True):
     """A message of Raft, as `core.raft.messages` writes it."""
 
@@ -147,7 +163,21 @@ class Bye(msgspec.Struct, frozen=True, tag=True):
 
 
 Message = (
-    Hello | Ping | Pong | Want | Refused | Progress | Mark | Marked | Ballot | Inspect | Report | Letter | Bye
+    Hello
+    | Ping
+    | Pong
+    | Want
+    | Refused
+    | Progress
+    | Mark
+    | Marked
+    | Ballot
+    | Inspect
+    | Report
+    | Compare
+    | Compared
+    | Letter
+    | Bye
 )
 
 

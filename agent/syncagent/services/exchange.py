@@ -20,6 +20,8 @@ from syncagent.core.ports import Link, Spool
 from syncagent.core.store import Cut, Origin, Shipment
 from syncagent.core.wire import (
     Ballot,
+    Compare,
+    Compared,
     Inspect,
     Letter,
     Mark,
@@ -65,6 +67,8 @@ class Exchange:
         self.on_unlinked: Callable[[int], None] | None = None
         self.on_report: Callable[[Report], None] | None = None
         self.on_inspect: Callable[[int, Inspect], Coroutine[Any, Any, None]] | None = None
+        self.on_compare: Callable[[Link, Compare], Coroutine[Any, Any, None]] | None = None
+        self.on_compared: Callable[[Compared], None] | None = None
 
     # ---- a link's life
 
@@ -106,6 +110,10 @@ class Exchange:
                     await self._heard(message.source, _opened(message), group)
                 case Want() | Refused():
                     await self._asked(link, message)
+                case Compare() if self.on_compare is not None:
+                    group.create_task(self.on_compare(link, message))
+                case Compared() if self.on_compared is not None:
+                    self.on_compared(message)
                 case _:
                     await self._heard(link.peer.node, message, group)
 

@@ -22,6 +22,7 @@ from syncagent.services.cutter import Cutter
 from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
+from syncagent.services.verifier import Verifier
 
 _TURN = 1.0
 """Seconds between two looks at what could be dropped."""
@@ -52,6 +53,7 @@ class Housekeeper:
         applier: Applier,
         elections: Elections,
         attaching: Attaching,
+        verifier: Verifier,
         *,
         steady: bool,
     ) -> None:
@@ -65,7 +67,7 @@ class Housekeeper:
         )
         self._roster, self._keeper, self._steady = desk.roster, keeper, steady
         self._exchange, self._cutter, self._applier = exchange, cutter, applier
-        self._elections, self._attaching = elections, attaching
+        self._elections, self._attaching, self._verifier = elections, attaching, verifier
         self._shown: tuple[list[PeerState], str | None, str | None, int | None] | None = None
         self._trouble: str | None = None
         self._serving: dict[UUID, asyncio.Task[None]] = {}
@@ -127,7 +129,7 @@ class Housekeeper:
             shown = (
                 [self._state(peer) for peer in self._roster.peers],
                 self._cutter.waiting,
-                self._trouble or self._attaching.trouble or self.warning(),
+                self._trouble or self._attaching.trouble or self._verifier.trouble or self.warning(),
                 self._elections.leader or None,
             )
             if shown != self._shown:

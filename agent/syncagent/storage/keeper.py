@@ -182,6 +182,12 @@ class PostgresKeeper:
                 "delete from syncagent.request where answered_at < clock_timestamp() - interval '1 hour'"
             )
 
+    async def say(self, request: UUID, progress: str) -> None:
+        async with self._talking():
+            await self._session.execute(
+                "update syncagent.request set progress = $2 where id = $1", request, progress
+            )
+
     async def report(
         self, peers: Sequence[PeerState], waiting: str | None, trouble: str | None, leader: int | None
     ) -> None:

@@ -163,9 +163,7 @@ class PostgresOrigin:
                 if rows := int(status.split()[1]):
                     table = Table(part["schema_name"], part["table_name"])
                     columns = () if part["form"] == "keys" else tuple(part["columns"])
-                    streams.append(
-                        Stream(table, part["form"], columns, rows, output.size, part["lowest"])
-                    )
+                    streams.append(Stream(table, part["form"], columns, rows, output.size, part["lowest"]))
             await spool.seal()
         except BaseException:
             await spool.close()

@@ -4,7 +4,7 @@ Invariant: nobody waits for an agent that is not there, and a request nobody wai
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -28,7 +28,14 @@ def require_agent(connection: Connection) -> None:
         raise RefusedError("no agent is running for this site", hint="start it with `syncagent run`")
 
 
-def ask(connection: Connection, verb: str, arguments: Mapping[str, Any], *, seconds: float) -> dict[str, Any]:
+def ask(
+    connection: Connection,
+    verb: str,
+    arguments: Mapping[str, Any],
+    *,
+    seconds: float,
+    on_progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """The agent's answer. RefusedError if no agent runs, if it refuses, or if it says nothing in time."""
     require_agent(connection)
     request = uuid4()
@@ -39,7 +46,7 @@ def ask(connection: Connection, verb: str, arguments: Mapping[str, Any], *, seco
         )
         connection.execute(f"notify {CHANNEL}".encode())
     try:
-        answer = _await(connection, request, seconds + _MARGIN)
+        answer = _await(connection, request, seconds + _MARGIN, on_progress)
     finally:
         if not connection.closed:
             connection.execute("delete from syncagent.request where id = %s", (request,))
@@ -48,15 +55,19 @@ def ask(connection: Connection, verb: str, arguments: Mapping[str, Any], *, seco
     return answer
 
 
-def _await(connection: Connection, request: object, seconds: float) -> dict[str, Any]:
+def _await(
+    connection: Connection, request: object, seconds: float, on_progress: Callable[[str], None] | None
+) -> dict[str, Any]:
     began = looked = time.monotonic()
     pause = _PAUSES[0]
     while True:
         row = connection.execute(
-            "select answer::text as answer from syncagent.request where id = %s and answered_at is not null",
+            "select answer::text as answer, progress, answered_at from syncagent.request where id = %s",
             (request,),
         ).fetchone()
-        if row is not None:
+        if row is not None and on_progress is not None and row["progress"]:
+            on_progress(row["progress"])
+        if row is not None and row["answered_at"] is not None:
             return msgspec.json.decode(row["answer"] or "{}", type=dict[str, Any])
         now = time.monotonic()
         if now - began > seconds:

@@ -65,7 +65,7 @@ async def opened(
         with border():
             await sealing.execute("set lock_timeout = 200; set synchronous_commit = off")
         await _refuse_shared(sessions)
-        forest = PostgresForest(sealing, merging)
+        forest = PostgresForest(dsn, sealing, merging)
         yield PostgresStore(origin, replica, keeper, PostgresRegistry(agreeing), forest)
     finally:
         with border():

@@ -1,0 +1,483 @@
+"""Two sites compare their forests: what one asks, and what two answers to the same question say.
+
+Whoever compares asks itself the same questions as its peer, each of a snapshot of its own, and hands both answers to
+`Comparison`, which says what to ask next. First each states where it stands. What cannot be equal is left out at both: buckets
+that one of them has not sealed, those with a leaf to be computed anew, and those sealed at a frontier that the other one has not
+reached. Of what is left, equal sites have equal roots; where they differ, tables, years, months, days, buckets, slices and
+rows lead to the difference.
+
+Invariant: nothing that is merely on its way is compared. A bucket that is compared holds, at both sites, the merge of the same
+writes: all of them are covered by the frontier it was sealed at, and that by the other site's.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+import msgspec
+import xxhash
+
+from syncagent.core import forest, frontier
+from syncagent.core.batch import Table
+from syncagent.core.forest import END, NOTHING, Digest, Span
+from syncagent.errors import ProtocolError
+
+SPANS = 128
+"""Most spans of one question."""
+LISTED = 4096
+"""Most rows of one question, at each site."""
+PIECES = 64
+"""A span with more rows is cut into so many."""
+SLICES = 8
+"""Halvings of a bucket asked for at a time."""
+DIFFERENCES = 1000
+"""Rows that differ, after which it is enough."""
+
+# ---- what is said
+
+
+class Grove(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """A table as a site has it: `shape` stands for its columns and their types."""
+
+    table: Table
+    shape: str
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """Where a site stands. `known` are its answers to questions about fingerprints whose answers are known; `quiet` says that
+    nothing was written that no cut holds.
+
+    Tables are numbered in the order of their names; they travel only if `listing`, a hash of them, differs. Positions below
+    `sealed` are in buckets, those of keys without a time and with one; tables of `behind` have not come so far.
+    """
+
+    known: tuple[int, ...]
+    frontier: dict[int, int]
+    quiet: bool
+    sealed: tuple[int, int]
+    behind: dict[int, tuple[int, int]]
+    listing: bytes
+    groves: tuple[Grove, ...] | None
+
+    def reach(self, number: int) -> tuple[int, int]:
+        return self.behind.get(number, self.sealed)
+
+    def known_to(self, other: "Standing") -> "Standing":
+        """As it travels to a site that stands there: without the tables, if they are the same."""
+        return self.listed(None) if self.listing == other.listing else self
+
+    def listed(self, groves: tuple[Grove, ...] | None) -> "Standing":
+        """With this list of tables, which did not travel, or travelled later."""
+        return msgspec.structs.replace(self, groves=groves)
+
+
+def standing(
+    known: tuple[int, ...],
+    frontier: dict[int, int],
+    quiet: bool,
+    groves: Mapping[Grove, tuple[int, int]],
+) -> Standing:
+    """Of these tables, and how far each is sealed."""
+    listed = tuple(sorted(groves))
+    sealed = max((groves[grove] for grove in listed), default=(0, 0))
+    behind = {number: groves[grove] for number, grove in enumerate(listed) if groves[grove] != sealed}
+    listing = xxhash.xxh3_128_digest(msgspec.msgpack.encode(listed))
+    return Standing(known, frontier, quiet, sealed, behind, listing, listed)
+
+
+class Prepare(msgspec.Struct, frozen=True, tag=True):
+    """Seal what is due, and compute anew what is marked, of all tables. `deep`: these, or all, from the rows."""
+
+    tables: tuple[Table, ...] | None
+    deep: bool
+
+
+class Begin(msgspec.Struct, frozen=True, tag=True):
+    """Take a snapshot, of these tables, or of all: where do you stand, and what can you not compare with me? `whole`: rows
+    that are in no bucket yet, too, if both sites are still."""
+
+    standing: Standing
+    tables: tuple[Table, ...] | None
+    whole: bool
+
+
+class Settle(msgspec.Struct, frozen=True, tag=True):
+    """This is left out on my side, by the number of my tables; and your root over what is left?"""
+
+    groves: tuple[Grove, ...] | None
+    left_out: tuple[Span, ...]
+
+
+class Sums(msgspec.Struct, frozen=True, tag=True):
+    """Of these spans, the sums of what they are made of at a level."""
+
+    level: str
+    spans: tuple[Span, ...]
+
+
+class Leaves(msgspec.Struct, frozen=True, tag=True):
+    """Of these buckets, or parts of one, the slices at this depth, or at your own if that is less."""
+
+    depth: int
+    spans: tuple[Span, ...]
+
+
+class Count(msgspec.Struct, frozen=True, tag=True):
+    """Of these spans the digests, from the rows themselves."""
+
+    spans: tuple[Span, ...]
+
+
+class Rows(msgspec.Struct, frozen=True, tag=True):
+    """The rows of these spans."""
+
+    spans: tuple[Span, ...]
+
+
+Question = Prepare | Begin | Settle | Sums | Leaves | Count | Rows
+
+
+class Prepared(msgspec.Struct, frozen=True, tag=True):
+    """It is done."""
+
+
+class Begun(msgspec.Struct, frozen=True, tag=True):
+    standing: Standing
+    left_out: tuple[Span, ...]
+
+
+class Root(msgspec.Struct, frozen=True, tag=True):
+    root: bytes
+
+
+class Summed(msgspec.Struct, frozen=True, tag=True):
+    """For each span, where each part that holds rows begins, and its digest."""
+
+    sums: tuple[dict[int, Digest], ...]
+
+
+class Sliced(msgspec.Struct, frozen=True, tag=True):
+    """For each span the depth, and its slices that hold rows, numbered in their bucket; none if it holds no row."""
+
+    slices: tuple[tuple[int, dict[int, Digest]] | None, ...]
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """A row: its key, as people write it too; its stamp, unless it is implicit; its fingerprint."""
+
+    key: UUID
+    shown: str
+    stamp: UUID | None
+    lane_0: int
+    lane_1: int
+
+
+class Listed(msgspec.Struct, frozen=True, tag=True):
+    rows: tuple[tuple[Row, ...], ...]
+
+
+Answer = Prepared | Begun | Root | Summed | Sliced | Listed
+
+# ---- what is compared
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What two sites compare: tables, numbered anew, up to where each is sealed at both, and without which buckets."""
+
+    tables: tuple[Table, ...]
+    sealed: tuple[tuple[int, int], ...]
+    whole: bool
+    left_out: frozenset[Span] = frozenset()
+
+    def spans(self) -> list[Span]:
+        """What buckets hold: the two parts of every table."""
+        return [
+            Span(number, timed, 0, sealed[timed])
+            for number, sealed in enumerate(self.sealed)
+            for timed in (False, True)
+            if sealed[timed]
+        ]
+
+    def beyond(self) -> list[Span]:
+        """What no bucket holds yet, if that is to be compared."""
+        return [
+            Span(number, timed, sealed[timed], END)
+            for number, sealed in enumerate(self.sealed)
+            for timed in (False, True)
+            if self.whole and sealed[timed] < END
+        ]
+
+    def without(self, groves: Iterable[Grove], left_out: Iterable[Span]) -> "Scope":
+        """Also without these buckets of somebody who numbers tables in his own way."""
+        numbers = {table: number for number, table in enumerate(self.tables)}
+        theirs = [numbers.get(grove.table) for grove in groves]
+        found = set(self.left_out)
+        for span in left_out:
+            if not 0 <= span.table < len(theirs):
+                raise ProtocolError("a bucket of a table that was not named")
+            if (number := theirs[span.table]) is not None:
+                found.add(Span(number, span.timed, span.low, span.high))
+        return replace(self, left_out=frozenset(found))
+
+
+def scope(here: Standing, there: Standing, *, whole: bool) -> Scope:
+    """The same at both sites, whichever is `here`. Both are complete."""
+    mine = {grove: here.reach(number) for number, grove in enumerate(here.groves or ())}
+    theirs = {grove: there.reach(number) for number, grove in enumerate(there.groves or ())}
+    common = sorted(mine.keys() & theirs.keys())
+    sealed = tuple(
+        (min(mine[grove][0], theirs[grove][0]), min(mine[grove][1], theirs[grove][1])) for grove in common
+    )
+    still = here.quiet and there.quiet
+    equal = frontier.covers(here.frontier, there.frontier) and frontier.covers(there.frontier, here.frontier)
+    return Scope(tuple(grove.table for grove in common), sealed, whole and still and equal)
+
+
+def unlike(here: Standing, there: Standing) -> dict[Table, str]:
+    """Tables that cannot be compared, and why."""
+    mine = {grove.table: grove.shape for grove in here.groves or ()}
+    theirs = {grove.table: grove.shape for grove in there.groves or ()}
+    found = dict.fromkeys(mine.keys() - theirs.keys(), "is not attached there")
+    found |= dict.fromkeys(theirs.keys() - mine.keys(), "is not attached here")
+    return found | {
+        table: "has other columns there, or other types"
+        for table in mine.keys() & theirs.keys()
+        if mine[table] != theirs[table]
+    }
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A row that differs: what is wrong with it, and who has which version, `None` if it is not there."""
+
+    table: Table
+    key: UUID
+    shown: str
+    what: str
+    here: UUID | None
+    there: UUID | None
+
+
+@dataclass
+class Outcome:
+    """What a comparison found. `tables`: how many rows of each were compared, here. `spans` are too full at one instant to be
+    listed; `stale` are leaves that differ though their rows do not; `more` says that it stopped early."""
+
+    scope: Scope
+    here: Standing
+    there: Standing
+    tables: dict[Table, int]
+    root: bytes = b""
+    differences: list[Difference] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    stale: list[Span] = field(default_factory=list)
+    more: bool = False
+
+    @property
+    def equal(self) -> bool:
+        return not (self.differences or self.spans or self.stale)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Spans that are known to differ, and the level at which they are to be looked at next."""
+
+    level: str
+    spans: tuple[Span, ...]
+    depth: int = 0
+
+
+_BELOW = {"table": "year", "year": "month", "month": "day", "day": "bucket", "bucket": "leaf"}
+LEVELS = tuple(_BELOW)
+"""Of `Sums`."""
+
+
+class Comparison:
+    """Drives one comparison; `ask` says what to ask next, `None` once `outcome` is complete."""
+
+    def __init__(self, here: Standing, there: Standing, agreed: Scope, sums: Sequence[Digest]) -> None:
+        """`agreed` has what both leave out; `sums` are those of its tables here."""
+        rows = {table: digest.rows for table, digest in zip(agreed.tables, sums, strict=True)}
+        self.outcome = Outcome(agreed, here, there, rows)
+        self._scope = agreed
+        self._work: list[_Work] = []
+        self._beyond = agreed.beyond()
+        self._asked: _Work | None = None
+
+    def first(self, mine: Root, theirs: Root) -> Question | None:
+        """The roots are there."""
+        self.outcome.root = mine.root
+        if mine.root != theirs.root:
+            self._push(_Work("table", tuple(self._scope.spans())))
+        self._push(_Work("count", tuple(self._beyond)))
+        return self._next()
+
+    def heard(self, mine: Answer, theirs: Answer) -> Question | None:
+        """Two answers to what was asked last."""
+        work = self._asked
+        assert work is not None
+        if _length(theirs) != len(work.spans):
+            raise ProtocolError("an answer of another length than the question")
+        match mine, theirs:
+            case Summed(), Summed() if work.level == "count":
+                self._counted(work, mine.sums, theirs.sums)
+            case Summed(), Summed():
+                self._summed(work, mine.sums, theirs.sums)
+            case Sliced(), Sliced():
+                self._sliced(work, mine.slices, theirs.slices)
+            case Listed(), Listed():
+                self._listed(work, mine.rows, theirs.rows)
+            case _:
+                raise ProtocolError("an answer to another question", detail=type(theirs).__name__)
+        return self._next()
+
+    # ---- what to ask
+
+    def _push(self, work: _Work) -> None:
+        """Depth first, in pieces that one question can bear: so what waits stays small."""
+        pieces = [work.spans[n : n + SPANS] for n in range(0, len(work.spans), SPANS)]
+        self._work += [_Work(work.level, piece, work.depth) for piece in reversed(pieces)]
+
+    def _next(self) -> Question | None:
+        if len(self.outcome.differences) >= DIFFERENCES:
+            self.outcome.more = bool(self._work)
+            self._work = []
+        if not self._work:
+            return None
+        work = self._asked = self._work.pop()
+        match work.level:
+            case "leaf":
+                return Leaves(work.depth + SLICES, work.spans)
+            case "count":
+                return Count(work.spans)
+            case "rows":
+                return Rows(work.spans)
+            case level:
+                return Sums(level, work.spans)
+
+    # ---- what was heard
+
+    def _summed(
+        self, work: _Work, mine: tuple[dict[int, Digest], ...], theirs: tuple[dict[int, Digest], ...]
+    ) -> None:
+        timed: list[Span] = []
+        timeless: list[Span] = []
+        for span, here, there in zip(work.spans, mine, theirs, strict=True):
+            for start in forest.differing(here, there):
+                part = self._part(span, work.level, start)
+                (timed if span.timed else timeless).append(part)
+        # a first byte is a bucket: above it there is only the table
+        # a first byte is a bucket: above it there is only the table
+        self._push(_Work(_BELOW[work.level], tuple(timed)))
+        self._push(_Work("leaf" if work.level == "bucket" else "bucket", tuple(timeless)))
+
+    def _part(self, span: Span, level: str, start: int) -> Span:
+        if not span.low <= start < span.high:
+            raise ProtocolError("a sum of what was not asked for")
+        if level == "table":
+            return span
+        if level == "bucket":
+            start -= start % _width(span)
+            return Span(span.table, span.timed, start, start + _width(span))
+        low, high = forest.period(level, start)
+        return Span(span.table, span.timed, max(low, span.low), min(high, span.high))
+
+    def _sliced(
+        self,
+        work: _Work,
+        mine: tuple[tuple[int, dict[int, Digest]] | None, ...],
+        theirs: tuple[tuple[int, dict[int, Digest]] | None, ...],
+    ) -> None:
+        deeper: list[Span] = []
+        small: list[Span] = []
+        large: list[Span] = []
+        for span, here, there in zip(work.spans, mine, theirs, strict=True):
+            depths = [answer[0] for answer in (here, there) if answer is not None]
+            if not depths:
+                continue
+            depth = min(depths)
+            slices = [
+                {} if answer is None else forest.coarser(answer[1], answer[0] - depth)
+                for answer in (here, there)
+            ]
+            width = _width(span)
+            if depth < work.depth or max(depths) > min(work.depth + SLICES, forest.deepest(width)):
+                raise ProtocolError("leaves of another depth than was asked for", detail=str(depth))
+            for number in forest.differing(*slices):
+                part = forest.slice_span(span.table, span.timed, width, span.low // width, depth, number)
+                if not span.low <= part.low < part.high <= span.high:
+                    raise ProtocolError("a leaf of a bucket that was not asked for")
+                if depth == work.depth + SLICES:
+                    deeper.append(part)
+                elif max(found.get(number, NOTHING).rows for found in slices) > LISTED // 4:
+                    large.append(part)
+                else:
+                    small.append(part)
+        self._push(_Work("leaf", tuple(deeper), work.depth + SLICES))
+        self._pieces(large)
+        self._rows(small)
+
+    def _pieces(self, spans: Iterable[Span]) -> None:
+        self._push(_Work("count", tuple(part for span in spans for part in span.parts(PIECES))))
+
+    def _rows(self, spans: Iterable[Span]) -> None:
+        """Few at a time: it is not known here how many rows they hold, but not more than a quarter of what one may list."""
+        spans = tuple(spans)
+        self._work += [_Work("rows", spans[n : n + 4]) for n in range(0, len(spans), 4)]
+
+    def _counted(
+        self, work: _Work, mine: tuple[dict[int, Digest], ...], theirs: tuple[dict[int, Digest], ...]
+    ) -> None:
+        for span, here, there in zip(work.spans, mine, theirs, strict=True):
+            one, other = forest.total(here.values()), forest.total(there.values())
+            if span in self._beyond:
+                self.outcome.tables[self._scope.tables[span.table]] += one.rows
+            if one != other and max(one.rows, other.rows) <= LISTED // 4:
+                self._rows([span])
+            elif one != other and span.width > 1:
+                self._pieces([span])
+            elif one != other:
+                self.outcome.spans.append(span)  # more rows at one instant than can be listed
+
+    def _listed(
+        self, work: _Work, mine: tuple[tuple[Row, ...], ...], theirs: tuple[tuple[Row, ...], ...]
+    ) -> None:
+        for span, one, other in zip(work.spans, mine, theirs, strict=True):
+            here, there = {row.key: row for row in one}, {row.key: row for row in other}
+            found = list(_differences(self._scope.tables[span.table], here, there))
+            self.outcome.differences += found
+            if not found:
+                self.outcome.stale.append(span)
+
+
+def _width(span: Span) -> int:
+    return forest.WIDTHS["hour"] if span.timed else forest.PREFIX_WIDTH
+
+
+def _length(answer: Answer) -> int:
+    match answer:
+        case Summed(sums):
+            return len(sums)
+        case Sliced(slices):
+            return len(slices)
+        case Listed(rows):
+            return len(rows)
+        case _:
+            return -1
+
+
+def _differences(table: Table, here: Mapping[UUID, Row], there: Mapping[UUID, Row]) -> Iterable[Difference]:
+    for key in sorted(here.keys() | there.keys()):
+        mine, theirs = here.get(key), there.get(key)
+        if mine is None or theirs is None:
+            row = mine or theirs
+            assert row is not None
+            what = "missing here" if mine is None else "missing there"
+        elif (mine.lane_0, mine.lane_1) != (theirs.lane_0, theirs.lane_1):
+            row, what = mine, "different"
+        else:
+            continue
+        yield Difference(
+            table, key, row.shown, what, mine.stamp if mine else None, theirs.stamp if theirs else None
+        )

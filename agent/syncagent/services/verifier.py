@@ -1,0 +1,397 @@
+"""Compares this site with its peers, all the time and when asked; keeps its forest true.
+
+Invariant: nothing waits for it, and it changes no row. What it says is equal was compared in one snapshot of each site; what
+it says differs was found twice.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+from syncagent.core import comparison, forest, limits, stamp
+from syncagent.core.batch import Table
+from syncagent.core.comparison import (
+    Answer,
+    Begin,
+    Begun,
+    Comparison,
+    Difference,
+    Outcome,
+    Prepare,
+    Prepared,
+    Question,
+    Root,
+    Settle,
+)
+from syncagent.core.ports import Link
+from syncagent.core.store import Forest, Keeper, Request
+from syncagent.core.wire import Compare, Compared
+from syncagent.errors import LinkDown, ProtocolError, RefusedError, SyncagentError, Unreachable
+from syncagent.services.comparing import Side
+from syncagent.services.exchange import Exchange
+from syncagent.services.lifecycle import Desk
+
+_LOOK = 1.0
+"""Seconds between two looks at what is to be sealed."""
+_SITTINGS, _OF_ONE = 8, 2
+"""Comparisons that peers, or one of them, may hold here at a time. (Each asks one at a time; the last may not be over.)"""
+_AGAIN = 2.0
+"""Seconds after which a difference is looked at once more."""
+_MANY = 1000
+"""Marked keys after which there may be more of them."""
+_SHOWN = 100
+"""Differing rows in an answer."""
+
+Say = Callable[[str], Awaitable[None]]
+
+
+class Verifier:
+    """`trouble` says which site differs, while one does."""
+
+    def __init__(self, desk: Desk, forest: Forest, keeper: Keeper, exchange: Exchange) -> None:
+        self._desk, self._forest, self._keeper, self._exchange = desk, forest, keeper, exchange
+        self._clock = desk.clock
+        self._sittings: dict[tuple[int, UUID], asyncio.Queue[Question | None]] = {}
+        self._answers: dict[UUID, asyncio.Future[Answer]] = {}
+        self._differs: dict[int, str] = {}
+        self._turn = asyncio.Lock()
+        self.verbs = {"verify": self._verify}
+        exchange.on_compare, exchange.on_compared = self._asked, self._answered
+
+    @property
+    def trouble(self) -> str | None:
+        names = self._desk.roster.name
+        told = [
+            f"differs from {names(node)}: {what}; see `syncagent verify`"
+            for node, what in self._differs.items()
+        ]
+        return "; ".join(told) or None
+
+    # ---- the forest
+
+    async def tend(self) -> None:
+        """Seal what is due, and compute anew what is marked, for ever, in small steps with rests between them."""
+        while True:
+            try:
+                await self._advance()
+                for due in await self._forest.due():
+                    for step in (self._forest.reseal if due.marked else None, self._forest.seal):
+                        began = self._clock.now()
+                        if step is not None and await step(due.relation) is not None:
+                            await asyncio.sleep((self._clock.now() - began) * limits.VERIFY_REST)
+            except Unreachable:
+                raise
+            except SyncagentError:
+                pass  # somebody holds a table: next time
+            await asyncio.sleep(_LOOK)
+
+    async def _advance(self) -> None:
+        await self._forest.advance(self._clock.wall() - stamp.from_seconds(limits.SEAL_GRACE))
+
+    async def _freshen(self, say: Say) -> None:
+        """All that is due, at once: somebody waits. What is written meanwhile is not waited for."""
+        await self._advance()
+        done = 0
+        for due in await self._forest.due():
+            keys = await self._forest.reseal(due.relation)
+            while keys is not None and keys >= _MANY:
+                done += keys
+                await say(f"this site: {done:,} rows of the forest computed")
+                keys = await self._forest.reseal(due.relation)
+            while (rows := await self._forest.seal(due.relation)) is not None:
+                done += rows
+                await say(f"this site: {done:,} rows of the forest computed")
+
+    # ---- what peers ask
+
+    async def _asked(self, link: Link, message: Compare) -> None:
+        sitting = link.peer.node, message.request
+        if (queue := self._sittings.get(sitting)) is not None:
+            if queue.full():
+                raise ProtocolError("questions faster than answers")
+            queue.put_nowait(message.question)
+        elif isinstance(message.question, Prepare | Begin):
+            here = [node for node, _ in self._sittings]
+            if len(here) >= _SITTINGS or here.count(link.peer.node) >= _OF_ONE:
+                await link.send(Compared(message.request, None, "busy with other comparisons"))
+                return
+            self._sittings[sitting] = asyncio.Queue(2)
+            try:
+                await self._sit(link, message.request, message.question, self._sittings[sitting])
+            except (ProtocolError, LinkDown):
+                raise
+            except SyncagentError as error:
+                await link.send(Compared(message.request, None, error.line))
+            finally:
+                del self._sittings[sitting]
+
+    async def _sit(
+        self,
+        link: Link,
+        request: UUID,
+        begin: Prepare | Begin,
+        queue: "asyncio.Queue[Question | None]",
+    ) -> None:
+        """Answer the questions of one comparison, from one snapshot, until there are no more."""
+        if isinstance(begin, Prepare):
+            if begin.deep:
+                await self._forest.fell(begin.tables)
+            await self._freshen(_nobody)
+            await link.send(Compared(request, Prepared()))
+            return
+        async with self._forest.view() as view:
+            side = await Side.of(view, begin.tables)
+            mine = await side.left_out(begin.standing.frontier)
+            await link.send(Compared(request, Begun(side.standing.known_to(begin.standing), mine)))
+            while (question := await _within(limits.VERIFY_PATIENCE, queue.get())) is not None:
+                answer: Answer
+                if isinstance(question, Settle):
+                    there = begin.standing.listed(question.groves or side.standing.groves)
+                    answer = await side.settle(there, mine, question.left_out, whole=begin.whole)
+                else:
+                    answer = await side.answer(question)
+                await link.send(Compared(request, answer))
+
+    # ---- what this site asks
+
+    def _answered(self, message: Compared) -> None:
+        future = self._answers.get(message.request)
+        if future is None or future.done():
+            return
+        if message.answer is None:
+            future.set_exception(RefusedError(message.error or "the peer does not answer"))
+        else:
+            future.set_result(message.answer)
+
+    async def _ask(self, link: Link, request: UUID, question: Question) -> Answer:
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._answers[request] = future
+        try:
+            await link.send(Compare(request, question))
+            patience = limits.VERIFY_PREPARE if isinstance(question, Prepare) else limits.VERIFY_PATIENCE
+            async with asyncio.timeout(patience):
+                while not future.done():
+                    if self._exchange.links.get(link.peer.node) is not link:
+                        raise LinkDown("the link ended in the middle of a comparison")
+                    await asyncio.wait([future], timeout=_LOOK)
+                return future.result()
+        except TimeoutError:
+            raise LinkDown(f"{link.peer.name} does not answer") from None
+        finally:
+            del self._answers[request]
+
+    async def _compare(
+        self, node: int, tables: tuple[Table, ...] | None, say: Say, *, whole: bool, deep: bool
+    ) -> Outcome:
+        """`whole`: the peer prepares for it. Raises RefusedError, LinkDown, ProtocolError, DatabaseError."""
+        link, request = self._exchange.links.get(node), uuid4()
+        if link is None:
+            raise LinkDown("no link")
+        try:
+            if whole:
+                await self._ask(link, uuid4(), Prepare(tables, deep))
+            async with self._turn, self._forest.view() as view:
+                side = await Side.of(view, tables)
+                begin = Begin(side.standing.listed(None), tables, whole)
+                return await self._converse(link, request, side, begin, say)
+        except ProtocolError as error:
+            await link.close(error.line)
+            raise
+        finally:
+            with suppress(LinkDown):
+                await link.send(Compare(request, None))
+
+    async def _converse(self, link: Link, request: UUID, side: Side, begin: Begin, say: Say) -> Outcome:
+        begun = await self._ask(link, request, begin)
+        if not isinstance(begun, Begun):
+            raise ProtocolError("an answer to another question")
+        if begun.standing.known != side.standing.known:
+            raise RefusedError(
+                f"fingerprints of {link.peer.name} and of this site cannot be compared",
+                detail="the two servers hash the same text to different numbers",
+                hint="tell us the versions of both servers",
+            )
+        there = begun.standing.listed(begun.standing.groves or side.standing.groves)
+        mine = await side.left_out(there.frontier)
+        groves = None if begun.standing.groves is None else side.standing.groves
+        theirs = await self._ask(link, request, Settle(groves, mine))
+        root = await side.settle(there, mine, begun.left_out, whole=begin.whole)
+        if not isinstance(theirs, Root) or side.scope is None:
+            raise ProtocolError("an answer to another question")
+        machine = Comparison(side.standing, there, side.scope, side.sums)
+        question, asked = machine.first(root, theirs), 0
+        while question is not None:
+            asked += 1
+            found = len(machine.outcome.differences)
+            await say(f"{link.peer.name}: {asked:,} questions, {found:,} differing rows so far")
+            answer = await self._ask(link, request, question)
+            question = machine.heard(await side.answer(question), answer)
+        return machine.outcome
+
+    async def _confirmed(
+        self,
+        node: int,
+        tables: tuple[Table, ...] | None,
+        say: Say,
+        *,
+        whole: bool,
+        deep: bool = False,
+    ) -> Outcome:
+        """A difference counts if it is there a second time, too."""
+        outcome = await self._compare(node, tables, say, whole=whole, deep=deep)
+        if outcome.equal:
+            return outcome
+        await asyncio.sleep(_AGAIN)
+        again = await self._compare(node, tables, say, whole=whole, deep=False)
+        before = {(found.table, found.key) for found in outcome.differences}
+        again.differences = [found for found in again.differences if (found.table, found.key) in before]
+        again.stale = [span for span in again.stale if span in outcome.stale]
+        return again
+
+    # ---- by itself
+
+    async def watch(self) -> None:
+        """Compare with one of the peers, whichever, for ever."""
+        while True:
+            await asyncio.sleep(limits.VERIFY_INTERVAL * (0.75 + self._clock.chance() / 2))
+            nodes = sorted(node for node in self._exchange.links if self._desk.roster.is_origin(node))
+            if not nodes:
+                continue
+            node = nodes[int(self._clock.chance() * len(nodes))]
+            try:
+                await self._prove(node, await self._confirmed(node, None, _nobody, whole=False))
+            except Unreachable:
+                raise
+            except SyncagentError:
+                continue  # the link, a lock, or a peer that is busy: another time
+
+    async def _prove(self, node: int, outcome: Outcome) -> None:
+        counts = _by_table(outcome)
+        await self._forest.prove(node, outcome, {"rows": counts, "hours": _hours(outcome.differences)})
+        if outcome.equal:
+            self._differs.pop(node, None)
+        else:
+            self._differs[node] = ", ".join(f"{rows:,} rows of {table}" for table, rows in counts.items())
+        self._desk.bells.news.ring()
+
+    # ---- people
+
+    async def _verify(self, request: Request) -> dict[str, Any]:
+        """With every peer, of these tables or all."""
+        if self._desk.roster.witness:
+            raise RefusedError("this site is a witness and has no rows", hint="ask at a site that has")
+        names = request.arguments.get("tables")
+        tables = tuple(Table(*name) for name in names) if names else None
+
+        async def say(what: str) -> None:
+            await self._keeper.say(request.id, what)
+
+        deep = bool(request.arguments.get("deep"))
+        if deep:
+            await self._forest.fell(tables)
+        await self._freshen(say)
+        sites = [
+            await self._report(peer.node, peer.name, tables, say, deep) for peer in self._desk.roster.origins
+        ]
+        return {"equal": all(site["equal"] for site in sites), "sites": sites}
+
+    async def _report(
+        self, node: int, name: str, tables: tuple[Table, ...] | None, say: Say, deep: bool
+    ) -> dict[str, Any]:
+        await say(f"{name}: beginning")
+        try:
+            outcome = await self._whole(node, tables, say, deep)
+        except Unreachable:
+            raise
+        except SyncagentError as error:
+            return {"site": name, "equal": False, "error": error.line}
+        if tables is None:
+            await self._prove(node, outcome)
+        return {"site": name, "error": None, **_told(outcome)}
+
+    async def _whole(self, node: int, tables: tuple[Table, ...] | None, say: Say, deep: bool) -> Outcome:
+        """With the newest rows, too, if both sites are found still at the first or second look."""
+        outcome = await self._confirmed(node, tables, say, whole=True, deep=deep)
+        if outcome.equal and not (outcome.scope.whole and not outcome.scope.left_out):
+            await asyncio.sleep(_LOOK)
+            await self._freshen(say)
+            outcome = await self._confirmed(node, tables, say, whole=True)
+        return outcome
+
+
+async def _nobody(_: str) -> None:
+    """Nobody waits."""
+
+
+async def _within(seconds: float, what: Awaitable[Question | None]) -> Question | None:
+    """None if it takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await what
+    except TimeoutError:
+        return None
+
+
+def _by_table(outcome: Outcome) -> dict[str, int]:
+    """How many rows of each table differ, as far as it was counted."""
+    counts: dict[str, int] = {}
+    for found in outcome.differences:
+        counts[str(found.table)] = counts.get(str(found.table), 0) + 1
+    for span in (*outcome.spans, *outcome.stale):
+        counts.setdefault(str(outcome.scope.tables[span.table]), 0)
+    return counts
+
+
+def _hours(differences: list[Difference]) -> dict[str, int]:
+    """How many rows differ of those whose keys were made in an hour, or have a first byte and no time."""
+    counts: dict[str, int] = {}
+    for found in differences:
+        hour = _hour(found.key)
+        counts[hour] = counts.get(hour, 0) + 1
+    return counts
+
+
+def _hour(key: UUID) -> str:
+    if not stamp.is_timed(key):
+        return f"keys {key.hex[:2]}…"
+    seconds = forest.position(key) // forest.WIDTHS["hour"] * 3600
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:00 UTC")
+    except (ValueError, OverflowError, OSError):
+        return f"hour {seconds // 3600}"
+
+
+def _told(outcome: Outcome) -> dict[str, Any]:
+    agreed = outcome.scope
+    counts = _by_table(outcome)
+    other: Mapping[Table, str] = comparison.unlike(outcome.here, outcome.there)
+    before = None if agreed.whole else min((sealed[1] for sealed in agreed.sealed), default=0)
+    return {
+        "equal": outcome.equal and not other,
+        "complete": agreed.whole and not agreed.left_out,
+        "open": len(agreed.left_out),
+        "before": None if before is None else stamp.to_seconds(before),
+        "root": outcome.root.hex(),
+        "tables": [
+            {"table": str(table), "rows": rows, "differing": counts.get(str(table), 0)}
+            for table, rows in outcome.tables.items()
+        ],
+        "unlike": {str(table): why for table, why in sorted(other.items())},
+        "hours": _hours(outcome.differences),
+        "differences": [
+            {
+                "table": str(found.table),
+                "key": found.shown,
+                "what": found.what,
+                "stamp_here": None if found.here is None else str(found.here),
+                "stamp_there": None if found.there is None else str(found.there),
+            }
+            for found in outcome.differences[:_SHOWN]
+        ],
+        "stale": len(outcome.stale),
+        "crowded": len(outcome.spans),
+        "more": outcome.more or len(outcome.differences) > _SHOWN,
+    }
