@@ -18,9 +18,10 @@ create table syncagent.forest (
     built    bigint not null default 0,
     prefixes integer not null default 0,
     consumed bigint not null,
+    seal     bigint,
     shape    text not null
 );
-comment on table syncagent.forest is 'the tree of an attached table: the buckets to be sealed, those that are, and first bytes of keys without a time; consumed is the last of cut_keys that the leaves know of; shape is a hash of what fingerprints depend on';
+comment on table syncagent.forest is 'the tree of an attached table: the buckets to be sealed, those that are, and first bytes of keys without a time; consumed is the last of cut_keys that the leaves know of; seal is that of what was sealed last, also of hours without a row; shape is a hash of what fingerprints depend on';
 
 create table syncagent.bucket (
     relation integer not null,
@@ -39,7 +40,7 @@ create table syncagent.bucket (
 );
 alter table syncagent.bucket alter column slices set storage external, alter column counts set storage external,
     alter column lanes_0 set storage external, alter column lanes_1 set storage external;
-comment on table syncagent.bucket is 'sealed buckets that hold rows: their sums, and the sums of their slices that hold rows';
+comment on table syncagent.bucket is 'sealed buckets that hold rows: their sums, and the sums of their slices that hold rows; one that was emptied stays until every site is known to have got there';
 
 create table syncagent.mark (
     id       bigint generated always as identity primary key,
@@ -155,6 +156,7 @@ create function syncagent._forest_tidy() returns void
       and not exists (
         select from jsonb_each_text(s.frontier) as e left join syncagent._stable() t on t.node = e.key::integer
         where e.value::bigint > coalesce(t.cut, 0));
+    delete from syncagent.bucket b where b.rows = 0 and not exists (select from syncagent.seal s where s.number = b.seal);
 $$;
 comment on function syncagent._forest_tidy is 'give a table whose columns were altered a new tree; forget seals that every site has reached';
 
@@ -292,21 +294,25 @@ create function syncagent._forest_seal(p_relation integer, p_rows bigint) return
     as $$
 declare
     v_forest syncagent.forest;
+    v_seal   bigint;
     v_upto   bigint;
     v_rows   bigint;
 begin
     select * into strict v_forest from syncagent.forest where relation = p_relation;
+    if v_forest.prefixes < 256 or v_forest.built < v_forest.horizon then
+        v_seal := syncagent._seal_number();
+    end if;
     if v_forest.prefixes < 256 then
         v_upto := syncagent._forest_reach(p_relation, false, v_forest.prefixes, 256, p_rows);
-        v_rows := syncagent._forest_build(p_relation, false, array[v_forest.prefixes], array[v_upto], syncagent._seal_number());
-        update syncagent.forest set prefixes = v_upto where relation = p_relation;
+        v_rows := syncagent._forest_build(p_relation, false, array[v_forest.prefixes], array[v_upto], v_seal);
+        update syncagent.forest set prefixes = v_upto, seal = v_seal where relation = p_relation;
     elsif v_forest.built < v_forest.horizon and (select r.derived from syncagent.replicated r where r.id = p_relation) then
         update syncagent.forest set built = horizon where relation = p_relation;   -- derived keys have no time
         v_rows := 0;
     elsif v_forest.built < v_forest.horizon then
         v_upto := syncagent._forest_reach(p_relation, true, v_forest.built, v_forest.horizon, p_rows);
-        v_rows := syncagent._forest_build(p_relation, true, array[v_forest.built], array[v_upto], syncagent._seal_number());
-        update syncagent.forest set built = v_upto where relation = p_relation;
+        v_rows := syncagent._forest_build(p_relation, true, array[v_forest.built], array[v_upto], v_seal);
+        update syncagent.forest set built = v_upto, seal = v_seal where relation = p_relation;
     end if;
     return v_rows;
 end
@@ -375,6 +381,11 @@ begin
         loop
             perform syncagent._forest_build(p_relation, r.timed, r.lows, r.highs, v_seal);
         end loop;
+        -- What was written and deleted there the other site may have seen only in part.
+        insert into syncagent.bucket (relation, timed, number, depth, seal, rows, lane_0, lane_1, slices, counts, lanes_0, lanes_1)
+        select distinct p_relation, m.timed, m.number, 0, v_seal, 0, 0, 0, '{}'::bigint[], '{}'::integer[], '{}'::bigint[], '{}'::bigint[]
+        from pg_temp.marked m where m.whole
+        on conflict (relation, timed, number) do nothing;
     end if;
     update syncagent.forest set consumed = coalesce(v_consumed, consumed) where relation = p_relation;
     delete from syncagent.mark where id = any (v_marks);
@@ -420,19 +431,16 @@ begin
         ), made as (
             select h.timed, h.number, coalesce(sum(l.rows), 0) as rows,
                    syncagent._modulo(sum(l.lane_0)) as lane_0, syncagent._modulo(sum(l.lane_1)) as lane_1,
-                   array_agg(l.slice order by l.slice) as slices, array_agg(l.rows order by l.slice) as counts,
-                   array_agg(l.lane_0 order by l.slice) as lanes_0, array_agg(l.lane_1 order by l.slice) as lanes_1
+                   array_agg(l.slice order by l.slice) filter (where l.rows > 0) as slices, array_agg(l.rows order by l.slice) filter (where l.rows > 0) as counts,
+                   array_agg(l.lane_0 order by l.slice) filter (where l.rows > 0) as lanes_0, array_agg(l.lane_1 order by l.slice) filter (where l.rows > 0) as lanes_1
             from hit h left join leaf l on l.timed = h.timed and l.number = h.number
             group by h.timed, h.number
-        ), emptied as (
-            delete from syncagent.bucket b using made m
-            where b.relation = $6 and b.timed = m.timed and b.number = m.number and m.rows = 0
         )
         update syncagent.bucket b
-        set seal = $7, rows = m.rows, lane_0 = m.lane_0, lane_1 = m.lane_1,
-            slices = m.slices, counts = m.counts, lanes_0 = m.lanes_0, lanes_1 = m.lanes_1
+        set seal = $7, rows = m.rows, lane_0 = m.lane_0, lane_1 = m.lane_1, slices = coalesce(m.slices, '{}'),
+            counts = coalesce(m.counts, '{}'), lanes_0 = coalesce(m.lanes_0, '{}'), lanes_1 = coalesce(m.lanes_1, '{}')
         from made m
-        where b.relation = $6 and b.timed = m.timed and b.number = m.number and m.rows > 0 $sql$, syncagent._forest_rows(p_relation))
+        where b.relation = $6 and b.timed = m.timed and b.number = m.number $sql$, syncagent._forest_rows(p_relation))
     using v_dirty.lows, v_dirty.highs, v_dirty.timed, v_dirty.numbers, v_dirty.slices, p_relation, p_seal;
 end
 $$;
@@ -499,13 +507,18 @@ create function syncagent._forest_left_out(p_frontier jsonb) returns table (rela
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
+    with ahead as materialized (
+        select s.number from syncagent.seal s
+        where exists (select from jsonb_each_text(s.frontier) as e where e.value::bigint > coalesce((p_frontier ->> e.key)::bigint, 0))
+    )
     select d.relation, d.timed, d.number from syncagent._forest_dirty() as d
     union
     select b.relation, b.timed, b.number
-    from syncagent.seal s join syncagent.bucket b on b.seal = s.number
-    where exists (select from jsonb_each_text(s.frontier) as e where e.value::bigint > coalesce((p_frontier ->> e.key)::bigint, 0))
+    from ahead a join syncagent.bucket b on b.seal = a.number
+    union
+    select f.relation, t.timed, null from ahead a join syncagent.forest f on f.seal = a.number cross join (values (false), (true)) as t (timed)
 $$;
-comment on function syncagent._forest_left_out is 'sealed buckets that cannot be compared with a site at this frontier: it may lack what they hold, or they are not true now';
+comment on function syncagent._forest_left_out is 'sealed buckets that cannot be compared with a site at this frontier: it may lack what they hold, or they are not true now; without a number the whole part of a table, where hours without a row were sealed, too';
 
 create function syncagent._forest_sums(p_level text, p_relations integer[], p_timed boolean[], p_lows bigint[], p_highs bigint[],
                                        p_out_relations integer[], p_out_timed boolean[], p_out_numbers bigint[])

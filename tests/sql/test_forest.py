@@ -202,7 +202,7 @@ class Story:
             self.leaves += await stored(site)
         one, other = [
             await site.rows(
-                "select timed, number, rows, lane_0, lane_1 from syncagent.bucket order by timed, number"
+                "select timed, number, rows, lane_0, lane_1 from syncagent.bucket where rows > 0 order by timed, number"
             )
             for site in self.sites
         ]
@@ -344,7 +344,7 @@ async def test_a_full_bucket_is_halved_and_one_that_grew_is_halved_again(sites: 
     await a.do("delete from item")
     await a.cut()
     await seal(a)
-    assert await a.one("select count(*) from syncagent.bucket") == 0
+    assert await a.one("select sum(rows) from syncagent.bucket") == 0
 
 
 async def test_keys_and_positions_are_those_of_the_core(sites: Sites, pair: Pair) -> None:

@@ -209,16 +209,20 @@ class Scope:
         ]
 
     def without(self, groves: Iterable[Grove], left_out: Iterable[Span]) -> "Scope":
-        """Also without these buckets of somebody who numbers tables in his own way."""
+        """Also without these buckets, or whole parts of tables, of somebody who numbers tables in his own way."""
         numbers = {table: number for number, table in enumerate(self.tables)}
         theirs = [numbers.get(grove.table) for grove in groves]
-        found = set(self.left_out)
+        found, sealed = set(self.left_out), [list(part) for part in self.sealed]
         for span in left_out:
             if not 0 <= span.table < len(theirs):
                 raise ProtocolError("a bucket of a table that was not named")
-            if (number := theirs[span.table]) is not None:
+            if (number := theirs[span.table]) is None:
+                continue
+            if span.width >= END:
+                sealed[number][span.timed] = 0
+            else:
                 found.add(Span(number, span.timed, span.low, span.high))
-        return replace(self, left_out=frozenset(found))
+        return replace(self, sealed=tuple((low, high) for low, high in sealed), left_out=frozenset(found))
 
 
 def scope(here: Standing, there: Standing, *, whole: bool) -> Scope:

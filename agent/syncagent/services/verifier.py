@@ -368,7 +368,7 @@ def _told(outcome: Outcome) -> dict[str, Any]:
     agreed = outcome.scope
     counts = _by_table(outcome)
     other: Mapping[Table, str] = comparison.unlike(outcome.here, outcome.there)
-    before = None if agreed.whole else min((sealed[1] for sealed in agreed.sealed), default=0)
+    before = None if agreed.whole else min((sealed[1] for sealed in agreed.sealed if sealed[1]), default=0)
     return {
         "equal": outcome.equal and not other,
         "complete": agreed.whole and not agreed.left_out,

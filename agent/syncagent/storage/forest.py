@@ -82,7 +82,9 @@ class PostgresForest:
 
     async def prove(self, node: int, outcome: Outcome, found: Mapping[str, object]) -> None:
         agreed = outcome.scope
-        before = None if agreed.whole else min((sealed[1] for sealed in agreed.sealed), default=0)
+        before = (
+            None if agreed.whole else min((sealed[1] for sealed in agreed.sealed if sealed[1]), default=0)
+        )
         async with self._talking():
             await self._session.fetchval(
                 "select syncagent._prove($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10::text::jsonb, $11::text::jsonb)",
@@ -155,7 +157,8 @@ class PostgresView:
         spans = []
         for relation, timed, number in rows:
             width = forest.WIDTHS["hour"] if timed else forest.PREFIX_WIDTH
-            spans.append(Span(numbers[relation], timed, number * width, (number + 1) * width))
+            low, high = (0, forest.END) if number is None else (number * width, (number + 1) * width)
+            spans.append(Span(numbers[relation], timed, low, high))
         return tuple(sorted(spans))
 
     def number(self, tables: Sequence[Table]) -> None:
