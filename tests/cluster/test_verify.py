@@ -97,8 +97,8 @@ def test_equal_sites_are_proved_and_different_ones_named(laboratory: Laboratory)
             "a proof",
             60,
         )
-        trouble = str(b.scalar("select trouble from syncagent.status where is_self"))
-        assert "differs from berlin" in trouble
+        trouble = "select trouble from syncagent.status where is_self"
+        until(lambda: "differs from berlin" in str(b.scalar(trouble)), "status says so")
 
         behind_the_triggers(
             b,
