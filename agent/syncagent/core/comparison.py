@@ -372,7 +372,6 @@ class Comparison:
                 part = self._part(span, work.level, start)
                 (timed if span.timed else timeless).append(part)
         # a first byte is a bucket: above it there is only the table
-        # a first byte is a bucket: above it there is only the table
         self._push(_Work(_BELOW[work.level], tuple(timed)))
         self._push(_Work("leaf" if work.level == "bucket" else "bucket", tuple(timeless)))
 
