@@ -181,7 +181,7 @@ create function syncagent._forest_behind(p_horizon bigint) returns boolean
     as $$
     select exists (
         select from syncagent.replicated r join pg_class c on c.oid = r.relation left join syncagent.forest f on f.relation = r.id
-        where coalesce(f.horizon, -1) < p_horizon / syncagent._width(true) and (select s.copied from syncagent.local_site s))
+        where coalesce(f.horizon, -1) < p_horizon / syncagent._width(true) and (select s.copied and not s.joining from syncagent.local_site s))
 $$;
 comment on function syncagent._forest_behind is 'whether a table has no tree yet, or a bucket could be sealed that ended before this clock';
 
@@ -194,7 +194,7 @@ create function syncagent._forest_advance(p_horizon bigint) returns void
     insert into syncagent.forest (relation, consumed, shape)
     select r.id, (select coalesce(max(k.id), 0) from syncagent.cut_keys k), syncagent._shape(r)
     from syncagent.replicated r join pg_class c on c.oid = r.relation
-    where (select s.copied from syncagent.local_site s)   -- a copy leaves no marks
+    where (select s.copied and not s.joining from syncagent.local_site s)   -- a copy leaves no marks, and until the site is a member its rows are of later moments than its frontier says
     on conflict (relation) do nothing;
     update syncagent.forest f set horizon = p_horizon / syncagent._width(true) where f.horizon < p_horizon / syncagent._width(true);
 $$;

@@ -27,9 +27,9 @@ from syncagent.core.comparison import (
     Settle,
 )
 from syncagent.core.ports import Link
-from syncagent.core.store import Forest, Keeper, Request
+from syncagent.core.store import Due, Forest, Keeper, Request
 from syncagent.core.wire import Compare, Compared
-from syncagent.errors import LinkDown, ProtocolError, RefusedError, SyncagentError, Unreachable
+from syncagent.errors import Contended, LinkDown, ProtocolError, RefusedError, SyncagentError, Unreachable
 from syncagent.services.comparing import Side
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
@@ -57,6 +57,7 @@ class Verifier:
         self._sittings: dict[tuple[int, UUID], asyncio.Queue[Question | None]] = {}
         self._answers: dict[UUID, asyncio.Future[Answer]] = {}
         self._differs: dict[int, str] = {}
+        self._failing: dict[int, str] = {}
         self._turn = asyncio.Lock()
         self.verbs = {"verify": self._verify}
         exchange.on_compare, exchange.on_compared = self._asked, self._answered
@@ -68,6 +69,7 @@ class Verifier:
             f"differs from {names(node)}: {what}; see `syncagent verify`"
             for node, what in self._differs.items()
         ]
+        told += [f"a table cannot be read to be compared: {why}" for why in self._failing.values()]
         return "; ".join(told) or None
 
     # ---- the forest
@@ -75,18 +77,30 @@ class Verifier:
     async def tend(self) -> None:
         """Seal what is due, and compute anew what is marked, for ever, in small steps with rests between them."""
         while True:
+            failing: dict[int, str] = {}
             try:
                 await self._advance()
                 for due in await self._forest.due():
-                    for step in (self._forest.reseal if due.marked else None, self._forest.seal):
-                        began = self._clock.now()
-                        if step is not None and await step(due.relation) is not None:
-                            await asyncio.sleep((self._clock.now() - began) * limits.VERIFY_REST)
-            except Unreachable:
-                raise
-            except SyncagentError:
-                pass  # somebody holds a table: next time
+                    try:
+                        await self._tend(due)
+                    except Unreachable:
+                        raise
+                    except Contended:
+                        continue  # somebody holds the table: next time
+                    except SyncagentError as error:  # a page that cannot be read, say: the other tables go on
+                        failing[due.relation] = error.line
+            except Contended:
+                pass
+            if failing != self._failing:
+                self._failing = failing
+                self._desk.bells.news.ring()
             await asyncio.sleep(_LOOK)
+
+    async def _tend(self, due: Due) -> None:
+        for step in (self._forest.reseal if due.marked else None, self._forest.seal):
+            began = self._clock.now()
+            if step is not None and await step(due.relation) is not None:
+                await asyncio.sleep((self._clock.now() - began) * limits.VERIFY_REST)
 
     async def _advance(self) -> None:
         await self._forest.advance(self._clock.wall() - stamp.from_seconds(limits.SEAL_GRACE))

@@ -17,7 +17,7 @@ from syncagent.core.batch import Table
 from syncagent.core.comparison import Grove, Outcome, Row, Standing
 from syncagent.core.forest import Digest, Span
 from syncagent.core.store import Due
-from syncagent.errors import ProtocolError
+from syncagent.errors import Contended, ProtocolError, Unreachable
 from syncagent.storage.borders import border
 from syncagent.storage.session import connect
 
@@ -42,8 +42,8 @@ class PostgresForest:
         async with self._talking():
             await self._session.fetchval("select syncagent._forest_tidy()")
             behind = await self._session.fetchval("select syncagent._forest_behind($1)", horizon)
-        if behind:
-            async with self._merging, self._talking(), self._session.transaction():
+        if behind:  # this session's turn first: a step that is under way must not hold up merges
+            async with self._talking(), self._merging, self._session.transaction():
                 await self._session.execute("lock table syncagent.merge_lock in exclusive mode")
                 await self._session.fetchval("select syncagent._forest_advance($1)", horizon)
 
@@ -103,7 +103,12 @@ class PostgresForest:
 
     @asynccontextmanager
     async def view(self) -> AsyncIterator["PostgresView"]:
-        session = await connect(self._dsn, "verify")
+        try:
+            session = await connect(self._dsn, "verify")
+        except (
+            Unreachable
+        ) as error:  # the server may have no connection to spare; whoever needs it most will tell
+            raise Contended("no connection to compare with", detail=error.line) from error
         try:
             with border():
                 await session.execute("set lock_timeout = 1000")
