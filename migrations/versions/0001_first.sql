@@ -2138,14 +2138,16 @@ create function syncagent._write_carefully(p_relation integer, p_origin integer)
 declare
     v_count bigint;
     v_state text;
+    v_said  text;
     v_constraint text;
+    v_parked bigint;
 begin
     loop
         begin
             execute format('select syncagent.write_%s($1)', p_relation) into v_count using p_origin;
             return v_count;
         exception when others then
-            get stacked diagnostics v_state = returned_sqlstate, v_constraint = constraint_name;
+            get stacked diagnostics v_state = returned_sqlstate, v_said = message_text, v_constraint = constraint_name;
             if not syncagent._may_park(v_state) then
                 raise;
             end if;
@@ -2157,11 +2159,15 @@ begin
         end;
         -- Rows that collide with rows outside the batch first: exact, whatever passes between rows inside it.
         continue when syncagent._park_collisions(p_relation) > 0;
+        select count(*) into v_parked from pg_temp.verdict d where d.reason is not null;
         perform syncagent._park_breakers(p_relation, p_origin);
+        if v_parked = (select count(*) from pg_temp.verdict d where d.reason is not null) then
+            raise exception 'the batch cannot be written, and no row of it is at fault: %', v_said using errcode = 'SA104';
+        end if;
     end loop;
 end
 $$;
-comment on function syncagent._write_carefully is 'write_N, parking the rows that a constraint refuses; ends because every round parks at least one';
+comment on function syncagent._write_carefully is 'write_N, parking the rows that a constraint refuses; ends because every round parks at least one, or it is given up';
 
 create function syncagent._park_collisions(p_relation integer) returns bigint
     language plpgsql volatile

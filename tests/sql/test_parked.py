@@ -1,7 +1,11 @@
 """Rows that break a constraint here: they wait, alone, and are not forgotten."""
 
-import pytest
+import dataclasses
 
+import pytest
+from msgspec.structs import replace
+
+from syncagent.errors import DatabaseError
 from tests.sql.conftest import Pair, Sites
 from tests.support.lab import Site, exchange, key, same, ship
 
@@ -218,3 +222,20 @@ async def test_columns_named_like_our_aliases_are_parked_whole(sites: Sites, pai
     await exchange(a, b)
 
     await same("item", a, b)
+
+
+async def test_a_batch_with_a_row_twice_is_refused_and_not_for_ever(sites: Sites, pair: Pair) -> None:
+    """No origin makes one. There is no row to park, and nothing may hang."""
+    a, b = await sites(SCHEMA, *pair)
+    await a.do(f"insert into item values ('{key(1)}', 1)")
+    await ship(a, b)
+    await a.do(f"delete from item where id = '{key(1)}'")
+    batch = await a.batch(b, plain=False)
+    for data in [data async for data in batch.spool.read(0)]:
+        await batch.spool.write(1, data)
+    twice = replace(batch.header, streams=batch.header.streams * 2)
+    with pytest.raises(DatabaseError, match="no row of it is at fault"):
+        await b.apply(dataclasses.replace(batch, header=twice))
+    assert await values(b) == [1]
+    await b.apply(await a.batch(b, plain=False))
+    assert await values(b) == []
