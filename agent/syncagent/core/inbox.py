@@ -168,8 +168,10 @@ class Inbox(Generic[P]):
     def holds_last_words(self) -> bool:
         """Whether batches of a site that is gone are here and not applied yet. It is not asked any more what it has seen, but
         what these had not seen must not be forgotten before they meet it."""
-        held = [entry for origin in self._origins.values() for entry in origin.held]
-        return any(header.origin in self._gone for entry in held for header, _ in entry.parts)
+        return any(header.origin in self._gone for entry in self._held() for header, _ in entry.parts)
+
+    def _held(self) -> list[Entry[P]]:
+        return [entry for origin in self._origins.values() for entry in origin.held]
 
     # ---- links and relays
 
@@ -203,9 +205,8 @@ class Inbox(Generic[P]):
         """The wants to send now; they count as sent."""
         out: list[tuple[int, Want]] = []
         have = self.frontier  # and what is held: a relay that has no more than that has nothing more
-        for origin in self._origins.values():
-            for entry in origin.held:
-                have = frontier.join(have, entry.reach)
+        for entry in self._held():
+            have = frontier.join(have, entry.reach)
         self._routes.choose({node: origin.linked for node, origin in self._origins.items()}, have, now)
         tangled = self._tangled() if self._positions is not None else {}
         for node, origin in self._origins.items() if self._positions is not None else ():

@@ -114,10 +114,7 @@ class Listener:
             if peer is None:
                 error = TrustError("this is for peers with a listed certificate")
                 return refusal(web.HTTPForbidden.status_code, error)
-            try:
-                return await handler(request, peer)
-            except ConnectionError:
-                return web.Response()  # to nobody: the peer went away before it was answered
+            return await handler(request, peer)
 
         return guarded
 
@@ -140,7 +137,10 @@ class Listener:
 
 async def _open(request: web.Request, message_size: int) -> tuple["web.WebSocketResponse[Any]", Abort]:
     socket = web.WebSocketResponse(max_msg_size=message_size + 1, compress=False, timeout=LAST_WORDS)
-    await socket.prepare(request)
+    try:
+        await socket.prepare(request)
+    except ConnectionError as error:  # it went away before it was answered: nobody will read why
+        raise web.HTTPRequestTimeout from error
 
     def abort() -> None:
         if request.transport is not None:
