@@ -8,7 +8,7 @@ A digest is a number of rows and the sums of their fingerprints in two lanes mod
 what is there twice, and takes two pairs for each other.
 
 Invariant: the digest of a stretch is the sum over any stretches it is made of; so trees of different depth compare, and
-what is not to be compared can be taken out.
+what is not to be compared is left out of a sum.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -48,11 +48,6 @@ class Digest(msgspec.Struct, frozen=True, array_like=True):
     def plus(self, other: "Digest") -> "Digest":
         return Digest(
             self.rows + other.rows, wrapped(self.lane_0 + other.lane_0), wrapped(self.lane_1 + other.lane_1)
-        )
-
-    def minus(self, other: "Digest") -> "Digest":
-        return Digest(
-            self.rows - other.rows, wrapped(self.lane_0 - other.lane_0), wrapped(self.lane_1 - other.lane_1)
         )
 
 
