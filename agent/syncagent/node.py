@@ -9,6 +9,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -62,6 +63,7 @@ _HEALTHY = 10.0
 """Seconds after which a stretch with the database counts as a good one."""
 
 
+Loop = Callable[[], Coroutine[Any, Any, None]]
 Arriving = Callable[[Membership], Coroutine[Any, Any, None]]
 
 
@@ -189,7 +191,7 @@ async def _run_once(
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in parts.loops:
-                    group.create_task(loop)
+                    group.create_task(loop())
                 if arriving is not None:
                     group.create_task(arriving(parts.membership))
         finally:
@@ -217,7 +219,7 @@ class _Parts(NamedTuple):
     exchange: Exchange
     membership: Membership
     roster: Roster
-    loops: list[Coroutine[Any, Any, None]]
+    loops: list[Loop]
 
 
 async def _assemble(
@@ -269,20 +271,20 @@ async def _assemble(
     housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs | verifier.verbs)
     housekeeper.warning = renewal.warning
     await store.keeper.on_request(desk.bells.requests.ring)
-    loops = [
-        elections.run(),
-        membership.watch(),
-        membership.arrive(housekeeper.caught_up),
-        renewal.run(),
-        attaching.run(),
-        cutter.run(),
-        applier.run(),
-        exchange.ask(),
-        verifier.tend(),
-        verifier.watch(),
-        housekeeper.tidy(),
-        housekeeper.tell(),
-        housekeeper.serve(),
+    loops: list[Loop] = [
+        elections.run,
+        membership.watch,
+        partial(membership.arrive, housekeeper.caught_up),
+        renewal.run,
+        attaching.run,
+        cutter.run,
+        applier.run,
+        exchange.ask,
+        verifier.tend,
+        verifier.watch,
+        housekeeper.tidy,
+        housekeeper.tell,
+        housekeeper.serve,
     ]
     return _Parts(network, exchange, membership, roster, loops)
 

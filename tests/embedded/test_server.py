@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import stat
 from pathlib import Path
 
@@ -138,6 +139,16 @@ def test_refused_setting_is_quoted_from_the_log() -> None:
     with scratch() as folder, pytest.raises(DatabaseError) as caught:
         Server(binaries(18), folder / "data", settings={"nonsense": 1}).start()
     assert 'unrecognized configuration parameter "nonsense"' in str(caught.value.detail)
+
+
+def test_port_is_given_once_and_can_be_listened_on() -> None:
+    ports = [free_port() for _ in range(50)]
+    assert len(set(ports)) == 50
+    for port in ports:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", port))  # as `free_port` of another process looks for one
+        with socket.create_server(("127.0.0.1", port)) as listener:
+            assert listener.getsockname()[1] == port
 
 
 def test_port_that_was_given_and_is_taken_is_an_error(server18: Server) -> None:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +44,9 @@ FAST: dict[str, Setting] = {"fsync": False}
 
 _SOCKET_PATH_LIMIT = 100
 _PORTS = range(20000, 32768)  # below the range from which outgoing connections take theirs
+_KEPT = 200
+"""Ports that stay reserved for whoever asked for them."""
+_kept: deque[int] = deque()
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
 
@@ -52,15 +56,21 @@ class _PortTaken(DatabaseError):
 
 
 def free_port() -> int:
-    """A TCP port of loopback on which nobody listens now."""
+    """A TCP port of loopback on which nobody listens now, and that no other call is given for a while."""
     for _ in range(1000):
         port = secrets.choice(_PORTS)
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        probe = socket.socket()
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            probe.close()
+            continue
+        # Bound, it is taken for the next call, in whatever process; whoever means to listen there sets the
+        # same option, and with it on both sides and nobody listening yet, the kernel lets both bind.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _kept.append(probe.detach())
+        if len(_kept) > _KEPT:
+            os.close(_kept.popleft())
         return port
     raise DatabaseError(f"no free port between {_PORTS.start} and {_PORTS.stop}")
 
