@@ -35,7 +35,7 @@ def test_three_sites_in_bad_weather(
             one_way(cluster, first)
             damage(cluster, first)
             minority(cluster)
-            anything(cluster, writers, random.Random(seed), runs(4, 300))
+            anything(cluster, writers, random.Random(seed), runs(2, 300))
             committed(writers, 50)
         cluster.converges()
         verify(writers, cluster.sites)

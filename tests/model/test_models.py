@@ -60,7 +60,7 @@ def test_every_broken_rule_is_tried():
 @pytest.mark.parametrize("program", [model, txmodel], ids=["model", "txmodel"])
 def test_the_protocol_holds(program, seed: int, runs: Callable[[int, int], int]):
     stats = Counter()
-    for number in range(seed, seed + runs(300, FULL)):
+    for number in range(seed, seed + runs(150, FULL)):
         try:
             program.run(number, stats, coalesced=number % 2 == 0)
         except AssertionError as error:
@@ -73,7 +73,7 @@ def test_the_protocol_holds(program, seed: int, runs: Callable[[int, int], int])
 @pytest.mark.soak
 def test_a_site_that_was_set_back_returns(seed: int, runs: Callable[[int, int], int]):
     stats = Counter()
-    for number in range(seed, seed + runs(150, FULL)):
+    for number in range(seed, seed + runs(80, FULL)):
         try:
             model.run(number, stats, coalesced=number % 2 == 0, returning=True)
         except AssertionError as error:

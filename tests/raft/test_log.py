@@ -89,7 +89,7 @@ class Twin:
 
 @pytest.mark.soak
 def test_it_is_the_list(seed: int, runs: Callable[[int, int], int]) -> None:
-    for number in range(seed, seed + runs(100, 5000)):
+    for number in range(seed, seed + runs(60, 5000)):
         rnd = random.Random(number)
         twin = Twin(rnd)
         for _ in range(60):

@@ -14,7 +14,7 @@ from tests.raft.variants import VARIANTS, Variant
 @pytest.mark.soak
 def test_schedules(seed: int, runs: Callable[[int, int], int]) -> None:
     story: Counter[str] = Counter()
-    count = runs(150, 10_000)
+    count = runs(60, 10_000)
     for number in range(seed, seed + count):
         try:
             story.update(Run(number).run())

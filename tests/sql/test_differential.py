@@ -22,7 +22,7 @@ async def test_schedules(
     seed: int,
     runs: Callable[[int, int], int],
 ) -> None:
-    count = runs(10, 200)
+    count = runs(6, 200)
     for number in range(seed, seed + count):
         await schedule(laboratory, (server15, server18), number)
     sys.stdout.write(f"{count} schedules from seed {seed} on PostgreSQL 15 and 18, 0 violations\n")

@@ -239,7 +239,7 @@ async def test_a_leaf_without_marks_equals_its_rows(
     laboratory: Laboratory, pair: Pair, seed: int, runs: Callable[[int, int], int]
 ) -> None:
     leaves = 0
-    for run in range(runs(6, 1000)):
+    for run in range(runs(4, 1000)):
         async with laboratory.sites(ITEM, *pair) as sites:
             leaves += (await play(sites, random.Random(seed + run), 30)).leaves
     assert leaves > 100

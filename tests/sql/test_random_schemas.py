@@ -59,7 +59,7 @@ async def test_random_schemas(
     laboratory: Laboratory, pair: Pair, runs: Callable[[int, int], int], seed: int
 ) -> None:
     rows = 0
-    for number in range(runs(4, 200)):
+    for number in range(runs(3, 200)):
         chance = random.Random(seed + number)
         tables, statements = design(chance)
         sys.stdout.write(f"SEED={seed + number}\n")  # shown if it fails
