@@ -45,7 +45,7 @@ FAST: dict[str, Setting] = {"fsync": False}
 _SOCKET_PATH_LIMIT = 100
 _PORTS = range(20000, 32768)  # below the range from which outgoing connections take theirs
 _KEPT = 200
-"""Ports that stay reserved for whoever asked for them."""
+"""Ports that stay reserved at most, in one process."""
 _kept: deque[int] = deque()
 _START_SECONDS = 60.0
 _STOP_SECONDS = 60.0
