@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -101,6 +102,20 @@ def test_one_agent_per_site(
     assert said.code == 1
     assert "another agent runs for this site" in said.err
     assert "hint: " in said.err
+
+
+def test_an_agent_that_cannot_listen_says_that_and_no_more(
+    server18: Server, make_database: Callable[..., Database], make_site: Callable[..., Site]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        site = make_site(make_database(server18), "--listen", address)
+        with agent(site) as process:
+            assert process.wait(20) == 2
+    said = (site.home / "agent.log").read_text()
+    assert f"cannot listen on {address}" in said
+    assert "hint: " in said
+    assert "Warning" not in said
 
 
 def test_an_agent_refuses_a_database_that_is_not_its_own(
