@@ -11,10 +11,11 @@ vanish behind the protocol's back, and repairs whose messages arrive late. Every
 
 Ground truth is a full causal history per row, which the protocol itself never stores.
 With --returning a site is set back to an old copy in every run, goes on being written, and comes back under a new
-number: it catches up from one donor, piece by piece, while the others go on.
+number: it catches up from one donor, piece by piece, while the others go on. With --harmed rows are changed behind
+the protocol's back, too, at one of at least three sites each, and sites that stand alike vote.
 
-Run:               python -m tests.model.model [RUNS] [FIRST_SEED] [--coalesced] [--returning]
-Negative controls: ... --break stamp|causal|stable|filter|mark|relog|onedot|early|kept|exempt|behind   (each must fail)
+Run:               python -m tests.model.model [RUNS] [FIRST_SEED] [--coalesced] [--returning] [--harmed]
+Negative controls: ... --break stamp|causal|stable|filter|mark|relog|flight|any|entry|vote|onedot|early|kept|exempt|behind   (each must fail)
 """
 
 import random
@@ -32,6 +33,10 @@ BREAKS = {
     "filter": "a listing older than what was collected here is taken",
     "mark": "the collected mark is not asked",
     "relog": "a lost row that came back is not sent again to who asked while it was lost",
+    "flight": "a listing is taken while some of it is on its way",
+    "any": "a lost row is taken from a peer that never had it",
+    "entry": "an entry that is settled here, and kept there, makes the row there the newer one",
+    "vote": "sites vote on a row although not all of them stand where the one that asks stands",
     "onedot": "the rows of a coalesced batch all get the dot and the context of its last cut",
     "early": "a site that catches up has the donor's frontier before the last piece, and applies what follows",
     "kept": "a row that the donor has not is kept by a site that catches up",
@@ -39,6 +44,7 @@ BREAKS = {
     "behind": "a donor that lacks what the copy has seen will do",
 }
 RETURNS = {"early", "kept", "exempt", "behind"}
+HARMS = {"entry", "vote"}
 BROKEN = None  # one of BREAKS
 
 
@@ -247,7 +253,7 @@ class Site:
 
     def repair(self, context, theirs):
         """Take from a peer's listing what this site should hold and does not."""
-        if any(self.frontier[o] < context[o] for o in range(self.n) if o != self.me):
+        if BROKEN != "flight" and any(self.frontier[o] < context[o] for o in range(self.n) if o != self.me):
             return                                        # some of it is in flight, not lost: wait
         self.settle()
         collected = self.settled
@@ -259,13 +265,29 @@ class Site:
                 continue                                  # same row; metadata may be compacted on one side
             if self.lost(key):
                 origin, number = self.meta[key][1]
-                if context[origin] >= number:             # they had our lost version, theirs is no older
+                if context[origin] >= number or BROKEN == "any":    # they had our lost version, theirs is no older
                     ours = origin == self.me and (v.dot is None or v.stamp == mine)
                     self.take(key, v)
                     if ours and BROKEN != "relog":
                         self.relog(key)
-            elif mine is None or v.stamp > mine:
-                self.take(key, v)
+            elif mine is None or v.stamp > mine and (BROKEN == "entry" or key in self.meta or v.deleted or collected[v.dot[0]] < v.dot[1]):
+                self.take(key, v)                         # (an entry that was compacted here says nothing new)
+
+    def standing(self):
+        """Where this site stands, and its rows, between two cuts."""
+        return tuple(self.frontier), dict(self.rows)
+
+    def vote(self, peers, stats):
+        """Rows that differ although nobody has a newer one: somebody wrote behind the protocol's back. The majority is right."""
+        standings = [(peer.standing(), peer.log) for peer in peers]
+        if BROKEN != "vote" and any(context != tuple(self.frontier) or log for (context, _), log in standings) or self.log:
+            return
+        for key, value in sorted(self.rows.items()):
+            voices = Counter(rows.get(key) for (_, rows), _ in standings)
+            right, count = voices.most_common(1)[0]
+            if right not in (None, value) and count * 2 > len(peers) + 1:
+                self.rows[key] = right
+                stats["outvoted"] += 1
 
 
 class Newest(dict):
@@ -397,9 +419,20 @@ def deliver(sites, stats, archive):
                 moved = True
 
 
-def run(seed, stats, steps=400, coalesced=False, returning=False):
-    rnd = random.Random(seed)
+def harm(sites, mishap, lost, stats):
+    """Another value, written behind the protocol's back, in a row that all sites hold in one version."""
+    site = mishap.choice(sites)
+    key = mishap.choice(sorted(site.rows)) if site.rows else None
+    alike = all(s.rows.get(key) == site.rows.get(key) and s.stamp_of(key) == site.stamp_of(key) and key not in s.log for s in sites)
+    if key and alike and key not in lost and site.rows[key] > 0:
+        site.rows[key] = -site.rows[key]
+        stats["rows harmed"] += 1
+
+
+def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False):
+    rnd, mishap = random.Random(seed), random.Random(f"mishap {seed}")
     n = rnd.choice([2, 3, 4])
+    n = max(n, 3) if harmed else n
     members = list(range(n))
     sites = [Site(i, n + returning, rnd.randint(-5, 5), members=members) for i in range(n)]
     chance, back, archive = random.Random(f"return {seed}"), None, {}
@@ -467,12 +500,16 @@ def run(seed, stats, steps=400, coalesced=False, returning=False):
                 stats["repairs"] += 1
         elif dice < 0.975 and site.rows:
             key = rnd.choice(sorted(site.rows))
-            if key not in site.log and key not in again:
+            if key not in site.log and key not in again and all(s.rows.get(key, 1) > 0 for s in sites):
                 del site.rows[key]                        # lost behind the protocol's back
                 lost.add(key)
                 stats["rows lost"] += 1
         else:
             site.compact(stats)
+        if harmed and mishap.random() < 0.04:
+            harm(sites, mishap, lost, stats)
+        if harmed and mishap.random() < 0.04:
+            site.vote([s for s in sites if s is not site], stats)
         newest.note(site)
         if back and back.site.away:
             newest.note(back.site)
@@ -493,6 +530,9 @@ def run(seed, stats, steps=400, coalesced=False, returning=False):
     for site in sites:
         site.cut()
     deliver(sites, stats, archive)
+    for site in sites if harmed else ():
+        site.vote([s for s in sites if s is not site], stats)
+        assert all(value > 0 for value in site.rows.values()), f"harm is left at seed {seed}"
     for key, (_, deleted) in newest.items():
         assert not (deleted and any(key in s.rows for s in sites)), f"resurrected at seed {seed}"
     for key in again:
@@ -512,5 +552,6 @@ if __name__ == "__main__":
     runs, first = (numbers + [2000, 0][len(numbers) :])[:2]
     stats = Counter()
     for seed in range(first, first + runs):
-        run(seed, stats, coalesced="--coalesced" in sys.argv or BROKEN == "onedot", returning="--returning" in sys.argv or BROKEN in RETURNS)
+        run(seed, stats, coalesced="--coalesced" in sys.argv or BROKEN == "onedot", returning="--returning" in sys.argv or BROKEN in RETURNS,
+            harmed="--harmed" in sys.argv or BROKEN in HARMS)
     print(f"{runs} runs converged;", dict(stats))
