@@ -23,9 +23,11 @@ create table syncagent.local_site (
     trimmed     bigint not null default 0,
     joining     boolean not null default false,
     copied      boolean not null default true,
-    seen_before jsonb
+    seen_before jsonb,
+    compacted   jsonb not null default '{}',
+    collected   jsonb not null default '{}'
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; seen_before is its frontier when it was set back, until it has returned';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; seen_before is its frontier when it was set back, until it has returned; entries that are gone were of these cuts at most, tombstones among them of those collected';
 
 create table syncagent.replicated (
     id          integer generated always as identity primary key,

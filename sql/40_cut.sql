@@ -447,6 +447,15 @@ create function syncagent._stable() returns table (node integer, cut bigint)
 $$;
 comment on function syncagent._stable is 'per origin, the last cut that every member has said, in its own stream, to have applied';
 
+create function syncagent._greatest(p_one jsonb, p_other jsonb) returns jsonb
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(jsonb_object_agg(k.node, greatest((p_one ->> k.node)::bigint, (p_other ->> k.node)::bigint)), '{}')
+    from jsonb_object_keys(p_one || p_other) as k (node)
+$$;
+comment on function syncagent._greatest is 'per node the larger of two cuts';
+
 create function syncagent._compact(p_limit bigint) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -456,6 +465,8 @@ declare
     v_count   bigint;
     v_oldest  xid8;
     v_full    boolean := false;
+    v_marks   uuid[] := array(select t.collected from syncagent.replicated t order by t.id);
+    v_stable  jsonb;
     r         record;
 begin
     -- Below this all transactions have ended and are folded; at rest that is known without another cut.
@@ -472,6 +483,12 @@ begin
         v_dropped := v_dropped + v_count;
         v_full := v_full or v_count >= p_limit;
     end loop;
+    if v_dropped > 0 then   -- remembered: what is stable is less again when a site comes that knows nothing yet
+        select coalesce(jsonb_object_agg(s.node, s.cut), '{}') into v_stable from syncagent._stable() s;
+        update syncagent.local_site me set compacted = syncagent._greatest(me.compacted, v_stable),
+            collected = case when v_marks = array(select t.collected from syncagent.replicated t order by t.id) then me.collected
+                             else syncagent._greatest(me.collected, v_stable) end;
+    end if;
     if not v_full then
         delete from syncagent.context c using syncagent._stable() s
         where c.node = s.node and c.cut <= s.cut and (c.applied is null or pg_snapshot_xmax(c.applied) <= v_oldest);

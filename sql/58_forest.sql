@@ -19,9 +19,12 @@ create table syncagent.forest (
     prefixes integer not null default 0,
     consumed bigint not null,
     seal     bigint,
-    shape    text not null
+    shape    text not null,
+    scrub_prefix integer not null default 0,
+    scrub_bucket bigint not null default 0,
+    scrubbed_at  timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.forest is 'the tree of an attached table: the buckets to be sealed, those that are, and first bytes of keys without a time; consumed is the last of cut_keys that the leaves know of; seal is that of what was sealed last, also of hours without a row; shape is a hash of what fingerprints depend on';
+comment on table syncagent.forest is 'the tree of an attached table: the buckets to be sealed, those that are, and first bytes of keys without a time; consumed is the last of cut_keys that the leaves know of; seal is that of what was sealed last, also of hours without a row; shape is a hash of what fingerprints depend on; scrub: what is computed from its rows next although nothing is marked, and when all was';
 
 create table syncagent.bucket (
     relation integer not null,
@@ -446,6 +449,46 @@ end
 $$;
 comment on function syncagent._forest_leaves_anew is 'compute the marked slices of stored buckets from the rows, one range scan each';
 
+create function syncagent._forest_anew(p_relation integer, p_timed boolean, p_numbers bigint[]) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_numbers bigint[] := array(
+        select distinct n.number from unnest(p_numbers) as n (number) join syncagent.forest f on f.relation = p_relation
+        where n.number < case when p_timed then f.built else f.prefixes end order by 1);
+begin
+    return syncagent._forest_build(p_relation, p_timed, v_numbers, array(select n.number + 1 from unnest(v_numbers) as n (number) order by 1), syncagent._seal_number());
+end
+$$;
+comment on function syncagent._forest_anew is 'compute sealed buckets from their rows, although nothing is marked in them; returns how many rows they hold';
+
+create function syncagent._forest_scrub(p_relation integer, p_rows bigint, p_period interval) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_forest syncagent.forest;
+    v_upto   bigint;
+begin
+    select * into strict v_forest from syncagent.forest where relation = p_relation;
+    if v_forest.scrubbed_at > clock_timestamp() - p_period then
+        return null;
+    elsif v_forest.scrub_prefix < v_forest.prefixes then
+        v_upto := syncagent._forest_reach(p_relation, false, v_forest.scrub_prefix, v_forest.prefixes, p_rows);
+        update syncagent.forest set scrub_prefix = v_upto where relation = p_relation;
+        return syncagent._forest_build(p_relation, false, array[v_forest.scrub_prefix], array[v_upto], syncagent._seal_number());
+    elsif v_forest.scrub_bucket < v_forest.built and not (select r.derived from syncagent.replicated r where r.id = p_relation) then
+        v_upto := syncagent._forest_reach(p_relation, true, v_forest.scrub_bucket, v_forest.built, p_rows);
+        update syncagent.forest set scrub_bucket = v_upto where relation = p_relation;
+        return syncagent._forest_build(p_relation, true, array[v_forest.scrub_bucket], array[v_upto], syncagent._seal_number());
+    end if;
+    update syncagent.forest set scrub_prefix = 0, scrub_bucket = 0, scrubbed_at = clock_timestamp() where relation = p_relation;
+    return null;
+end
+$$;
+comment on function syncagent._forest_scrub is 'compute the next sealed buckets from their rows, about so many rows, if that was not done for such a time; returns how many, null if it is not due';
+
 create function syncagent._forest_dirty() returns table (relation integer, timed boolean, number bigint)
     language sql stable
     set search_path = pg_catalog, pg_temp
@@ -469,7 +512,7 @@ create function syncagent._forest_dirty() returns table (relation integer, timed
 $$;
 comment on function syncagent._forest_dirty is 'sealed buckets with a leaf that may differ from its rows: of marked keys, and of keys in no cut yet';
 
-create function syncagent._forest_due() returns table (relation integer, marked boolean, unsealed boolean)
+create function syncagent._forest_due(p_period interval) returns table (relation integer, marked boolean, unsealed boolean, unscrubbed boolean)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
@@ -477,11 +520,11 @@ create function syncagent._forest_due() returns table (relation integer, marked 
            exists (select from syncagent.mark m where m.relation = f.relation)
                or exists (select from syncagent.cut_keys c join syncagent.local_site me on me.node = c.node
                           where c.relation = f.relation and c.id > f.consumed),
-           f.prefixes < 256 or f.built < f.horizon
+           f.prefixes < 256 or f.built < f.horizon, f.scrubbed_at < clock_timestamp() - p_period
     from syncagent.forest f join syncagent.replicated r on r.id = f.relation join pg_class c on c.oid = r.relation
     order by f.relation
 $$;
-comment on function syncagent._forest_due is 'what there is to do: tables with marked leaves, and with buckets to be sealed';
+comment on function syncagent._forest_due is 'what there is to do: tables with marked leaves, with buckets to be sealed, and those that were not scrubbed for such a time';
 
 -- Comparing ------------------------------------------------------------------------------------------------------
 -- All of it in one snapshot, which the agent keeps while it talks with a peer.

@@ -38,6 +38,7 @@ from syncagent.services.housekeeper import Housekeeper
 from syncagent.services.lifecycle import Desk, Roster
 from syncagent.services.membership import Departed, Membership, peers_of, removed_from
 from syncagent.services.renewal import Renewal
+from syncagent.services.repairer import Repairer
 from syncagent.services.verifier import Verifier
 from syncagent.settings import Settings
 from syncagent.storage import blueprint as blueprints
@@ -265,10 +266,14 @@ async def _assemble(
     cutter = Cutter(desk, store.origin, exchange, spools, high_water)
     applier = Applier(desk, store.replica, store.keeper, loaded.parked)
     verifier = Verifier(desk, store.forest, store.keeper, exchange)
+    repairer = Repairer(
+        settings.name, desk, verifier, store.forest, store.repairs, store.keeper, exchange, spools
+    )
     housekeeper = Housekeeper(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, verifier, steady=steady
     )
-    housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs | verifier.verbs)
+    housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
+    housekeeper.verbs.update(verifier.verbs | repairer.verbs)
     housekeeper.warning = renewal.warning
     await store.keeper.on_request(desk.bells.requests.ring)
     loops: list[Loop] = [

@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 55_copy.sql, 57_return.sql, 58_forest.sql, 60_inspect.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 55_copy.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -25,9 +25,11 @@ create table syncagent.local_site (
     trimmed     bigint not null default 0,
     joining     boolean not null default false,
     copied      boolean not null default true,
-    seen_before jsonb
+    seen_before jsonb,
+    compacted   jsonb not null default '{}',
+    collected   jsonb not null default '{}'
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; seen_before is its frontier when it was set back, until it has returned';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; seen_before is its frontier when it was set back, until it has returned; entries that are gone were of these cuts at most, tombstones among them of those collected';
 
 create table syncagent.replicated (
     id          integer generated always as identity primary key,
@@ -1705,6 +1707,15 @@ create function syncagent._stable() returns table (node integer, cut bigint)
 $$;
 comment on function syncagent._stable is 'per origin, the last cut that every member has said, in its own stream, to have applied';
 
+create function syncagent._greatest(p_one jsonb, p_other jsonb) returns jsonb
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(jsonb_object_agg(k.node, greatest((p_one ->> k.node)::bigint, (p_other ->> k.node)::bigint)), '{}')
+    from jsonb_object_keys(p_one || p_other) as k (node)
+$$;
+comment on function syncagent._greatest is 'per node the larger of two cuts';
+
 create function syncagent._compact(p_limit bigint) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -1714,6 +1725,8 @@ declare
     v_count   bigint;
     v_oldest  xid8;
     v_full    boolean := false;
+    v_marks   uuid[] := array(select t.collected from syncagent.replicated t order by t.id);
+    v_stable  jsonb;
     r         record;
 begin
     -- Below this all transactions have ended and are folded; at rest that is known without another cut.
@@ -1730,6 +1743,12 @@ begin
         v_dropped := v_dropped + v_count;
         v_full := v_full or v_count >= p_limit;
     end loop;
+    if v_dropped > 0 then   -- remembered: what is stable is less again when a site comes that knows nothing yet
+        select coalesce(jsonb_object_agg(s.node, s.cut), '{}') into v_stable from syncagent._stable() s;
+        update syncagent.local_site me set compacted = syncagent._greatest(me.compacted, v_stable),
+            collected = case when v_marks = array(select t.collected from syncagent.replicated t order by t.id) then me.collected
+                             else syncagent._greatest(me.collected, v_stable) end;
+    end if;
     if not v_full then
         delete from syncagent.context c using syncagent._stable() s
         where c.node = s.node and c.cut <= s.cut and (c.applied is null or pg_snapshot_xmax(c.applied) <= v_oldest);
@@ -3209,9 +3228,12 @@ create table syncagent.forest (
     prefixes integer not null default 0,
     consumed bigint not null,
     seal     bigint,
-    shape    text not null
+    shape    text not null,
+    scrub_prefix integer not null default 0,
+    scrub_bucket bigint not null default 0,
+    scrubbed_at  timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.forest is 'the tree of an attached table: the buckets to be sealed, those that are, and first bytes of keys without a time; consumed is the last of cut_keys that the leaves know of; seal is that of what was sealed last, also of hours without a row; shape is a hash of what fingerprints depend on';
+comment on table syncagent.forest is 'the tree of an attached table: the buckets to be sealed, those that are, and first bytes of keys without a time; consumed is the last of cut_keys that the leaves know of; seal is that of what was sealed last, also of hours without a row; shape is a hash of what fingerprints depend on; scrub: what is computed from its rows next although nothing is marked, and when all was';
 
 create table syncagent.bucket (
     relation integer not null,
@@ -3636,6 +3658,46 @@ end
 $$;
 comment on function syncagent._forest_leaves_anew is 'compute the marked slices of stored buckets from the rows, one range scan each';
 
+create function syncagent._forest_anew(p_relation integer, p_timed boolean, p_numbers bigint[]) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_numbers bigint[] := array(
+        select distinct n.number from unnest(p_numbers) as n (number) join syncagent.forest f on f.relation = p_relation
+        where n.number < case when p_timed then f.built else f.prefixes end order by 1);
+begin
+    return syncagent._forest_build(p_relation, p_timed, v_numbers, array(select n.number + 1 from unnest(v_numbers) as n (number) order by 1), syncagent._seal_number());
+end
+$$;
+comment on function syncagent._forest_anew is 'compute sealed buckets from their rows, although nothing is marked in them; returns how many rows they hold';
+
+create function syncagent._forest_scrub(p_relation integer, p_rows bigint, p_period interval) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_forest syncagent.forest;
+    v_upto   bigint;
+begin
+    select * into strict v_forest from syncagent.forest where relation = p_relation;
+    if v_forest.scrubbed_at > clock_timestamp() - p_period then
+        return null;
+    elsif v_forest.scrub_prefix < v_forest.prefixes then
+        v_upto := syncagent._forest_reach(p_relation, false, v_forest.scrub_prefix, v_forest.prefixes, p_rows);
+        update syncagent.forest set scrub_prefix = v_upto where relation = p_relation;
+        return syncagent._forest_build(p_relation, false, array[v_forest.scrub_prefix], array[v_upto], syncagent._seal_number());
+    elsif v_forest.scrub_bucket < v_forest.built and not (select r.derived from syncagent.replicated r where r.id = p_relation) then
+        v_upto := syncagent._forest_reach(p_relation, true, v_forest.scrub_bucket, v_forest.built, p_rows);
+        update syncagent.forest set scrub_bucket = v_upto where relation = p_relation;
+        return syncagent._forest_build(p_relation, true, array[v_forest.scrub_bucket], array[v_upto], syncagent._seal_number());
+    end if;
+    update syncagent.forest set scrub_prefix = 0, scrub_bucket = 0, scrubbed_at = clock_timestamp() where relation = p_relation;
+    return null;
+end
+$$;
+comment on function syncagent._forest_scrub is 'compute the next sealed buckets from their rows, about so many rows, if that was not done for such a time; returns how many, null if it is not due';
+
 create function syncagent._forest_dirty() returns table (relation integer, timed boolean, number bigint)
     language sql stable
     set search_path = pg_catalog, pg_temp
@@ -3659,7 +3721,7 @@ create function syncagent._forest_dirty() returns table (relation integer, timed
 $$;
 comment on function syncagent._forest_dirty is 'sealed buckets with a leaf that may differ from its rows: of marked keys, and of keys in no cut yet';
 
-create function syncagent._forest_due() returns table (relation integer, marked boolean, unsealed boolean)
+create function syncagent._forest_due(p_period interval) returns table (relation integer, marked boolean, unsealed boolean, unscrubbed boolean)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
@@ -3667,11 +3729,11 @@ create function syncagent._forest_due() returns table (relation integer, marked 
            exists (select from syncagent.mark m where m.relation = f.relation)
                or exists (select from syncagent.cut_keys c join syncagent.local_site me on me.node = c.node
                           where c.relation = f.relation and c.id > f.consumed),
-           f.prefixes < 256 or f.built < f.horizon
+           f.prefixes < 256 or f.built < f.horizon, f.scrubbed_at < clock_timestamp() - p_period
     from syncagent.forest f join syncagent.replicated r on r.id = f.relation join pg_class c on c.oid = r.relation
     order by f.relation
 $$;
-comment on function syncagent._forest_due is 'what there is to do: tables with marked leaves, and with buckets to be sealed';
+comment on function syncagent._forest_due is 'what there is to do: tables with marked leaves, with buckets to be sealed, and those that were not scrubbed for such a time';
 
 -- Comparing ------------------------------------------------------------------------------------------------------
 -- All of it in one snapshot, which the agent keeps while it talks with a peer.
@@ -3815,6 +3877,170 @@ begin
 end
 $$;
 comment on function syncagent._prove is 'note what a comparison has found';
+
+-- Repair: rows that differ from a peer's although nothing is on its way between the two.
+--
+-- The peer answers with a *listing*: rows and version entries of some keys, and its frontier, in one snapshot. A key that
+-- it has written since its last cut is left out. It is taken like a batch, once this site's frontier covers the
+-- listing's, and only if the listing's covers all that was collected here: an older one may hold a row whose delete is
+-- forgotten. A key is left alone if its row is not what was compared, if somebody writes it, or if it is parked.
+--
+-- Then, row by row: a row that the entry here says must live is *lost*, and is taken from whoever had that version, too; of
+-- which nothing is known here, is *missing*; the larger stamp wins (*older*), but an entry that was compacted here says
+-- nothing new. Where nobody's row is newer, somebody has written behind the triggers, or a disk is damaged: what is right was
+-- *decided* before, by most sites or by a person. tests/model has these rules, and shows what each prevents.
+
+create table syncagent.repair_record (
+    id           uuid primary key default gen_random_uuid(),
+    schema_name  name not null,
+    table_name   name not null,
+    key          uuid not null,
+    key_text     text not null,
+    cause        text not null,
+    node         integer not null,
+    stamp_before uuid,
+    stamp_after  uuid,
+    image_before jsonb,
+    image_after  jsonb,
+    made_at      timestamptz not null default clock_timestamp()
+);
+create index repair_record_time on syncagent.repair_record (made_at);
+comment on table syncagent.repair_record is 'rows that were repaired here: why, after whom, and what was there before';
+
+create function syncagent._uncut(p_relation integer) returns setof uuid
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select k.key from syncagent.log e cross join syncagent._last_cut() l cross join lateral unnest(e.keys) as k (key)
+    where e.relation = p_relation and (e.xid >= l.xmax or e.xid = any (l.xip))
+    union
+    select s.key from syncagent.settling s where s.relation = p_relation
+$$;
+comment on function syncagent._uncut is 'keys of a table that are written, and in no cut yet';
+
+create function syncagent._listing(p_schema name, p_table name, p_keys uuid[],
+                                   out relation integer, out columns text[], out keys integer, out frontier jsonb, out rows text, out versions text)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb;
+begin
+    select r.id, r.columns::text[], case when r.derived then cardinality(r.key_columns) else 0 end, syncagent._tokens(r.id)
+        || jsonb_build_object('only', case c.relkind when 'p' then '' else 'only' end, 'wanted', quote_literal(p_keys::text) || '::uuid[]')
+    into relation, columns, keys, v_tokens
+    from syncagent.replicated r join pg_class c on c.oid = r.relation where r.schema_name = p_schema and r.table_name = p_table;
+    if not found then
+        raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table) using errcode = 'SA104';
+    elsif (select s.joining from syncagent.local_site s) then
+        raise exception 'this site is not a member yet: its rows are of later moments than its frontier says' using errcode = 'SA101';
+    end if;
+    select coalesce(jsonb_object_agg(f.node, f.cut), '{}') into frontier from syncagent.frontier f;
+    rows := syncagent._render($sql$
+        select {t_columns} from {only} {table} t
+        where {key} = any ({wanted}) and {key} not in (select syncagent._uncut({id}))$sql$, v_tokens);
+    versions := syncagent._render($sql$
+        select v.key, v.stamp, v.node, v.cut, v.deleted {version_key_columns}, false as rest from syncagent.version_{id} v
+        where v.key = any ({wanted}) and v.key not in (select syncagent._uncut({id}))$sql$, v_tokens);
+end
+$$;
+comment on function syncagent._listing is 'what is read of some keys of a table for a peer that repairs: rows, version entries, and the frontier';
+
+create function syncagent._repair(p_relation integer, p_node integer, p_context jsonb,
+                                  p_keys uuid[], p_lanes_0 bigint[], p_lanes_1 bigint[], p_cause text)
+    returns table (repaired bigint, parked bigint)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set datestyle = 'ISO, MDY' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'
+    set client_min_messages = warning
+    as $$
+#variable_conflict use_column
+declare
+    v_tokens jsonb := syncagent._range_tokens(p_relation, null, null, null);
+    v_me     integer;
+    v_seen   pg_snapshot := pg_current_snapshot();
+    v_repaired bigint;
+    v_parked bigint := 0;
+    v_origin integer;
+begin
+    select s.node into strict v_me from syncagent.local_site s;
+    if exists (select from jsonb_each_text(p_context) as e left join syncagent.frontier f on f.node = e.key::integer
+                  where e.key::integer <> v_me and e.value::bigint > coalesce(f.cut, 0)) then
+        raise exception 'the listing holds what has not come here yet' using errcode = 'SA101';
+    elsif exists (select from syncagent.local_site s cross join lateral jsonb_each_text(s.collected) as e
+                  where e.value::bigint > coalesce((p_context ->> e.key)::bigint, 0)) then
+        raise exception 'the listing is older than what was collected here' using errcode = 'SA101';
+    end if;
+
+    -- a tombstone there has no row: it is staged by its key
+    execute syncagent._render('insert into pg_temp.stage_{id} (_deleted {listed_key_columns}) select true {listed_keys}'
+                              ' from pg_temp.listed v where v.deleted', v_tokens);
+    execute syncagent._render($sql$
+        create temp table mending on commit drop as
+        select q.*, case
+            when q.alive and q.there and $5 <> 'stamps' then $5
+            when not q.alive and q.deleted is false then case when (q.there or q.gone) and q.cut <= coalesce(($2 ->> q.node::text)::bigint, 0) then 'lost' end
+            when q.mine is null then case when q.there then 'missing' end
+            when q.theirs > q.mine and (q.deleted is not null or q.gone or not q.settled) then 'older' end as cause
+        from (
+            select k.key, v.node, v.cut, v.deleted, not ({t_absent}) as alive, s._key is not null and s._deleted is not true as there, coalesce(l.deleted, false) as gone,
+                   coalesce(v.stamp, case when not ({t_absent}) then syncagent._implicit(k.key) end) as mine,
+                   coalesce(l.stamp, case when s._key is not null then syncagent._implicit(k.key) end) as theirs,
+                   l.cut <= coalesce((select (x.compacted ->> l.node::text)::bigint from syncagent.local_site x), 0) as settled,
+                   {t_key_text} as key_here, {s_key_text} as key_there, case when not ({t_absent}) then to_jsonb(t.*) end as image,
+                   row({t_columns})::text collate "C" as text_here, row({s_columns})::text collate "C" as text_there
+            from unnest($1::uuid[], $3::bigint[], $4::bigint[]) as k (key, lane_0, lane_1)
+            left join syncagent.version_{id} v on v.key = k.key
+            left join pg_temp.listed l on l.key = k.key
+            left join {stage} s on s._key = k.key
+            left join {table} t on {key} = k.key
+            left join lateral (
+                select hashtextextended(({fingerprint}) collate "C", 0) as lane_0, hashtextextended(({fingerprint}) collate "C", 7640891576956012808) as lane_1
+                where not ({t_absent})) as f on true
+            where (f.lane_0, f.lane_1) is not distinct from (k.lane_0, k.lane_1)
+              and k.key not in (select syncagent._uncut({id}))
+              and not exists (select from syncagent.parked_row p where p.relation = {id} and p.key = k.key)) as q
+        where not (q.alive and q.there and q.text_here = q.text_there)
+        $sql$, v_tokens || jsonb_build_object('fingerprint', (
+            select coalesce(syncagent._fingerprint_text(r.relation, r.columns), '''''') from syncagent.replicated r where r.id = p_relation)))
+    using p_keys, p_context, p_lanes_0, p_lanes_1, p_cause;
+    delete from pg_temp.mending m where m.cause is null;
+    select count(*) into v_repaired from pg_temp.mending;
+
+    execute syncagent._render($sql$
+        create temp table staged on commit drop as
+        select s._key, s._deleted, {s_columns}, l.stamp as _stamp, coalesce(l.cut, 0) as _cut, coalesce(l.node, $1) as _node
+        from {stage} s join pg_temp.mending m on m.key = s._key left join pg_temp.listed l on l.key = s._key
+        $sql$, v_tokens) using p_node;
+    execute syncagent._render($sql$
+        insert into syncagent.repair_record (schema_name, table_name, key, key_text, cause, node, stamp_before, stamp_after, image_before, image_after)
+        select {schema_literal}, {table_literal}, m.key, coalesce(m.key_here, m.key_there), m.cause, $1, m.mine, m.theirs, m.image,
+               case when m.there then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end
+        from pg_temp.mending m join pg_temp.staged s on s._key = m.key
+        $sql$, v_tokens) using p_node;
+    -- Each origin's versions by themselves, as if they came in its batch.
+    for v_origin in select distinct s._node from pg_temp.staged s order by 1 loop
+        execute syncagent._render('truncate pg_temp.stage_{id}', v_tokens);
+        execute syncagent._render('insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})'
+                                  ' select s._stamp, s._cut, s._stamp is not null and coalesce(s._deleted, false), {s_columns} from pg_temp.staged s where s._node = $1', v_tokens) using v_origin;
+        perform syncagent._empty('pg_temp.verdict');
+        perform syncagent._write_carefully(p_relation, v_origin);
+        v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
+        execute format('select syncagent.recheck_%s($1)', p_relation) using v_seen;
+    end loop;
+    -- A range that was read here while the row was lost had to leave it out, and its reader counts as having it: it is sent again.
+    execute syncagent._render($sql$
+        insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+        select pg_current_xact_id(), {id}, 'U', syncagent._tick(), array_agg(k.key) {odd_agg}
+        from (select m.key {odd_value} from pg_temp.mending m join {table} t on {key} = m.key
+              where m.cause = 'lost' and m.node = $1 and (m.theirs = m.mine or m.theirs = syncagent._implicit(m.key))) as k
+        having count(*) > 0
+        $sql$, v_tokens) using v_me;
+    execute syncagent._render('truncate pg_temp.stage_{id}', v_tokens);
+    return query select v_repaired, v_parked;
+end
+$$;
+comment on function syncagent._repair is 'take of a staged listing, and what is listed of its versions, the rows that are wrong here; lanes are the fingerprints of the rows as they were compared, null if there was none; cause: stamps, or why the rows there are right whatever their stamps';
 
 -- What people ask: views and functions that read, and never lock.
 --

@@ -12,24 +12,27 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syncagent.core import comparison, forest, stamp, wire
+from syncagent.core import comparison, forest, questions, stamp, wire
 from syncagent.core.batch import Table
-from syncagent.core.comparison import (
+from syncagent.core.comparison import Comparison, Outcome
+from syncagent.core.forest import END, PREFIX_WIDTH, WIDTHS, Digest, Span
+from syncagent.core.questions import (
     Answer,
-    Comparison,
+    Begin,
+    Begun,
     Grove,
     Leaves,
     Listed,
-    Outcome,
     Question,
+    Root,
     Row,
     Rows,
+    Settle,
     Sliced,
     Standing,
     Summed,
     Sums,
 )
-from syncagent.core.forest import END, PREFIX_WIDTH, WIDTHS, Digest, Span
 from syncagent.errors import ProtocolError
 from syncagent.services.comparing import Side
 
@@ -58,7 +61,7 @@ class Memory:
             for table in self.tables
             if tables is None or table in tables
         }
-        return comparison.standing((1, 2), self.frontier, True, groves)
+        return questions.standing((1, 2), self.frontier, True, groves)
 
     async def left_out(self, _: Mapping[int, int], groves: Sequence[Grove]) -> tuple[Span, ...]:
         numbers = {grove.table: number for number, grove in enumerate(groves)}
@@ -279,9 +282,9 @@ def test_equal_sites_with_many_tables_say_little() -> None:
         Table("public", f"a_table_with_a_name_{n}"): {UUID(int=n): n} for n in range(100)
     }
     side = asyncio.run(Side.of(Memory(tables, 0), None))
-    begin = comparison.Begin(side.standing.listed(None), None, whole=False)
-    begun = comparison.Begun(side.standing.known_to(begin.standing), ())
-    settle, root = comparison.Settle(None, ()), comparison.Root(bytes(16))
+    begin = Begin(side.standing.listed(None), None, whole=False)
+    begun = Begun(side.standing.known_to(begin.standing), ())
+    settle, root = Settle(None, ()), Root(bytes(16))
     messages: list[wire.Message] = [wire.Compare(UUID(int=1), said) for said in (begin, settle, None)]
     messages += [wire.Compared(UUID(int=1), said) for said in (begun, root)]
     assert sum(len(wire.encode(message)) for message in messages) < 1024
@@ -329,7 +332,7 @@ QUESTIONS: dict[str, Question] = {
     "an empty span": Rows((msgspec.structs.replace(SPAN, low=9, high=9),)),
     "too much at once": Sums("year", (SPAN,) * 100_000),
     "a depth that there is not": Leaves(99, (SPAN,)),
-    "the beginning again": comparison.Settle(None, ()),
+    "the beginning again": Settle(None, ()),
 }
 
 

@@ -29,6 +29,7 @@ from syncagent.cli.leave import leave, remove
 from syncagent.cli.parked import parked
 from syncagent.cli.pause import pause, resume
 from syncagent.cli.rejoin import rejoin
+from syncagent.cli.repair import repair
 from syncagent.cli.run import run
 from syncagent.cli.status import status
 from syncagent.cli.tables import tables
@@ -77,6 +78,7 @@ for _verb in (
     status,
     wait,
     verify,
+    repair,
     why,
     pause,
     resume,

@@ -159,3 +159,28 @@ def span(seconds: float | None) -> str:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """`1 row`, `2 rows`."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+class Progress:
+    """The last thing the agent said, on stderr: in place at a terminal, else nowhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        from rich.status import Status
+
+        screen = console(stderr=True)
+        self._status = None if quiet or not screen.is_terminal else Status("asking the agent", console=screen)
+
+    def __enter__(self) -> "Progress":
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, said: str) -> None:
+        if self._status is not None:
+            from rich.markup import escape
+
+            self._status.update(escape(said))

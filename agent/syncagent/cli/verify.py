@@ -35,7 +35,7 @@ def verify(
     with site_of(dsn_of(home, dsn)) as connection:
         chosen = named(connection, tables) if tables else []
         arguments = {"tables": [[table.schema, table.name] for table in chosen], "deep": deep}
-        with _Progress(quiet=as_json) as progress:
+        with render.Progress(quiet=as_json) as progress:
             answer = ask(connection, "verify", arguments, seconds=timeout, on_progress=progress)
     if as_json:
         render.json(answer)
@@ -46,31 +46,6 @@ def verify(
             render.show("there is no other site to compare with")
     if not answer["equal"]:
         raise typer.Exit(1)
-
-
-class _Progress:
-    """The last thing the agent said, on stderr: in place at a terminal, else nowhere."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        from rich.status import Status
-
-        screen = render.console(stderr=True)
-        self._status = None if quiet or not screen.is_terminal else Status("asking the agent", console=screen)
-
-    def __enter__(self) -> "_Progress":
-        if self._status is not None:
-            self._status.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
-
-    def __call__(self, said: str) -> None:
-        if self._status is not None:
-            from rich.markup import escape
-
-            self._status.update(escape(said))
 
 
 def _tell(site: dict[str, Any]) -> None:

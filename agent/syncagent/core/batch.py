@@ -9,7 +9,7 @@ from uuid import UUID
 
 import msgspec
 
-Form = Literal["plain", "exact", "keys"]
+Form = Literal["plain", "exact", "keys", "entries"]
 
 
 class Table(msgspec.Struct, frozen=True, order=True):
@@ -25,7 +25,7 @@ class Table(msgspec.Struct, frozen=True, order=True):
 class Stream(msgspec.Struct, frozen=True):
     """Rows of one table. `plain` rows have implicit stamps and only their columns; `exact` rows carry
     `_stamp uuid, _cut int8, _deleted bool` before them. `keys` are no rows: which keys each cut of the range saw
-    changed, for a receiver that may have to hand them on. `size` is the length of the raw COPY bytes; `lowest` is
+    changed, for a receiver that may have to hand them on; `entries` are what a listing knows of versions. `size` is the length of the raw COPY bytes; `lowest` is
     not above any key of plain rows."""
 
     table: Table
@@ -46,7 +46,8 @@ class CutContext(msgspec.Struct, frozen=True):
 class BatchHeader(msgspec.Struct, frozen=True):
     """`newest` is the largest clock (hlc) of any stamp in the batch, 0 if there is none; `needed` the last cut of
     the origin that says something. `relayed` names other origins: a batch of each went before this one, read under the
-    same snapshot, and is applied with it or not at all; `unable` those that were asked for, and are not whole here."""
+    same snapshot, and is applied with it or not at all; `unable` those that were asked for, and are not whole here.
+    `listing`: this is no batch, but what was asked for by this request, at the frontier that is its only context."""
 
     origin: int
     after: int
@@ -58,6 +59,7 @@ class BatchHeader(msgspec.Struct, frozen=True):
     needed: int = 0
     relayed: tuple[int, ...] = ()
     unable: tuple[int, ...] = ()
+    listing: UUID | None = None
 
     @property
     def context(self) -> dict[int, int]:

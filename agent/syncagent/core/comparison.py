@@ -14,12 +14,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-import msgspec
-import xxhash
-
-from syncagent.core import forest, frontier
+from syncagent.core import forest, frontier, stamp
 from syncagent.core.batch import Table
 from syncagent.core.forest import END, NOTHING, Digest, Span
+from syncagent.core.questions import (
+    Answer,
+    Count,
+    Grove,
+    Leaves,
+    Listed,
+    Question,
+    Root,
+    Row,
+    Rows,
+    Sliced,
+    Standing,
+    Summed,
+    Sums,
+)
 from syncagent.errors import ProtocolError
 
 SPANS = 128
@@ -32,151 +44,6 @@ SLICES = 8
 """Halvings of a bucket asked for at a time."""
 DIFFERENCES = 1000
 """Rows that differ, after which it is enough."""
-
-# ---- what is said
-
-
-class Grove(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """A table as a site has it: `shape` stands for its columns and their types."""
-
-    table: Table
-    shape: str
-
-
-class Standing(msgspec.Struct, frozen=True):
-    """Where a site stands. `known` are its answers to questions about fingerprints whose answers are known; `quiet` says that
-    nothing was written that no cut holds.
-
-    Tables are numbered in the order of their names; they travel only if `listing`, a hash of them, differs. Positions below
-    `sealed` are in buckets, those of keys without a time and with one; tables of `behind` have not come so far.
-    """
-
-    known: tuple[int, ...]
-    frontier: dict[int, int]
-    quiet: bool
-    sealed: tuple[int, int]
-    behind: dict[int, tuple[int, int]]
-    listing: bytes
-    groves: tuple[Grove, ...] | None
-
-    def reach(self, number: int) -> tuple[int, int]:
-        return self.behind.get(number, self.sealed)
-
-    def known_to(self, other: "Standing") -> "Standing":
-        """As it travels to a site that stands there: without the tables, if they are the same."""
-        return self.listed(None) if self.listing == other.listing else self
-
-    def listed(self, groves: tuple[Grove, ...] | None) -> "Standing":
-        """With this list of tables, which did not travel, or travelled later."""
-        return msgspec.structs.replace(self, groves=groves)
-
-
-def standing(
-    known: tuple[int, ...],
-    frontier: dict[int, int],
-    quiet: bool,
-    groves: Mapping[Grove, tuple[int, int]],
-) -> Standing:
-    """Of these tables, and how far each is sealed."""
-    listed = tuple(sorted(groves))
-    sealed = max((groves[grove] for grove in listed), default=(0, 0))
-    behind = {number: groves[grove] for number, grove in enumerate(listed) if groves[grove] != sealed}
-    listing = xxhash.xxh3_128_digest(msgspec.msgpack.encode(listed))
-    return Standing(known, frontier, quiet, sealed, behind, listing, listed)
-
-
-class Prepare(msgspec.Struct, frozen=True, tag=True):
-    """Seal what is due, and compute anew what is marked, of all tables. `deep`: these, or all, from the rows."""
-
-    tables: tuple[Table, ...] | None
-    deep: bool
-
-
-class Begin(msgspec.Struct, frozen=True, tag=True):
-    """Take a snapshot, of these tables, or of all: where do you stand, and what can you not compare with me? `whole`: rows
-    that are in no bucket yet, too, if both sites are still."""
-
-    standing: Standing
-    tables: tuple[Table, ...] | None
-    whole: bool
-
-
-class Settle(msgspec.Struct, frozen=True, tag=True):
-    """This is left out on my side, by the number of my tables; and your root over what is left?"""
-
-    groves: tuple[Grove, ...] | None
-    left_out: tuple[Span, ...]
-
-
-class Sums(msgspec.Struct, frozen=True, tag=True):
-    """Of these spans, the sums of what they are made of at a level."""
-
-    level: str
-    spans: tuple[Span, ...]
-
-
-class Leaves(msgspec.Struct, frozen=True, tag=True):
-    """Of these buckets, or parts of one, the slices at this depth, or at your own if that is less."""
-
-    depth: int
-    spans: tuple[Span, ...]
-
-
-class Count(msgspec.Struct, frozen=True, tag=True):
-    """Of these spans the digests, from the rows themselves."""
-
-    spans: tuple[Span, ...]
-
-
-class Rows(msgspec.Struct, frozen=True, tag=True):
-    """The rows of these spans."""
-
-    spans: tuple[Span, ...]
-
-
-Question = Prepare | Begin | Settle | Sums | Leaves | Count | Rows
-
-
-class Prepared(msgspec.Struct, frozen=True, tag=True):
-    """It is done."""
-
-
-class Begun(msgspec.Struct, frozen=True, tag=True):
-    standing: Standing
-    left_out: tuple[Span, ...]
-
-
-class Root(msgspec.Struct, frozen=True, tag=True):
-    root: bytes
-
-
-class Summed(msgspec.Struct, frozen=True, tag=True):
-    """For each span, where each part that holds rows begins, and its digest."""
-
-    sums: tuple[dict[int, Digest], ...]
-
-
-class Sliced(msgspec.Struct, frozen=True, tag=True):
-    """For each span the depth, and its slices that hold rows, numbered in their bucket; none if it holds no row."""
-
-    slices: tuple[tuple[int, dict[int, Digest]] | None, ...]
-
-
-class Row(msgspec.Struct, frozen=True, array_like=True):
-    """A row: its key, as people write it too; its stamp, unless it is implicit; its fingerprint."""
-
-    key: UUID
-    shown: str
-    stamp: UUID | None
-    lane_0: int
-    lane_1: int
-
-
-class Listed(msgspec.Struct, frozen=True, tag=True):
-    rows: tuple[tuple[Row, ...], ...]
-
-
-Answer = Prepared | Begun | Root | Summed | Sliced | Listed
 
 # ---- what is compared
 
@@ -207,6 +74,18 @@ class Scope:
             for timed in (False, True)
             if self.whole and sealed[timed] < END
         ]
+
+    def holds(self, table: Table, key: UUID) -> bool:
+        """Whether the row of this key was compared."""
+        if table not in self.tables:
+            return False
+        number, timed, at = self.tables.index(table), stamp.is_timed(key), forest.position(key)
+        if at >= self.sealed[number][timed]:
+            return self.whole
+        return not any(
+            span.table == number and span.timed == timed and span.low <= at < span.high
+            for span in self.left_out
+        )
 
     def without(self, groves: Iterable[Grove], left_out: Iterable[Span]) -> "Scope":
         """Also without these buckets, or whole parts of tables, of somebody who numbers tables in his own way."""
@@ -251,9 +130,13 @@ def unlike(here: Standing, there: Standing) -> dict[Table, str]:
     }
 
 
+Content = tuple[int, int] | None
+"""The fingerprint of a row; None: it is not there."""
+
+
 @dataclass(frozen=True)
 class Difference:
-    """A row that differs: what is wrong with it, and who has which version, `None` if it is not there."""
+    """A row that differs: what is wrong with it, and who has which version and content; no stamp is an implicit one."""
 
     table: Table
     key: UUID
@@ -261,6 +144,8 @@ class Difference:
     what: str
     here: UUID | None
     there: UUID | None
+    content_here: Content = None
+    content_there: Content = None
 
 
 @dataclass
@@ -477,10 +362,17 @@ def _differences(table: Table, here: Mapping[UUID, Row], there: Mapping[UUID, Ro
             row = mine or theirs
             assert row is not None
             what = "missing here" if mine is None else "missing there"
-        elif (mine.lane_0, mine.lane_1) != (theirs.lane_0, theirs.lane_1):
+        elif mine.content != theirs.content:
             row, what = mine, "different"
         else:
             continue
         yield Difference(
-            table, key, row.shown, what, mine.stamp if mine else None, theirs.stamp if theirs else None
+            table,
+            key,
+            row.shown,
+            what,
+            mine.stamp if mine else None,
+            theirs.stamp if theirs else None,
+            mine.content if mine else None,
+            theirs.content if theirs else None,
         )

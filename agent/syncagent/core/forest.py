@@ -141,6 +141,11 @@ def differing(here: Mapping[int, Digest], there: Mapping[int, Digest]) -> list[i
     return sorted(n for n in here.keys() | there.keys() if here.get(n, NOTHING) != there.get(n, NOTHING))
 
 
+def bucket(span: Span) -> int:
+    """The bucket in which a span lies, or begins."""
+    return span.low // (WIDTHS["hour"] if span.timed else PREFIX_WIDTH)
+
+
 # ---- the calendar (UTC); by arithmetic, for keys go on after the year 9999
 
 

@@ -101,6 +101,12 @@ VERIFY_PREPARE = 3600.0
 """The same while the peer seals what is due, or computes everything from its rows."""
 VERIFY_REST = 2.0
 """After a step of sealing it rests so many times as long as it took."""
+SCRUB_PERIOD = 86400.0
+"""So often every sealed row is read again, though nobody has said that it was written."""
+SCRUB_REST = 20.0
+"""After a step of that it rests so many times as long as it took."""
+REPAIR_PATIENCE = 30.0
+"""A listing that was asked for, and has not come in so long, is given up; so is one that cannot be taken."""
 
 MAX_NODE = 0xFFFF
 """Node numbers are 1 .. MAX_NODE; zero is nobody."""

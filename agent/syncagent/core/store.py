@@ -12,14 +12,16 @@ from uuid import UUID
 from syncagent.core.arrival import Position
 from syncagent.core.batch import BatchHeader, Table
 from syncagent.core.catalog import Attachment, Catalog, Inspected
-from syncagent.core.comparison import Grove, Outcome, Row, Standing
+from syncagent.core.comparison import Difference, Outcome
 from syncagent.core.copying import At, CopyPlan, EndHead, Held, Range, RangeHead
 from syncagent.core.forest import Digest, Span
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
+from syncagent.core.questions import Grove, Row, Standing
 from syncagent.core.raft.machine import Ready
 from syncagent.core.raft.messages import Membership, Snapshot
 from syncagent.core.raft.storage import Memory
+from syncagent.core.repair import Cause
 
 
 @dataclass(frozen=True)
@@ -186,11 +188,12 @@ class Tables(Protocol):
 
 @dataclass(frozen=True)
 class Due:
-    """What the forest of one table waits for: leaves to be computed anew, buckets to be sealed."""
+    """What the forest of one table waits for: leaves to be computed anew, buckets to be sealed, all of it to be read again."""
 
     relation: int
     marked: bool
     unsealed: bool
+    unscrubbed: bool
 
 
 class View(Protocol):
@@ -242,8 +245,46 @@ class Forest(Protocol):
     async def seal(self, relation: int) -> int | None:
         """The next buckets of a table; how many rows were read, None if there was nothing to seal."""
 
+    async def anew(self, spans: Sequence[tuple[Table, bool, int]]) -> None:
+        """Compute these buckets from their rows: of a table, whether of keys with a time, the number."""
+
+    async def scrub(self, relation: int) -> int | None:
+        """Compute the next buckets of a table from their rows; how many rows were read, None if that is not due."""
+
     async def reseal(self, relation: int) -> int | None:
         """The leaves of some marked keys; how many keys, None if there were no marks."""
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """A row that was taken from a peer: why, and how it was and is, as JSON; None: it was not, or is not, there."""
+
+    table: Table
+    key: str
+    cause: str
+    before: str | None
+    after: str | None
+
+
+class Repairs(Protocol):
+    """Rows that are wrong here, or at a peer."""
+
+    async def listing(
+        self, request: UUID, table: Table, keys: Sequence[UUID], spools: SpoolFactory
+    ) -> tuple[BatchHeader, Spool]:
+        """What this site has of some rows. Raises RefusedError, Contended."""
+
+    async def take(
+        self,
+        header: BatchHeader,
+        spool: Spool,
+        wrong: Sequence[Difference],
+        cause: Cause,
+        *,
+        dry: bool,
+    ) -> list[Repaired]:
+        """Of a peer's listing what is right there, and wrong here. `dry`: and then take all of it back. Raises Contended
+        while the listing holds what has not come here yet, or is too old, and if somebody writes one of the rows."""
 
 
 class Registry(Protocol):

@@ -14,9 +14,9 @@ from uuid import UUID
 
 import msgspec
 
-from syncagent.core.batch import BatchHeader
+from syncagent.core.batch import BatchHeader, Table
 from syncagent.core.catalog import Attachment, Inspected
-from syncagent.core.comparison import Answer, Question
+from syncagent.core.questions import Answer, Question
 from syncagent.errors import ProtocolError
 
 PROTOCOL = 1
@@ -139,6 +139,24 @@ class Compared(msgspec.Struct, frozen=True, tag=True):
     error: str | None = None
 
 
+class Fetch(msgspec.Struct, frozen=True, tag=True):
+    """Send me a listing of these keys of a table; or, as an answer, why there is none."""
+
+    request: UUID
+    table: Table
+    keys: tuple[UUID, ...]
+    refusal: str | None = None
+
+
+class Look(msgspec.Struct, frozen=True, tag=True):
+    """Compare yourself with this node soon, and repair what differs. `whole`: the newest rows, too; `trusted`: what is there
+    is right where no row is newer."""
+
+    node: int
+    whole: bool
+    trusted: bool
+
+
 class Ballot(msgspec.Struct, frozen=True, tag=True):
     """A message of Raft, as `core.raft.messages` writes it."""
 
@@ -176,6 +194,8 @@ Message = (
     | Report
     | Compare
     | Compared
+    | Fetch
+    | Look
     | Letter
     | Bye
 )

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from syncagent.core import comparison, forest
 from syncagent.core.batch import Table
-from syncagent.core.comparison import (
-    LEVELS,
-    LISTED,
-    PIECES,
-    SPANS,
+from syncagent.core.comparison import LEVELS, LISTED, PIECES, SPANS, Scope
+from syncagent.core.forest import END, Digest, Span
+from syncagent.core.questions import (
     Answer,
     Count,
     Leaves,
@@ -19,13 +17,11 @@ from syncagent.core.comparison import (
     Question,
     Root,
     Rows,
-    Scope,
     Sliced,
     Standing,
     Summed,
     Sums,
 )
-from syncagent.core.forest import END, Digest, Span
 from syncagent.core.store import View
 from syncagent.errors import ProtocolError
 

@@ -22,8 +22,10 @@ from syncagent.core.wire import (
     Ballot,
     Compare,
     Compared,
+    Fetch,
     Inspect,
     Letter,
+    Look,
     Mark,
     Marked,
     Message,
@@ -69,6 +71,8 @@ class Exchange:
         self.on_inspect: Callable[[int, Inspect], Coroutine[Any, Any, None]] | None = None
         self.on_compare: Callable[[Link, Compare], Coroutine[Any, Any, None]] | None = None
         self.on_compared: Callable[[Compared], None] | None = None
+        self.on_repair: Callable[[Link, Fetch | Look], Coroutine[Any, Any, None]] | None = None
+        self.on_listing: Callable[[int, BatchHeader, Spool], bool] | None = None
 
     # ---- a link's life
 
@@ -114,6 +118,8 @@ class Exchange:
                     group.create_task(self.on_compare(link, message))
                 case Compared() if self.on_compared is not None:
                     self.on_compared(message)
+                case Fetch() | Look() if self.on_repair is not None:
+                    group.create_task(self.on_repair(link, message))
                 case _:
                     await self._heard(link.peer.node, message, group)
 
@@ -173,6 +179,10 @@ class Exchange:
         relayed: list[tuple[BatchHeader, Spool]] = []
         async with AsyncExitStack() as kept:
             async for header, spool in link.batches():
+                if header.listing is not None:
+                    if self.on_listing is None or not self.on_listing(link.peer.node, header, spool):
+                        await spool.close()
+                    continue
                 kept.push_async_callback(spool.close)
                 if header.origin != link.peer.node:
                     relayed.append((header, spool))

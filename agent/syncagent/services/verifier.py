@@ -13,26 +13,15 @@ from uuid import UUID, uuid4
 
 from syncagent.core import comparison, forest, limits, stamp
 from syncagent.core.batch import Table
-from syncagent.core.comparison import (
-    Answer,
-    Begin,
-    Begun,
-    Comparison,
-    Difference,
-    Outcome,
-    Prepare,
-    Prepared,
-    Question,
-    Root,
-    Settle,
-)
+from syncagent.core.comparison import Comparison, Difference, Outcome
 from syncagent.core.ports import Link
+from syncagent.core.questions import Answer, Begin, Begun, Prepare, Prepared, Question, Root, Settle
 from syncagent.core.store import Due, Forest, Keeper, Request
 from syncagent.core.wire import Compare, Compared
 from syncagent.errors import Contended, LinkDown, ProtocolError, RefusedError, SyncagentError, Unreachable
 from syncagent.services.comparing import Side
 from syncagent.services.exchange import Exchange
-from syncagent.services.lifecycle import Desk
+from syncagent.services.lifecycle import Bell, Desk
 
 _LOOK = 1.0
 """Seconds between two looks at what is to be sealed."""
@@ -58,19 +47,31 @@ class Verifier:
         self._answers: dict[UUID, asyncio.Future[Answer]] = {}
         self._differs: dict[int, str] = {}
         self._failing: dict[int, str] = {}
+        self._undecided: dict[int, int] = {}
+        self._soon: dict[int, bool] = {}
+        self._bell = Bell()
         self._turn = asyncio.Lock()
+        self.on_differing: Callable[[int, Outcome], Awaitable[None]] | None = None
         self.verbs = {"verify": self._verify}
         exchange.on_compare, exchange.on_compared = self._asked, self._answered
 
     @property
     def trouble(self) -> str | None:
         names = self._desk.roster.name
-        told = [
-            f"differs from {names(node)}: {what}; see `syncagent verify`"
-            for node, what in self._differs.items()
-        ]
+        told = []
+        for node, what in self._differs.items():
+            see = (
+                "no majority says who is right, see `syncagent repair --source`"
+                if self._undecided.get(node)
+                else "see `syncagent verify`"
+            )
+            told.append(f"differs from {names(node)}: {what}; {see}")
         told += [f"a table cannot be read to be compared: {why}" for why in self._failing.values()]
         return "; ".join(told) or None
+
+    def undecided(self, node: int, rows: int) -> None:
+        """So many rows differ from those of this site, and nobody can say who is right."""
+        self._undecided[node] = rows
 
     # ---- the forest
 
@@ -97,10 +98,14 @@ class Verifier:
             await asyncio.sleep(_LOOK)
 
     async def _tend(self, due: Due) -> None:
-        for step in (self._forest.reseal if due.marked else None, self._forest.seal):
+        for step, wanted, rest in (
+            (self._forest.reseal, due.marked, limits.VERIFY_REST),
+            (self._forest.seal, True, limits.VERIFY_REST),
+            (self._forest.scrub, due.unscrubbed, limits.SCRUB_REST),
+        ):
             began = self._clock.now()
-            if step is not None and await step(due.relation) is not None:
-                await asyncio.sleep((self._clock.now() - began) * limits.VERIFY_REST)
+            if wanted and await step(due.relation) is not None:
+                await asyncio.sleep((self._clock.now() - began) * rest)
 
     async def _advance(self) -> None:
         await self._forest.advance(self._clock.wall() - stamp.from_seconds(limits.SEAL_GRACE))
@@ -151,9 +156,7 @@ class Verifier:
     ) -> None:
         """Answer the questions of one comparison, from one snapshot, until there are no more."""
         if isinstance(begin, Prepare):
-            if begin.deep:
-                await self._forest.fell(begin.tables)
-            await self._freshen(_nobody)
+            await self.prepare(begin.tables, _nobody, deep=begin.deep)
             await link.send(Compared(request, Prepared()))
             return
         async with self._forest.view() as view:
@@ -265,28 +268,66 @@ class Verifier:
         again.stale = [span for span in again.stale if span in outcome.stale]
         return again
 
+    async def compare(self, node: int, tables: tuple[Table, ...] | None) -> Outcome:
+        """What is sealed, with one peer; a difference was found twice. Raises RefusedError, LinkDown, ProtocolError, DatabaseError."""
+        return await self._confirmed(node, tables, _nobody, whole=False)
+
+    async def prepare(self, tables: tuple[Table, ...] | None, say: Say, *, deep: bool) -> None:
+        """Make the forest of this site true, up to now; `deep`: from the rows."""
+        if deep:
+            await self._forest.fell(tables)
+        await self._freshen(say)
+
+    async def whole(self, node: int, tables: tuple[Table, ...] | None, say: Say, *, deep: bool) -> Outcome:
+        """With the newest rows, too, if both sites are found still at the first or second look; the peer prepares for it."""
+        outcome = await self._confirmed(node, tables, say, whole=True, deep=deep)
+        if outcome.equal and not (outcome.scope.whole and not outcome.scope.left_out):
+            await asyncio.sleep(_LOOK)
+            await self._freshen(say)
+            outcome = await self._confirmed(node, tables, say, whole=True)
+        return outcome
+
     # ---- by itself
 
+    def look(self, node: int, *, whole: bool) -> None:
+        """Compare with this peer soon; `whole`: the newest rows, too."""
+        self._soon[node] = whole or self._soon.get(node, False)
+        self._bell.ring()
+
     async def watch(self) -> None:
-        """Compare with one of the peers, whichever, for ever."""
+        """Compare with one of the peers, whichever, for ever; with those that have asked for it, at once."""
         while True:
-            await asyncio.sleep(limits.VERIFY_INTERVAL * (0.75 + self._clock.chance() / 2))
+            if not self._soon:
+                await self._bell.wait(limits.VERIFY_INTERVAL * (0.75 + self._clock.chance() / 2))
             nodes = sorted(node for node in self._exchange.links if self._desk.roster.is_origin(node))
-            if not nodes:
-                continue
-            node = nodes[int(self._clock.chance() * len(nodes))]
-            try:
-                await self._prove(node, await self._confirmed(node, None, _nobody, whole=False))
-            except Unreachable:
-                raise
-            except SyncagentError:
-                continue  # the link, a lock, or a peer that is busy: another time
+            wanted = {node: whole for node, whole in self._soon.items() if node in nodes}
+            self._soon.clear()
+            if not wanted and nodes:
+                wanted = {nodes[int(self._clock.chance() * len(nodes))]: False}
+            for node, whole in wanted.items():
+                try:
+                    await self._watched(node, whole=whole)
+                except Unreachable:
+                    raise
+                except SyncagentError:
+                    continue  # the link, a lock, or a peer that is busy: another time
+
+    async def _watched(self, node: int, *, whole: bool) -> None:
+        if whole:
+            await self._freshen(_nobody)
+            outcome = await self.whole(node, None, _nobody, deep=False)
+        else:
+            outcome = await self.compare(node, None)
+        await self._prove(node, outcome)
+        if not outcome.equal and self.on_differing is not None:
+            await self.on_differing(node, outcome)
 
     async def _prove(self, node: int, outcome: Outcome) -> None:
         counts = _by_table(outcome)
         await self._forest.prove(node, outcome, {"rows": counts, "hours": _hours(outcome.differences)})
         if outcome.equal:
             self._differs.pop(node, None)
+            self._undecided.pop(node, None)
         else:
             self._differs[node] = ", ".join(f"{rows:,} rows of {table}" for table, rows in counts.items())
         self._desk.bells.news.ring()
@@ -304,9 +345,7 @@ class Verifier:
             await self._keeper.say(request.id, what)
 
         deep = bool(request.arguments.get("deep"))
-        if deep:
-            await self._forest.fell(tables)
-        await self._freshen(say)
+        await self.prepare(tables, say, deep=deep)
         sites = [
             await self._report(peer.node, peer.name, tables, say, deep) for peer in self._desk.roster.origins
         ]
@@ -317,7 +356,7 @@ class Verifier:
     ) -> dict[str, Any]:
         await say(f"{name}: beginning")
         try:
-            outcome = await self._whole(node, tables, say, deep)
+            outcome = await self.whole(node, tables, say, deep=deep)
         except Unreachable:
             raise
         except SyncagentError as error:
@@ -325,15 +364,6 @@ class Verifier:
         if tables is None:
             await self._prove(node, outcome)
         return {"site": name, "error": None, **_told(outcome)}
-
-    async def _whole(self, node: int, tables: tuple[Table, ...] | None, say: Say, deep: bool) -> Outcome:
-        """With the newest rows, too, if both sites are found still at the first or second look."""
-        outcome = await self._confirmed(node, tables, say, whole=True, deep=deep)
-        if outcome.equal and not (outcome.scope.whole and not outcome.scope.left_out):
-            await asyncio.sleep(_LOOK)
-            await self._freshen(say)
-            outcome = await self._confirmed(node, tables, say, whole=True)
-        return outcome
 
 
 async def _nobody(_: str) -> None:

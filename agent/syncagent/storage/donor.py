@@ -31,6 +31,7 @@ from syncagent.core.copying import (
 )
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.errors import Contended, CopyDiffers, RefusedError
+from syncagent.storage import staging
 from syncagent.storage.borders import border
 from syncagent.storage.session import connect
 
@@ -234,10 +235,10 @@ class PostgresDonor:
             assert sums is not None
             rows, lanes = sums["rows"], (sums["lane_0"], sums["lane_1"])
             same = held == Held(rows, lanes)
-            if not same and await _copy(session, found["rows"], spool, copying.ROWS) != rows:
+            if not same and await staging.read_out(session, found["rows"], spool, copying.ROWS) != rows:
                 raise CopyDiffers(f"{part}: two readings in one snapshot of the donor differ")
-        versions = await _copy(session, found["versions"], spool, copying.VERSIONS)
-        parked = await _copy(session, found["parked"], spool, copying.PARKED)
+        versions = await staging.read_out(session, found["versions"], spool, copying.VERSIONS)
+        parked = await staging.read_out(session, found["parked"], spool, copying.PARKED)
         return RangeHead(
             tuple(found["columns"]), found["keys"], rows, lanes, versions, parked, found["snapshot"], same
         )
@@ -265,9 +266,9 @@ class PostgresDonor:
         sequences = await session.fetch(
             "select schema_name, table_name, column_name::text as column_name, last_value, is_called from syncagent._copy_sequences()"
         )
-        contexts = await _copy(session, _CONTEXTS, spool, copying.CONTEXTS)
-        conflicts = await _copy(session, _CONFLICTS, spool, copying.CONFLICTS)
-        records = await _copy(session, _RECORDS, spool, copying.RECORDS)
+        contexts = await staging.read_out(session, _CONTEXTS, spool, copying.CONTEXTS)
+        conflicts = await staging.read_out(session, _CONFLICTS, spool, copying.CONFLICTS)
+        records = await staging.read_out(session, _RECORDS, spool, copying.RECORDS)
         clock = await session.fetchval("select last_value from syncagent.hlc")
         return EndHead(
             reach,
@@ -286,21 +287,3 @@ class PostgresDonor:
             conflicts,
             records,
         )
-
-
-async def _copy(session: asyncpg.Connection, query: str, spool: Spool, stream: int) -> int:
-    """COPY a query into a stream; how many rows it had. An error of the spool is raised when the COPY is over:
-    inside, it would cost the session."""
-    failure: list[Exception] = []
-
-    async def write(data: bytes) -> None:
-        if not failure:
-            try:
-                await spool.write(stream, data)
-            except Exception as error:  # noqa: BLE001 (raised below)
-                failure.append(error)
-
-    status = await session.copy_from_query(query, output=write, format="binary")
-    if failure:
-        raise failure[0]
-    return int(status.split()[1])

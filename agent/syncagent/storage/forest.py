@@ -7,15 +7,17 @@ transaction, whose end can be missed without harm.
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from itertools import groupby
 
 import asyncpg
 import msgspec
 
-from syncagent.core import comparison, forest
+from syncagent.core import forest, limits, questions
 from syncagent.core.batch import Table
-from syncagent.core.comparison import Grove, Outcome, Row, Standing
+from syncagent.core.comparison import Outcome
 from syncagent.core.forest import Digest, Span
+from syncagent.core.questions import Grove, Row, Standing
 from syncagent.core.store import Due
 from syncagent.errors import Contended, ProtocolError, Unreachable
 from syncagent.storage.borders import border
@@ -24,6 +26,7 @@ from syncagent.storage.session import connect
 _ROWS = 50_000
 _KEYS = 5_000
 """About so much is sealed, or computed anew, in one transaction."""
+_PERIOD = timedelta(seconds=limits.SCRUB_PERIOD)
 _frontier = msgspec.json.Decoder(dict[int, int])
 
 
@@ -57,12 +60,9 @@ class PostgresForest:
 
     async def due(self) -> list[Due]:
         async with self._talking():
-            rows = await self._session.fetch("select * from syncagent._forest_due()")
-        return [
-            Due(row["relation"], row["marked"], row["unsealed"])
-            for row in rows
-            if row["marked"] or row["unsealed"]
-        ]
+            rows = await self._session.fetch("select * from syncagent._forest_due($1)", _PERIOD)
+        every = [Due(row["relation"], row["marked"], row["unsealed"], row["unscrubbed"]) for row in rows]
+        return [due for due in every if due.marked or due.unsealed or due.unscrubbed]
 
     async def seal(self, relation: int) -> int | None:
         return await self._step("select syncagent._forest_seal($1, $2)", relation, _ROWS)
@@ -70,14 +70,29 @@ class PostgresForest:
     async def reseal(self, relation: int) -> int | None:
         return await self._step("select syncagent._forest_reseal($1, $2)", relation, _KEYS)
 
-    async def _step(self, query: str, relation: int, size: int) -> int | None:
+    async def scrub(self, relation: int) -> int | None:
+        return await self._step("select syncagent._forest_scrub($1, $2, $3)", relation, _ROWS, _PERIOD)
+
+    async def anew(self, spans: Sequence[tuple[Table, bool, int]]) -> None:
+        for (table, timed), those in groupby(sorted(spans), key=lambda span: span[:2]):
+            async with self._talking():
+                relation = await self._session.fetchval(
+                    "select r.id from syncagent.replicated r where r.schema_name = $1 and r.table_name = $2",
+                    table.schema,
+                    table.name,
+                )
+            if relation is not None:
+                numbers = [number for _, _, number in those]
+                await self._step("select syncagent._forest_anew($1, $2, $3)", relation, timed, numbers)
+
+    async def _step(self, query: str, relation: int, *parameters: object) -> int | None:
         async with self._talking():
             lock = await self._session.fetchval("select syncagent._lock_statement($1)", relation)
             if lock is None:
                 return None
             async with self._session.transaction(isolation="repeatable_read"):
                 await self._session.execute(lock)
-                done: int | None = await self._session.fetchval(query, relation, size)
+                done: int | None = await self._session.fetchval(query, relation, *parameters)
                 return done
 
     async def prove(self, node: int, outcome: Outcome, found: Mapping[str, object]) -> None:
@@ -149,7 +164,7 @@ class PostgresView:
             if tables is None or table in tables:
                 self._relations[table] = row["relation"]
                 groves[Grove(table, row["shape"])] = (row["prefix"], row["built"])
-        return comparison.standing(tuple(known), _frontier.decode(frontier), quiet, groves)
+        return questions.standing(tuple(known), _frontier.decode(frontier), quiet, groves)
 
     async def left_out(self, frontier: Mapping[int, int], groves: Sequence[Grove]) -> tuple[Span, ...]:
         numbers = {self._relations[grove.table]: number for number, grove in enumerate(groves)}

@@ -1,8 +1,10 @@
-"""Rows on their way into a table, where SQL looks at them before it takes them."""
+"""Rows on their way: out of the database into a spool, and into a table, where SQL looks at them before it takes them."""
 
 from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
+
+from syncagent.core.ports import Spool
 
 _LARGE = 1000
 """Staged rows from which on the planner is told how many there are."""
@@ -15,3 +17,21 @@ async def fill(
     await session.copy_to_table(stage, source=source, columns=columns, format="binary")
     if rows > _LARGE:
         await session.execute(f"analyze pg_temp.{stage}")
+
+
+async def read_out(session: asyncpg.Connection, query: str, spool: Spool, stream: int) -> int:
+    """COPY a query into a stream; how many rows it had. An error of the spool is raised when the COPY is over:
+    inside, it would cost the session."""
+    failure: list[Exception] = []
+
+    async def write(data: bytes) -> None:
+        if not failure:
+            try:
+                await spool.write(stream, data)
+            except Exception as error:  # noqa: BLE001 (raised below)
+                failure.append(error)
+
+    status = await session.copy_from_query(query, output=write, format="binary")
+    if failure:
+        raise failure[0]
+    return int(status.split()[1])

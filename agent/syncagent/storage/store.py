@@ -16,6 +16,7 @@ from syncagent.storage.forest import PostgresForest
 from syncagent.storage.keeper import PostgresKeeper
 from syncagent.storage.origin import PostgresOrigin
 from syncagent.storage.registry import PostgresRegistry
+from syncagent.storage.repairs import PostgresRepairs
 from syncagent.storage.replica import PostgresReplica
 from syncagent.storage.session import connect, pooled, working
 
@@ -30,9 +31,10 @@ class PostgresStore:
         keeper: PostgresKeeper,
         registry: PostgresRegistry,
         forest: PostgresForest,
+        repairs: PostgresRepairs,
     ) -> None:
         self.origin, self.replica, self.keeper = origin, replica, keeper
-        self.registry, self.forest = registry, forest
+        self.registry, self.forest, self.repairs = registry, forest, repairs
 
 
 @asynccontextmanager
@@ -66,7 +68,8 @@ async def opened(
             await sealing.execute("set lock_timeout = 200; set synchronous_commit = off")
         await _refuse_shared(sessions)
         forest = PostgresForest(dsn, sealing, merging)
-        yield PostgresStore(origin, replica, keeper, PostgresRegistry(agreeing), forest)
+        repairs = PostgresRepairs(dsn, node, merging)
+        yield PostgresStore(origin, replica, keeper, PostgresRegistry(agreeing), forest, repairs)
     finally:
         with border():
             await asyncio.gather(*(session.close(timeout=2) for session in sessions))

@@ -1,0 +1,319 @@
+"""Makes rows that differ equal again: takes what is right elsewhere, and tells others what is right here.
+
+Invariant: a site changes only its own rows, and only to what a peer has in a listing that covers all this site has collected;
+what nobody can decide stays as it is, and is said.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+from uuid import UUID, uuid4
+
+from syncagent.core import forest, limits, repair
+from syncagent.core.batch import BatchHeader, Table
+from syncagent.core.comparison import Difference, Outcome
+from syncagent.core.ports import Link, Spool, SpoolFactory
+from syncagent.core.repair import Cause
+from syncagent.core.store import Forest, Keeper, Repaired, Repairs, Request
+from syncagent.core.wire import Fetch, Look
+from syncagent.errors import Contended, LinkDown, ProtocolError, RefusedError, SyncagentError, Unreachable
+from syncagent.services.exchange import Exchange
+from syncagent.services.lifecycle import Desk
+from syncagent.services.verifier import Say, Verifier
+
+_KEYS = 500
+"""Rows of one listing."""
+_AGAIN, _OLD = 0.2, 5.0
+"""Seconds after which a listing that could not be taken is tried again, and is asked for anew."""
+_ROUNDS = 60
+"""Comparisons with one peer in one repair: each finds, and mends, up to a thousand rows."""
+_SHOWN = 100
+"""Repaired rows in an answer."""
+
+
+@dataclass
+class Mended:
+    """What was done about some differences: rows taken here, rows that peers are to take, rows that nobody can decide."""
+
+    taken: list[Repaired] = field(default_factory=list)
+    theirs: int = 0
+    open: int = 0
+    stale: int = 0
+
+    @property
+    def went_on(self) -> bool:
+        return bool(self.taken or self.theirs or self.stale)
+
+
+class Repairer:
+    """Mends what the verifier finds, by itself and when asked."""
+
+    def __init__(
+        self,
+        name: str,
+        desk: Desk,
+        verifier: Verifier,
+        forest: Forest,
+        repairs: Repairs,
+        keeper: Keeper,
+        exchange: Exchange,
+        spools: SpoolFactory,
+    ) -> None:
+        self._name, self._desk, self._verifier, self._forest = name, desk, verifier, forest
+        self._repairs, self._keeper, self._exchange, self._spools = repairs, keeper, exchange, spools
+        self._waiting: dict[UUID, tuple[int, asyncio.Future[tuple[BatchHeader, Spool]]]] = {}
+        self._trusted: set[int] = set()
+        self.verbs = {"repair": self._repair}
+        verifier.on_differing = self.heal
+        exchange.on_repair, exchange.on_listing = self._heard, self._arrived
+
+    # ---- what peers say
+
+    async def _heard(self, link: Link, message: Fetch | Look) -> None:
+        match message:
+            case Look(node, whole, trusted):
+                if trusted:
+                    self._trusted.add(node)
+                self._verifier.look(node, whole=whole)
+            case Fetch(request, refusal=str(refusal)):
+                self._failed(link.peer.node, request, RefusedError(refusal))
+            case Fetch(request, table, keys):
+                if len(keys) > _KEYS:
+                    raise ProtocolError(f"a listing of {len(keys)} rows was asked for")
+                await self._list(link, request, table, keys)
+
+    async def _list(self, link: Link, request: UUID, table: Table, keys: Sequence[UUID]) -> None:
+        try:
+            header, spool = await self._repairs.listing(request, table, keys, self._spools)
+        except Unreachable:
+            raise
+        except SyncagentError as error:
+            await link.send(Fetch(request, table, (), error.line))
+            return
+        try:
+            await link.send_batch(header, spool)
+        finally:
+            await spool.close()
+
+    def _arrived(self, node: int, header: BatchHeader, spool: Spool) -> bool:
+        """Whether somebody waits for it, and closes the spool."""
+        if header.listing is None or (waiting := self._waiting.get(header.listing)) is None:
+            return False
+        asked, future = waiting
+        if asked != node or header.origin != node or future.done():
+            return False
+        future.set_result((header, spool))
+        return True
+
+    def _failed(self, node: int, request: UUID, error: SyncagentError) -> None:
+        asked, future = self._waiting.get(request, (None, None))
+        if asked == node and future is not None and not future.done():
+            future.set_exception(error)
+
+    # ---- a listing
+
+    async def _fetch(self, node: int, table: Table, keys: tuple[UUID, ...]) -> tuple[BatchHeader, Spool]:
+        """Raises LinkDown, RefusedError."""
+        link, request = self._exchange.links.get(node), uuid4()
+        if link is None:
+            raise LinkDown(f"there is no link with site {self._desk.roster.name(node)}")
+        future: asyncio.Future[tuple[BatchHeader, Spool]] = asyncio.get_running_loop().create_future()
+        self._waiting[request] = node, future
+        try:
+            await link.send(Fetch(request, table, keys))
+            async with asyncio.timeout(limits.REPAIR_PATIENCE):
+                while not future.done():
+                    if self._exchange.links.get(node) is not link:
+                        raise LinkDown("the link ended before the listing came")
+                    await asyncio.wait([future], timeout=1.0)
+            header, spool = future.result()
+        except TimeoutError:
+            raise LinkDown(f"{link.peer.name} sends no listing") from None
+        finally:
+            del self._waiting[request]
+        if [stream.table for stream in header.streams] != [table, table]:
+            await spool.close()
+            raise ProtocolError("a listing of what was not asked for")
+        return header, spool
+
+    async def _take(
+        self, node: int, table: Table, wrong: Sequence[Difference], cause: Cause, *, dry: bool
+    ) -> list[Repaired]:
+        """What a listing has seen, and what is on its way, is waited for; one that has become too old is asked for again."""
+        clock, keys = self._desk.clock, tuple(found.key for found in wrong)
+        until = clock.now() + limits.REPAIR_PATIENCE
+        while True:
+            header, spool = await self._fetch(node, table, keys)
+            old = clock.now() + _OLD
+            try:
+                while True:
+                    try:
+                        return await self._repairs.take(header, spool, wrong, cause, dry=dry)
+                    except Contended:
+                        if clock.now() > until:
+                            raise
+                    if clock.now() > old:
+                        break
+                    await asyncio.sleep(_AGAIN)
+            finally:
+                await spool.close()
+
+    # ---- mending
+
+    async def heal(self, node: int, outcome: Outcome) -> None:
+        """What the verifier has found by itself."""
+        trusted = node in self._trusted
+        self._trusted.discard(node)
+        mended = await self.mend(node, outcome, source=node if trusted else None, dry=False)
+        self._verifier.undecided(node, mended.open)
+
+    async def mend(
+        self, node: int, outcome: Outcome, *, source: int | None, dry: bool, whole: bool = False
+    ) -> Mended:
+        """Make this site right where it differs from a peer. Raises LinkDown, RefusedError, Contended, DatabaseError."""
+        mended, plan = Mended(), repair.plan(outcome.differences)
+        taken: list[tuple[int, Cause, list[Difference]]] = [(node, "stamps", plan.take)]
+        theirs = list(plan.theirs)
+        if plan.disputed and source is not None:
+            if source == self._desk.me:
+                theirs += plan.disputed
+            else:
+                taken.append((source, "source", plan.disputed))
+        elif plan.disputed:
+            verdict = repair.vote(
+                plan.disputed, await self._outcomes(node, outcome), len(self._desk.roster.origins) + 1
+            )
+            taken += [(peer, "majority", found) for peer, found in sorted(verdict.take.items())]
+            taken.append((node, "stamps", verdict.stamps))
+            theirs += verdict.here
+            mended.open = len(verdict.open)
+        for peer, cause, wrong in taken:
+            for table, some in _chunks(wrong):
+                mended.taken += await self._take(peer, table, some, cause, dry=dry)
+        mended.theirs = len(theirs)
+        if not dry:
+            await self._stale(outcome, mended)
+            if theirs or mended.stale:
+                await self._tell(node, Look(self._desk.me, whole, source == self._desk.me))
+        return mended
+
+    async def _outcomes(self, node: int, outcome: Outcome) -> dict[int, Outcome]:
+        """How this site compares with everybody who can be asked."""
+        outcomes = {node: outcome}
+        for peer in self._desk.roster.origins:
+            if peer.node != node and peer.node in self._exchange.links:
+                with suppress(LinkDown, RefusedError, Contended):
+                    outcomes[peer.node] = await self._verifier.compare(peer.node, outcome.scope.tables)
+        return outcomes
+
+    async def _stale(self, outcome: Outcome, mended: Mended) -> None:
+        """Leaves that differ although their rows are equal: one of the two is not true."""
+        spans = [
+            (outcome.scope.tables[span.table], span.timed, forest.bucket(span)) for span in outcome.stale
+        ]
+        await self._forest.anew(spans)
+        mended.stale = len(spans)
+
+    async def _tell(self, node: int, look: Look) -> None:
+        if (link := self._exchange.links.get(node)) is not None:
+            await link.send(look)
+
+    # ---- people
+
+    async def _repair(self, request: Request) -> dict[str, Any]:
+        """With every peer, of these tables or all."""
+        if self._desk.roster.witness:
+            raise RefusedError("this site is a witness and has no rows", hint="ask at a site that has")
+        names = request.arguments.get("tables")
+        tables = tuple(Table(*name) for name in names) if names else None
+        dry, deep = bool(request.arguments.get("dry")), bool(request.arguments.get("deep"))
+        source = self._named(request.arguments.get("source"))
+
+        async def say(what: str) -> None:
+            await self._keeper.say(request.id, what)
+
+        await self._verifier.prepare(tables, say, deep=deep)
+        peers = self._desk.roster.origins
+        if source not in (
+            None,
+            self._desk.me,
+        ):  # the one that is right comes first, so that others can take it from here
+            peers = tuple(sorted(peers, key=lambda peer: peer.node != source))
+        sites = [
+            await self._with(peer.node, peer.name, tables, say, source=source, dry=dry, deep=deep)
+            for peer in peers
+        ]
+        return {"equal": all(site["equal"] for site in sites), "dry": dry, "sites": sites}
+
+    def _named(self, name: str | None) -> int | None:
+        if name is None:
+            return None
+        nodes = {peer.name: peer.node for peer in self._desk.roster.origins} | {self._name: self._desk.me}
+        if name not in nodes:
+            raise RefusedError(
+                f"there is no site {name} with rows", hint=f"one of {', '.join(sorted(nodes))}"
+            )
+        return nodes[name]
+
+    async def _with(
+        self,
+        node: int,
+        name: str,
+        tables: tuple[Table, ...] | None,
+        say: Say,
+        *,
+        source: int | None,
+        dry: bool,
+        deep: bool,
+    ) -> dict[str, Any]:
+        """Compare and mend until the two are equal, or nothing goes on any more."""
+        repaired: list[Repaired] = []
+        mended, equal, error = Mended(), False, None
+        try:
+            for _ in range(_ROUNDS):
+                outcome = await self._verifier.whole(node, tables, say, deep=deep and not repaired)
+                equal, deep = outcome.equal, False
+                if equal:
+                    break
+                right = source if source in (None, node, self._desk.me) else None
+                mended = await self.mend(node, outcome, source=right, dry=dry, whole=True)
+                repaired += mended.taken
+                await say(f"{name}: {len(repaired):,} rows repaired")
+                if dry or not mended.went_on:
+                    break
+        except Unreachable:
+            raise
+        except SyncagentError as problem:
+            error = problem.line
+        return {
+            "site": name,
+            "equal": equal,
+            "error": error,
+            "repaired": len(repaired),
+            "by_table": _counted(repaired),
+            "rows": [
+                {"table": str(r.table), "key": r.key, "cause": r.cause, "before": r.before, "after": r.after}
+                for r in repaired[:_SHOWN]
+            ],
+            "theirs": 0 if equal else mended.theirs,
+            "open": 0 if equal else mended.open,
+        }
+
+
+def _chunks(wrong: Iterable[Difference]) -> Iterable[tuple[Table, Sequence[Difference]]]:
+    ordered = sorted(wrong, key=lambda found: (found.table, found.key))
+    for table, those in groupby(ordered, key=lambda found: found.table):
+        rows = list(those)
+        for n in range(0, len(rows), _KEYS):
+            yield table, rows[n : n + _KEYS]
+
+
+def _counted(repaired: Iterable[Repaired]) -> list[dict[str, Any]]:
+    counts: dict[tuple[str, str], int] = {}
+    for row in repaired:
+        name = str(row.table), row.cause
+        counts[name] = counts.get(name, 0) + 1
+    return [{"table": table, "cause": cause, "rows": rows} for (table, cause), rows in sorted(counts.items())]
