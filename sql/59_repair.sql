@@ -125,6 +125,7 @@ begin
             select coalesce(syncagent._fingerprint_text(r.relation, r.columns), '''''') from syncagent.replicated r where r.id = p_relation)))
     using p_keys, p_context, p_lanes_0, p_lanes_1, p_cause;
     delete from pg_temp.mending m where m.cause is null;
+    delete from syncagent.repair_record r where r.made_at < clock_timestamp() - interval '90 days';
     select count(*) into v_repaired from pg_temp.mending;
 
     execute syncagent._render($sql$

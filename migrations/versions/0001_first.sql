@@ -4005,6 +4005,7 @@ begin
             select coalesce(syncagent._fingerprint_text(r.relation, r.columns), '''''') from syncagent.replicated r where r.id = p_relation)))
     using p_keys, p_context, p_lanes_0, p_lanes_1, p_cause;
     delete from pg_temp.mending m where m.cause is null;
+    delete from syncagent.repair_record r where r.made_at < clock_timestamp() - interval '90 days';
     select count(*) into v_repaired from pg_temp.mending;
 
     execute syncagent._render($sql$
@@ -4218,6 +4219,12 @@ select p.last_at as at, syncagent._site_name(p.node) as site, p.equal, p.tables,
 from syncagent.proof_record p;
 comment on view syncagent.proof is 'what was compared with each site: equal or not, how many rows of how many tables, those whose keys were made before when (null: all), buckets that were being written, the root, and what differs';
 
+create view syncagent.repair as
+select r.made_at as at, r.schema_name, r.table_name, r.key_text as key, r.cause, syncagent._site_name(r.node) as source,
+       r.stamp_before, r.stamp_after, r.image_before, r.image_after
+from syncagent.repair_record r;
+comment on view syncagent.repair is 'rows that were repaired at this site: missing, lost (its entry says that it lives), older, or made like at most sites (majority) or at the one a person named (source); after whom, and what was there before and is now';
+
 -- The story of a row ----------------------------------------------------------------------------------------
 
 create function syncagent._row(p_table regclass, p_key text, out relation integer, out key uuid)
@@ -4341,7 +4348,7 @@ create function syncagent.grant_reader(p_role regrole) returns void
 begin
     execute format('grant usage on schema syncagent to %s', p_role);
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
-                   ' syncagent.conflict, syncagent.parked, syncagent.proof to %s', p_role);
+                   ' syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text),'
                    ' syncagent._entries(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);

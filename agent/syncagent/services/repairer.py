@@ -134,9 +134,14 @@ class Repairer:
             raise LinkDown(f"{link.peer.name} sends no listing") from None
         finally:
             del self._waiting[request]
-        if [stream.table for stream in header.streams] != [table, table]:
+        if [(stream.table, stream.form) for stream in header.streams] != [
+            (table, "plain"),
+            (table, "entries"),
+        ]:
             await spool.close()
-            raise ProtocolError("a listing of what was not asked for")
+            problem = ProtocolError(f"{link.peer.name} sent a listing of what was not asked for")
+            await link.close(problem.line)
+            raise problem
         return header, spool
 
     async def _take(
