@@ -465,7 +465,6 @@ declare
     v_count   bigint;
     v_oldest  xid8;
     v_full    boolean := false;
-    v_marks   uuid[] := array(select t.collected from syncagent.replicated t order by t.id);
     v_stable  jsonb;
     r         record;
 begin
@@ -478,17 +477,12 @@ begin
     if v_oldest is null then
         return 0;
     end if;
+    select coalesce(jsonb_object_agg(s.node, s.cut), '{}') into v_stable from syncagent._stable() s;
     for r in select t.id from syncagent.replicated t order by t.id loop
-        execute format('select syncagent.compact_%s($1, $2)', r.id) into v_count using p_limit, v_oldest;
+        execute format('select syncagent.compact_%s($1, $2, $3)', r.id) into v_count using p_limit, v_oldest, v_stable;
         v_dropped := v_dropped + v_count;
         v_full := v_full or v_count >= p_limit;
     end loop;
-    if v_dropped > 0 then   -- remembered: what is stable is less again when a site comes that knows nothing yet
-        select coalesce(jsonb_object_agg(s.node, s.cut), '{}') into v_stable from syncagent._stable() s;
-        update syncagent.local_site me set compacted = syncagent._greatest(me.compacted, v_stable),
-            collected = case when v_marks = array(select t.collected from syncagent.replicated t order by t.id) then me.collected
-                             else syncagent._greatest(me.collected, v_stable) end;
-    end if;
     if not v_full then
         delete from syncagent.context c using syncagent._stable() s
         where c.node = s.node and c.cut <= s.cut and (c.applied is null or pg_snapshot_xmax(c.applied) <= v_oldest);
@@ -515,7 +509,7 @@ comment on function syncagent._compact is 'drop metadata that every member is kn
 create function syncagent._compact_template() returns text
     language sql immutable
     as $template$ select $sql$
-create function syncagent.compact_{id}(p_limit bigint, p_oldest xid8) returns bigint
+create function syncagent.compact_{id}(p_limit bigint, p_oldest xid8, p_stable jsonb) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -528,8 +522,8 @@ begin
         select k.key from syncagent.log l cross join lateral unnest(l.keys) as k (key)
         where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip))
     ), settled as (
-        select v.key from syncagent.version_{id} v join syncagent._stable() s on s.node = v.node
-        where v.cut <= s.cut
+        select v.key from syncagent.version_{id} v
+        where v.cut <= (p_stable ->> v.node::text)::bigint
           and v.stamp >= syncagent._implicit(v.key)   -- else the mark, or what comes next, would be below the key
           and not (v.deleted and exists (
                 select from syncagent.context c
@@ -544,6 +538,11 @@ begin
         update syncagent.replicated r set collected = greatest(r.collected, d.stamp)
         from (select stamp from dropped where deleted order by stamp desc limit 1) as d
         where r.id = {id}
+    ), remembered as (   -- what is stable is less again when a site comes that knows nothing yet
+        update syncagent.local_site me set compacted = syncagent._greatest(me.compacted, p_stable),
+            collected = case when d.some_deleted then syncagent._greatest(me.collected, p_stable) else me.collected end
+        from (select bool_or(x.deleted) as some_deleted from dropped x) as d
+        where d.some_deleted is not null
     )
     select count(*) into v_rows from dropped;
     return v_rows;

@@ -1725,7 +1725,6 @@ declare
     v_count   bigint;
     v_oldest  xid8;
     v_full    boolean := false;
-    v_marks   uuid[] := array(select t.collected from syncagent.replicated t order by t.id);
     v_stable  jsonb;
     r         record;
 begin
@@ -1738,17 +1737,12 @@ begin
     if v_oldest is null then
         return 0;
     end if;
+    select coalesce(jsonb_object_agg(s.node, s.cut), '{}') into v_stable from syncagent._stable() s;
     for r in select t.id from syncagent.replicated t order by t.id loop
-        execute format('select syncagent.compact_%s($1, $2)', r.id) into v_count using p_limit, v_oldest;
+        execute format('select syncagent.compact_%s($1, $2, $3)', r.id) into v_count using p_limit, v_oldest, v_stable;
         v_dropped := v_dropped + v_count;
         v_full := v_full or v_count >= p_limit;
     end loop;
-    if v_dropped > 0 then   -- remembered: what is stable is less again when a site comes that knows nothing yet
-        select coalesce(jsonb_object_agg(s.node, s.cut), '{}') into v_stable from syncagent._stable() s;
-        update syncagent.local_site me set compacted = syncagent._greatest(me.compacted, v_stable),
-            collected = case when v_marks = array(select t.collected from syncagent.replicated t order by t.id) then me.collected
-                             else syncagent._greatest(me.collected, v_stable) end;
-    end if;
     if not v_full then
         delete from syncagent.context c using syncagent._stable() s
         where c.node = s.node and c.cut <= s.cut and (c.applied is null or pg_snapshot_xmax(c.applied) <= v_oldest);
@@ -1775,7 +1769,7 @@ comment on function syncagent._compact is 'drop metadata that every member is kn
 create function syncagent._compact_template() returns text
     language sql immutable
     as $template$ select $sql$
-create function syncagent.compact_{id}(p_limit bigint, p_oldest xid8) returns bigint
+create function syncagent.compact_{id}(p_limit bigint, p_oldest xid8, p_stable jsonb) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -1788,8 +1782,8 @@ begin
         select k.key from syncagent.log l cross join lateral unnest(l.keys) as k (key)
         where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip))
     ), settled as (
-        select v.key from syncagent.version_{id} v join syncagent._stable() s on s.node = v.node
-        where v.cut <= s.cut
+        select v.key from syncagent.version_{id} v
+        where v.cut <= (p_stable ->> v.node::text)::bigint
           and v.stamp >= syncagent._implicit(v.key)   -- else the mark, or what comes next, would be below the key
           and not (v.deleted and exists (
                 select from syncagent.context c
@@ -1804,6 +1798,11 @@ begin
         update syncagent.replicated r set collected = greatest(r.collected, d.stamp)
         from (select stamp from dropped where deleted order by stamp desc limit 1) as d
         where r.id = {id}
+    ), remembered as (   -- what is stable is less again when a site comes that knows nothing yet
+        update syncagent.local_site me set compacted = syncagent._greatest(me.compacted, p_stable),
+            collected = case when d.some_deleted then syncagent._greatest(me.collected, p_stable) else me.collected end
+        from (select bool_or(x.deleted) as some_deleted from dropped x) as d
+        where d.some_deleted is not null
     )
     select count(*) into v_rows from dropped;
     return v_rows;
@@ -3907,16 +3906,18 @@ create table syncagent.repair_record (
 create index repair_record_time on syncagent.repair_record (made_at);
 comment on table syncagent.repair_record is 'rows that were repaired here: why, after whom, and what was there before';
 
-create function syncagent._uncut(p_relation integer) returns setof uuid
+create function syncagent._unsettled(p_relation integer, p_keys uuid[]) returns setof uuid
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
     select k.key from syncagent.log e cross join syncagent._last_cut() l cross join lateral unnest(e.keys) as k (key)
-    where e.relation = p_relation and (e.xid >= l.xmax or e.xid = any (l.xip))
+    where e.relation = p_relation and (e.xid >= l.xmax or e.xid = any (l.xip)) and k.key = any (p_keys)
     union
-    select s.key from syncagent.settling s where s.relation = p_relation
+    select s.key from syncagent.settling s where s.relation = p_relation and s.key = any (p_keys)
+    union
+    select p.key from syncagent.parked_row p where p.relation = p_relation and p.key = any (p_keys)
 $$;
-comment on function syncagent._uncut is 'keys of a table that are written, and in no cut yet';
+comment on function syncagent._unsettled is 'those of some keys of a table that are written and in no cut yet, or whose newest version is parked: the table does not have it';
 
 create function syncagent._listing(p_schema name, p_table name, p_keys uuid[],
                                    out relation integer, out columns text[], out keys integer, out frontier jsonb, out rows text, out versions text)
@@ -3938,10 +3939,12 @@ begin
     select coalesce(jsonb_object_agg(f.node, f.cut), '{}') into frontier from syncagent.frontier f;
     rows := syncagent._render($sql$
         select {t_columns} from {only} {table} t
-        where {key} = any ({wanted}) and {key} not in (select syncagent._uncut({id}))$sql$, v_tokens);
+        where {key} = any ({wanted}) and {key} not in (select syncagent._unsettled({id}, {wanted}))
+          and not exists (select from syncagent.version_{id} v where v.key = {key} and v.deleted)   -- what is deleted here is no row to give
+        $sql$, v_tokens);
     versions := syncagent._render($sql$
         select v.key, v.stamp, v.node, v.cut, v.deleted {version_key_columns}, false as rest from syncagent.version_{id} v
-        where v.key = any ({wanted}) and v.key not in (select syncagent._uncut({id}))$sql$, v_tokens);
+        where v.key = any ({wanted}) and v.key not in (select syncagent._unsettled({id}, {wanted}))$sql$, v_tokens);
 end
 $$;
 comment on function syncagent._listing is 'what is read of some keys of a table for a peer that repairs: rows, version entries, and the frontier';
@@ -3959,6 +3962,8 @@ declare
     v_tokens jsonb := syncagent._range_tokens(p_relation, null, null, null);
     v_me     integer;
     v_seen   pg_snapshot := pg_current_snapshot();
+    v_free   uuid[];
+    v_placed text;
     v_repaired bigint;
     v_parked bigint := 0;
     v_origin integer;
@@ -3975,35 +3980,43 @@ begin
     -- a tombstone there has no row: it is staged by its key
     execute syncagent._render('insert into pg_temp.stage_{id} (_deleted {listed_key_columns}) select true {listed_keys}'
                               ' from pg_temp.listed v where v.deleted', v_tokens);
+    -- Rows that others hold are left for another time; nobody waits for them while holding the rest.
+    execute syncagent._render('select array(select s._key from {stage} s join {table} t on {t_eq_s} for no key update of t skip locked)', v_tokens) into v_free;
+    -- A partition that this site has detached it does not miss.
+    select string_agg(format('(%s)', coalesce(pg_get_partition_constraintdef(c.oid), 'true')), ' or ') into v_placed
+    from syncagent.replicated r cross join lateral syncagent._nodes(r.relation) as n (node) join pg_class c on c.oid = n.node
+    where r.id = p_relation and c.relkind <> 'p' and pg_get_expr(c.relpartbound, c.oid) is distinct from 'DEFAULT';
+    v_tokens := v_tokens || jsonb_build_object('placed', coalesce(v_placed, 'true'));
     execute syncagent._render($sql$
         create temp table mending on commit drop as
         select q.*, case
             when q.alive and q.there and $5 <> 'stamps' then $5
             when not q.alive and q.deleted is false then case when (q.there or q.gone) and q.cut <= coalesce(($2 ->> q.node::text)::bigint, 0) then 'lost' end
-            when q.mine is null then case when q.there then 'missing' end
+            when q.mine is null then case when q.there and q.placed then 'missing' end
             when q.theirs > q.mine and (q.deleted is not null or q.gone or not q.settled) then 'older' end as cause
         from (
             select k.key, v.node, v.cut, v.deleted, not ({t_absent}) as alive, s._key is not null and s._deleted is not true as there, coalesce(l.deleted, false) as gone,
                    coalesce(v.stamp, case when not ({t_absent}) then syncagent._implicit(k.key) end) as mine,
                    coalesce(l.stamp, case when s._key is not null then syncagent._implicit(k.key) end) as theirs,
                    l.cut <= coalesce((select (x.compacted ->> l.node::text)::bigint from syncagent.local_site x), 0) as settled,
-                   {t_key_text} as key_here, {s_key_text} as key_there, case when not ({t_absent}) then to_jsonb(t.*) end as image,
+                   exists (select from (select {stage_as_table}) as x where {placed}) as placed,
+                   case when not ({t_absent}) then {t_key_text} else {s_key_text} end as key_text, case when not ({t_absent}) then to_jsonb(t.*) end as image,
                    row({t_columns})::text collate "C" as text_here, row({s_columns})::text collate "C" as text_there
             from unnest($1::uuid[], $3::bigint[], $4::bigint[]) as k (key, lane_0, lane_1)
             left join syncagent.version_{id} v on v.key = k.key
             left join pg_temp.listed l on l.key = k.key
             left join {stage} s on s._key = k.key
-            left join {table} t on {key} = k.key
+            left join {table} t on {t_eq_s}
             left join lateral (
                 select hashtextextended(({fingerprint}) collate "C", 0) as lane_0, hashtextextended(({fingerprint}) collate "C", 7640891576956012808) as lane_1
                 where not ({t_absent})) as f on true
             where (f.lane_0, f.lane_1) is not distinct from (k.lane_0, k.lane_1)
-              and k.key not in (select syncagent._uncut({id}))
-              and not exists (select from syncagent.parked_row p where p.relation = {id} and p.key = k.key)) as q
+              and ({t_absent} or k.key = any ($6))
+              and k.key not in (select syncagent._unsettled({id}, $1))) as q
         where not (q.alive and q.there and q.text_here = q.text_there)
         $sql$, v_tokens || jsonb_build_object('fingerprint', (
             select coalesce(syncagent._fingerprint_text(r.relation, r.columns), '''''') from syncagent.replicated r where r.id = p_relation)))
-    using p_keys, p_context, p_lanes_0, p_lanes_1, p_cause;
+    using p_keys, p_context, p_lanes_0, p_lanes_1, p_cause, v_free;
     delete from pg_temp.mending m where m.cause is null;
     delete from syncagent.repair_record r where r.made_at < clock_timestamp() - interval '90 days';
     select count(*) into v_repaired from pg_temp.mending;
@@ -4015,7 +4028,7 @@ begin
         $sql$, v_tokens) using p_node;
     execute syncagent._render($sql$
         insert into syncagent.repair_record (schema_name, table_name, key, key_text, cause, node, stamp_before, stamp_after, image_before, image_after)
-        select {schema_literal}, {table_literal}, m.key, coalesce(m.key_here, m.key_there), m.cause, $1, m.mine, m.theirs, m.image,
+        select {schema_literal}, {table_literal}, m.key, m.key_text, m.cause, $1, m.mine, m.theirs, m.image,
                case when m.there then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end
         from pg_temp.mending m join pg_temp.staged s on s._key = m.key
         $sql$, v_tokens) using p_node;
@@ -4033,7 +4046,7 @@ begin
     execute syncagent._render($sql$
         insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
         select pg_current_xact_id(), {id}, 'U', syncagent._tick(), array_agg(k.key) {odd_agg}
-        from (select m.key {odd_value} from pg_temp.mending m join {table} t on {key} = m.key
+        from (select m.key {odd_value} from pg_temp.mending m join pg_temp.staged s on s._key = m.key join {table} t on {t_eq_s}
               where m.cause = 'lost' and m.node = $1 and (m.theirs = m.mine or m.theirs = syncagent._implicit(m.key))) as k
         having count(*) > 0
         $sql$, v_tokens) using v_me;
