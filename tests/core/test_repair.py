@@ -52,7 +52,7 @@ def test_more_than_half_of_all_sites_are_right() -> None:
 def test_without_a_majority_a_stamp_decides_that_only_one_has() -> None:
     theirs, mine = different(None, NEW), different(NEW, None)
     verdict = repair.vote([theirs, mine], {A: outcome(theirs)}, 2)
-    assert (verdict.stamps, verdict.here, verdict.open) == ([theirs], [mine], [])
+    assert (verdict.stamps, verdict.here, verdict.open) == ([theirs], [mine], [mine])
 
 
 def test_a_voice_is_about_the_very_row_that_is_disputed() -> None:

@@ -37,7 +37,7 @@ class Forest:
         pass
 
     async def due(self) -> list[Due]:
-        return [Due(relation, marked=False, unsealed=True) for relation in (1, 2, 3)]
+        return [Due(relation, marked=False, unsealed=True, unscrubbed=False) for relation in (1, 2, 3)]
 
     async def seal(self, relation: int) -> int | None:
         if relation in self.errors:

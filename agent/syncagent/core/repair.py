@@ -68,7 +68,12 @@ def vote(disputed: Iterable[Difference], outcomes: Mapping[int, Outcome], sites:
             verdict.open.append(found)
         elif count * 2 <= sites and found.here is None:
             verdict.stamps.append(found)
-        elif count * 2 <= sites or right == found.content_here:
+        elif count * 2 <= sites:
+            verdict.here.append(found)
+            verdict.open.append(
+                found
+            )  # as long as the peer does not take it: its own entry may only be forgotten already
+        elif right == found.content_here:
             verdict.here.append(found)
         else:
             node = min(node for node, voice in voices.items() if voice == right)

@@ -149,12 +149,11 @@ class Fetch(msgspec.Struct, frozen=True, tag=True):
 
 
 class Look(msgspec.Struct, frozen=True, tag=True):
-    """Compare yourself with this node soon, and repair what differs. `whole`: the newest rows, too; `trusted`: what is there
-    is right where no row is newer."""
+    """Compare yourself with me soon, and repair what differs. `whole`: the newest rows, too; `trusted`: rows that somebody has
+    said are right here, where none is newer."""
 
-    node: int
     whole: bool
-    trusted: bool
+    trusted: tuple[tuple[Table, UUID], ...]
 
 
 class Ballot(msgspec.Struct, frozen=True, tag=True):

@@ -5,8 +5,7 @@ what nobody can decide stays as it is, and is said.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -16,7 +15,7 @@ from syncagent.core import forest, limits, repair
 from syncagent.core.batch import BatchHeader, Table
 from syncagent.core.comparison import Difference, Outcome
 from syncagent.core.ports import Link, Spool, SpoolFactory
-from syncagent.core.repair import Cause
+from syncagent.core.repair import Cause, Name
 from syncagent.core.store import Forest, Keeper, Repaired, Repairs, Request
 from syncagent.core.wire import Fetch, Look
 from syncagent.errors import Contended, LinkDown, ProtocolError, RefusedError, SyncagentError, Unreachable
@@ -30,6 +29,10 @@ _AGAIN, _OLD = 0.2, 5.0
 """Seconds after which a listing that could not be taken is tried again, and is asked for anew."""
 _ROUNDS = 60
 """Comparisons with one peer in one repair: each finds, and mends, up to a thousand rows."""
+_PATIENT = 5
+"""Comparisons in which nothing was taken here, while the other site should."""
+_TOLD_AGAIN = 60.0
+"""Seconds after which a peer is told once more of rows that it has not taken."""
 _SHOWN = 100
 """Repaired rows in an answer."""
 
@@ -65,7 +68,8 @@ class Repairer:
         self._name, self._desk, self._verifier, self._forest = name, desk, verifier, forest
         self._repairs, self._keeper, self._exchange, self._spools = repairs, keeper, exchange, spools
         self._waiting: dict[UUID, tuple[int, asyncio.Future[tuple[BatchHeader, Spool]]]] = {}
-        self._trusted: set[int] = set()
+        self._told: dict[int, tuple[tuple[Look, frozenset[Name]] | None, float]] = {}
+        self._listing: set[int] = set()
         self.verbs = {"repair": self._repair}
         verifier.on_differing = self.heal
         exchange.on_repair, exchange.on_listing = self._heard, self._arrived
@@ -74,10 +78,8 @@ class Repairer:
 
     async def _heard(self, link: Link, message: Fetch | Look) -> None:
         match message:
-            case Look(node, whole, trusted):
-                if trusted:
-                    self._trusted.add(node)
-                self._verifier.look(node, whole=whole)
+            case Look():
+                self._verifier.look(link.peer.node, message)
             case Fetch(request, refusal=str(refusal)):
                 self._failed(link.peer.node, request, RefusedError(refusal))
             case Fetch(request, table, keys):
@@ -86,17 +88,23 @@ class Repairer:
                 await self._list(link, request, table, keys)
 
     async def _list(self, link: Link, request: UUID, table: Table, keys: Sequence[UUID]) -> None:
+        """One at a time for each peer."""
+        if link.peer.node in self._listing:
+            await link.send(Fetch(request, table, (), "busy with another listing"))
+            return
+        self._listing.add(link.peer.node)
         try:
             header, spool = await self._repairs.listing(request, table, keys, self._spools)
-        except Unreachable:
+            try:
+                await link.send_batch(header, spool)
+            finally:
+                await spool.close()
+        except (Unreachable, LinkDown):
             raise
         except SyncagentError as error:
             await link.send(Fetch(request, table, (), error.line))
-            return
-        try:
-            await link.send_batch(header, spool)
         finally:
-            await spool.close()
+            self._listing.discard(link.peer.node)
 
     def _arrived(self, node: int, header: BatchHeader, spool: Spool) -> bool:
         """Whether somebody waits for it, and closes the spool."""
@@ -134,10 +142,8 @@ class Repairer:
             raise LinkDown(f"{link.peer.name} sends no listing") from None
         finally:
             del self._waiting[request]
-        if [(stream.table, stream.form) for stream in header.streams] != [
-            (table, "plain"),
-            (table, "entries"),
-        ]:
+        forms = [(stream.table, stream.form) for stream in header.streams]
+        if forms != [(table, "plain"), (table, "entries")] or len(header.contexts) != 1:
             await spool.close()
             problem = ProtocolError(f"{link.peer.name} sent a listing of what was not asked for")
             await link.close(problem.line)
@@ -168,28 +174,36 @@ class Repairer:
 
     # ---- mending
 
-    async def heal(self, node: int, outcome: Outcome) -> None:
-        """What the verifier has found by itself."""
-        trusted = node in self._trusted
-        self._trusted.discard(node)
-        mended = await self.mend(node, outcome, source=node if trusted else None, dry=False)
+    async def heal(self, node: int, outcome: Outcome, asked: Look) -> None:
+        """What the verifier has found by itself, or because the peer has asked for it."""
+        mended = await self.mend(node, outcome, right=frozenset(asked.trusted), whole=asked.whole)
         self._verifier.undecided(node, mended.open)
 
     async def mend(
-        self, node: int, outcome: Outcome, *, source: int | None, dry: bool, whole: bool = False
+        self,
+        node: int,
+        outcome: Outcome,
+        *,
+        right: Collection[Name] = (),
+        source: int | None = None,
+        whole: bool = False,
+        dry: bool = False,
     ) -> Mended:
-        """Make this site right where it differs from a peer. Raises LinkDown, RefusedError, Contended, DatabaseError."""
+        """Make this site right where it differs from a peer. Of what is disputed, that site is right whose rows are `right`,
+        or which is the `source`; else the majority. Raises LinkDown, RefusedError, Contended, DatabaseError."""
         mended, plan = Mended(), repair.plan(outcome.differences)
-        taken: list[tuple[int, Cause, list[Difference]]] = [(node, "stamps", plan.take)]
-        theirs = list(plan.theirs)
-        if plan.disputed and source is not None:
-            if source == self._desk.me:
-                theirs += plan.disputed
-            else:
-                taken.append((source, "source", plan.disputed))
-        elif plan.disputed:
+        trusted = [found for found in plan.disputed if source == node or (found.table, found.key) in right]
+        disputed = [found for found in plan.disputed if found not in trusted]
+        taken: list[tuple[int, Cause, list[Difference]]] = [
+            (node, "stamps", plan.take),
+            (node, "source", trusted),
+        ]
+        theirs, told = list(plan.theirs), list[Difference]()
+        if source == self._desk.me:
+            told, disputed = disputed, []
+        if disputed:
             verdict = repair.vote(
-                plan.disputed, await self._outcomes(node, outcome), len(self._desk.roster.origins) + 1
+                disputed, await self._outcomes(node, outcome, whole=whole), len(self._desk.roster.origins) + 1
             )
             taken += [(peer, "majority", found) for peer, found in sorted(verdict.take.items())]
             taken.append((node, "stamps", verdict.stamps))
@@ -197,21 +211,32 @@ class Repairer:
             mended.open = len(verdict.open)
         for peer, cause, wrong in taken:
             for table, some in _chunks(wrong):
-                mended.taken += await self._take(peer, table, some, cause, dry=dry)
-        mended.theirs = len(theirs)
+                rows = await self._take(peer, table, some, cause, dry=dry)
+                mended.taken += rows
+        mended.theirs = len(theirs) + len(told)
         if not dry:
             await self._stale(outcome, mended)
-            if theirs or mended.stale:
-                await self._tell(node, Look(self._desk.me, whole, source == self._desk.me))
+            if theirs or told or mended.stale:
+                names = tuple((found.table, found.key) for found in told)
+                await self._tell(node, Look(whole, names), (*theirs, *told))
         return mended
 
-    async def _outcomes(self, node: int, outcome: Outcome) -> dict[int, Outcome]:
+    async def _outcomes(self, node: int, outcome: Outcome, *, whole: bool) -> dict[int, Outcome]:
         """How this site compares with everybody who can be asked."""
-        outcomes = {node: outcome}
+        outcomes, tables = {node: outcome}, outcome.scope.tables
         for peer in self._desk.roster.origins:
-            if peer.node != node and peer.node in self._exchange.links:
-                with suppress(LinkDown, RefusedError, Contended):
-                    outcomes[peer.node] = await self._verifier.compare(peer.node, outcome.scope.tables)
+            if peer.node == node or peer.node not in self._exchange.links:
+                continue
+            try:
+                outcomes[peer.node] = await (
+                    self._verifier.whole(peer.node, tables, _nobody, deep=False)
+                    if whole
+                    else self._verifier.compare(peer.node, tables)
+                )
+            except Unreachable:
+                raise
+            except SyncagentError:
+                continue  # it has no voice
         return outcomes
 
     async def _stale(self, outcome: Outcome, mended: Mended) -> None:
@@ -222,8 +247,13 @@ class Repairer:
         await self._forest.anew(spans)
         mended.stale = len(spans)
 
-    async def _tell(self, node: int, look: Look) -> None:
-        if (link := self._exchange.links.get(node)) is not None:
+    async def _tell(self, node: int, look: Look, wrong: Sequence[Difference]) -> None:
+        """Not again and again of the same rows: it may be unable to take them."""
+        now, names = self._desk.clock.now(), frozenset((found.table, found.key) for found in wrong)
+        before, since = self._told.get(node, (None, 0.0))
+        link = self._exchange.links.get(node)
+        if link is not None and (before != (look, names) or now - since > _TOLD_AGAIN):
+            self._told[node] = (look, names), now
             await link.send(look)
 
     # ---- people
@@ -241,16 +271,17 @@ class Repairer:
             await self._keeper.say(request.id, what)
 
         await self._verifier.prepare(tables, say, deep=deep)
-        peers = self._desk.roster.origins
-        if source not in (
-            None,
-            self._desk.me,
-        ):  # the one that is right comes first, so that others can take it from here
-            peers = tuple(sorted(peers, key=lambda peer: peer.node != source))
-        sites = [
-            await self._with(peer.node, peer.name, tables, say, source=source, dry=dry, deep=deep)
-            for peer in peers
-        ]
+        sites = []
+        for peer in sorted(self._desk.roster.origins, key=lambda peer: peer.node != source):
+            sites.append(
+                await self._with(peer.node, peer.name, tables, say, source=source, dry=dry, deep=deep)
+            )
+            if (
+                peer.node == source and not dry
+            ):  # who is right came first: what it has is here now, and passed on
+                if not sites[-1]["equal"]:
+                    break
+                source = self._desk.me
         return {"equal": all(site["equal"] for site in sites), "dry": dry, "sites": sites}
 
     def _named(self, name: str | None) -> int | None:
@@ -278,16 +309,17 @@ class Repairer:
         repaired: list[Repaired] = []
         mended, equal, error = Mended(), False, None
         try:
+            still = 0
             for _ in range(_ROUNDS):
                 outcome = await self._verifier.whole(node, tables, say, deep=deep and not repaired)
                 equal, deep = outcome.equal, False
                 if equal:
                     break
-                right = source if source in (None, node, self._desk.me) else None
-                mended = await self.mend(node, outcome, source=right, dry=dry, whole=True)
+                mended = await self.mend(node, outcome, source=source, dry=dry, whole=True)
                 repaired += mended.taken
                 await say(f"{name}: {len(repaired):,} rows repaired")
-                if dry or not mended.went_on:
+                still = 0 if mended.taken else still + 1
+                if dry or not mended.went_on or still > _PATIENT:
                     break
         except Unreachable:
             raise
@@ -306,6 +338,10 @@ class Repairer:
             "theirs": 0 if equal else mended.theirs,
             "open": 0 if equal else mended.open,
         }
+
+
+async def _nobody(_: str) -> None:
+    """Nobody waits."""
 
 
 def _chunks(wrong: Iterable[Difference]) -> Iterable[tuple[Table, Sequence[Difference]]]:

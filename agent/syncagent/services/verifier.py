@@ -17,7 +17,7 @@ from syncagent.core.comparison import Comparison, Difference, Outcome
 from syncagent.core.ports import Link
 from syncagent.core.questions import Answer, Begin, Begun, Prepare, Prepared, Question, Root, Settle
 from syncagent.core.store import Due, Forest, Keeper, Request
-from syncagent.core.wire import Compare, Compared
+from syncagent.core.wire import Compare, Compared, Look
 from syncagent.errors import Contended, LinkDown, ProtocolError, RefusedError, SyncagentError, Unreachable
 from syncagent.services.comparing import Side
 from syncagent.services.exchange import Exchange
@@ -34,6 +34,10 @@ _MANY = 1000
 _SHOWN = 100
 """Differing rows in an answer."""
 
+_TRUSTED = 1000
+"""Rows that a peer is trusted with, of those it has named."""
+_UNASKED = Look(whole=False, trusted=())
+
 Say = Callable[[str], Awaitable[None]]
 
 
@@ -48,10 +52,10 @@ class Verifier:
         self._differs: dict[int, str] = {}
         self._failing: dict[int, str] = {}
         self._undecided: dict[int, int] = {}
-        self._soon: dict[int, bool] = {}
+        self._soon: dict[int, Look] = {}
         self._bell = Bell()
         self._turn = asyncio.Lock()
-        self.on_differing: Callable[[int, Outcome], Awaitable[None]] | None = None
+        self.on_differing: Callable[[int, Outcome, Look], Awaitable[None]] | None = None
         self.verbs = {"verify": self._verify}
         exchange.on_compare, exchange.on_compared = self._asked, self._answered
 
@@ -289,38 +293,43 @@ class Verifier:
 
     # ---- by itself
 
-    def look(self, node: int, *, whole: bool) -> None:
-        """Compare with this peer soon; `whole`: the newest rows, too."""
-        self._soon[node] = whole or self._soon.get(node, False)
+    def look(self, node: int, asked: Look) -> None:
+        """Compare with this peer soon: it has asked for it."""
+        before = self._soon.get(node, _UNASKED)
+        self._soon[node] = Look(before.whole or asked.whole, (*before.trusted, *asked.trusted)[-_TRUSTED:])
         self._bell.ring()
 
     async def watch(self) -> None:
         """Compare with one of the peers, whichever, for ever; with those that have asked for it, at once."""
+        turn = self._clock.now()
         while True:
-            if not self._soon:
-                await self._bell.wait(limits.VERIFY_INTERVAL * (0.75 + self._clock.chance() / 2))
+            rest = limits.VERIFY_INTERVAL * (0.75 + self._clock.chance() / 2)
+            while (left := turn + rest - self._clock.now()) > 0 and not self._soon:
+                await self._bell.wait(left)
             nodes = sorted(node for node in self._exchange.links if self._desk.roster.is_origin(node))
-            wanted = {node: whole for node, whole in self._soon.items() if node in nodes}
+            wanted = {node: look for node, look in self._soon.items() if node in nodes}
             self._soon.clear()
-            if not wanted and nodes:
-                wanted = {nodes[int(self._clock.chance() * len(nodes))]: False}
-            for node, whole in wanted.items():
+            if left <= 0:  # whoever asks again and again does not take this one's turn
+                turn = self._clock.now()
+                if nodes:
+                    wanted.setdefault(nodes[int(self._clock.chance() * len(nodes))], _UNASKED)
+            for node, asked in wanted.items():
                 try:
-                    await self._watched(node, whole=whole)
+                    await self._watched(node, asked)
                 except Unreachable:
                     raise
                 except SyncagentError:
                     continue  # the link, a lock, or a peer that is busy: another time
 
-    async def _watched(self, node: int, *, whole: bool) -> None:
-        if whole:
+    async def _watched(self, node: int, asked: Look) -> None:
+        if asked.whole:
             await self._freshen(_nobody)
             outcome = await self.whole(node, None, _nobody, deep=False)
         else:
             outcome = await self.compare(node, None)
         await self._prove(node, outcome)
         if not outcome.equal and self.on_differing is not None:
-            await self.on_differing(node, outcome)
+            await self.on_differing(node, outcome, asked)
 
     async def _prove(self, node: int, outcome: Outcome) -> None:
         counts = _by_table(outcome)

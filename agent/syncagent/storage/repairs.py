@@ -17,6 +17,7 @@ from syncagent.core.comparison import Difference
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.core.repair import Cause
 from syncagent.core.store import Repaired
+from syncagent.errors import Contended, Unreachable
 from syncagent.storage import staging
 from syncagent.storage.borders import border
 from syncagent.storage.session import connect, working
@@ -131,12 +132,16 @@ class PostgresRepairs:
 
     @asynccontextmanager
     async def _session(self, *, replica: bool) -> AsyncIterator[asyncpg.Connection]:
-        session = await (
-            working(self._dsn, "repair", replica=True) if replica else connect(self._dsn, "repair")
-        )
+        try:
+            session = await (
+                working(self._dsn, "repair", replica=True) if replica else connect(self._dsn, "repair")
+            )
+        except Unreachable as error:  # the server may have none to spare; whoever needs it most will tell
+            raise Contended("no connection to repair with", detail=error.line) from error
         try:
             with border():
-                await session.execute(f"set lock_timeout = {_LOCK_MS}")
+                if not replica:
+                    await session.execute(f"set lock_timeout = {_LOCK_MS}")
                 yield session
         finally:
             session.terminate()
