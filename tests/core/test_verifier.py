@@ -39,6 +39,12 @@ class Forest:
     async def due(self) -> list[Due]:
         return [Due(relation, marked=False, unsealed=True, unscrubbed=False) for relation in (1, 2, 3)]
 
+    async def reseal(self, relation: int) -> int | None:
+        raise AssertionError("nothing is marked")
+
+    async def scrub(self, relation: int) -> int | None:
+        raise AssertionError("nothing is due")
+
     async def seal(self, relation: int) -> int | None:
         if relation in self.errors:
             raise self.errors[relation]
