@@ -269,6 +269,7 @@ async def _assemble(
     repairer = Repairer(
         settings.name, desk, verifier, store.forest, store.repairs, store.keeper, exchange, spools
     )
+    repairer.on_parked = applier.park
     housekeeper = Housekeeper(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, verifier, steady=steady
     )

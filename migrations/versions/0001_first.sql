@@ -3429,6 +3429,17 @@ end
 $$;
 comment on function syncagent._seal_number is 'the seal that stands for the frontier of this snapshot';
 
+create function syncagent._forest_emptied(p_relation integer, p_timed boolean, p_numbers bigint[], p_seal bigint) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    insert into syncagent.bucket (relation, timed, number, depth, seal, rows, lane_0, lane_1, slices, counts, lanes_0, lanes_1)
+    select distinct p_relation, p_timed, n.number, 0, p_seal, 0, 0, 0, '{}'::bigint[], '{}'::integer[], '{}'::bigint[], '{}'::bigint[]
+    from unnest(p_numbers) as n (number)
+    on conflict (relation, timed, number) do nothing
+$$;
+comment on function syncagent._forest_emptied is 'keep a seal for buckets that hold nothing any more: what was written and deleted there the other site may have seen only in part';
+
 create function syncagent._forest_build(p_relation integer, p_timed boolean, p_lows bigint[], p_highs bigint[], p_seal bigint) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -3437,6 +3448,9 @@ create function syncagent._forest_build(p_relation integer, p_timed boolean, p_l
     as $$
 declare
     v_width bigint := syncagent._width(p_timed);
+    v_before bigint[] := array(
+        select b.number from syncagent.bucket b join unnest(p_lows, p_highs) as x (low, high) on b.number >= x.low and b.number < x.high
+        where b.relation = p_relation and b.timed = p_timed);
     v_rows   bigint;
 begin
     delete from syncagent.bucket b using unnest(p_lows, p_highs) as x (low, high)
@@ -3472,6 +3486,7 @@ begin
     using array(select syncagent._first_key(x.low * v_width, p_timed) from unnest(p_lows) as x (low) order by x.low),
           array(select syncagent._last_key(x.high * v_width - 1, p_timed) from unnest(p_highs) as x (high) order by x.high),
           array(select p_timed from unnest(p_lows)), v_width, p_relation, p_timed, p_seal;
+    perform syncagent._forest_emptied(p_relation, p_timed, v_before, p_seal);
     return v_rows;
 end
 $$;
@@ -3592,11 +3607,7 @@ begin
         loop
             perform syncagent._forest_build(p_relation, r.timed, r.lows, r.highs, v_seal);
         end loop;
-        -- What was written and deleted there the other site may have seen only in part.
-        insert into syncagent.bucket (relation, timed, number, depth, seal, rows, lane_0, lane_1, slices, counts, lanes_0, lanes_1)
-        select distinct p_relation, m.timed, m.number, 0, v_seal, 0, 0, 0, '{}'::bigint[], '{}'::integer[], '{}'::bigint[], '{}'::bigint[]
-        from pg_temp.marked m where m.whole
-        on conflict (relation, timed, number) do nothing;
+        perform syncagent._forest_emptied(p_relation, m.timed, array_agg(m.number), v_seal) from pg_temp.marked m where m.whole group by m.timed;
     end if;
     update syncagent.forest set consumed = coalesce(v_consumed, consumed) where relation = p_relation;
     delete from syncagent.mark where id = any (v_marks);

@@ -79,7 +79,7 @@ async def mend(
                 uuid4(), table, [found.key for found in some], lambda _: Memory()
             )
             await between()
-            taken += await site.store.repairs.take(header, spool, some, cause, dry=dry)
+            taken += (await site.store.repairs.take(header, spool, some, cause, dry=dry)).rows
     return taken
 
 
@@ -236,7 +236,7 @@ async def test_a_listing_waits_for_what_it_has_seen(laboratory: Laboratory, pair
         with pytest.raises(Contended, match="not come here yet"):
             await b.store.repairs.take(header, spool, outcome.differences, "stamps", dry=False)
         await ship(a, b)
-        assert await b.store.repairs.take(header, spool, outcome.differences, "stamps", dry=False)
+        assert (await b.store.repairs.take(header, spool, outcome.differences, "stamps", dry=False)).rows
         await alike(a, b)
 
 
@@ -285,7 +285,7 @@ async def test_a_lost_row_is_not_taken_from_who_never_had_it(laboratory: Laborat
         lost = Difference(Table("public", "line"), key, "(4,x)", "missing here", None, None)
         for source, taken in (a, 0), (c, 1):
             header, spool = await source.store.repairs.listing(uuid4(), lost.table, [key], lambda _: Memory())
-            assert len(await b.store.repairs.take(header, spool, [lost], "stamps", dry=False)) == taken
+            assert len((await b.store.repairs.take(header, spool, [lost], "stamps", dry=False)).rows) == taken
         assert await b.one("select value from line where a = 4") == 0
 
 

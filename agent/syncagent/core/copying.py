@@ -130,7 +130,8 @@ class SequenceAt(msgspec.Struct, frozen=True):
 
 class EndHead(msgspec.Struct, frozen=True):
     """`reach` is a frontier that covers all the ranges have seen: the joiner's tables are as of one moment once its own
-    covers it. `clock` is above every stamp."""
+    covers it. `clock` is above every stamp. Entries that are gone at the donor were of cuts up to `compacted`, tombstones among them
+    of those up to `forgotten`."""
 
     reach: dict[int, int]
     clock: int
@@ -139,6 +140,8 @@ class EndHead(msgspec.Struct, frozen=True):
     contexts: int
     conflicts: int
     records: int
+    compacted: dict[int, int] = {}
+    forgotten: dict[int, int] = {}
 
 
 class Counted(msgspec.Struct, frozen=True):

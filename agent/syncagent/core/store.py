@@ -266,6 +266,14 @@ class Repaired:
     after: str | None
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What was taken of a listing; so many of the rows break a constraint here, and are parked."""
+
+    rows: list[Repaired]
+    parked: int
+
+
 class Repairs(Protocol):
     """Rows that are wrong here, or at a peer."""
 
@@ -282,7 +290,7 @@ class Repairs(Protocol):
         cause: Cause,
         *,
         dry: bool,
-    ) -> list[Repaired]:
+    ) -> Taken:
         """Of a peer's listing what is right there, and wrong here. `dry`: and then take all of it back. Raises Contended
         while the listing holds what has not come here yet, or is too old, and if somebody writes one of the rows."""
 

@@ -28,6 +28,11 @@ class Applier:
         self.parked = parked
         self._parked_at = desk.clock.now()
 
+    def park(self, rows: int) -> None:
+        """A repair has parked so many more."""
+        self.parked += rows
+        self._desk.bells.applies.ring()
+
     async def run(self) -> None:
         """For ever. Raises Unreachable when the database is gone."""
         while True:

@@ -5,7 +5,7 @@ what nobody can decide stays as it is, and is said.
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -70,6 +70,8 @@ class Repairer:
         self._waiting: dict[UUID, tuple[int, asyncio.Future[tuple[BatchHeader, Spool]]]] = {}
         self._told: dict[int, tuple[tuple[Look, frozenset[Name]] | None, float]] = {}
         self._listing: set[int] = set()
+        self.on_parked: Callable[[int], None] = lambda _: None
+        """So many more rows wait."""
         self.verbs = {"repair": self._repair}
         verifier.on_differing = self.heal
         exchange.on_repair, exchange.on_listing = self._heard, self._arrived
@@ -162,10 +164,14 @@ class Repairer:
             try:
                 while True:
                     try:
-                        return await self._repairs.take(header, spool, wrong, cause, dry=dry)
+                        taken = await self._repairs.take(header, spool, wrong, cause, dry=dry)
                     except Contended:
                         if clock.now() > until:
                             raise
+                    else:
+                        if taken.parked and not dry:
+                            self.on_parked(taken.parked)
+                        return taken.rows
                     if clock.now() > old:
                         break
                     await asyncio.sleep(_AGAIN)

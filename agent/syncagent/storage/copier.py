@@ -331,7 +331,11 @@ class PostgresCopier:
             "delete from syncagent.copy_state; delete from syncagent.copied_table; delete from syncagent.copied_range;"
             " delete from syncagent.copied_parked"
         )
-        await session.execute("update syncagent.local_site set copied = true, seen_before = null")
+        await session.execute(
+            "update syncagent.local_site set copied = true, seen_before = null,"
+            " compacted = syncagent._greatest(compacted, $1::text::jsonb), collected = syncagent._greatest(collected, $2::text::jsonb)",
+            *(msgspec.json.encode(cuts).decode() for cuts in (head.compacted, head.forgotten)),
+        )
         return {node: at.cut for node, at in begun.plan.frontier.items()}
 
     async def _history(self, session: asyncpg.Connection, head: EndHead, spool: Spool) -> None:

@@ -270,6 +270,10 @@ class PostgresDonor:
         conflicts = await staging.read_out(session, _CONFLICTS, spool, copying.CONFLICTS)
         records = await staging.read_out(session, _RECORDS, spool, copying.RECORDS)
         clock = await session.fetchval("select last_value from syncagent.hlc")
+        gone = await session.fetchrow(
+            "select compacted::text as compacted, collected::text as forgotten from syncagent.local_site"
+        )
+        assert gone is not None
         return EndHead(
             reach,
             clock,
@@ -286,4 +290,6 @@ class PostgresDonor:
             contexts,
             conflicts,
             records,
+            _context.decode(gone["compacted"]),
+            _context.decode(gone["forgotten"]),
         )

@@ -16,7 +16,7 @@ from syncagent.core.batch import BatchHeader, CutContext, Stream, Table
 from syncagent.core.comparison import Difference
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.core.repair import Cause
-from syncagent.core.store import Repaired
+from syncagent.core.store import Repaired, Taken
 from syncagent.errors import Contended, Unreachable
 from syncagent.storage import staging
 from syncagent.storage.borders import border
@@ -80,14 +80,14 @@ class PostgresRepairs:
         cause: Cause,
         *,
         dry: bool,
-    ) -> list[Repaired]:
+    ) -> Taken:
         async with self._session(replica=True) as session, self._merging:
             turn = session.transaction()
             await turn.start()
             try:
                 await session.execute("lock table syncagent.merge_lock in exclusive mode")
                 relation = await self._stage(session, header, spool)
-                await session.fetchrow(
+                done = await session.fetchrow(
                     "select * from syncagent._repair($1, $2, $3::text::jsonb, $4, $5, $6, $7)",
                     relation,
                     header.origin,
@@ -97,12 +97,13 @@ class PostgresRepairs:
                     [found.content_here and found.content_here[1] for found in wrong],
                     cause,
                 )
-                repaired = await self._recorded(session, header.streams[_ROWS].table)
+                assert done is not None
+                taken = Taken(await self._recorded(session, header.streams[_ROWS].table), done["parked"])
             except BaseException:
                 await turn.rollback()
                 raise
             await (turn.rollback() if dry else turn.commit())
-        return repaired
+        return taken
 
     async def _stage(self, session: asyncpg.Connection, header: BatchHeader, spool: Spool) -> int:
         rows, entries = header.streams
