@@ -151,7 +151,8 @@ class Difference:
 @dataclass
 class Outcome:
     """What a comparison found. `tables`: how many rows of each were compared, here. `spans` are too full at one instant to be
-    listed; `stale` are leaves that differ though their rows do not; `more` says that it stopped early."""
+    listed; `stale` are leaves that differ though their rows do not; `more` says that it stopped early. `unconfirmed` are rows that
+    differed at the last look only."""
 
     scope: Scope
     here: Standing
@@ -162,6 +163,7 @@ class Outcome:
     spans: list[Span] = field(default_factory=list)
     stale: list[Span] = field(default_factory=list)
     more: bool = False
+    unconfirmed: frozenset[tuple[Table, UUID]] = frozenset()
 
     @property
     def equal(self) -> bool:

@@ -60,8 +60,17 @@ def vote(disputed: Iterable[Difference], outcomes: Mapping[int, Outcome], sites:
     """Of rows that differ from a peer's. `outcomes` are comparisons of this site with others; `sites` is how many there
     are, this one included."""
     verdict = Verdict()
+    rows = {
+        node: {(other.table, other.key): other for other in outcome.differences}
+        for node, outcome in outcomes.items()
+    }
     for found in disputed:
-        voices = {node: voice for node, outcome in outcomes.items() if (voice := _voice(found, outcome))}
+        name = (found.table, found.key)
+        voices = {
+            node: voice
+            for node, outcome in outcomes.items()
+            if (voice := _voice(found, rows[node].get(name), outcome))
+        }
         counts = Counter(voice for voice in (*voices.values(), found.content_here))
         right, count = counts.most_common(1)[0]
         if count * 2 <= sites and found.here == found.there:
@@ -81,10 +90,10 @@ def vote(disputed: Iterable[Difference], outcomes: Mapping[int, Outcome], sites:
     return verdict
 
 
-def _voice(found: Difference, outcome: Outcome) -> Content:
-    """What a peer has of a row, if it was compared with the very row that is disputed, and there is one."""
-    for other in outcome.differences:
-        if (other.table, other.key) == (found.table, found.key):
-            return other.content_there if other.content_here == found.content_here else None
-    agreed = not outcome.more and not outcome.spans and outcome.scope.holds(found.table, found.key)
-    return found.content_here if agreed else None
+def _voice(found: Difference, other: Difference | None, outcome: Outcome) -> Content:
+    """What a peer has of a row, if it was compared with the very row that is disputed, and there is one; `other`: how it
+    differs there."""
+    if other is not None:
+        return other.content_there if other.content_here == found.content_here else None
+    complete = not outcome.more and not outcome.spans and (found.table, found.key) not in outcome.unconfirmed
+    return found.content_here if complete and outcome.scope.holds(found.table, found.key) else None

@@ -268,7 +268,9 @@ class Verifier:
         await asyncio.sleep(_AGAIN)
         again = await self._compare(node, tables, say, whole=whole, deep=False)
         before = {(found.table, found.key) for found in outcome.differences}
-        again.differences = [found for found in again.differences if (found.table, found.key) in before]
+        now = {(found.table, found.key): found for found in again.differences}
+        again.differences = [found for name, found in now.items() if name in before]
+        again.unconfirmed = frozenset(now.keys() - before)
         again.stale = [span for span in again.stale if span in outcome.stale]
         return again
 
