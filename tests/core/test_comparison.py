@@ -144,7 +144,7 @@ def returned(answer: Answer) -> Answer:
     return message.answer
 
 
-async def converse(here: Memory, there: Memory, *, whole: bool = True) -> Outcome:
+async def converse(here: Memory, there: Memory, *, whole: bool = True, turn: float = 0.0) -> Outcome:
     mine, theirs = await Side.of(here, None), await Side.of(there, None)
     out_here = await mine.left_out(theirs.standing.frontier)
     out_there = await theirs.left_out(mine.standing.frontier)
@@ -152,7 +152,7 @@ async def converse(here: Memory, there: Memory, *, whole: bool = True) -> Outcom
     other = await theirs.settle(mine.standing, out_there, out_here, whole=whole)
     assert mine.scope == theirs.scope
     assert mine.scope is not None
-    machine = Comparison(mine.standing, theirs.standing, mine.scope, mine.sums)
+    machine = Comparison(mine.standing, theirs.standing, mine.scope, mine.sums, turn)
     question = machine.first(root, other)
     asked = 0
     while question is not None:
@@ -162,8 +162,8 @@ async def converse(here: Memory, there: Memory, *, whole: bool = True) -> Outcom
     return machine.outcome
 
 
-def compare(here: Memory, there: Memory, *, whole: bool = True) -> Outcome:
-    return asyncio.run(converse(here, there, whole=whole))
+def compare(here: Memory, there: Memory, *, whole: bool = True, turn: float = 0.0) -> Outcome:
+    return asyncio.run(converse(here, there, whole=whole, turn=turn))
 
 
 timed = st.builds(
@@ -275,6 +275,16 @@ def test_it_is_enough_after_so_many() -> None:
     outcome = compare(Memory({TABLES[0]: rows}, 0), Memory({TABLES[0]: {}}, 0))
     assert outcome.more
     assert comparison.DIFFERENCES <= len(outcome.differences) < 1500
+
+
+def test_many_rows_that_differ_hide_no_others_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "DIFFERENCES", 50)
+    rows = {stamp.pack(480_000 * HOUR + n * HOUR // 3, 1, n): 1 for n in range(300)}
+    found, chance = set[UUID](), random.Random(3)
+    for _ in range(60):
+        here, there = Memory({TABLES[0]: rows}, 0), Memory({TABLES[0]: {}}, 0)
+        found |= {row.key for row in compare(here, there, turn=chance.random()).differences}
+    assert found == rows.keys()
 
 
 def test_equal_sites_with_many_tables_say_little() -> None:

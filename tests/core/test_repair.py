@@ -62,3 +62,6 @@ def test_a_voice_is_about_the_very_row_that_is_disputed() -> None:
     assert repair.vote([found], {A: outcome(found), B: outcome(more=True)}, 3).open == [found], (
         "not all of it"
     )
+    hasty = outcome()
+    hasty.unconfirmed = frozenset({(TABLE, KEY)})
+    assert repair.vote([found], {A: outcome(found), B: hasty}, 3).open == [found], "it was seen once only"

@@ -185,7 +185,7 @@ async def test_of_two_sites_somebody_must_say_who_is_right(laboratory: Laborator
         await alike(a, b)
 
 
-async def test_a_deleted_row_that_is_back_goes(laboratory: Laboratory, pair: Pair) -> None:
+async def test_a_deleted_row_that_is_back_is_left_and_told(laboratory: Laboratory, pair: Pair) -> None:
     async with laboratory.sites(SCHEMA, *pair) as (a, b):
         await populate(a, b)
         await a.do(f"delete from item where id = '{KEYS[3]}'", "delete from line where a = 8")

@@ -182,16 +182,20 @@ class _Work:
 _BELOW = {"table": "year", "year": "month", "month": "day", "day": "bucket", "bucket": "leaf"}
 LEVELS = tuple(_BELOW)
 """Of `Sums`."""
+_DOWN = (*LEVELS, "leaf", "count", "rows")
 
 
 class Comparison:
     """Drives one comparison; `ask` says what to ask next, `None` once `outcome` is complete."""
 
-    def __init__(self, here: Standing, there: Standing, agreed: Scope, sums: Sequence[Digest]) -> None:
-        """`agreed` has what both leave out; `sums` are those of its tables here."""
+    def __init__(
+        self, here: Standing, there: Standing, agreed: Scope, sums: Sequence[Digest], turn: float = 0.0
+    ) -> None:
+        """`agreed` has what both leave out; `sums` are those of its tables here. `turn`, in [0, 1), is where it begins: so
+        that rows which nobody can mend do not hide all others, if there are many."""
         rows = {table: digest.rows for table, digest in zip(agreed.tables, sums, strict=True)}
         self.outcome = Outcome(agreed, here, there, rows)
-        self._scope = agreed
+        self._scope, self._turn = agreed, turn
         self._work: list[_Work] = []
         self._beyond = agreed.beyond()
         self._asked: _Work | None = None
@@ -225,9 +229,11 @@ class Comparison:
 
     # ---- what to ask
 
-    def _push(self, work: _Work) -> None:
+    def _push(self, work: _Work, most: int = SPANS) -> None:
         """Depth first, in pieces that one question can bear: so what waits stays small."""
-        pieces = [work.spans[n : n + SPANS] for n in range(0, len(work.spans), SPANS)]
+        begin = int(self._turn * 97 ** _DOWN.index(work.level) % 1 * len(work.spans))
+        spans = work.spans[begin:] + work.spans[:begin]
+        pieces = [spans[n : n + most] for n in range(0, len(spans), most)]
         self._work += [_Work(work.level, piece, work.depth) for piece in reversed(pieces)]
 
     def _next(self) -> Question | None:
@@ -313,8 +319,7 @@ class Comparison:
 
     def _rows(self, spans: Iterable[Span]) -> None:
         """Few at a time: it is not known here how many rows they hold, but not more than a quarter of what one may list."""
-        spans = tuple(spans)
-        self._work += [_Work("rows", spans[n : n + 4]) for n in range(0, len(spans), 4)]
+        self._push(_Work("rows", tuple(spans)), 4)
 
     def _counted(
         self, work: _Work, mine: tuple[dict[int, Digest], ...], theirs: tuple[dict[int, Digest], ...]

@@ -132,16 +132,16 @@ class Repairer:
             raise LinkDown(f"there is no link with site {self._desk.roster.name(node)}")
         future: asyncio.Future[tuple[BatchHeader, Spool]] = asyncio.get_running_loop().create_future()
         self._waiting[request] = node, future
+        until = self._desk.clock.now() + limits.REPAIR_PATIENCE
         try:
             await link.send(Fetch(request, table, keys))
-            async with asyncio.timeout(limits.REPAIR_PATIENCE):
-                while not future.done():
-                    if self._exchange.links.get(node) is not link:
-                        raise LinkDown("the link ended before the listing came")
-                    await asyncio.wait([future], timeout=1.0)
+            while not future.done():
+                if self._exchange.links.get(node) is not link:
+                    raise LinkDown("the link ended before the listing came")
+                if self._desk.clock.now() > until:
+                    raise LinkDown(f"{link.peer.name} sends no listing")
+                await asyncio.wait([future], timeout=1.0)
             header, spool = future.result()
-        except TimeoutError:
-            raise LinkDown(f"{link.peer.name} sends no listing") from None
         finally:
             del self._waiting[request]
         forms = [(stream.table, stream.form) for stream in header.streams]

@@ -205,7 +205,7 @@ class Verifier:
             del self._answers[request]
 
     async def _compare(
-        self, node: int, tables: tuple[Table, ...] | None, say: Say, *, whole: bool, deep: bool
+        self, node: int, tables: tuple[Table, ...] | None, say: Say, turn: float, *, whole: bool, deep: bool
     ) -> Outcome:
         """`whole`: the peer prepares for it. Raises RefusedError, LinkDown, ProtocolError, DatabaseError."""
         link, request = self._exchange.links.get(node), uuid4()
@@ -217,7 +217,7 @@ class Verifier:
             async with self._turn, self._forest.view() as view:
                 side = await Side.of(view, tables)
                 begin = Begin(side.standing.listed(None), tables, whole)
-                return await self._converse(link, request, side, begin, say)
+                return await self._converse(link, request, side, begin, say, turn)
         except ProtocolError as error:
             await link.close(error.line)
             raise
@@ -225,7 +225,9 @@ class Verifier:
             with suppress(LinkDown):
                 await link.send(Compare(request, None))
 
-    async def _converse(self, link: Link, request: UUID, side: Side, begin: Begin, say: Say) -> Outcome:
+    async def _converse(
+        self, link: Link, request: UUID, side: Side, begin: Begin, say: Say, turn: float
+    ) -> Outcome:
         begun = await self._ask(link, request, begin)
         if not isinstance(begun, Begun):
             raise ProtocolError("an answer to another question")
@@ -242,7 +244,7 @@ class Verifier:
         root = await side.settle(there, mine, begun.left_out, whole=begin.whole)
         if not isinstance(theirs, Root) or side.scope is None:
             raise ProtocolError("an answer to another question")
-        machine = Comparison(side.standing, there, side.scope, side.sums)
+        machine = Comparison(side.standing, there, side.scope, side.sums, turn)
         question, asked = machine.first(root, theirs), 0
         while question is not None:
             asked += 1
@@ -262,11 +264,12 @@ class Verifier:
         deep: bool = False,
     ) -> Outcome:
         """A difference counts if it is there a second time, too."""
-        outcome = await self._compare(node, tables, say, whole=whole, deep=deep)
+        turn = self._clock.chance()
+        outcome = await self._compare(node, tables, say, turn, whole=whole, deep=deep)
         if outcome.equal:
             return outcome
         await asyncio.sleep(_AGAIN)
-        again = await self._compare(node, tables, say, whole=whole, deep=False)
+        again = await self._compare(node, tables, say, turn, whole=whole, deep=False)
         before = {(found.table, found.key) for found in outcome.differences}
         now = {(found.table, found.key): found for found in again.differences}
         again.differences = [found for name, found in now.items() if name in before]

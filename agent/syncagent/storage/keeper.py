@@ -176,7 +176,9 @@ class PostgresKeeper:
             await self._session.execute(
                 "update syncagent.request set answer = $2::text::jsonb, answered_at = clock_timestamp() where id = $1",
                 request,
-                _encoder.encode(answer).decode(),
+                _encoder.encode(answer)
+                .decode()
+                .replace(r"\u0000", r"\ufffd"),  # a peer's words; jsonb takes no NUL
             )
             await self._session.execute(
                 "delete from syncagent.request where answered_at < clock_timestamp() - interval '1 hour'"
