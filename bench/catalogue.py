@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import orders, workloads
+from bench import forest, orders, workloads
 from bench.capture import capture, transactions
 from bench.drain import drain
 from bench.join import join
@@ -56,6 +56,18 @@ BENCHMARKS: dict[str, Benchmark] = {
         "5,000,000 rows get to a site that joins, with their key; against pg_dump and pg_restore", join
     ),
     "memory": Benchmark("resident memory of an agent with a million rows on their way", memory),
+    "seal": Benchmark(
+        "the forest of 10,000,000 rows made, against one aggregate of their fingerprints", forest.seal
+    ),
+    "verify": Benchmark(
+        "bytes of a comparison of equal sites, 100 tables, 10,000,000 rows and 100,000", forest.verify
+    ),
+    "repair": Benchmark(
+        "10 rows lost of 10,000,000, found and taken back; against md5 over all", forest.repair
+    ),
+    "upkeep": Benchmark(
+        "the forest under 1,000 random updates a second of 10,000,000 old rows", forest.upkeep
+    ),
     "bytes-per-row": Benchmark("network bytes for a row", traffic),
 }
 

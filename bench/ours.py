@@ -72,10 +72,12 @@ class Member:
 class Ours:
     name = "syncagent"
 
-    def __init__(self, listen: int | None = None, dialled: int | None = None) -> None:
+    def __init__(
+        self, listen: int | None = None, dialled: int | None = None, tables: Sequence[str] = ()
+    ) -> None:
         """`listen`: port of the origin's agent; `dialled`: where the receiver finds it, if not there. Then the
-        origin does not dial."""
-        self._listen, self._dialled = listen, dialled
+        origin does not dial. `tables` are attached beside the one that is measured."""
+        self._listen, self._dialled, self._tables = listen, dialled, tables
         self._members: list[Member] = []
 
     def start(self, stage: Stage) -> None:
@@ -97,7 +99,7 @@ class Ours:
         self._members.append(b)
         b.run()
         b.await_agent()
-        a.verb("attach", "orders", "--existing", "keep")
+        a.verb("attach", "orders", *self._tables, "--existing", "keep")
         stage.check = self._check
         for backwards in (True, False):
             stage.await_row(stage.mark(backwards=backwards), backwards=backwards)
@@ -115,6 +117,10 @@ class Ours:
     def _ask(self, verb: str) -> None:
         with site_of(self._stage.dsns[1]) as connection:
             ask(connection, verb, {"peers": []}, seconds=_ANSWER_SECONDS)
+
+    def member(self, site: int) -> Member:
+        """The origin is 0, the receiver 1."""
+        return self._members[site]
 
     def processes(self) -> Sequence[int]:
         return [member.agent.pid for member in self._members if member.agent]

@@ -4143,6 +4143,16 @@ create function syncagent._commit_time(p_xid xid) returns timestamptz
     as $$ select case when current_setting('track_commit_timestamp')::boolean then pg_xact_commit_timestamp(p_xid) end $$;
 comment on function syncagent._commit_time is 'when a transaction committed here, if this server keeps that';
 
+create function syncagent._trees() returns table (relation integer, sealed_until timestamptz, open_buckets bigint)
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select f.relation, case when f.built > 0 then to_timestamp(f.built * 3600) end, count(d.relation)
+    from syncagent.forest f left join (select distinct * from syncagent._forest_dirty()) d on d.relation = f.relation
+    group by f.relation, f.built
+$$;
+comment on function syncagent._trees is 'how far the tree of each attached table is sealed, and how many of its buckets have a leaf that is to be computed anew';
+
 -- The views -------------------------------------------------------------------------------------------------
 
 create view syncagent.replicated_table as
@@ -4151,12 +4161,13 @@ select format('%I.%I', coalesce(n.nspname, r.schema_name), coalesce(c.relname, r
        case when syncagent._estimate(r.relation) >= 0 then syncagent._estimate(r.relation)::bigint end as estimated_rows,
        e.entries as unsettled_rows,
        (select count(*) from syncagent.parked_row p where p.relation = r.id) as parked_rows,
-       r.attached_at, c.oid is null as dropped
+       r.attached_at, c.oid is null as dropped, t.sealed_until, t.open_buckets
 from syncagent.replicated r
 join syncagent._entries() e on e.relation = r.id
+left join syncagent._trees() t on t.relation = r.id
 left join pg_class c on c.oid = r.relation
 left join pg_namespace n on n.oid = c.relnamespace;
-comment on view syncagent.replicated_table is 'attached tables; unsettled rows are those that some site may not have yet';
+comment on view syncagent.replicated_table is 'attached tables; unsettled rows are those that some site may not have yet; rows with keys made before sealed_until are in sealed buckets, of which some are open, being written';
 
 create view syncagent.lag as
 with said as (
@@ -4213,13 +4224,14 @@ select m.name, m.node, m.is_self, m.state, m.role, m.leads, coalesce(p.linked, f
        case when m.is_self then (select coalesce(sum(e.entries), 0)::bigint from syncagent._entries() e) end as unsettled_rows,
        case when m.is_self then (select count(*) from syncagent.cut) end as kept_cuts,
        case when m.is_self then (select count(*) from syncagent.conflict_record) end as conflicts,
-       syncagent._site_name(p.via) as via
+       syncagent._site_name(p.via) as via,
+       (select max(q.last_at) from syncagent.proof_record q where q.node = m.node and q.equal) as equal_at
 from syncagent.site m
 left join syncagent.peer_state p on p.node = m.node
 left join syncagent.frontier f on f.node = m.node
 left join syncagent.agent_state a on m.is_self
 left join syncagent.lag l on l.receiver_node = m.node and l.origin_node = (select s.node from syncagent.local_site s);
-comment on view syncagent.status is 'every site: what it has not applied of this one (behind), what this one has applied of it, and what is the matter';
+comment on view syncagent.status is 'every site: what it has not applied of this one (behind), what this one has applied of it, and what is the matter; equal_at is when it was last found equal to this one';
 
 create view syncagent.conflict as
 select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_text as key, c.kind, c.strategy,
@@ -4363,6 +4375,38 @@ $$;
 comment on function syncagent.why(regclass, text) is
     'the story of one row, newest first: unsettled (which site, when, stamp, cut, and who may not have it yet) or settled, parked, its conflicts';
 
+-- The tree of a table ---------------------------------------------------------------------------------------
+
+create function syncagent.forest_of(p_table regclass, p_level text default 'day')
+    returns table (begins timestamptz, rows bigint, buckets bigint, leaves bigint, open bigint, digest text)
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_relation integer := (select r.id from syncagent.replicated r where r.relation = p_table);
+begin
+    if v_relation is null then
+        raise exception 'table % is not attached', p_table
+            using errcode = 'SA003', hint = format('syncagent attach %s; `syncagent tables` lists those that are', p_table);
+    elsif p_level not in ('year', 'month', 'day', 'hour') then
+        raise exception 'there is no level % in the tree of a table', quote_literal(p_level)
+            using errcode = 'SA004', hint = 'one of year, month, day, hour';
+    end if;
+    return query
+        with bucket as (
+            select b.timed, b.number, b.rows, cardinality(b.slices) as leaves, b.lane_0, b.lane_1, false as open
+            from syncagent.bucket b where b.relation = v_relation
+            union all
+            select distinct d.timed, d.number, 0, 0, 0, 0, true from syncagent._forest_dirty() d where d.relation = v_relation
+        )
+        select case when b.timed then date_trunc(p_level, to_timestamp(b.number * 3600), 'UTC') end as begins, sum(b.rows)::bigint,
+               count(*) filter (where b.rows > 0), sum(b.leaves)::bigint, count(*) filter (where b.open),
+               encode(int8send(syncagent._modulo(sum(b.lane_0))) || int8send(syncagent._modulo(sum(b.lane_1))), 'hex')
+        from bucket b group by 1 order by 1;
+end
+$$;
+comment on function syncagent.forest_of(regclass, text) is 'the sealed buckets of a table by year, month, day or hour in which their keys were made (UTC; null: keys without a time): rows, leaves, how many buckets are open because a leaf is to be computed anew, and the digest, which is the same at sites that are equal';
+
 -- Who may call what -----------------------------------------------------------------------------------------
 
 create function syncagent.grant_reader(p_role regrole) returns void
@@ -4373,15 +4417,15 @@ begin
     execute format('grant usage on schema syncagent to %s', p_role);
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
                    ' syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
-    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text),'
-                   ' syncagent._entries(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
+    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.forest_of(regclass, text),'
+                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);
     end if;
 end
 $$;
-comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why() and conflicts_of(); they show rows of attached tables';
+comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of() and forest_of(); they show rows of attached tables';
 
 revoke execute on all functions in schema syncagent from public;
 grant usage on schema syncagent to public;

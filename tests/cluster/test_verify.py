@@ -64,6 +64,18 @@ def test_equal_sites_are_proved_and_different_ones_named(laboratory: Laboratory)
             (b.name, True, sum(rows.values()), None, "{}")
         ]  # fmt: skip
 
+        trees = [
+            json.loads(site.syncagent("forest", "customer", "--by", "hour", "--json").stdout)["parts"]
+            for site in cluster
+        ]
+        here, there = ([(part["begins"], part["rows"], part["digest"]) for part in tree] for tree in trees)
+        assert here == there
+        assert here[-1][:2] == (None, 50), "keys without a time"
+        assert sum(rows for _, rows, _ in here) == 2050, "those of this hour are not sealed yet"
+        drawn = a.syncagent("forest", "customer").stdout
+        assert "2025" in drawn, drawn
+        assert "keys without a time" in drawn
+
         lost, changed, timeless = key_of(b, "old", 77), key_of(b, "shared", 3), key_of(b, "timeless", 9)
         behind_the_triggers(
             b,

@@ -10,6 +10,7 @@ from syncagent import resources
 from tests.support.databases import Database
 
 VIEWS = ("site", "status", "lag", "replicated_table", "conflict", "parked")
+TREE = "select * from syncagent.forest_of(%s, %s)"
 ROW = "01900000-0000-7000-8000-000000000001"
 OLD = "01900000-0000-7000-8000-000000000002"
 
@@ -228,6 +229,7 @@ def test_a_reader_sees_everything_and_touches_nothing(here: Database, reader: st
         assert rows(here, f"select * from syncagent.{view}", role=reader)
     assert rows(here, "select * from syncagent.why(%s, %s)", '"T t"', ROW, role=reader)
     assert rows(here, "select * from syncagent.conflicts_of(%s, %s)", '"T t"', ROW, role=reader)
+    assert rows(here, TREE, '"T t"', "day", role=reader) == []
     for statement in (
         "select * from syncagent.conflict_record",
         "select * from syncagent.log",
@@ -249,6 +251,14 @@ def test_others_see_nothing(here: Database) -> None:
             rows(here, f"select * from syncagent.{view}", role=role)
     with pytest.raises(psycopg.errors.InsufficientPrivilege):
         rows(here, "select * from syncagent.why('pairs', '(1,x)')", role=role)
+
+
+def test_a_tree_of_what_is_not_there_says_so(here: Database) -> None:
+    for table, level, code in (("pg_class", "day", "SA003"), ('"T t"', "week", "SA004")):
+        with pytest.raises(psycopg.Error) as told:
+            rows(here, TREE, table, level)
+        assert told.value.sqlstate == code
+        assert told.value.diag.message_hint
 
 
 def test_looking_waits_for_nobody(here: Database, make_database: Callable[..., Database]) -> None:

@@ -22,6 +22,7 @@ from syncagent.cli.db import db
 from syncagent.cli.demo import demo
 from syncagent.cli.detach import detach
 from syncagent.cli.doctor import doctor
+from syncagent.cli.forest import forest
 from syncagent.cli.init import init
 from syncagent.cli.invite import invite
 from syncagent.cli.join import join
@@ -78,6 +79,7 @@ for _verb in (
     status,
     wait,
     verify,
+    forest,
     repair,
     why,
     pause,

@@ -1,5 +1,7 @@
 """`syncagent tables`: what is replicated here."""
 
+from datetime import UTC, datetime
+
 from syncagent.cli import render
 from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of
 
@@ -25,7 +27,17 @@ def tables(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOptio
             "" if table["estimated_rows"] is None else f"~{table['estimated_rows']:,}",
             f"{table['unsettled_rows']:,}",
             f"{table['parked_rows']:,}",
+            _moment(table["sealed_until"]),
+            "" if table["open_buckets"] is None else f"{table['open_buckets']:,}",
         )
         for table in found
     ]
-    render.show(render.grid(rows, ("table", "key", "strategy", ">rows", ">unsettled", ">parked")))
+    render.show(
+        render.grid(
+            rows, ("table", "key", "strategy", ">rows", ">unsettled", ">parked", "sealed until", ">open")
+        )
+    )
+
+
+def _moment(at: datetime | None) -> str:
+    return "" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

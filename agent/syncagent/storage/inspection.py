@@ -85,6 +85,14 @@ def why(connection: Connection, table: str, key: str) -> list[Row]:
     ).fetchall()
 
 
+def forest(connection: Connection, table: str, level: str) -> list[Row]:
+    """The sealed buckets of a table by that level, oldest first; keys without a time at the end."""
+    return connection.execute(
+        "select * from syncagent.forest_of(%s::bigint::oid::regclass, %s)",
+        (resolve(connection, table), level),
+    ).fetchall()
+
+
 def _title(connection: Connection, table: str) -> str:
     """A table's name as the views spell it."""
     row = connection.execute(
