@@ -47,7 +47,7 @@ def test_a_certificate_is_renewed_under_load(
         assert "certificate ends on" in doctor
         assert "syncagent certificate renew" in doctor
 
-        with load(cluster.sites, seed) as writers:
+        with load(cluster.sites, seed, rest=0.05) as writers:
             committed(writers, 50)
             said = tokyo.syncagent("certificate", "renew")
             assert said.returncode == 0, said.stderr + said.stdout

@@ -48,7 +48,7 @@ def writing(*sites: Member) -> Iterator[list[int]]:
 
     def write(place: int, site: Member) -> None:
         with site.database.connect() as connection:
-            while not stop.is_set():
+            while not stop.wait(0.02):
                 name = f"{site.name} {done[place]}"
                 (made,) = connection.execute(
                     "insert into customer (id, name) values (syncagent.uuid7(), %s) returning id", (name,)

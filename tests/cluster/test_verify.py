@@ -117,15 +117,15 @@ def test_equal_sites_are_proved_and_different_ones_named(laboratory: Laboratory)
         assert done.returncode == 0, done.stdout + done.stderr
         assert verify(b, "--deep")["equal"]
         assert b.scalar("select name from customer where id = %s", (timeless,)) == "timeless"
-        assert a.scalar("select trouble from syncagent.agent_state") is None
-        assert b.scalar("select trouble from syncagent.agent_state") is None
+        for site in cluster:
+            until(lambda site=site: site.scalar(trouble) is None, "status forgets it")  # type: ignore[misc]
 
 
 def test_nothing_on_its_way_is_counted_as_different(laboratory: Laboratory, seed: int) -> None:
     with laboratory.cluster(18, 15, 18) as cluster:
         cluster.start()
         populate(cluster)
-        with load(cluster.sites, seed) as writers:
+        with load(cluster.sites, seed, rest=0.1) as writers:
             for number in range(3):
                 committed(writers, 30)
                 answer = verify(cluster.sites[number % 3], "item", "line")
@@ -163,7 +163,7 @@ def test_what_is_lost_comes_back_by_itself(laboratory: Laboratory, seed: int) ->
         cluster.converges()
         lost = [key_of(b, "old", place) for place in (3, 400, 401)]
         changed = key_of(b, "timeless", 9)
-        with load(cluster.sites, seed) as writers:
+        with load(cluster.sites, seed, rest=0.1) as writers:
             behind_the_triggers(
                 b,
                 *(f"delete from customer where id = '{key}'" for key in lost),

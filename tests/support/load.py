@@ -65,10 +65,18 @@ class Writer(threading.Thread):
     """One application thread at one site."""
 
     def __init__(
-        self, site: Site, number: int, seed: int, *, isolation: str = "read committed", shared: bool = True
+        self,
+        site: Site,
+        number: int,
+        seed: int,
+        *,
+        isolation: str = "read committed",
+        shared: bool = True,
+        rest: float = 0.0,
     ) -> None:
+        """`rest`: seconds between two transactions, where the load is to be there and not to fill the machine."""
         super().__init__(name=f"writer {number} at {site.name}")
-        self.site, self.number, self.isolation, self.shared = site, number, isolation, shared
+        self.site, self.number, self.isolation, self.shared, self.rest = site, number, isolation, shared, rest
         self.random = random.Random(f"{seed} {site.name} {number}")
         self.rows: dict[str, Table] = {table: {} for table in _WRITE}
         """What this writer's own rows must be."""
@@ -104,7 +112,7 @@ class Writer(threading.Thread):
                 if not self._shared_customers:
                     rows = connection.execute("select id from customer where name like 'shared%'").fetchall()
                     self._shared_customers = sorted(row[0] for row in rows)
-                while not self._enough.is_set():
+                while not self._enough.wait(self.rest):
                     self.transaction(connection)
         except OperationalError:
             self._enough.wait(0.05)

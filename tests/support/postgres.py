@@ -28,6 +28,8 @@ SETTINGS: dict[str, Setting] = {
     "max_prepared_transactions": 10,
     "checkpoint_timeout": "1h",
     "log_checkpoints": False,
+    "jit": False,  # what is compiled costs more than these small tables do
+    "autovacuum_naptime": "10min",
 }
 _FOLDER = Path(sys.prefix) / "postgresql"
 

@@ -319,6 +319,8 @@ class Repairer:
             for _ in range(_ROUNDS):
                 outcome = await self._verifier.whole(node, tables, say, deep=deep and not repaired)
                 equal, deep = outcome.equal, False
+                if equal and tables is None:
+                    await self._verifier.prove(node, outcome)
                 if equal:
                     break
                 mended = await self.mend(node, outcome, source=source, dry=dry, whole=True)

@@ -332,11 +332,12 @@ class Verifier:
             outcome = await self.whole(node, None, _nobody, deep=False)
         else:
             outcome = await self.compare(node, None)
-        await self._prove(node, outcome)
+        await self.prove(node, outcome)
         if not outcome.equal and self.on_differing is not None:
             await self.on_differing(node, outcome, asked)
 
-    async def _prove(self, node: int, outcome: Outcome) -> None:
+    async def prove(self, node: int, outcome: Outcome) -> None:
+        """Keep what a comparison of all tables has found, for `status` and for `syncagent.proof`."""
         counts = _by_table(outcome)
         await self._forest.prove(node, outcome, {"rows": counts, "hours": _hours(outcome.differences)})
         if outcome.equal:
@@ -376,7 +377,7 @@ class Verifier:
         except SyncagentError as error:
             return {"site": name, "equal": False, "error": error.line}
         if tables is None:
-            await self._prove(node, outcome)
+            await self.prove(node, outcome)
         return {"site": name, "error": None, **_told(outcome)}
 
 
