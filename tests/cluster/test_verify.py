@@ -126,9 +126,9 @@ def test_nothing_on_its_way_is_counted_as_different(laboratory: Laboratory, seed
         cluster.start()
         populate(cluster)
         with load(cluster.sites, seed, rest=0.1) as writers:
-            for number in range(3):
+            for site in cluster.sites[:2]:
                 committed(writers, 30)
-                answer = verify(cluster.sites[number % 3], "item", "line")
+                answer = verify(site, "item", "line")
                 assert answer["equal"], answer
         cluster.converges()
         answer = verify(cluster.sites[1])

@@ -45,6 +45,8 @@ SMALL: dict[str, Setting] = {
     "checkpoint_timeout": "1h",
     "log_checkpoints": False,
     "log_min_messages": "warning",
+    "jit": False,
+    "autovacuum_naptime": "10min",
 }
 TABLES = """
 create table customer (id uuid primary key, name text not null, credit numeric(12, 2) not null, note text);
