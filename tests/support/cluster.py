@@ -358,6 +358,7 @@ class Site:
         return int(self.scalar("select deadlocks from pg_stat_database where datname = current_database()"))
 
     def close(self) -> None:
+        self.database.leave()
         self.server.start()  # the test may have stopped it
         self.server.execute(
             sql.SQL("drop database {} with (force)").format(sql.Identifier(self.database.name))
@@ -523,6 +524,7 @@ class Laboratory:
             database = Database(server, f"mould{place}")
             server.execute(sql.SQL("create database {}").format(sql.Identifier(database.name)))
             database.execute(TABLES)
+            database.leave()
             home = self._folder / f"{name}{major}.home"
             said = _ask(
                 *("init", "--dsn", database.dsn, "--name", name, "--node", str(node)),

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 
+from syncagent.core import limits
 from syncagent.core.batch import Table
 from syncagent.core.invitation import Admission, Returning
 from syncagent.errors import ProtocolError
@@ -172,3 +173,9 @@ def decode(kind: type[T], data: bytes) -> T:
         raise ProtocolError(
             f"a message of the copy is malformed ({kind.__name__})", detail=str(error)
         ) from error
+
+
+def rest(took: float, rate: float) -> float:
+    """Seconds that a donor rests after a range, so that its application keeps most of the machine: `took` is how long the
+    range took, `rate` how many rows a second are written there meanwhile."""
+    return min(took * limits.COPY_REST * min(rate / limits.COPY_BUSY, 1.0), limits.COPY_REST_MOST)

@@ -85,9 +85,14 @@ COPY_SCATTERED = 5
 """Ranges of a table that is not stored in the order of its key are so many times larger: each may read all of it."""
 COPY_SESSIONS = 4
 """Ranges that a donor reads at a time, whoever asks."""
+COPY_BUSY = 1000.0
+"""Rows a second that are written at a donor which gives way to its application altogether; less, as much less."""
+COPY_REST = 8.0
+COPY_REST_MOST = 4.0
+"""A donor that gives way reads one range at a time, and rests so many times as long as it took; so long at most."""
 COPY_CUT_PATIENCE = 5.0
 """How long a donor waits for its own next cut before it says that there is none."""
-COPY_STALLED = 30.0
+COPY_STALLED = 60.0
 """A range of which no byte passes for so long is given up."""
 
 # ---- the forest
@@ -126,6 +131,7 @@ assert RETRY_FIRST >= LOCK_TIMEOUT, "a retry gives the lock's owner time"
 assert CLOCK_LEAD * 100 < MAX_CLOCK_SKEW, "a healthy clock is never mistaken for a wrong one"
 assert CERTIFICATE_NOTICE * 2 < CERTIFICATE_LIFETIME, "a new certificate is not asked to be renewed at once"
 assert COPY_CUT_PATIENCE < COPY_STALLED, "a donor that waits for its cut answers before it is given up"
+assert COPY_REST_MOST * COPY_SESSIONS * 2 < COPY_STALLED, "a range that waits its turn is not given up"
 assert RAFT_HEARTBEAT * 3 < RAFT_ELECTION, "two heartbeats may be lost before a leader is given up"
 assert RAFT_TICK * RAFT_ELECTION * 2 < 3, "a new leader within three seconds"
 assert RAFT_TICK * RAFT_HEARTBEAT >= 0.2, "an answer that takes so long is no reason for a second question"

@@ -36,6 +36,8 @@ from syncagent.storage.borders import border
 from syncagent.storage.session import connect
 
 _POLL = 0.02
+_LOOK = 0.5
+_QUIET = limits.COPY_BUSY / 20
 _LOCK_MS = 300
 """One try for a table's lock, below deadlock_timeout: who queues behind us is not kept."""
 _context = msgspec.json.Decoder(dict[int, int])
@@ -63,6 +65,10 @@ class PostgresDonor:
         self._dsn, self._node, self._spools, self._nudge = dsn, node, spools, nudge
         self._range_rows = range_rows
         self._free = asyncio.Semaphore(limits.COPY_SESSIONS)
+        self._turn = asyncio.Lock()
+        self._rests_until = 0.0
+        self._looked, self._seen, self._rate = 0.0, 0, 0.0
+        """When it was last looked at what is written here, up to which cut, and how many rows a second that were."""
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[asyncpg.Connection]:
@@ -193,13 +199,43 @@ class PostgresDonor:
             await self._wait_for_cut(session, asked.taken)
             spool = self._spools(f"copy of {part}")
             try:
-                async with session.transaction(isolation="repeatable_read", readonly=True):
+                async with (
+                    self._courtesy(session),
+                    session.transaction(isolation="repeatable_read", readonly=True),
+                ):
                     head = await self._read(session, asked.range, asked.held, spool)
                 await spool.seal()
             except BaseException:
                 await spool.close()
                 raise
         return head, spool
+
+    @asynccontextmanager
+    async def _courtesy(self, session: asyncpg.Connection) -> AsyncIterator[None]:
+        """Side by side while nobody writes here; else one after the other, with rests."""
+        clock = asyncio.get_running_loop()
+        rate = await self._written(session, clock.time())
+        if rate < _QUIET:
+            yield
+            return
+        async with self._turn:
+            await asyncio.sleep(max(0.0, self._rests_until - clock.time()))
+            began = clock.time()
+            yield
+            self._rests_until = clock.time() + copying.rest(clock.time() - began, rate)
+
+    async def _written(self, session: asyncpg.Connection, now: float) -> float:
+        """Rows a second that the application writes, of late: those of cuts, which are asked for."""
+        if (passed := now - self._looked) > _LOOK:
+            self._looked = now
+            last, rows = await session.fetchrow(
+                "select coalesce(max(c.number), 0), coalesce(sum(c.rows) filter (where c.number > $1), 0)::bigint from syncagent.cut c",
+                self._seen,
+            )
+            self._rate = rows / passed if self._seen else 0.0
+            self._seen = last
+            self._nudge()
+        return self._rate
 
     async def _read(
         self, session: asyncpg.Connection, part: Range, held: Held | None, spool: Spool
