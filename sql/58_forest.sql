@@ -236,7 +236,7 @@ create function syncagent._forest_build(p_relation integer, p_timed boolean, p_l
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     set datestyle = 'ISO, MDY' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex' set lc_monetary = 'C'
-    set enable_seqscan = off
+    set enable_seqscan = off set enable_sort = off
     as $$
 declare
     v_width bigint := syncagent._width(p_timed);
@@ -249,22 +249,21 @@ begin
     where b.relation = p_relation and b.timed = p_timed and b.number >= x.low and b.number < x.high;
     execute format($sql$
         with found as materialized (
-            select syncagent._position(r.key) as position, r.lane_0, r.lane_1 from (%s) as r
-        ), placed as (
-            select f.position, f.position / $4 as number, f.lane_0, f.lane_1,
-                   row_number() over (partition by f.position / $4 order by f.position) as n
-            from found f
+            -- `_position` of the key, of which there is one kind here
+            select case when $6 then (((r.head >> 16) & 281474976710655) << 12) | (r.head & 4095) else (r.head >> 4) & 1152921504606846975 end as position,
+                   r.lane_0, r.lane_1
+            from (select ('x' || encode(substr(uuid_send(s.key), 1, 8), 'hex'))::bit(64)::bigint as head, s.lane_0, s.lane_1 from (%s) as s offset 0) as r
         ), halved as (
-            -- as deep as makes half of the stretches of 64 rows wider than a slice
+            -- every 128th row, whichever: as deep as makes half of the stretches between two of these wider than a slice
             select g.number, syncagent._depth($4, percentile_disc(0.5) within group (order by g.gap)) as depth
-            from (select p.number, p.position - lag(p.position) over (partition by p.number order by p.n) as gap
-                  from placed p where p.n %% 64 = 1) as g
+            from (select f.position / $4 as number, f.position - lag(f.position) over (partition by f.position / $4 order by f.position) as gap
+                  from found f where f.lane_0 & 127 = 0) as g
             group by g.number
         ), leaf as (
-            select p.number, h.depth, (p.position - p.number * $4) / ($4 >> h.depth) as slice,
-                   count(*)::integer as rows, syncagent._modulo(sum(p.lane_0)) as lane_0, syncagent._modulo(sum(p.lane_1)) as lane_1
-            from placed p join halved h on h.number = p.number
-            group by p.number, h.depth, slice
+            select f.position / $4 as number, coalesce(h.depth, 0) as depth, f.position %% $4 / ($4 >> coalesce(h.depth, 0)) as slice,
+                   count(*)::integer as rows, syncagent._modulo(sum(f.lane_0)) as lane_0, syncagent._modulo(sum(f.lane_1)) as lane_1
+            from found f left join halved h on h.number = f.position / $4
+            group by 1, 2, 3
         ), made as (
             insert into syncagent.bucket (relation, timed, number, depth, seal, rows, lane_0, lane_1, slices, counts, lanes_0, lanes_1)
             select $5, $6, l.number, l.depth, $7, sum(l.rows), syncagent._modulo(sum(l.lane_0)), syncagent._modulo(sum(l.lane_1)),
@@ -297,11 +296,13 @@ begin
         return p_upto;
     end if;
     execute syncagent._render(
-        'select {key} from {table} t where {key} between $1 and $2 and syncagent._timed({key}) = $3 order by {key} offset $4 limit 1',
-        syncagent._tokens(p_relation))
+        'select {key} from {table} t where {key} between $1 and $2 order by {key} offset $3 limit 1', syncagent._tokens(p_relation))
     into v_key
-    using syncagent._first_key(p_from * v_width, p_timed), syncagent._last_key(p_upto * v_width - 1, p_timed), p_timed, p_rows;
-    return coalesce(syncagent._position(v_key) / v_width + 1, p_upto);
+    using syncagent._first_key(p_from * v_width, p_timed), syncagent._last_key(p_upto * v_width - 1, p_timed), p_rows;
+    -- Keys of the other kind count, too, and one may be where it ends: only the index is read.
+    return case when v_key is null then p_upto
+                when p_timed then (('x' || encode(substr(uuid_send(v_key), 1, 6), 'hex'))::bit(48)::bigint << 12) / v_width + 1
+                else get_byte(uuid_send(v_key), 0) + 1 end;
 end
 $$;
 comment on function syncagent._forest_reach is 'the bucket up to which there are about so many rows; a derived key is in no order, so then all are taken';
