@@ -70,6 +70,7 @@ def make(matrix_server: Server, files: Path, make_database: Callable[..., Databa
             database.execute(
                 f"alter database {database.name} set extension_control_path = '{files.parent}:$system'"
             )
+            database.leave()  # sessions that are there do not see it
         return database
 
     return make

@@ -227,14 +227,15 @@ class PostgresDonor:
     async def _written(self, session: asyncpg.Connection, now: float) -> float:
         """Rows a second that the application writes, of late: those of cuts, which are asked for."""
         if (passed := now - self._looked) > _LOOK:
-            self._looked = now
+            first, self._looked = not self._looked, now
             last, rows = await session.fetchrow(
                 "select coalesce(max(c.number), 0), coalesce(sum(c.rows) filter (where c.number > $1), 0)::bigint from syncagent.cut c",
                 self._seen,
             )
             self._rate = rows / passed if self._seen else 0.0
             self._seen = last
-            self._nudge()
+            if not first:
+                self._nudge()
         return self._rate
 
     async def _read(
