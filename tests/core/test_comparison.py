@@ -281,7 +281,7 @@ def test_many_rows_that_differ_hide_no_others_for_ever(monkeypatch: pytest.Monke
     monkeypatch.setattr(comparison, "DIFFERENCES", 50)
     rows = {stamp.pack(480_000 * HOUR + n * HOUR // 3, 1, n): 1 for n in range(300)}
     found, chance = set[UUID](), random.Random(3)
-    for _ in range(60):
+    for _ in range(40):
         here, there = Memory({TABLES[0]: rows}, 0), Memory({TABLES[0]: {}}, 0)
         found |= {row.key for row in compare(here, there, turn=chance.random()).differences}
     assert found == rows.keys()
