@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import psycopg
@@ -158,8 +160,8 @@ def verify(lab: Lab, name: str) -> Line:
     sizes: dict[int, list[float]] = {}
     for rows in (max(_FEW, round(ROWS * lab.scale)), _FEW):
         with _grown(lab, name, rows, _TABLES) as grown:
-            sizes[rows] = _comparisons(grown, lab.runs * _WATCHED)
-        lab.say(f"{name}: {len(sizes[rows])} comparisons of {rows:,} rows, {middle(sizes[rows]):,.0f} bytes")
+            sizes[rows] = [_comparisons(grown, _WATCHED) for _ in range(lab.runs)]
+        lab.say(f"{name}: {rows:,} rows, {middle(sizes[rows]):,.0f} bytes a comparison")
     many = max(sizes)
     return alone(
         lab,
@@ -169,43 +171,28 @@ def verify(lab: Lab, name: str) -> Line:
         limit=1024,
         rows=many,
         tables=_TABLES,
-        comparisons=len(sizes[many]),
         with_few=middle(sizes[_FEW]),
         few=_FEW,
     )
 
 
-def _comparisons(grown: Grown, seconds: float) -> list[float]:
-    """What each needed that no other was near to."""
-    seen: list[tuple[float, int]] = []
-    end = time.time() + seconds
-    while time.time() < end:
-        seen.append((time.time(), grown.line.bytes))
-        time.sleep(0.02)
-    proofs = sorted(
-        at
-        for site in grown.sites()
-        for (at,) in site.execute(
-            "select extract(epoch from at)::float from syncagent.proof where at > to_timestamp(%s) and at < to_timestamp(%s)",
-            (end - seconds + 2, end - 1),
-        ).fetchall()
-    )
+def _comparisons(grown: Grown, seconds: float) -> float:
+    """What each needed, with the pings of the time: what goes in a second in which nobody compares is taken off."""
+    before, began = _compared(grown), grown.line.bytes
+    seen, end = [began], time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(1.0)
+        seen.append(grown.line.bytes)
+    made, sent = _compared(grown) - before, seen[-1] - began
+    if not made:
+        raise SyncagentError("no comparison was made", hint="`syncagent status` at the sites says why")
+    return max(0.0, sent - median(now - then for then, now in pairwise(seen)) * (len(seen) - 1)) / made
 
-    def between(low: float, high: float) -> float:
-        inside = [count for at, count in seen if low <= at <= high]
-        return inside[-1] - inside[0]
 
-    sizes, quiet = [], []
-    for number, at in enumerate(proofs):
-        near = [abs(at - other) for other in proofs[:number] + proofs[number + 1 :]]
-        if min(near, default=9.0) < 2.5:
-            continue
-        sizes.append(between(at - 0.6, at + 0.2))
-        quiet.append(between(at + 0.2, at + 1.0))
-    if not sizes:
-        raise SyncagentError("no comparison stood alone", hint="more --runs watch longer")
-    rest = middle(quiet)
-    return [max(0.0, size - rest) for size in sizes]
+def _compared(grown: Grown) -> int:
+    """Comparisons made so far, at both sites."""
+    counts = (site.execute("select coalesce(sum(times), 0) from syncagent.proof") for site in grown.sites())
+    return sum(int(count.fetchall()[0][0]) for count in counts)
 
 
 # ---- sites that differ
