@@ -39,7 +39,6 @@ _RATE = 1000
 _SECONDS = 120
 _WATCHED = 60
 """Seconds in which sites compare themselves."""
-_PATIENCE = 900.0
 _MORE = (
     "insert into orders select seed_key(i), md5('c' || i)::uuid, i, 10.5, 'seed', rpad('note ' || i, 80, 'x'), '2026-01-01'"
     " from generate_series({seeds} + 1, {rows}) i"

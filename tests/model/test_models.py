@@ -60,41 +60,35 @@ def test_every_broken_rule_is_tried():
     assert TXMODEL_BREAKS.keys() | DIRECTED_BREAKS == txmodel.BREAKS.keys()
 
 
+def played(program, seed: int, count: int, **scene: bool) -> Counter[str]:
+    """So many runs from a seed on, every other one with coalesced pulls; what happened in them."""
+    stats = Counter()
+    for number in range(seed, seed + count):
+        try:
+            program.run(number, stats, coalesced=number % 2 == 0, **scene)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; coalesced: {number % 2 == 0}; repeat it with SEED={number}") from error
+    sys.stdout.write(f"{program.__name__} {scene}: from seed {seed}, all hold: {dict(stats)}\n")
+    return stats
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("program", [model, txmodel], ids=["model", "txmodel"])
 def test_the_protocol_holds(program, seed: int, runs: Callable[[int, int], int]):
-    stats = Counter()
-    for number in range(seed, seed + runs(150, FULL)):
-        try:
-            program.run(number, stats, coalesced=number % 2 == 0)
-        except AssertionError as error:
-            raise AssertionError(f"{error}; coalesced: {number % 2 == 0}; repeat it with SEED={number}") from error
-    sys.stdout.write(f"{program.__name__}: from seed {seed}, all hold: {dict(stats)}\n")
+    stats = played(program, seed, runs(150, FULL))
     met = ["conflicts", "coalesced", "relayed", "versions compacted"] + ["knots"] * (program is txmodel)
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 
 
 @pytest.mark.soak
 def test_a_site_that_was_set_back_returns(seed: int, runs: Callable[[int, int], int]):
-    stats = Counter()
-    for number in range(seed, seed + runs(80, FULL)):
-        try:
-            model.run(number, stats, coalesced=number % 2 == 0, returning=True)
-        except AssertionError as error:
-            raise AssertionError(f"{error}; coalesced: {number % 2 == 0}; repeat it with SEED={number}") from error
-    sys.stdout.write(f"from seed {seed}, all return: {dict(stats)}\n")
+    stats = played(model, seed, runs(80, FULL), returning=True)
     assert stats["own writes"] or os.environ.get("SEED"), stats
 
 
 @pytest.mark.soak
 def test_harm_is_mended(seed: int, runs: Callable[[int, int], int]):
-    stats = Counter()
-    for number in range(seed, seed + runs(150, FULL)):
-        try:
-            model.run(number, stats, coalesced=number % 2 == 0, harmed=True)
-        except AssertionError as error:
-            raise AssertionError(f"{error}; coalesced: {number % 2 == 0}; repeat it with SEED={number}") from error
-    sys.stdout.write(f"from seed {seed}, all are mended: {dict(stats)}\n")
+    stats = played(model, seed, runs(150, FULL), harmed=True)
     assert stats["outvoted"] or os.environ.get("SEED"), stats
 
 

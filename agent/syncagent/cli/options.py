@@ -37,6 +37,17 @@ JsonOption = Annotated[
 ]
 
 
+DeepOption = Annotated[
+    bool,
+    typer.Option(
+        "--deep", help="Compute all from the rows first: finds what was written behind the triggers."
+    ),
+]
+ComparedArgument = Annotated[
+    list[str] | None, typer.Argument(help="Which; all if none is named.", show_default=False)
+]
+
+
 def home_of(home: Path | None) -> Path:
     """The home that was named, else the default one."""
     from syncagent.settings import default_home

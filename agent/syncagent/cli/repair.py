@@ -5,13 +5,19 @@ from typing import Annotated, Any
 import typer
 
 from syncagent.cli import render
-from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, seconds
+from syncagent.cli.options import (
+    ComparedArgument,
+    DeepOption,
+    DsnOption,
+    HomeOption,
+    JsonOption,
+    dsn_of,
+    seconds,
+)
 
 
 def repair(
-    tables: Annotated[
-        list[str] | None, typer.Argument(help="Which; all if none is named.", show_default=False)
-    ] = None,
+    tables: ComparedArgument = None,
     *,
     source: Annotated[
         str | None,
@@ -24,12 +30,7 @@ def repair(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what would be taken, and from whom.")
     ] = False,
-    deep: Annotated[
-        bool,
-        typer.Option(
-            "--deep", help="Compute all from the rows first: finds what was written behind the triggers."
-        ),
-    ] = False,
+    deep: DeepOption = False,
     timeout: Annotated[
         float, typer.Option(parser=seconds, metavar="TIME", help="How long at most: 90s, 5m, 1h.")
     ] = "1h",  # type: ignore[assignment]
