@@ -160,7 +160,7 @@ def _admit(request: Request, connection: Connection, draft: Draft | None, talk: 
         node=1,
         site=draft.site,
         incarnation=draft.incarnation,
-        dsn=commands.as_url(request.dsn),
+        dsn=request.dsn,
         listen=request.listen,
         advertise=request.advertise,
     )

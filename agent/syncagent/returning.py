@@ -54,7 +54,7 @@ def rejoin(request: Request, talk: Talk, agree: Agree) -> Settings | None:
     """Be a member again when this returns; None if that was not agreed to. The same call again goes on."""
     settings = configuration.load(request.home)
     if request.dsn is not None:
-        settings = replace(settings, dsn=commands.as_url(request.dsn))
+        settings = replace(settings, dsn=request.dsn)
     (settings.home / "spool").mkdir(mode=0o700, exist_ok=True)
     draft = Draft.load(request.home, DRAFT)
     with commands.site_of(settings.dsn) as connection:

@@ -24,6 +24,7 @@ from uuid import UUID, uuid4
 import psutil
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from syncagent.embedded import Server, free_port
 from syncagent.embedded.server import Setting
@@ -162,7 +163,7 @@ class Site:
         self.name, self.node, self.sha256, self.server = mould.name, mould.node, mould.sha256, mould.server
         self.home, self.log = folder / mould.name, folder / f"{mould.name}.log"
         self.network = network
-        self.port = free_port()
+        self.host, self.port = "127.0.0.1", free_port()
         self.database = Database(self.server, f"c{next(_numbers)}")
         self.server.start()
         self.server.execute(
@@ -176,8 +177,10 @@ class Site:
         """How each peer dials this site."""
         self.door: str | None = None
         """The application's dsn, where that is another than the agent's."""
+        self._within: tuple[str, ...] = ()
+        """What the agent is started by, where it has a network of its own."""
         self._set("dsn", self.dsn)
-        self._set("listen", f"127.0.0.1:{self.port}")
+        self._set("listen", f"{self.host}:{self.port}")
 
     def __repr__(self) -> str:
         return f"{self.name} ({self.server.binaries.version})"
@@ -199,9 +202,15 @@ class Site:
         self._set("listen", "none")
         self.port = 0
 
+    def lives(self, host: str, port: int, within: tuple[str, ...]) -> None:
+        """The agent listens there, in the network that this command puts it into; the server is reached by its socket."""
+        self.host, self.port, self._within = host, port, within
+        self._set("dsn", make_conninfo(self.dsn, host=str(self.server.socket_dir)))
+        self._set("listen", f"{host}:{port}")
+
     @property
     def address(self) -> str | None:
-        return f"127.0.0.1:{self.port}" if self.port else None
+        return f"{self.host}:{self.port}" if self.port else None
 
     def meet(self, *peers: "Site") -> None:
         """Each peer is dialled through a proxy of its own, if it listens."""
@@ -221,7 +230,7 @@ class Site:
     def spawn(self, log: Path) -> subprocess.Popen[bytes]:
         with log.open("ab") as file:
             return subprocess.Popen(
-                [sys.executable, "-m", "syncagent", "run", "--home", self.home, "--json"],
+                [*self._within, sys.executable, "-m", "syncagent", "run", "--home", self.home, "--json"],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

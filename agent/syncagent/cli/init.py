@@ -83,10 +83,9 @@ def _make(
     from syncagent.transport.tls import Credentials
 
     refuse_used(home)
-    url = commands.as_url(dsn)
 
     async def agent_can_connect() -> None:
-        await (await connect(url, "init")).close()
+        await (await connect(dsn, "init")).close()
 
     with commands.connected(dsn) as connection:
         installation.preflight(connection)
@@ -100,7 +99,7 @@ def _make(
                 node=node,
                 site=site,
                 incarnation=incarnation,
-                dsn=url,
+                dsn=dsn,
                 listen=listen,
                 advertise=advertise,
             )

@@ -31,11 +31,10 @@ def run(
     import msgspec
 
     from syncagent import settings as configuration
-    from syncagent.storage.commands import as_url
 
     settings = configuration.load(home_of(home))
     if dsn is not None:
-        settings = msgspec.structs.replace(settings, dsn=as_url(dsn))
+        settings = msgspec.structs.replace(settings, dsn=dsn)
     _check(settings.dsn)
     talk_on_stderr(as_json=as_json)
     asyncio.run(_run(settings))

@@ -7,13 +7,12 @@ written outside an explicit transaction, so that a verb that fails has done noth
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
-from urllib.parse import quote, urlencode
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import dict_row
 
-from syncagent.errors import DatabaseError, RefusedError, SyncagentError, Unreachable, UsageError
+from syncagent.errors import DatabaseError, RefusedError, SyncagentError, Unreachable
+from syncagent.storage import dsns
 from syncagent.storage import session as agent_session
 from syncagent.storage.borders import of_sqlstate
 from syncagent.storage.migrations import require_current
@@ -61,7 +60,7 @@ def connected(dsn: str) -> Iterator[Connection]:
 
     Raises UsageError (the dsn), Unreachable, DatabaseError (login, database, version).
     """
-    parameters = read_dsn(dsn)
+    parameters = dsns.read(dsn)
     try:
         connection = psycopg.connect(
             dsn,
@@ -96,31 +95,6 @@ def site_of(dsn: str) -> Iterator[Connection]:
                 "this database is no site yet: only the SQL side is installed", hint="syncagent init"
             )
         yield connection
-
-
-def read_dsn(dsn: str) -> dict[str, Any]:
-    """The parts of a dsn; a UsageError never shows it, for it may hold a password."""
-    try:
-        return conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:
-        raise UsageError(
-            "the dsn cannot be read", hint="write it as postgresql://user:password@host:5432/database"
-        ) from None
-
-
-def as_url(dsn: str) -> str:
-    """The dsn as a URL, which every driver reads; `host=... dbname=...` is libpq's own form."""
-    parameters = read_dsn(dsn)
-    if dsn.startswith(("postgresql://", "postgres://")):
-        return dsn
-    user, password = parameters.pop("user", None), parameters.pop("password", None)
-    login = (
-        ""
-        if user is None
-        else quote(user, safe="") + (f":{quote(password, safe='')}" if password else "") + "@"
-    )
-    database = quote(parameters.pop("dbname", ""), safe="")
-    return f"postgresql://{login}/{database}?{urlencode(parameters)}".rstrip("?")
 
 
 def where(parameters: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import asyncpg
 from syncagent.core import limits
 from syncagent.errors import DatabaseError, RefusedError
 from syncagent.storage.borders import border
+from syncagent.storage.dsns import as_url
 
 PINNED = {
     "search_path": "pg_catalog, pg_temp",
@@ -48,11 +49,11 @@ def pooled(detail: str) -> RefusedError:
 
 
 async def connect(dsn: str, purpose: str) -> asyncpg.Connection:
-    """A plain session. Raises Unreachable, DatabaseError (login, database, a server below 14), RefusedError (a pooler)."""
+    """A plain session. Raises UsageError (the dsn), Unreachable, DatabaseError (login, database, a server below 14), RefusedError (a pooler)."""
     with border():
         try:
             connection = await asyncpg.connect(
-                dsn,
+                as_url(dsn),
                 timeout=10,
                 server_settings={**PINNED, "application_name": f"syncagent {purpose}"},
                 statement_cache_size=200,

@@ -23,6 +23,7 @@ from syncagent.core.membership import Peer
 from syncagent.errors import LinkDown, RefusedError, SyncagentError, TrustError, UsageError
 from syncagent.transport.addresses import host_and_port
 from syncagent.transport.pages import LARGEST_REFUSAL, Refusal, refusal
+from syncagent.transport.sockets import connector
 from syncagent.transport.tls import PinnedContext, digest
 
 PROOF_PATH, JOIN_PATH = "/v1/invitation", "/v1/join"
@@ -138,7 +139,9 @@ class _LookingObject(ssl.SSLObject):
 
 def _session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        cookie_jar=aiohttp.DummyCookieJar(), timeout=aiohttp.ClientTimeout(total=_SECONDS, connect=10)
+        connector=connector(),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=_SECONDS, connect=10),
     )
 
 

@@ -46,6 +46,7 @@ from syncagent.transport.dialler import (
 from syncagent.transport.frames import LARGEST_FRAME
 from syncagent.transport.listener import Handler
 from syncagent.transport.pages import LARGEST_REFUSAL, Refusal, refusal
+from syncagent.transport.sockets import connector
 from syncagent.transport.spool import FileSpool, Spools
 from syncagent.transport.tls import Credentials, PinnedContext
 
@@ -208,7 +209,9 @@ class HttpDonor:
         async with self._introducing:
             if self._session is None:
                 timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=limits.COPY_STALLED)
-                session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout)
+                session = aiohttp.ClientSession(
+                    connector=connector(), cookie_jar=aiohttp.DummyCookieJar(), timeout=timeout
+                )
                 try:
                     await self._introduce(session)
                 except BaseException:

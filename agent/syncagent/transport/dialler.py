@@ -25,6 +25,7 @@ from syncagent.transport.addresses import host_and_port
 from syncagent.transport.frames import LARGEST_FRAME
 from syncagent.transport.links import LAST_WORDS, Limits, PeerLink, WebSocket
 from syncagent.transport.pages import LARGEST_REFUSAL, Refusal
+from syncagent.transport.sockets import connector
 from syncagent.transport.spool import Spools
 from syncagent.transport.tls import Credentials, PinnedContext, WrongCertificate
 
@@ -74,7 +75,7 @@ class Dialler:
 
     async def _dial(self, peer: Peer) -> tuple[PeerLink, WebSocket]:
         async with AsyncExitStack() as resources:
-            session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+            session = aiohttp.ClientSession(connector=connector(), cookie_jar=aiohttp.DummyCookieJar())
             sockets: list[WebSocket] = []
             resources.push_async_callback(_hang_up, session, sockets)
             host, port = host_and_port(peer.address or "")

@@ -26,6 +26,7 @@ from syncagent.core.pace import Pace
 from syncagent.core.wire import Bye, Hello, Message, Ping, Pong
 from syncagent.errors import LinkDown, ProtocolError, SyncagentError
 from syncagent.transport.assembly import Assembler, FrameSource, name_of, taken_apart
+from syncagent.transport.sockets import Arrivals
 from syncagent.transport.spool import FileSpool, Spools
 from syncagent.transport.tls import WatchedObject, digest
 
@@ -214,9 +215,17 @@ class PeerLink:
         raise self._lost()
 
     async def _ping(self) -> None:
-        await asyncio.shield(self._data)
+        data = await asyncio.shield(self._data)
         self._answered_at = time.monotonic()
+        arrivals = Arrivals(data.get_extra_info("socket"), self._answered_at)
         while True:
+            if arrivals.missing(time.monotonic()) >= self._limits.link_timeout:
+                raise LinkDown(
+                    f"what is sent to site {self.peer.name} has not arrived for {self._limits.link_timeout:g} s,"
+                    " though it answers pings",
+                    hint="a device on the way loses large packets, or one connection of several: look at the MTU of"
+                    " tunnels, and at firewalls",
+                )
             left = self._answered_at + self._limits.link_timeout - time.monotonic()
             if left <= 0:
                 raise LinkDown(
