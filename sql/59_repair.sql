@@ -168,9 +168,9 @@ begin
         insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
         select pg_current_xact_id(), {id}, 'U', syncagent._tick(), array_agg(k.key) {odd_agg}
         from (select m.key {odd_value} from pg_temp.mending m join pg_temp.staged s on s._key = m.key join {table} t on {t_eq_s}
-              where m.cause = 'lost' and m.node = $1 and (m.theirs = m.mine or m.theirs = syncagent._implicit(m.key))) as k
+              where m.cause = 'lost' and (m.theirs = m.mine or m.theirs = syncagent._implicit(m.key))) as k
         having count(*) > 0
-        $sql$, v_tokens) using v_me;
+        $sql$, v_tokens);
     execute syncagent._render('truncate pg_temp.stage_{id}', v_tokens);
     return query select v_repaired, v_parked;
 end

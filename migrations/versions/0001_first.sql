@@ -1782,12 +1782,13 @@ begin
         select k.key from syncagent.log l cross join lateral unnest(l.keys) as k (key)
         where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip))
     ), settled as (
-        select v.key from syncagent.version_{id} v
+        select v.key from syncagent.version_{id} v left join {table} t on {t_eq_v} and not v.deleted
         where v.cut <= (p_stable ->> v.node::text)::bigint
           and v.stamp >= syncagent._implicit(v.key)   -- else the mark, or what comes next, would be below the key
           and not (v.deleted and exists (
                 select from syncagent.context c
                 where c.node = v.node and c.cut = v.cut and pg_snapshot_xmax(c.applied) > p_oldest))
+          and (v.deleted or not ({t_absent}))   -- else the row is lost, and nothing would say so
           and not exists (select from syncagent.settling x where x.relation = {id} and x.key = v.key)
           and not exists (select from syncagent.parked_row x where x.relation = {id} and x.key = v.key)
           and not exists (select from named n where n.key = v.key)
@@ -4059,9 +4060,9 @@ begin
         insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
         select pg_current_xact_id(), {id}, 'U', syncagent._tick(), array_agg(k.key) {odd_agg}
         from (select m.key {odd_value} from pg_temp.mending m join pg_temp.staged s on s._key = m.key join {table} t on {t_eq_s}
-              where m.cause = 'lost' and m.node = $1 and (m.theirs = m.mine or m.theirs = syncagent._implicit(m.key))) as k
+              where m.cause = 'lost' and (m.theirs = m.mine or m.theirs = syncagent._implicit(m.key))) as k
         having count(*) > 0
-        $sql$, v_tokens) using v_me;
+        $sql$, v_tokens);
     execute syncagent._render('truncate pg_temp.stage_{id}', v_tokens);
     return query select v_repaired, v_parked;
 end

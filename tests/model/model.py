@@ -15,7 +15,7 @@ number: it catches up from one donor, piece by piece, while the others go on. Wi
 the protocol's back, too, at one of at least three sites each, and sites that stand alike vote.
 
 Run:               python -m tests.model.model [RUNS] [FIRST_SEED] [--coalesced] [--returning] [--harmed]
-Negative controls: ... --break stamp|causal|stable|filter|mark|relog|flight|any|entry|vote|onedot|early|kept|exempt|behind   (each must fail)
+Negative controls: ... --break stamp|causal|stable|filter|mark|relog|bare|flight|knot|any|entry|vote|onedot|early|kept|exempt|behind   (each must fail)
 """
 
 import random
@@ -33,7 +33,9 @@ BREAKS = {
     "filter": "a listing older than what was collected here is taken",
     "mark": "the collected mark is not asked",
     "relog": "a lost row that came back is not sent again to who asked while it was lost",
+    "bare": "the entry of a lost row is compacted",
     "flight": "a listing is taken while some of it is on its way",
+    "knot": "what a relay holds of another origin goes without what the relay itself has cut",
     "any": "a lost row is taken from a peer that never had it",
     "entry": "an entry that is settled here, and kept there, makes the row there the newer one",
     "vote": "sites vote on a row although not all of them stand where the one that asks stands",
@@ -43,7 +45,7 @@ BREAKS = {
     "exempt": "what a site that catches up has written and nobody has is taken for old, too",
     "behind": "a donor that lacks what the copy has seen will do",
 }
-RETURNS = {"early", "kept", "exempt", "behind"}
+RETURNS = {"knot", "early", "kept", "exempt", "behind"}
 HARMS = {"entry", "vote"}
 BROKEN = None  # one of BREAKS
 
@@ -137,7 +139,7 @@ class Site:
                 if not self.lost(k) and (self.stamp_of(k) == stamp or (BROKEN == "stamp" and self.stamp_of(k)))}
         self.log.clear()
         self.logged.update({k: self.cuts for k, v in rows.items() if v.dot is None})
-        keys = sorted(self.logged.keys() | self.meta.keys())
+        keys = sorted(self.logged.keys() | self.meta.keys() | {k for stamps in self.relay.values() for k in stamps})
         self.under = {k: self.version(k) for k in keys if not self.lost(k) and (k in self.rows or k in self.meta)}
         self.out.append(Batch(self.cuts, rows, tuple(self.frontier)))
         self.contexts[self.me, self.cuts] = self.known[self.me] = tuple(self.frontier)
@@ -145,7 +147,7 @@ class Site:
     def coalesced(self, after):
         """One batch for the cuts (after, cuts], in the state of the last one: each row with its own dot."""
         dots = {k: v.dot[1] if v.dot else self.logged[k] for k, v in self.under.items()
-                if v.dot is None or v.dot[0] == self.me}
+                if (v.dot[0] == self.me if v.dot else k in self.logged)}
         dots = {k: number for k, number in dots.items() if number > after}
         return Batch(self.cuts, {k: self.under[k] for k in dots}, self.contexts[self.me, self.cuts], dots,
                      {c: self.contexts[self.me, c] for c in range(after + 1, self.cuts + 1)})
@@ -201,25 +203,40 @@ class Site:
         for key, v in batch.rows.items():
             self.relay[origin, batch.cut_of(key)[0]][key] = v.stamp
 
+    def take_knot(self, origin, via, theirs, own, stats):
+        """Both, or nothing."""
+        need = map(max, theirs.context, own.context if own else theirs.context)
+        if BROKEN != "causal" and any(self.frontier[o] < c for o, c in enumerate(need) if o not in (origin, self.me) and not (own and o == via)):
+            return False
+        self.apply(origin, theirs, stats)
+        if own:
+            self.apply(via, own, stats)
+        return True
+
     def dotted(self, origin, batch, key, v):
         """The row with the dot it travels under; the same one, unless the batch has one dot for all."""
         return v if v.dot is None else replace(v, dot=(origin, batch.cut_of(key)[0]))
 
-    def relay_for(self, origin, after):
-        """What this site holds of another origin's batches, for a peer that cannot reach it."""
-        for number in range(after + 1, self.frontier[origin] + 1):
-            keys = self.relay.get((origin, number))
-            if keys is None:
-                return
-            rows = {k: self.version(k) for k, stamp in keys.items() if self.stamp_of(k) == stamp and not self.lost(k)}
-            yield Batch(number, rows, self.contexts[origin, number])
+    def knot(self, origin, frontier):
+        """For a peer that cannot reach an origin: what this site held of its batches at the last cut, and its own range up to
+        there, which has what replaced some of them here. None if there is nothing, or some of it is forgotten."""
+        upto = self.contexts[self.me, self.cuts][origin] if self.cuts else 0
+        numbers = range(frontier[origin] + 1, upto + 1)
+        if not numbers or any((origin, number) not in self.relay for number in numbers):
+            return None
+        dots = {k: number for number in numbers for k, stamp in self.relay[origin, number].items()
+                if k in self.under and self.under[k].stamp == stamp}
+        theirs = Batch(upto, {k: self.under[k] for k in dots}, self.contexts[origin, upto], dots,
+                       {number: self.contexts[origin, number] for number in numbers})
+        own = self.cuts > frontier[self.me] and BROKEN != "knot"
+        return theirs, self.coalesced(frontier[self.me]) if own else None
 
     def compact(self, stats):
         """Drop metadata and tombstones whose write every site is known to have applied."""
         self.known[self.me] = tuple(self.frontier)
         self.settle()
         for key, (_, (origin, number), deleted) in list(self.meta.items()):
-            if key not in self.log and self.stable(origin, number):
+            if key not in self.log and self.stable(origin, number) and (not self.lost(key) or BROKEN == "bare"):
                 if deleted:
                     self.mark = max(self.mark, self.meta[key][0])
                 del self.meta[key]
@@ -266,9 +283,9 @@ class Site:
             if self.lost(key):
                 origin, number = self.meta[key][1]
                 if context[origin] >= number or BROKEN == "any":    # they had our lost version, theirs is no older
-                    ours = origin == self.me and (v.dot is None or v.stamp == mine)
+                    same = v.dot is None or v.stamp == mine
                     self.take(key, v)
-                    if ours and BROKEN != "relog":
+                    if same and BROKEN != "relog":
                         self.relog(key)
             elif mine is None or v.stamp > mine and (BROKEN == "entry" or key in self.meta or v.deleted or collected[v.dot[0]] < v.dot[1]):
                 self.take(key, v)                         # (an entry that was compacted here says nothing new)
@@ -485,9 +502,8 @@ def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False):
                 site.apply(peer.me, batch, stats)
         elif dice < 0.93 and n > 2:
             origin, via = rnd.sample([s for s in sites if s is not site], 2)
-            batch = None if via.away or origin.away else next(via.relay_for(origin.me, site.frontier[origin.me]), None)
-            if batch and site.ready(origin.me, batch.context):
-                site.apply(origin.me, batch, stats)
+            knot = None if via.away or origin.away else via.knot(origin.me, site.frontier)
+            if knot and site.take_knot(origin.me, via.me, *knot, stats):
                 stats["relayed"] += 1
         elif dice < 0.95 and any(map(lt, site.frontier, site.reach)):
             continue                                      # what it holds is of later moments than its frontier says
