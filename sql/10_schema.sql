@@ -23,11 +23,12 @@ create table syncagent.local_site (
     trimmed     bigint not null default 0,
     joining     boolean not null default false,
     copied      boolean not null default true,
+    node_before integer,
     seen_before jsonb,
     compacted   jsonb not null default '{}',
     collected   jsonb not null default '{}'
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; seen_before is its frontier when it was set back, until it has returned; entries that are gone were of these cuts at most, tombstones among them of those collected';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; node_before and seen_before are its number and its frontier before it returned, until it has its rows; entries that are gone were of these cuts at most, tombstones among them of those collected';
 
 create table syncagent.replicated (
     id          integer generated always as identity primary key,
@@ -101,12 +102,13 @@ create table syncagent.cut_keys (
     cut      bigint not null,
     relation integer not null,
     implicit boolean not null,
+    born     boolean not null default false,
     keys     uuid[] not null
 );
 alter table syncagent.cut_keys alter column keys set storage external;
 create index cut_keys_cut on syncagent.cut_keys (node, cut, relation);
 create index cut_keys_id on syncagent.cut_keys (node, relation, id);
-comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; of cuts of other sites those that came from them, to be handed on. Until stable the only record of rows with implicit stamps: a key in it whose row has no entry is the very insert of that cut. The forest reads those of this site, by id';
+comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; of cuts of other sites those that came from them, to be handed on. Until stable the only record of rows with implicit stamps: a key in it whose row has no entry is the very insert of that cut. The forest reads those of this site, by id. Born: inserted here, and unknown before, also where the key has no time';
 
 create table syncagent.frontier (
     node    integer primary key,

@@ -30,4 +30,10 @@ create table syncagent.member (
     witness  boolean not null default false,
     admitted bigint not null default 0
 );
+create table syncagent.lapsed (
+    node    integer primary key,
+    horizon xid8
+);
+comment on table syncagent.lapsed is 'sites that were away for too long: what was committed here by transactions below the horizon was known to have come to them, or, if there is none, nothing is known';
+
 comment on table syncagent.member is 'every site of the cluster, this one included, as agreed; all of them count for stability, but for witnesses, which hold no rows';

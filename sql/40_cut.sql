@@ -39,7 +39,7 @@ begin
     alter table pg_temp.window_entry alter column keys set storage external;
     create temp table if not exists stage_keys (relation integer, cut bigint, keys uuid[]);
     alter table pg_temp.stage_keys alter column keys set storage external;
-    create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, gone boolean, odd text);
+    create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, born boolean, gone boolean, odd text);
     create temp table if not exists verdict (
         key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
         absent boolean, trace boolean, unborn boolean, sqlstate text, reason text);
@@ -141,10 +141,10 @@ begin
         execute format('select syncagent.fold_%s($1, $2, $3, $4)', r.id)
             into v_count using v_number, v_site.node, v_site.tail, r.collected;
         v_rows := v_rows + v_count;
-        insert into syncagent.cut_keys (node, cut, relation, implicit, keys)
-        select v_site.node, v_number, r.id, k.implicit, array_agg(k.key order by k.key)
-        from (select f.key, f.implicit, (row_number() over (order by f.key) - 1) / 10000 as chunk from pg_temp.folded f) as k
-        group by k.implicit, k.chunk;
+        insert into syncagent.cut_keys (node, cut, relation, implicit, born, keys)
+        select v_site.node, v_number, r.id, k.implicit, k.born, array_agg(k.key order by k.key)
+        from (select f.key, f.implicit, f.born, (row_number() over (order by f.key) - 1) / 10000 as chunk from pg_temp.folded f) as k
+        group by k.implicit, k.born, k.chunk;
     end loop;
 
     perform syncagent._plan_for(null, v_rows);
@@ -177,19 +177,22 @@ declare
 begin
     -- A key's stamp is that of its last transaction. It was born here if its first entry is an insert and
     -- none is a delete: triggers nest, and then the inner statement logs first.
-    insert into pg_temp.folded (key, hlc, implicit, gone, odd)
+    insert into pg_temp.folded (key, hlc, implicit, born, gone, odd)
     select f.key, f.hlc,
-           f.born and {may_be_implicit} and f.key > p_collected
-               and (f.key < v_least or f.key < syncagent._stamp(f.hlc, p_tail))   -- most need no stamp of their own
-               and not (v_entries and exists (select from syncagent.version_{id} v where v.key = f.key)),
-           f.gone, f.odd
+           f.new and {may_be_implicit}
+               and (f.key < v_least or f.key < syncagent._stamp(f.hlc, p_tail)),   -- most need no stamp of their own
+           f.new, f.gone, f.odd
     from (
+        select f.*, f.born and (f.key > p_collected or not {may_be_implicit})
+                    and not (v_entries and exists (select from syncagent.version_{id} v where v.key = f.key)) as new
+        from (
         select e.key, max(e.tx_hlc) as hlc,
                coalesce(min(e.hlc) filter (where e.op = 'I') = min(e.hlc), false) and not bool_or(e.op = 'D') as born,
                bool_or(e.op = 'D') as gone, {max_odd} as odd
         from (select k.*, e.tx_hlc, e.hlc, e.op from pg_temp.window_entry e cross join lateral {unnest_entry}
               where e.relation = {id} order by k.key) as e
         group by e.key
+        ) as f offset 0
     ) as f;
     get diagnostics v_rows = row_count;
     if v_rows > 1000 then

@@ -189,8 +189,19 @@ create function syncagent._copy_range(p_relation integer, p_node regclass, p_low
 $$;
 comment on function syncagent._copy_range is 'the condition that a row t of an attached table lies in a range of keys';
 
-create function syncagent._copy_queries(p_relation integer, p_node regclass, p_low text[], p_high text[])
-    returns table (sums text, rows text, versions text, parked text)
+create function syncagent._written_since(p_horizon xid8) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- A row's xmin is the lower half of its transaction's number. A transaction may have been given to the other site although it is
+    -- above the horizon, never the other way round.
+    select case when p_horizon is null or pg_snapshot_xmax(pg_current_snapshot())::text::bigint - p_horizon::text::bigint >= 1::bigint << 31 then 'true'
+                else format('(t.xmin::text::bigint - %s + (1::bigint << 33)) %% (1::bigint << 32) < 1::bigint << 31', p_horizon::text::bigint % (1::bigint << 32)) end
+$$;
+comment on function syncagent._written_since is 'the condition that a row t was written by a transaction that is not below a horizon';
+
+create function syncagent._copy_queries(p_relation integer, p_node regclass, p_low text[], p_high text[], p_before integer)
+    returns table (sums text, rows text, versions text, parked text, lapsed boolean)
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
@@ -199,8 +210,11 @@ declare
     v_tokens  jsonb := syncagent._tokens(p_relation);
     v_doubt   text;
     v_outside text;
+    v_horizon xid8;
 begin
     select * into strict v_table from syncagent.replicated where id = p_relation;
+    select true, l.horizon into lapsed, v_horizon from syncagent.lapsed l where l.node = p_before;
+    lapsed := coalesce(lapsed, false);
     v_tokens := v_tokens || jsonb_build_object('t_eq_p', case when v_table.derived then v_tokens ->> 't_eq_v'
                                                               else format('t.%I = p.key', v_table.key_columns[1]) end);
     -- keys that the next cut ships: written since the last one, or about to be written anew
@@ -237,13 +251,21 @@ begin
         from syncagent.version_{id} v join only {node} t on {t_eq_v} where {range} and {outside}$sql$,
         v_tokens || jsonb_build_object('version_key_columns_v', coalesce((select string_agg(format(', v.k%s', k), '' order by k)
             from generate_subscripts(v_table.key_columns, 1) as k where v_table.derived), '')));
+    if lapsed then
+        versions := versions || syncagent._render($sql$
+            union all
+            select {key}, null, null, null, false {key_columns_t}, false from only {node} t
+            where {range} and {outside} and {since} and not exists (select from syncagent.version_{id} v where {t_eq_v})$sql$,
+            v_tokens || jsonb_build_object('since', syncagent._written_since(v_horizon),
+                                           'key_columns_t', case when v_table.derived then ', ' || (v_tokens ->> 'key_columns') else '' end));
+    end if;
     parked := v_doubt || syncagent._render($sql$
         select {id}, p.key, p.stamp, p.node, p.cut, p.image, p.shown, p.sqlstate, p.reason, p.since from syncagent.parked_row p
         left join syncagent.version_{id} v on v.key = p.key join only {node} t on {t_eq_p} where p.relation = {id} and {range} and {outside}$sql$, v_tokens);
     return next;
 end
 $$;
-comment on function syncagent._copy_queries is 'what is read of a range in one snapshot: count and lanes, rows, their version entries, parked rows; without a table, of the rest';
+comment on function syncagent._copy_queries is 'what is read of a range in one snapshot: count and lanes, rows, their version entries, parked rows; without a table, of the rest; for a site that returns the number that it had: if that lapsed, also which rows without an entry were changed since';
 
 create function syncagent._copy_sequences() returns table (schema_name name, table_name name, column_name name, last_value bigint, is_called boolean)
     language plpgsql volatile

@@ -59,16 +59,28 @@ begin
     where k.xid = e.xid;
     select count(distinct e.xid) into v_kept from syncagent.log e;
     for r in select t.id from syncagent.replicated t join pg_class c on c.oid = t.relation order by t.id loop
-        -- A cut that nobody has is undone: its writes are in the log again, each with its own clock.
+        -- What was inserted again is no row that was born here: its key had an entry, which is forgotten below, or a tombstone.
         execute syncagent._render($sql$
             insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
-            select (2 + $3 + dense_rank() over (order by v.stamp))::text::xid8, {id}, (case when v.deleted then 'D' else 'U' end)::"char",
+            select f.xid, {id}, 'U', 0, array_agg(f.key) {odd_agg_f}
+            from (select e.xid, k.* from syncagent.log e cross join lateral {unnest_entry} where e.relation = {id} and e.op = 'I') as f
+            where exists (select from syncagent.version_{id} v where v.key = f.key)
+               or {may_be_implicit} and f.key <= (select t.collected from syncagent.replicated t where t.id = {id})
+            group by f.xid
+            $sql$, syncagent._tokens(r.id) || jsonb_build_object('odd_agg_f', replace(syncagent._tokens(r.id) ->> 'odd_agg', 'k.odd', 'f.odd')));
+        -- A cut that nobody has is undone: its writes are in the log again, each with its own clock. What was first of a key decides
+        -- whether it was born here.
+        execute syncagent._render($sql$
+            insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+            select (2 + $3 + dense_rank() over (order by v.stamp))::text::xid8, {id},
+                   (case when v.deleted then 'D' when u.born then 'I' else 'U' end)::"char",
                    syncagent._hlc(v.stamp), array_agg(v.key) {odd_of_version}
             from syncagent.version_{id} v
+            join (select k.key, (array_agg(c.born order by c.cut))[1] as born
+                  from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+                  where c.node = $1 and c.relation = {id} and c.cut > $2 group by k.key) as u on u.key = v.key
             where v.node = $1 and v.cut > $2
-              and v.key in (select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-                            where c.node = $1 and c.relation = {id} and c.cut > $2)
-            group by v.stamp, v.deleted
+            group by v.stamp, v.deleted, u.born
             $sql$, syncagent._tokens(r.id)) using v_site.node, p_cut, v_kept;
         execute syncagent._render($sql$
             insert into syncagent.log (xid, relation, op, hlc, keys)
@@ -104,7 +116,7 @@ begin
     delete from syncagent.request;
     update syncagent.local_site
     set node = p_node, incarnation = p_incarnation, tail = syncagent._tail(p_node, p_seed), trimmed = 0, joining = true, copied = false,
-        seen_before = v_before;
+        node_before = v_site.node, seen_before = v_before;
 end
 $$;
 comment on function syncagent._return is 'take another number: own writes are in the log, everything else that was known of cuts and versions is forgotten, and will come from a donor';
@@ -212,7 +224,55 @@ end
 $$;
 comment on function syncagent._weigh is 'for a site that joins: which of its rows win against those staged, and so are writes of its own; the others are kept as conflicts, which are counted';
 
-create function syncagent._reconcile(p_relation integer, p_node regclass, p_low text[], p_high text[], p_donor integer, p_same boolean)
+create function syncagent._give_way(p_relation integer, p_tokens jsonb, p_donor integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set client_min_messages = warning
+    as $$
+declare
+    v_lost bigint;
+begin
+    execute syncagent._render($sql$
+        create temp table beaten on commit drop as
+        with written as materialized (
+            select k.key, max(e.hlc) as hlc,
+                   coalesce(min(e.hlc) filter (where e.op = 'I') = min(e.hlc), false) and not bool_or(e.op = 'D') as born
+            from syncagent.log e cross join lateral unnest(e.keys) as k (key) where e.relation = {id} group by k.key
+        ), here as materialized (
+            select {key} as _row_key, {t_key_text} as _key_text, to_jsonb(t.*) as _image from only {node} t
+            where {range} and {key} in (select w.key from written w where not w.born)
+        )
+        select w.key, w.hlc, h._image as image, coalesce(h._key_text, {s_key_text}) as key_text,
+               case when s._key is not null then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as other
+        from written w left join here h on h._row_key = w.key left join {stage} s on s._key = w.key
+        where not w.born and not exists (select from pg_temp.listed v where v.key = w.key)
+          and case when s._key is null then h._row_key is not null else w.key in (select c.key from pg_temp.changed c) end
+        $sql$, p_tokens);
+    execute syncagent._render($sql$
+        insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
+            winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+        select syncagent._conflict_id({id}, b.key, syncagent._implicit(b.key), w.stamp), {schema_literal}, {table_literal}, b.key, b.key_text,
+               'possible ' || case when b.other is null then 'update/delete' when b.image is null then 'delete/update' else 'update/update' end, 'lww',
+               syncagent._implicit(b.key), w.stamp, $1, me.node, b.other, b.image
+        from pg_temp.beaten b cross join syncagent.local_site me cross join lateral (select syncagent._stamp(b.hlc, me.tail)) as w (stamp)
+        where b.image is distinct from b.other
+        on conflict (id) do nothing
+        $sql$, p_tokens) using p_donor;
+    get diagnostics v_lost = row_count;
+    update syncagent.log e
+    set keys = array(select u.key from unnest(e.keys) with ordinality as u (key, n) where u.key not in (select b.key from pg_temp.beaten b) order by u.n),
+        odd = case when e.odd is not null then array(
+            select u.odd from unnest(e.keys, e.odd) with ordinality as u (key, odd, n) where u.key not in (select b.key from pg_temp.beaten b) order by u.n) end
+    where e.relation = p_relation and e.keys && array(select b.key from pg_temp.beaten b);
+    delete from syncagent.log e where e.relation = p_relation and e.keys = '{}';
+    delete from pg_temp.own_key o using pg_temp.beaten b where b.key = o.key;
+    drop table pg_temp.beaten;
+    return v_lost;
+end
+$$;
+comment on function syncagent._give_way is 'for a site that lapsed: its writes of rows that the donor changed since, or deleted, and has forgotten the stamps of, are writes no more, but conflicts, which are counted; what was born here stays';
+
+create function syncagent._reconcile(p_relation integer, p_node regclass, p_low text[], p_high text[], p_donor integer, p_same boolean, p_lapsed boolean)
     returns table (taken bigint, dropped bigint, conflicts bigint)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -234,6 +294,13 @@ begin
     perform syncagent._own(p_relation, 0, 0);
     create temp table if not exists dropped_key (key uuid);
     perform syncagent._empty('pg_temp.dropped_key');
+    -- A row without a stamp in the listing was changed since this site was last heard of; whoever did it is forgotten.
+    create temp table changed on commit drop as
+    with unstamped as (delete from pg_temp.listed v where v.stamp is null returning v.key) select u.key from unstamped u;
+    if p_lapsed and p_node is not null and not p_same then
+        v_conflicts := syncagent._give_way(p_relation, v_tokens, p_donor);
+    end if;
+    drop table pg_temp.changed;
     -- What is known of rows that are the same, and of those that are not in the table: parked ones.
     execute syncagent._render($sql$
         insert into syncagent.version_{id} as w (key, stamp, node, cut, deleted {version_key_columns})
@@ -251,7 +318,7 @@ begin
                                   ' select true {listed_keys} from pg_temp.listed v where v.deleted', v_tokens);
     end if;
     if v_before is null then
-        v_conflicts := syncagent._weigh(p_relation, v_tokens, p_node is null, p_donor);
+        v_conflicts := v_conflicts + syncagent._weigh(p_relation, v_tokens, p_node is null, p_donor);
     end if;
     if p_node is not null then
         execute syncagent._render($sql$

@@ -112,7 +112,7 @@ begin
         create temp table mending on commit drop as
         select q.*, case
             when q.alive and q.there and $5 <> 'stamps' then $5
-            when not q.alive and q.deleted is false then case when (q.there or q.gone) and q.cut <= coalesce(($2 ->> q.node::text)::bigint, 0) then 'lost' end
+            when not q.alive and q.deleted is false then case when (q.there or q.gone and q.theirs >= q.mine) and q.cut <= coalesce(($2 ->> q.node::text)::bigint, 0) then 'lost' end
             when q.mine is null then case when q.there and q.placed then 'missing' end
             when q.theirs > q.mine and (q.deleted is not null or q.gone or not q.settled) then 'older' end as cause
         from (
@@ -168,7 +168,7 @@ begin
         insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
         select pg_current_xact_id(), {id}, 'U', syncagent._tick(), array_agg(k.key) {odd_agg}
         from (select m.key {odd_value} from pg_temp.mending m join pg_temp.staged s on s._key = m.key join {table} t on {t_eq_s}
-              where m.cause = 'lost' and (m.theirs = m.mine or m.theirs = syncagent._implicit(m.key))) as k
+              where m.cause = 'lost' and m.theirs <= m.mine) as k
         having count(*) > 0
         $sql$, v_tokens);
     execute syncagent._render('truncate pg_temp.stage_{id}', v_tokens);

@@ -39,6 +39,17 @@ create function syncagent._log_bytes() returns bigint
     as $$ select sum(pg_relation_size(i.inhrelid))::bigint from pg_inherits i where i.inhparent = 'syncagent.log'::regclass $$;
 comment on function syncagent._log_bytes is 'size of the log of captured statements';
 
+create function syncagent._kept_bytes() returns bigint
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
+    from pg_class c
+    where c.relnamespace = 'syncagent'::regnamespace and c.relkind = 'r'
+      and (c.relname in ('cut', 'cut_keys', 'context', 'settling') or c.relname like 'version\_%' or c.relname like 'log\_%')
+$$;
+comment on function syncagent._kept_bytes is 'bytes of what is kept until every site has it: keys of cuts, versions, contexts, the log';
+
 create function syncagent._agent_runs() returns boolean
     language sql stable security definer
     set search_path = pg_catalog, pg_temp

@@ -35,8 +35,9 @@ from syncagent.services.cutter import Cutter
 from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
 from syncagent.services.housekeeper import Housekeeper
+from syncagent.services.lapsing import Lapsing
 from syncagent.services.lifecycle import Desk, Roster
-from syncagent.services.membership import Departed, Membership, peers_of, removed_from
+from syncagent.services.membership import Departed, Membership, lapsed_of, peers_of, removed_from
 from syncagent.services.renewal import Renewal
 from syncagent.services.repairer import Repairer
 from syncagent.services.verifier import Verifier
@@ -252,7 +253,7 @@ async def _assemble(
     keyring = Keyring(settings.home, settings.name)
     network = _network(settings, catalog, spools, keyring, exchange, elections, clock)
     keyring.on_turn = network.use
-    await network.know(roster.peers, removed_from(catalog))
+    await network.know((*roster.peers, *lapsed_of(catalog)), removed_from(catalog))
     attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange)
     membership = Membership(desk, elections, exchange, network, settings.addresses)
     renewal = Renewal(desk, elections, exchange, keyring, settings.address)
@@ -275,13 +276,15 @@ async def _assemble(
     )
     housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
     housekeeper.verbs.update(verifier.verbs | repairer.verbs)
-    housekeeper.warning = renewal.warning
+    lapsing = Lapsing(desk, store.keeper, exchange, elections, settings.bounds)
+    housekeeper.warning = lambda: lapsing.trouble or renewal.warning()
     await store.keeper.on_request(desk.bells.requests.ring)
     loops: list[Loop] = [
         elections.run,
         membership.watch,
         partial(membership.arrive, housekeeper.caught_up),
         renewal.run,
+        lapsing.run,
         attaching.run,
         cutter.run,
         applier.run,

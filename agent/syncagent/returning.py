@@ -64,7 +64,7 @@ def rejoin(request: Request, talk: Talk, agree: Agree) -> Settings | None:
         peers = _candidates(request.peer, peers_of(catalog, settings.node, settings.addresses))
         host = asyncio.run(_first(peers, settings))
         found, told = Survey(), NOTHING_TOLD
-        if not catalog.sites[here.node].witness:
+        if (me := catalog.sites.get(here.node)) is None or not me.witness:
             found, told = asyncio.run(_survey(host, settings, here.node, stands, request.seconds))
         if not agree(found):
             return None

@@ -18,6 +18,7 @@ from uuid import UUID
 import msgspec
 
 from syncagent.core import limits
+from syncagent.core.lapse import Bounds
 from syncagent.core.pace import rate
 from syncagent.errors import SyncagentError, UsageError
 from syncagent.transport.addresses import host_and_port
@@ -38,6 +39,7 @@ _KEYS = (
     "max_clock_skew",
     "addresses",
     "rates",
+    "limits",
 )
 
 T = TypeVar("T")
@@ -69,13 +71,20 @@ max_clock_skew = {max_clock_skew}
 #
 # [rates]
 # tokyo = "5MB"
+#
+# What this site keeps for another one that cannot be reached: for how long, and how much in all. Past either the
+# other one lapses, and comes back with `syncagent rejoin`.
+#
+# [limits]
+# away = "30d"
+# kept = "10GB"
 """
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a site is. `listen` is HOST:PORT or "none"; `advertise` is what peers dial; `addresses` is where this
     site reaches some peers, by name, if not at the address that they advertise; `rates` is how many bytes of rows go to
-    some in a second, at most."""
+    some in a second, at most; `bounds` is what is kept for a site that is away."""
 
     home: Path
     name: str
@@ -88,6 +97,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_clock_skew: float = limits.MAX_CLOCK_SKEW
     addresses: Mapping[str, str] = MappingProxyType({})
     rates: Mapping[str, float] = MappingProxyType({})
+    bounds: Bounds = Bounds()
 
     @property
     def address(self) -> str | None:
@@ -136,6 +146,7 @@ def load(home: Path) -> Settings:
         max_clock_skew=top.optional("max_clock_skew", _skew) or limits.MAX_CLOCK_SKEW,
         addresses=top.optional("addresses", _addresses) or MappingProxyType({}),
         rates=top.optional("rates", _rates) or MappingProxyType({}),
+        bounds=top.optional("limits", _bounds) or Bounds(),
     )
 
 
@@ -149,6 +160,8 @@ def write(settings: Settings, *, again: bool = False) -> Path:
     addresses = "\n[addresses]\n" + "".join(reached) if settings.addresses else ""
     paced = (f'{name} = "{most:.0f}"\n' for name, most in settings.rates.items())
     rates = "\n[rates]\n" + "".join(paced) if settings.rates else ""
+    kept = f'away = "{settings.bounds.away:.0f}s"\nkept = "{settings.bounds.kept}"\n'
+    bounds = "\n[limits]\n" + kept if settings.bounds != Bounds() else ""
     text = _TEMPLATE.format(
         name=_quote(settings.name),
         node=settings.node,
@@ -161,7 +174,7 @@ def write(settings: Settings, *, again: bool = False) -> Path:
     )
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text + addresses + rates)
+        file.write(text + addresses + rates + bounds)
         file.flush()
         os.fsync(file.fileno())
     return path.replace(settings.home / FILE) if again else path
@@ -230,6 +243,29 @@ def _rates(value: object) -> Mapping[str, float]:
     if not isinstance(value, dict):
         raise UsageError("not a list of rates", hint='write it as  [rates]  and below  tokyo = "5MB"')
     return MappingProxyType({site_name(name): rate(_string(most)) for name, most in value.items()})
+
+
+_SPAN = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([smhd])\s*")
+_SIZE = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]?b)?\s*", re.IGNORECASE)
+_SPANS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def _bounds(value: object) -> Bounds:
+    if not isinstance(value, dict) or value.keys() - {"away", "kept"}:
+        raise UsageError(
+            "not limits", hint='write it as  [limits]  and below  away = "30d"  and  kept = "10GB"'
+        )
+    away, kept = Bounds().away, Bounds().kept
+    if "away" in value:
+        found = _SPAN.fullmatch(_string(value["away"]))
+        if not found or not (away := float(found[1]) * _SPANS[found[2]]):
+            raise UsageError(f"{value['away']!r} is not a time", hint="write it as 90s, 12h or 30d")
+    if "kept" in value:
+        found = _SIZE.fullmatch(_string(value["kept"]))
+        if not found or not (kept := int(float(found[1]) * _SIZES[(found[2] or "").lower()])):
+            raise UsageError(f"{value['kept']!r} is not a size", hint="write it as 500MB or 10GB")
+    return Bounds(away, kept)
 
 
 # ---- the file's keys

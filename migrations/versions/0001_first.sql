@@ -25,11 +25,12 @@ create table syncagent.local_site (
     trimmed     bigint not null default 0,
     joining     boolean not null default false,
     copied      boolean not null default true,
+    node_before integer,
     seen_before jsonb,
     compacted   jsonb not null default '{}',
     collected   jsonb not null default '{}'
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; seen_before is its frontier when it was set back, until it has returned; entries that are gone were of these cuts at most, tombstones among them of those collected';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; node_before and seen_before are its number and its frontier before it returned, until it has its rows; entries that are gone were of these cuts at most, tombstones among them of those collected';
 
 create table syncagent.replicated (
     id          integer generated always as identity primary key,
@@ -103,12 +104,13 @@ create table syncagent.cut_keys (
     cut      bigint not null,
     relation integer not null,
     implicit boolean not null,
+    born     boolean not null default false,
     keys     uuid[] not null
 );
 alter table syncagent.cut_keys alter column keys set storage external;
 create index cut_keys_cut on syncagent.cut_keys (node, cut, relation);
 create index cut_keys_id on syncagent.cut_keys (node, relation, id);
-comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; of cuts of other sites those that came from them, to be handed on. Until stable the only record of rows with implicit stamps: a key in it whose row has no entry is the very insert of that cut. The forest reads those of this site, by id';
+comment on table syncagent.cut_keys is 'the keys each cut saw changed, in chunks; of cuts of other sites those that came from them, to be handed on. Until stable the only record of rows with implicit stamps: a key in it whose row has no entry is the very insert of that cut. The forest reads those of this site, by id. Born: inserted here, and unknown before, also where the key has no time';
 
 create table syncagent.frontier (
     node    integer primary key,
@@ -249,6 +251,12 @@ create table syncagent.member (
     witness  boolean not null default false,
     admitted bigint not null default 0
 );
+create table syncagent.lapsed (
+    node    integer primary key,
+    horizon xid8
+);
+comment on table syncagent.lapsed is 'sites that were away for too long: what was committed here by transactions below the horizon was known to have come to them, or, if there is none, nothing is known';
+
 comment on table syncagent.member is 'every site of the cluster, this one included, as agreed; all of them count for stability, but for witnesses, which hold no rows';
 
 -- The clock of the site and the stamps made of it.
@@ -1299,7 +1307,7 @@ begin
     alter table pg_temp.window_entry alter column keys set storage external;
     create temp table if not exists stage_keys (relation integer, cut bigint, keys uuid[]);
     alter table pg_temp.stage_keys alter column keys set storage external;
-    create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, gone boolean, odd text);
+    create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, born boolean, gone boolean, odd text);
     create temp table if not exists verdict (
         key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
         absent boolean, trace boolean, unborn boolean, sqlstate text, reason text);
@@ -1401,10 +1409,10 @@ begin
         execute format('select syncagent.fold_%s($1, $2, $3, $4)', r.id)
             into v_count using v_number, v_site.node, v_site.tail, r.collected;
         v_rows := v_rows + v_count;
-        insert into syncagent.cut_keys (node, cut, relation, implicit, keys)
-        select v_site.node, v_number, r.id, k.implicit, array_agg(k.key order by k.key)
-        from (select f.key, f.implicit, (row_number() over (order by f.key) - 1) / 10000 as chunk from pg_temp.folded f) as k
-        group by k.implicit, k.chunk;
+        insert into syncagent.cut_keys (node, cut, relation, implicit, born, keys)
+        select v_site.node, v_number, r.id, k.implicit, k.born, array_agg(k.key order by k.key)
+        from (select f.key, f.implicit, f.born, (row_number() over (order by f.key) - 1) / 10000 as chunk from pg_temp.folded f) as k
+        group by k.implicit, k.born, k.chunk;
     end loop;
 
     perform syncagent._plan_for(null, v_rows);
@@ -1437,19 +1445,22 @@ declare
 begin
     -- A key's stamp is that of its last transaction. It was born here if its first entry is an insert and
     -- none is a delete: triggers nest, and then the inner statement logs first.
-    insert into pg_temp.folded (key, hlc, implicit, gone, odd)
+    insert into pg_temp.folded (key, hlc, implicit, born, gone, odd)
     select f.key, f.hlc,
-           f.born and {may_be_implicit} and f.key > p_collected
-               and (f.key < v_least or f.key < syncagent._stamp(f.hlc, p_tail))   -- most need no stamp of their own
-               and not (v_entries and exists (select from syncagent.version_{id} v where v.key = f.key)),
-           f.gone, f.odd
+           f.new and {may_be_implicit}
+               and (f.key < v_least or f.key < syncagent._stamp(f.hlc, p_tail)),   -- most need no stamp of their own
+           f.new, f.gone, f.odd
     from (
+        select f.*, f.born and (f.key > p_collected or not {may_be_implicit})
+                    and not (v_entries and exists (select from syncagent.version_{id} v where v.key = f.key)) as new
+        from (
         select e.key, max(e.tx_hlc) as hlc,
                coalesce(min(e.hlc) filter (where e.op = 'I') = min(e.hlc), false) and not bool_or(e.op = 'D') as born,
                bool_or(e.op = 'D') as gone, {max_odd} as odd
         from (select k.*, e.tx_hlc, e.hlc, e.op from pg_temp.window_entry e cross join lateral {unnest_entry}
               where e.relation = {id} order by k.key) as e
         group by e.key
+        ) as f offset 0
     ) as f;
     get diagnostics v_rows = row_count;
     if v_rows > 1000 then
@@ -2799,8 +2810,19 @@ create function syncagent._copy_range(p_relation integer, p_node regclass, p_low
 $$;
 comment on function syncagent._copy_range is 'the condition that a row t of an attached table lies in a range of keys';
 
-create function syncagent._copy_queries(p_relation integer, p_node regclass, p_low text[], p_high text[])
-    returns table (sums text, rows text, versions text, parked text)
+create function syncagent._written_since(p_horizon xid8) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- A row's xmin is the lower half of its transaction's number. A transaction may have been given to the other site although it is
+    -- above the horizon, never the other way round.
+    select case when p_horizon is null or pg_snapshot_xmax(pg_current_snapshot())::text::bigint - p_horizon::text::bigint >= 1::bigint << 31 then 'true'
+                else format('(t.xmin::text::bigint - %s + (1::bigint << 33)) %% (1::bigint << 32) < 1::bigint << 31', p_horizon::text::bigint % (1::bigint << 32)) end
+$$;
+comment on function syncagent._written_since is 'the condition that a row t was written by a transaction that is not below a horizon';
+
+create function syncagent._copy_queries(p_relation integer, p_node regclass, p_low text[], p_high text[], p_before integer)
+    returns table (sums text, rows text, versions text, parked text, lapsed boolean)
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
@@ -2809,8 +2831,11 @@ declare
     v_tokens  jsonb := syncagent._tokens(p_relation);
     v_doubt   text;
     v_outside text;
+    v_horizon xid8;
 begin
     select * into strict v_table from syncagent.replicated where id = p_relation;
+    select true, l.horizon into lapsed, v_horizon from syncagent.lapsed l where l.node = p_before;
+    lapsed := coalesce(lapsed, false);
     v_tokens := v_tokens || jsonb_build_object('t_eq_p', case when v_table.derived then v_tokens ->> 't_eq_v'
                                                               else format('t.%I = p.key', v_table.key_columns[1]) end);
     -- keys that the next cut ships: written since the last one, or about to be written anew
@@ -2847,13 +2872,21 @@ begin
         from syncagent.version_{id} v join only {node} t on {t_eq_v} where {range} and {outside}$sql$,
         v_tokens || jsonb_build_object('version_key_columns_v', coalesce((select string_agg(format(', v.k%s', k), '' order by k)
             from generate_subscripts(v_table.key_columns, 1) as k where v_table.derived), '')));
+    if lapsed then
+        versions := versions || syncagent._render($sql$
+            union all
+            select {key}, null, null, null, false {key_columns_t}, false from only {node} t
+            where {range} and {outside} and {since} and not exists (select from syncagent.version_{id} v where {t_eq_v})$sql$,
+            v_tokens || jsonb_build_object('since', syncagent._written_since(v_horizon),
+                                           'key_columns_t', case when v_table.derived then ', ' || (v_tokens ->> 'key_columns') else '' end));
+    end if;
     parked := v_doubt || syncagent._render($sql$
         select {id}, p.key, p.stamp, p.node, p.cut, p.image, p.shown, p.sqlstate, p.reason, p.since from syncagent.parked_row p
         left join syncagent.version_{id} v on v.key = p.key join only {node} t on {t_eq_p} where p.relation = {id} and {range} and {outside}$sql$, v_tokens);
     return next;
 end
 $$;
-comment on function syncagent._copy_queries is 'what is read of a range in one snapshot: count and lanes, rows, their version entries, parked rows; without a table, of the rest';
+comment on function syncagent._copy_queries is 'what is read of a range in one snapshot: count and lanes, rows, their version entries, parked rows; without a table, of the rest; for a site that returns the number that it had: if that lapsed, also which rows without an entry were changed since';
 
 create function syncagent._copy_sequences() returns table (schema_name name, table_name name, column_name name, last_value bigint, is_called boolean)
     language plpgsql volatile
@@ -2961,16 +2994,28 @@ begin
     where k.xid = e.xid;
     select count(distinct e.xid) into v_kept from syncagent.log e;
     for r in select t.id from syncagent.replicated t join pg_class c on c.oid = t.relation order by t.id loop
-        -- A cut that nobody has is undone: its writes are in the log again, each with its own clock.
+        -- What was inserted again is no row that was born here: its key had an entry, which is forgotten below, or a tombstone.
         execute syncagent._render($sql$
             insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
-            select (2 + $3 + dense_rank() over (order by v.stamp))::text::xid8, {id}, (case when v.deleted then 'D' else 'U' end)::"char",
+            select f.xid, {id}, 'U', 0, array_agg(f.key) {odd_agg_f}
+            from (select e.xid, k.* from syncagent.log e cross join lateral {unnest_entry} where e.relation = {id} and e.op = 'I') as f
+            where exists (select from syncagent.version_{id} v where v.key = f.key)
+               or {may_be_implicit} and f.key <= (select t.collected from syncagent.replicated t where t.id = {id})
+            group by f.xid
+            $sql$, syncagent._tokens(r.id) || jsonb_build_object('odd_agg_f', replace(syncagent._tokens(r.id) ->> 'odd_agg', 'k.odd', 'f.odd')));
+        -- A cut that nobody has is undone: its writes are in the log again, each with its own clock. What was first of a key decides
+        -- whether it was born here.
+        execute syncagent._render($sql$
+            insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+            select (2 + $3 + dense_rank() over (order by v.stamp))::text::xid8, {id},
+                   (case when v.deleted then 'D' when u.born then 'I' else 'U' end)::"char",
                    syncagent._hlc(v.stamp), array_agg(v.key) {odd_of_version}
             from syncagent.version_{id} v
+            join (select k.key, (array_agg(c.born order by c.cut))[1] as born
+                  from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+                  where c.node = $1 and c.relation = {id} and c.cut > $2 group by k.key) as u on u.key = v.key
             where v.node = $1 and v.cut > $2
-              and v.key in (select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
-                            where c.node = $1 and c.relation = {id} and c.cut > $2)
-            group by v.stamp, v.deleted
+            group by v.stamp, v.deleted, u.born
             $sql$, syncagent._tokens(r.id)) using v_site.node, p_cut, v_kept;
         execute syncagent._render($sql$
             insert into syncagent.log (xid, relation, op, hlc, keys)
@@ -3006,7 +3051,7 @@ begin
     delete from syncagent.request;
     update syncagent.local_site
     set node = p_node, incarnation = p_incarnation, tail = syncagent._tail(p_node, p_seed), trimmed = 0, joining = true, copied = false,
-        seen_before = v_before;
+        node_before = v_site.node, seen_before = v_before;
 end
 $$;
 comment on function syncagent._return is 'take another number: own writes are in the log, everything else that was known of cuts and versions is forgotten, and will come from a donor';
@@ -3114,7 +3159,55 @@ end
 $$;
 comment on function syncagent._weigh is 'for a site that joins: which of its rows win against those staged, and so are writes of its own; the others are kept as conflicts, which are counted';
 
-create function syncagent._reconcile(p_relation integer, p_node regclass, p_low text[], p_high text[], p_donor integer, p_same boolean)
+create function syncagent._give_way(p_relation integer, p_tokens jsonb, p_donor integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set client_min_messages = warning
+    as $$
+declare
+    v_lost bigint;
+begin
+    execute syncagent._render($sql$
+        create temp table beaten on commit drop as
+        with written as materialized (
+            select k.key, max(e.hlc) as hlc,
+                   coalesce(min(e.hlc) filter (where e.op = 'I') = min(e.hlc), false) and not bool_or(e.op = 'D') as born
+            from syncagent.log e cross join lateral unnest(e.keys) as k (key) where e.relation = {id} group by k.key
+        ), here as materialized (
+            select {key} as _row_key, {t_key_text} as _key_text, to_jsonb(t.*) as _image from only {node} t
+            where {range} and {key} in (select w.key from written w where not w.born)
+        )
+        select w.key, w.hlc, h._image as image, coalesce(h._key_text, {s_key_text}) as key_text,
+               case when s._key is not null then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as other
+        from written w left join here h on h._row_key = w.key left join {stage} s on s._key = w.key
+        where not w.born and not exists (select from pg_temp.listed v where v.key = w.key)
+          and case when s._key is null then h._row_key is not null else w.key in (select c.key from pg_temp.changed c) end
+        $sql$, p_tokens);
+    execute syncagent._render($sql$
+        insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
+            winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+        select syncagent._conflict_id({id}, b.key, syncagent._implicit(b.key), w.stamp), {schema_literal}, {table_literal}, b.key, b.key_text,
+               'possible ' || case when b.other is null then 'update/delete' when b.image is null then 'delete/update' else 'update/update' end, 'lww',
+               syncagent._implicit(b.key), w.stamp, $1, me.node, b.other, b.image
+        from pg_temp.beaten b cross join syncagent.local_site me cross join lateral (select syncagent._stamp(b.hlc, me.tail)) as w (stamp)
+        where b.image is distinct from b.other
+        on conflict (id) do nothing
+        $sql$, p_tokens) using p_donor;
+    get diagnostics v_lost = row_count;
+    update syncagent.log e
+    set keys = array(select u.key from unnest(e.keys) with ordinality as u (key, n) where u.key not in (select b.key from pg_temp.beaten b) order by u.n),
+        odd = case when e.odd is not null then array(
+            select u.odd from unnest(e.keys, e.odd) with ordinality as u (key, odd, n) where u.key not in (select b.key from pg_temp.beaten b) order by u.n) end
+    where e.relation = p_relation and e.keys && array(select b.key from pg_temp.beaten b);
+    delete from syncagent.log e where e.relation = p_relation and e.keys = '{}';
+    delete from pg_temp.own_key o using pg_temp.beaten b where b.key = o.key;
+    drop table pg_temp.beaten;
+    return v_lost;
+end
+$$;
+comment on function syncagent._give_way is 'for a site that lapsed: its writes of rows that the donor changed since, or deleted, and has forgotten the stamps of, are writes no more, but conflicts, which are counted; what was born here stays';
+
+create function syncagent._reconcile(p_relation integer, p_node regclass, p_low text[], p_high text[], p_donor integer, p_same boolean, p_lapsed boolean)
     returns table (taken bigint, dropped bigint, conflicts bigint)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -3136,6 +3229,13 @@ begin
     perform syncagent._own(p_relation, 0, 0);
     create temp table if not exists dropped_key (key uuid);
     perform syncagent._empty('pg_temp.dropped_key');
+    -- A row without a stamp in the listing was changed since this site was last heard of; whoever did it is forgotten.
+    create temp table changed on commit drop as
+    with unstamped as (delete from pg_temp.listed v where v.stamp is null returning v.key) select u.key from unstamped u;
+    if p_lapsed and p_node is not null and not p_same then
+        v_conflicts := syncagent._give_way(p_relation, v_tokens, p_donor);
+    end if;
+    drop table pg_temp.changed;
     -- What is known of rows that are the same, and of those that are not in the table: parked ones.
     execute syncagent._render($sql$
         insert into syncagent.version_{id} as w (key, stamp, node, cut, deleted {version_key_columns})
@@ -3153,7 +3253,7 @@ begin
                                   ' select true {listed_keys} from pg_temp.listed v where v.deleted', v_tokens);
     end if;
     if v_before is null then
-        v_conflicts := syncagent._weigh(p_relation, v_tokens, p_node is null, p_donor);
+        v_conflicts := v_conflicts + syncagent._weigh(p_relation, v_tokens, p_node is null, p_donor);
     end if;
     if p_node is not null then
         execute syncagent._render($sql$
@@ -4004,7 +4104,7 @@ begin
         create temp table mending on commit drop as
         select q.*, case
             when q.alive and q.there and $5 <> 'stamps' then $5
-            when not q.alive and q.deleted is false then case when (q.there or q.gone) and q.cut <= coalesce(($2 ->> q.node::text)::bigint, 0) then 'lost' end
+            when not q.alive and q.deleted is false then case when (q.there or q.gone and q.theirs >= q.mine) and q.cut <= coalesce(($2 ->> q.node::text)::bigint, 0) then 'lost' end
             when q.mine is null then case when q.there and q.placed then 'missing' end
             when q.theirs > q.mine and (q.deleted is not null or q.gone or not q.settled) then 'older' end as cause
         from (
@@ -4060,7 +4160,7 @@ begin
         insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
         select pg_current_xact_id(), {id}, 'U', syncagent._tick(), array_agg(k.key) {odd_agg}
         from (select m.key {odd_value} from pg_temp.mending m join pg_temp.staged s on s._key = m.key join {table} t on {t_eq_s}
-              where m.cause = 'lost' and (m.theirs = m.mine or m.theirs = syncagent._implicit(m.key))) as k
+              where m.cause = 'lost' and m.theirs <= m.mine) as k
         having count(*) > 0
         $sql$, v_tokens);
     execute syncagent._render('truncate pg_temp.stage_{id}', v_tokens);
@@ -4109,6 +4209,17 @@ create function syncagent._log_bytes() returns bigint
     set search_path = pg_catalog, pg_temp
     as $$ select sum(pg_relation_size(i.inhrelid))::bigint from pg_inherits i where i.inhparent = 'syncagent.log'::regclass $$;
 comment on function syncagent._log_bytes is 'size of the log of captured statements';
+
+create function syncagent._kept_bytes() returns bigint
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
+    from pg_class c
+    where c.relnamespace = 'syncagent'::regnamespace and c.relkind = 'r'
+      and (c.relname in ('cut', 'cut_keys', 'context', 'settling') or c.relname like 'version\_%' or c.relname like 'log\_%')
+$$;
+comment on function syncagent._kept_bytes is 'bytes of what is kept until every site has it: keys of cuts, versions, contexts, the log';
 
 create function syncagent._agent_runs() returns boolean
     language sql stable security definer

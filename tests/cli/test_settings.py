@@ -7,6 +7,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from syncagent.core.lapse import Bounds
 from syncagent.errors import UsageError
 from syncagent.settings import FILE, Settings, default_home, load, write
 
@@ -45,6 +46,20 @@ def test_addresses_can_be_appended(settings: Settings) -> None:
     assert load(settings.home).addresses == {"tokyo": "10.8.0.2:7400", "lima": "[::1]:7400"}
 
 
+def test_what_is_kept_for_a_site_that_is_away(settings: Settings) -> None:
+    assert load_again(settings).bounds == Bounds(away=30 * 86400.0, kept=10 * 10**9)
+    kept = msgspec.structs.replace(settings, bounds=Bounds(away=90.0, kept=500_000))
+    assert load_again(kept).bounds == kept.bounds
+    (settings.home / FILE).write_text((settings.home / FILE).read_text().replace('"90s"', '"1.5h"'))
+    assert load(settings.home).bounds == Bounds(away=5400.0, kept=500_000)
+
+
+def load_again(settings: Settings) -> Settings:
+    (settings.home / FILE).unlink(missing_ok=True)
+    write(settings)
+    return load(settings.home)
+
+
 def test_rates(settings: Settings) -> None:
     path = write(msgspec.structs.replace(settings, rates={"tokyo": 5e6}))
     with path.open("a") as file:
@@ -69,6 +84,9 @@ def test_address_that_peers_dial(settings: Settings) -> None:
         ('tokyo = "other:1"', "not valid TOML"),
         ('[rates]\nlima = "fast"', "rates: 'fast' is not a rate"),
         ("[rates]\nlima = 500000", "rates: 500000 is not text"),
+        ('[limits]\naway = "long"', "limits: 'long' is not a time"),
+        ('[limits]\nkept = "0GB"', "limits: '0GB' is not a size"),
+        ('[limits]\nfar = "1d"', "limits: not limits"),
         ('[[peer]]\nname = "tokyo"', "peers are not listed here any more"),
     ],
 )

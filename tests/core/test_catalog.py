@@ -21,6 +21,7 @@ from syncagent.core.catalog import (
     Detach,
     Invitation,
     Invite,
+    Lapse,
     Outcome,
     Proposal,
     Remove,
@@ -121,9 +122,29 @@ def test_a_site_returns_under_another_number() -> None:
     assert "was removed" in refusal(twice, Return(2, UUID(int=9)))
 
 
+def test_a_site_that_lapses_is_gone_and_may_come_back() -> None:
+    before = after(first(), invite(10), admit(10, "tokyo"), Confirm(2))
+    catalog = after(before, Lapse(2))
+    assert 2 not in catalog.sites
+    assert catalog.lapsed == (before.sites[2],)
+    assert apply(catalog, 50, Lapse(2)) == (catalog, Outcome(2)), "two sites may find it at once"
+    assert "has a site tokyo already" in refusal(after(catalog, invite(11)), admit(11, "tokyo")), (
+        "its name is kept"
+    )
+    back = after(catalog, Return(2, UUID(int=7)))
+    assert (back.sites[3].name, back.sites[3].state, back.lapsed) == ("tokyo", "joining", ())
+    assert back.sites[3].sha256 == before.sites[2].sha256
+    assert back.gone[2].sha256 == ()
+    given_up = after(catalog, Remove(2))
+    assert given_up.lapsed == ()
+    assert "was removed" in refusal(given_up, Return(2, UUID(int=7)))
+    assert after(given_up, invite(11), admit(11, "tokyo")).sites[3].name == "tokyo"
+
+
 @pytest.mark.parametrize(
     ("command", "why"),
     [
+        (Lapse(1), "is the last one that can vote"),
         (admit(77, "tokyo"), "not known here"),
         (admit(10, "tokyo", at=LATER), "has expired"),
         (admit(10, "berlin"), "has a site berlin already"),

@@ -11,11 +11,12 @@ vanish behind the protocol's back, and repairs whose messages arrive late. Every
 
 Ground truth is a full causal history per row, which the protocol itself never stores.
 With --returning a site is set back to an old copy in every run, goes on being written, and comes back under a new
-number: it catches up from one donor, piece by piece, while the others go on. With --harmed rows are changed behind
+number: it catches up from one donor, piece by piece, while the others go on. With --lapsed one is away for so long that
+the others keep nothing for it any more; it goes on being written, and comes back in the same way. With --harmed rows are changed behind
 the protocol's back, too, at one of at least three sites each, and sites that stand alike vote.
 
-Run:               python -m tests.model.model [RUNS] [FIRST_SEED] [--coalesced] [--returning] [--harmed]
-Negative controls: ... --break stamp|causal|stable|filter|mark|relog|bare|flight|knot|any|entry|vote|onedot|early|kept|exempt|behind   (each must fail)
+Run:               python -m tests.model.model [RUNS] [FIRST_SEED] [--coalesced] [--returning] [--lapsed] [--harmed]
+Negative controls: ... --break stamp|causal|stable|filter|mark|relog|bare|flight|knot|entry|vote|onedot|early|kept|exempt|behind|forgotten   (each must fail)
 """
 
 import random
@@ -36,7 +37,6 @@ BREAKS = {
     "bare": "the entry of a lost row is compacted",
     "flight": "a listing is taken while some of it is on its way",
     "knot": "what a relay holds of another origin goes without what the relay itself has cut",
-    "any": "a lost row is taken from a peer that never had it",
     "entry": "an entry that is settled here, and kept there, makes the row there the newer one",
     "vote": "sites vote on a row although not all of them stand where the one that asks stands",
     "onedot": "the rows of a coalesced batch all get the dot and the context of its last cut",
@@ -44,8 +44,10 @@ BREAKS = {
     "kept": "a row that the donor has not is kept by a site that catches up",
     "exempt": "what a site that catches up has written and nobody has is taken for old, too",
     "behind": "a donor that lacks what the copy has seen will do",
+    "forgotten": "what a site that lapsed has written beats what the others have changed since, and forgotten the stamp of",
 }
 RETURNS = {"knot", "early", "kept", "exempt", "behind"}
+LAPSES = {"forgotten"}
 HARMS = {"entry", "vote"}
 BROKEN = None  # one of BREAKS
 
@@ -97,6 +99,8 @@ class Site:
     members: list = None                          # of the cluster: one list for all sites
     away: bool = False                            # it was set back: it applies and ships nothing
     reach: tuple = ()                             # catching up: nobody writes before the frontier covers this
+    born: dict = field(default_factory=dict)      # key -> the first cut here that saw a row which was inserted here
+    changed: dict = field(default_factory=dict)   # key -> the first cut here that saw the row as it is
     seen: dict = field(default_factory=dict)      # ground truth only: writes this site has seen
     past: dict = field(default_factory=dict)      # ground truth only: writes the held version had seen
 
@@ -120,6 +124,7 @@ class Site:
         self.meta[key] = ((self.hlc, self.me), (self.me, self.cuts + 1), deleted)
         self.rows.pop(key, None) if deleted else self.rows.__setitem__(key, value)
         self.log[key] = self.stamp_of(key)
+        self.changed[key] = self.cuts + 1
 
     def insert(self, key, value, now, write_id):
         if key in self.meta or ((key[0], -1) <= self.mark and BROKEN != "mark"):
@@ -127,6 +132,8 @@ class Site:
         self.rows[key] = value
         self.past[key] = self.seen[key] = frozenset([write_id])
         self.log[key] = self.stamp_of(key)
+        self.born[key] = self.cuts + 1
+        self.changed[key] = self.cuts + 1
 
     def version(self, key):
         stamp, dot, deleted = self.meta.get(key, ((key[0], -1), None, False))
@@ -191,6 +198,7 @@ class Site:
         else:
             self.meta[key] = (v.stamp, v.dot, v.deleted)
         self.rows.pop(key, None) if v.deleted else self.rows.__setitem__(key, v.value)
+        self.changed[key] = self.cuts + 1
 
     def apply(self, origin, batch, stats):
         for key, v in batch.rows.items():
@@ -282,10 +290,11 @@ class Site:
                 continue                                  # same row; metadata may be compacted on one side
             if self.lost(key):
                 origin, number = self.meta[key][1]
-                if context[origin] >= number or BROKEN == "any":    # they had our lost version, theirs is no older
-                    same = v.dot is None or v.stamp == mine
+                had = context[origin] >= number and not (v.deleted and v.stamp < mine)
+                if had:                                   # they had our lost version, theirs is no older; or they missed it
+                    newer = v.dot is not None and v.stamp > mine
                     self.take(key, v)
-                    if same and BROKEN != "relog":
+                    if not newer and BROKEN != "relog":
                         self.relog(key)
             elif mine is None or v.stamp > mine and (BROKEN == "entry" or key in self.meta or v.deleted or collected[v.dot[0]] < v.dot[1]):
                 self.take(key, v)                         # (an entry that was compacted here says nothing new)
@@ -343,6 +352,8 @@ class Return:
     stated: tuple = None                          # the donor's frontier, before the first piece
     left: list = field(default_factory=list)      # pieces that are not here yet
     own: dict = field(default_factory=dict)       # ground truth only: what nobody else had -> its stamp and value
+    horizon: dict = None                          # it lapsed: what each other site knew that it had of theirs
+    beaten: set = field(default_factory=set)      # own writes that lost against a stamp nobody knows any more: conflicts
 
     PIECES = 3
 
@@ -358,6 +369,15 @@ class Return:
         site.__dict__.update(self.copy.__dict__)
         site.members, site.away, self.logged = members, True, dict(site.log)
 
+    def lapse(self, sites):
+        """Nobody counts on the site any more, and it hears of nothing; nothing of it is lost."""
+        site, others = self.site, [s for s in sites if s is not self.site]
+        had = max(s.frontier[site.me] for s in others)
+        self.archive = {site.me: [batch for batch in site.out if batch.number <= had]}
+        self.horizon = {s.me: s.known[site.me][s.me] for s in others}
+        site.members.remove(site.me)
+        site.away, self.logged = True, {}
+
     def begin(self, sites):
         """A new number; what nobody has is a write of it, everything else may turn out to be old."""
         site, old = self.site, self.site.me
@@ -372,7 +392,9 @@ class Return:
         keys |= {k for batch in site.out if batch.number > had for k, v in batch.rows.items() if site.stamp_of(k) == v.stamp}
         keys = {k for k in keys if site.stamp_of(k) and not site.lost(k) and (k not in site.meta or site.meta[k][0][1] == old)}
         own = keys if BROKEN != "exempt" else set()
-        site.members.remove(old)
+        site.born = {k: cut for k, cut in site.born.items() if cut > had}
+        if old in site.members:
+            site.members.remove(old)
         site.members.append(self.node)
         site.me, site.cuts, site.out, site.logged = self.node, 0, [], {}
         mine = {k: ((site.meta[k][0][0], self.node), (self.node, 1), site.meta[k][2]) for k in keys & site.meta.keys()}
@@ -393,9 +415,18 @@ class Return:
         _, listed = donor.listing()
         for key in sorted(k for k in site.rows.keys() | site.meta.keys() | listed.keys() if k[1] % self.PIECES == piece):
             theirs = listed.get(key)
-            if key in site.log:
+            if self.forgotten(key, theirs) and BROKEN != "forgotten":
+                self.beaten.add(key)                      # a conflict, with our row in it
+                del site.log[key]
+                site.meta.pop(key, None)
+                site.rows.pop(key, None)
+                if theirs:
+                    site.take(key, theirs)
+            elif key in site.log:
                 if theirs and theirs.stamp > site.stamp_of(key):
                     site.take(key, theirs)
+                elif theirs and self.horizon and theirs.dot is None:
+                    assert theirs.history <= site.past[key], "overwritten unseen"
             elif theirs:
                 site.take(key, theirs)
             elif BROKEN != "kept":
@@ -406,6 +437,13 @@ class Return:
             site.reach = tuple(donor.frontier)            # pieces may hold what is sent again until then
         if not self.left and BROKEN != "early":
             self.stand()
+
+    def forgotten(self, key, theirs):
+        """A write of a site that lapsed meets what was changed since, by a write whose stamp is compacted, or that it deleted.
+        Which is the newer nobody knows; what the others agree on stays. What was born here nobody else can have changed."""
+        if self.horizon is None or key not in self.site.log or key in self.site.born:
+            return False
+        return theirs is None or theirs.dot is None and self.donor.changed.get(key, 0) > self.horizon[self.donor.me]
 
     def stand(self):
         """In one step with the last piece: the donor's frontier, and what it knows beyond its rows."""
@@ -428,7 +466,7 @@ def deliver(sites, stats, archive):
     moved = True
     while moved:
         moved = False
-        sent = [(site, peer.me, batch) for site, peer in permutations(sites, 2) for batch in peer.out]
+        sent = [(site, peer.me, batch) for site, peer in permutations(sites, 2) if not peer.away for batch in peer.out]
         sent += [(site, origin, batch) for site in sites for origin, batches in archive.items() for batch in batches]
         for site, origin, batch in sent:
             if not site.away and batch.number == site.frontier[origin] + 1 and site.ready(origin, batch.context):
@@ -446,7 +484,8 @@ def harm(sites, mishap, lost, stats):
         stats["rows harmed"] += 1
 
 
-def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False):
+def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False, lapsed=False):
+    returning = returning or lapsed
     rnd, mishap = random.Random(seed), random.Random(f"mishap {seed}")
     n = rnd.choice([2, 3, 4])
     n = max(n, 3) if harmed else n
@@ -464,7 +503,11 @@ def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False):
         if number == saved:
             old = chance.choice(sites)
             back = Return(old, deepcopy(old), n)
-        elif number == restored:
+            if lapsed:
+                back.lapse(sites)
+                archive.update(back.archive)
+                stats["lapsed"] += 1
+        elif number == restored and not lapsed:
             back.set_back(sites, newest)
             archive.update(back.archive)
             stats["set back"] += 1
@@ -546,17 +589,19 @@ def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False):
     for site in sites:
         site.cut()
     deliver(sites, stats, archive)
-    for site in sites if harmed else ():
+    for site in sites if harmed or returning else ():     # a site that was set back may have known of a loss
         site.vote([s for s in sites if s is not site], stats)
         assert all(value > 0 for value in site.rows.values()), f"harm is left at seed {seed}"
+    beaten = back.beaten if returning else ()                   # what lost there is seen, and may have been the newest
     for key, (_, deleted) in newest.items():
-        assert not (deleted and any(key in s.rows for s in sites)), f"resurrected at seed {seed}"
+        assert key in beaten or not (deleted and any(key in s.rows for s in sites)), f"resurrected at seed {seed}"
     for key in again:
-        assert newest[key][1] or newest[key] == NOTHING or all(key in s.rows for s in sites), f"re-insert lost at seed {seed}"
+        assert key in beaten or newest[key][1] or newest[key] == NOTHING or all(key in s.rows for s in sites), f"re-insert lost at seed {seed}"
     stats["own writes"] += len(back.own) if returning else 0
+    stats["beaten"] += len(beaten)
     for key, (stamp, value) in back.own.items() if returning else ():
         last = key not in lost and (newest[key][0] == stamp if key in newest else True)
-        assert not last or sites[0].rows.get(key) == value, f"own write lost at seed {seed}"
+        assert not last or key in beaten or sites[0].rows.get(key) == value, f"own write lost at seed {seed}"
     for site in sites[1:]:
         assert site.rows == sites[0].rows, f"diverged at seed {seed}"
     assert all(s.frontier == sites[0].frontier for s in sites), f"stuck at seed {seed}"
@@ -569,5 +614,5 @@ if __name__ == "__main__":
     stats = Counter()
     for seed in range(first, first + runs):
         run(seed, stats, coalesced="--coalesced" in sys.argv or BROKEN == "onedot", returning="--returning" in sys.argv or BROKEN in RETURNS,
-            harmed="--harmed" in sys.argv or BROKEN in HARMS)
+            harmed="--harmed" in sys.argv or BROKEN in HARMS, lapsed="--lapsed" in sys.argv or BROKEN in LAPSES)
     print(f"{runs} runs converged;", dict(stats))

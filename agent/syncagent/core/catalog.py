@@ -49,13 +49,19 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gone(msgspec.Struct, frozen=True):
-    """Who was a site once: its number is not given again, its certificates open nothing."""
+    """Who was a site once: its number is not given again, its certificates open nothing.
+
+    `lapsed`: the site as it was, if it was only away for too long: its certificate lets it come back under another number.
+    `forgotten`: under this one nothing was kept for it any more.
+    """
 
     node: int
     name: str
     site: UUID
     sha256: tuple[str, ...]
     removed: int
+    lapsed: Site | None = None
+    forgotten: bool = False
 
 
 class Invitation(msgspec.Struct, frozen=True):
@@ -105,6 +111,11 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
             for site in self.sites.values()
             if site.node != me
         )
+
+    @property
+    def lapsed(self) -> tuple[Site, ...]:
+        """Sites that were away for too long, and may come back."""
+        return tuple(gone.lapsed for gone in self.gone.values() if gone.lapsed is not None)
 
     def name(self, node: int) -> str:
         """Of whoever has, or had, this number."""
@@ -173,6 +184,12 @@ class Remove(msgspec.Struct, frozen=True, tag=True):
     node: int
 
 
+class Lapse(msgspec.Struct, frozen=True, tag=True):
+    """It was away for so long that nothing is kept for it any more."""
+
+    node: int
+
+
 class Attach(msgspec.Struct, frozen=True, tag=True):
     """Every site replicates these tables. One that is attached already stays as it is."""
 
@@ -185,7 +202,7 @@ class Detach(msgspec.Struct, frozen=True, tag=True):
     tables: tuple[Table, ...]
 
 
-Command = Invite | Admit | Return | Confirm | Describe | Remove | Attach | Detach
+Command = Invite | Admit | Return | Confirm | Describe | Remove | Lapse | Attach | Detach
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -226,6 +243,8 @@ def _applied(catalog: Catalog, index: int, command: Command) -> tuple[Catalog, O
             return _describe(catalog, command)
         case Remove():
             return _remove(catalog, index, command)
+        case Lapse():
+            return _lapse(catalog, index, command)
         case Attach():
             given = {attachment.table: attachment for attachment in command.attachments}
             return replace(catalog, attached=tuple(sorted((given | catalog.tables).values()))), Outcome()
@@ -278,7 +297,7 @@ def _refusal(catalog: Catalog, command: Admit) -> Outcome | None:
         return Outcome(
             refused="this token has expired", hint="get a new one with `syncagent invite` at a member"
         )
-    if catalog.named(command.name) is not None:
+    if catalog.named(command.name) or any(site.name == command.name for site in catalog.lapsed):
         return Outcome(
             refused=f"the cluster has a site {command.name} already",
             hint="choose another --name; if that site is gone for good: `syncagent remove` it first",
@@ -306,15 +325,19 @@ def _return(catalog: Catalog, index: int, command: Return) -> tuple[Catalog, Out
     for site in catalog.sites.values():
         if site.incarnation == command.incarnation:
             return catalog, Outcome(site.node)  # it asked again
+    gone = catalog.gone.get(command.node)
+    before = gone.lapsed if gone else catalog.sites.get(command.node)
     left, outcome = _remove(catalog, index, Remove(command.node))
-    if outcome.refused:
+    if outcome.refused or before is None:
         return catalog, outcome
     if catalog.next_node > limits.MAX_NODE:
         return catalog, _NO_NUMBER
-    node, before = catalog.next_node, catalog.sites[command.node]
+    node = catalog.next_node
     site = replace(before, node=node, incarnation=command.incarnation, state="joining", admitted=index)
-    gone = {**left.gone, before.node: replace(left.gone[before.node], sha256=())}
-    return replace(left, sites={**left.sites, node: site}, gone=gone, next_node=node + 1), Outcome(node)
+    left_behind = {**left.gone, before.node: replace(left.gone[before.node], sha256=())}
+    return replace(left, sites={**left.sites, node: site}, gone=left_behind, next_node=node + 1), Outcome(
+        node
+    )
 
 
 def _describe(catalog: Catalog, command: Describe) -> tuple[Catalog, Outcome]:
@@ -328,6 +351,10 @@ def _describe(catalog: Catalog, command: Describe) -> tuple[Catalog, Outcome]:
 
 def _remove(catalog: Catalog, index: int, command: Remove) -> tuple[Catalog, Outcome]:
     site = catalog.sites.get(command.node)
+    if site is None and (gone := catalog.gone.get(command.node)) and gone.lapsed:
+        return replace(catalog, gone={**catalog.gone, gone.node: replace(gone, lapsed=None)}), Outcome(
+            gone.node
+        )
     if site is None:
         return catalog, _unknown(catalog, command.node)
     if not any(
@@ -348,6 +375,17 @@ def _remove(catalog: Catalog, index: int, command: Remove) -> tuple[Catalog, Out
         ),
         Outcome(site.node),
     )
+
+
+def _lapse(catalog: Catalog, index: int, command: Lapse) -> tuple[Catalog, Outcome]:
+    site = catalog.sites.get(command.node)
+    if site is None and command.node in catalog.gone:
+        return catalog, Outcome(command.node)  # two sites have found it at once
+    left, outcome = _remove(catalog, index, Remove(command.node))
+    if outcome.refused:
+        return catalog, outcome
+    gone = {**left.gone, command.node: replace(left.gone[command.node], lapsed=site, forgotten=True)}
+    return replace(left, gone=gone), outcome
 
 
 def _others(catalog: Catalog, node: int) -> list[Site]:

@@ -99,16 +99,19 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class RangeAsked(msgspec.Struct, frozen=True):
-    """The donor reads it once its cuts hold all that was committed at `taken`. Rows that are `held` do not travel."""
+    """The donor reads it once its cuts hold all that was committed at `taken`. Rows that are `held` do not travel. `before`:
+    the number that a site had which returns."""
 
     range: Range
     taken: str
     held: Held | None = None
+    before: int | None = None
 
 
 class RangeHead(msgspec.Struct, frozen=True):
     """What the streams that follow hold, all read in `snapshot`. `columns` are those of the rows, `keys` says how many
-    key columns an entry carries; the lanes are the fingerprint of the rows. `same`: the rows are held, and left out."""
+    key columns an entry carries; the lanes are the fingerprint of the rows. `same`: the rows are held, and left out. `lapsed`: the joiner had; then rows which
+    were changed since have an entry, also if nothing else is known of them."""
 
     columns: tuple[str, ...]
     keys: int
@@ -118,6 +121,7 @@ class RangeHead(msgspec.Struct, frozen=True):
     parked: int
     snapshot: str
     same: bool = False
+    lapsed: bool = False
 
 
 class SequenceAt(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from syncagent.core.catalog import Attachment, Catalog, Inspected
 from syncagent.core.comparison import Difference, Outcome
 from syncagent.core.copying import At, CopyPlan, EndHead, Held, Range, RangeHead
 from syncagent.core.forest import Digest, Span
+from syncagent.core.lapse import Behind
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.core.questions import Grove, Row, Standing
@@ -145,6 +146,9 @@ class Keeper(Protocol):
 
     async def trim(self) -> int:
         """Empty slots of the log whose entries are all folded; returns how many are not empty yet."""
+
+    async def behind(self) -> tuple[list[Behind], int]:
+        """Members that lack something of this one, and how many bytes are kept because some site lacks something."""
 
     async def requests(self) -> list[Request]: ...
 
@@ -316,12 +320,13 @@ class Registry(Protocol):
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What of a copy is not here yet, in the order in which it is to be fetched."""
+    """What of a copy is not here yet, in the order in which it is to be fetched. `before`: the number of a site that returns."""
 
     plan: CopyPlan
     ranges: tuple[Range, ...]
     done_rows: int
     done_ranges: int
+    before: int | None = None
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ class _Effort:
 
     async def run(self, workers: int) -> CopyReport:
         self._start = start = await self._begun()
-        self._plan = start.plan
+        self._plan, self._before = start.plan, start.before
         # Entries without a row are read before any row: where a row has come since, the row's own entry counts.
         for waiting in (
             deque(part for part in start.ranges if part.node is None),
@@ -186,7 +186,8 @@ class _Effort:
         attempt = differed = 0
         while True:
             try:
-                asked = RangeAsked(part, self._plan.taken, await self._copier.held(part))
+                held = await self._copier.held(part)
+                asked = RangeAsked(part, self._plan.taken, held, self._before if held else None)
                 head, spool = await self._donor.rows(asked, self._received)
                 try:
                     self._put(await self._copier.put(part, head, spool))

@@ -50,6 +50,7 @@ class Membership:
         self._elections, self._exchange, self._network = elections, exchange, network
         self._me = desk.me
         self._leaving = False
+        self._lapsed: tuple[Peer, ...] = ()
         self.arrived = asyncio.Event()
         self.lacking: dict[str, str] = {}
         """What keeps a site that joins from being a member."""
@@ -72,8 +73,10 @@ class Membership:
         for node in catalog.gone.keys() - {self._me}:
             self._desk.inbox.removed(node)
             self._exchange.forget(node)
-        if changed:
-            await self._network.know(peers, removed_from(catalog))
+        lapsed = lapsed_of(catalog)
+        if changed or lapsed != self._lapsed:
+            await self._network.know((*peers, *lapsed), removed_from(catalog))
+        self._lapsed = lapsed
         roster.epoch = catalog.epoch  # what is told of it is true: this site knows them
         self._desk.bells.ring()
 
@@ -87,6 +90,11 @@ class Membership:
             async with asyncio.timeout(_OUT):
                 await self._elections.removed.wait()
                 await asyncio.sleep(_LOOK)  # whoever asked hears the answer
+        if self._elections.catalog.gone[self._me].lapsed is not None:
+            raise RefusedError(
+                "this site was away for so long that the others keep nothing for it any more",
+                hint="`syncagent rejoin` compares its rows with theirs, and sends what was written here",
+            )
         raise (Departed if self._leaving else RefusedError)(
             "this site was removed from the cluster",
             hint="its rows stay as they are; `syncagent db uninstall` takes syncagent out of the database,"
@@ -169,6 +177,7 @@ class Membership:
     def _named(self, name: str) -> Site:
         catalog = self._elections.catalog
         site = catalog.named(name) or (catalog.sites.get(int(name)) if name.isdecimal() else None)
+        site = site or next((one for one in catalog.lapsed if name in (one.name, str(one.node))), None)
         if site is None:
             known = ", ".join(site.name for site in catalog.sites.values())
             raise RefusedError(f"there is no site {name}", hint=f"sites are: {known}")
@@ -228,4 +237,14 @@ def peers_of(catalog: Catalog, me: int, reach: Mapping[str, str]) -> tuple[Peer,
 
 def removed_from(catalog: Catalog) -> dict[str, str]:
     """Names of those that were sites, by their certificates."""
-    return {digest: site.name for site in catalog.gone.values() for digest in site.sha256}
+    return {
+        digest: gone.name for gone in catalog.gone.values() if gone.lapsed is None for digest in gone.sha256
+    }
+
+
+def lapsed_of(catalog: Catalog) -> tuple[Peer, ...]:
+    """Those that may come back; nobody dials them."""
+    return tuple(
+        Peer(site.name, site.node, None, site.sha256[0], site.sha256[1:], site.witness, lapsed=True)
+        for site in catalog.lapsed
+    )

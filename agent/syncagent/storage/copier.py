@@ -82,8 +82,8 @@ class PostgresCopier:
 
     async def _unfinished(self, session: asyncpg.Connection) -> Unfinished | None:
         state = await session.fetchrow(
-            "select donor, taken::text as taken, frontier::text as frontier, pg_catalog.current_setting('server_encoding') as encoding"
-            " from syncagent.copy_state"
+            "select donor, taken::text as taken, frontier::text as frontier, pg_catalog.current_setting('server_encoding') as encoding,"
+            " (select s.node_before from syncagent.local_site s) as before from syncagent.copy_state"
         )
         if state is None:
             return None
@@ -127,7 +127,7 @@ class PostgresCopier:
             tuple(tables),
         )
         waiting.sort(key=lambda part: part.node is not None)
-        return Unfinished(plan, tuple(waiting), rows, done)
+        return Unfinished(plan, tuple(waiting), rows, done, state["before"])
 
     # ---- taking a plan over
 
@@ -332,7 +332,7 @@ class PostgresCopier:
             " delete from syncagent.copied_parked"
         )
         await session.execute(
-            "update syncagent.local_site set copied = true, seen_before = null,"
+            "update syncagent.local_site set copied = true, node_before = null, seen_before = null,"
             " compacted = syncagent._greatest(compacted, $1::text::jsonb), collected = syncagent._greatest(collected, $2::text::jsonb)",
             *(msgspec.json.encode(cuts).decode() for cuts in (head.compacted, head.forgotten)),
         )

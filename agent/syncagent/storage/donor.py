@@ -203,7 +203,7 @@ class PostgresDonor:
                     self._courtesy(session),
                     session.transaction(isolation="repeatable_read", readonly=True),
                 ):
-                    head = await self._read(session, asked.range, asked.held, spool)
+                    head = await self._read(session, asked, spool)
                 await spool.seal()
             except BaseException:
                 await spool.close()
@@ -238,9 +238,8 @@ class PostgresDonor:
                 self._nudge()
         return self._rate
 
-    async def _read(
-        self, session: asyncpg.Connection, part: Range, held: Held | None, spool: Spool
-    ) -> RangeHead:
+    async def _read(self, session: asyncpg.Connection, asked: RangeAsked, spool: Spool) -> RangeHead:
+        part = asked.range
         if part.node is not None:  # before the snapshot: a table rewritten after it would read as empty
             locked = await session.fetchval(
                 "select format('lock table only %I.%I in access share mode', $1::text, $2::text)",
@@ -252,7 +251,7 @@ class PostgresDonor:
             "select r.id, r.columns::text[] as columns, case when r.derived then cardinality(r.key_columns) else 0 end as keys, q.*,"
             " pg_current_snapshot()::text as snapshot"
             " from syncagent.replicated r join pg_class c on c.oid = r.relation"
-            " cross join lateral syncagent._copy_queries(r.id, to_regclass(quote_ident($3::text) || '.' || quote_ident($4::text)), $5, $6) as q"
+            " cross join lateral syncagent._copy_queries(r.id, to_regclass(quote_ident($3::text) || '.' || quote_ident($4::text)), $5, $6, $7) as q"
             " where r.schema_name = $1 and r.table_name = $2 and ($3::text is null or to_regclass(quote_ident($3::text) || '.' || quote_ident($4::text)) is not null)",
             part.table.schema,
             part.table.name,
@@ -260,6 +259,7 @@ class PostgresDonor:
             part.node.name if part.node else None,
             part.low,
             part.high,
+            asked.before,
         )
         if found is None:
             raise RefusedError(
@@ -271,13 +271,21 @@ class PostgresDonor:
             sums = await session.fetchrow(found["sums"])
             assert sums is not None
             rows, lanes = sums["rows"], (sums["lane_0"], sums["lane_1"])
-            same = held == Held(rows, lanes)
+            same = asked.held == Held(rows, lanes)
             if not same and await staging.read_out(session, found["rows"], spool, copying.ROWS) != rows:
                 raise CopyDiffers(f"{part}: two readings in one snapshot of the donor differ")
         versions = await staging.read_out(session, found["versions"], spool, copying.VERSIONS)
         parked = await staging.read_out(session, found["parked"], spool, copying.PARKED)
         return RangeHead(
-            tuple(found["columns"]), found["keys"], rows, lanes, versions, parked, found["snapshot"], same
+            tuple(found["columns"]),
+            found["keys"],
+            rows,
+            lanes,
+            versions,
+            parked,
+            found["snapshot"],
+            same,
+            found["lapsed"],
         )
 
     # ---- the end

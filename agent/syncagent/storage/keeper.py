@@ -16,6 +16,7 @@ import msgspec
 from syncagent import __version__
 from syncagent.core.arrival import Position
 from syncagent.core.identity import Place
+from syncagent.core.lapse import Behind
 from syncagent.core.store import Loaded, PeerState, Request
 from syncagent.errors import Contended, RefusedError
 from syncagent.storage.borders import border
@@ -163,6 +164,16 @@ class PostgresKeeper:
                     "select count(*) from pg_inherits where inhparent = 'syncagent.log'::regclass and pg_relation_size(inhrelid) > 0"
                 )
             )
+
+    async def behind(self) -> tuple[list[Behind], int]:
+        async with self._talking():
+            rows = await self._session.fetch(
+                "select l.receiver_node, l.seconds from syncagent.lag l join syncagent.member m on m.node = l.receiver_node"
+                " where l.origin_node = $1 and l.seconds > 0 and m.state = 'member'",
+                self._node,
+            )
+            kept: int = await self._session.fetchval("select syncagent._kept_bytes()")
+        return [Behind(row["receiver_node"], row["seconds"]) for row in rows], kept
 
     async def requests(self) -> list[Request]:
         async with self._talking():

@@ -86,7 +86,7 @@ async def reconcile(
             format="binary",
         )
     row = await session.fetchrow(
-        f"select * from syncagent._reconcile($1, {_NODE}, $4, $5, $6, $7)",
+        f"select * from syncagent._reconcile($1, {_NODE}, $4, $5, $6, $7, $8)",
         relation,
         part.node.schema if part.node else None,
         part.node.name if part.node else None,
@@ -94,6 +94,7 @@ async def reconcile(
         part.high,
         donor,
         head.same,
+        head.lapsed,
     )
     await _compare(session, relation, part, head)
     return Put(

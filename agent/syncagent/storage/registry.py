@@ -136,7 +136,14 @@ with given as (
     select * from unnest($1::int[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bool[], $7::bool[], $8::bigint[])
         as g (node, name, address, sha256, state, votes, witness, admitted)
 ), gone as (
-    delete from syncagent.member m where not exists (select from given g where g.node = m.node)
+    delete from syncagent.member m where not exists (select from given g where g.node = m.node) returning m.node
+), lapse as (  -- it has what this site had written and applied when it made the last cut that it is known to have
+    insert into syncagent.lapsed (node, horizon)
+    select n.node, pg_snapshot_xmin(c.taken) from unnest($9::int[]) as n (node)
+    left join gone o on o.node = n.node
+    left join syncagent.frontier f on f.node = o.node
+    left join syncagent.cut c on c.number = (f.context ->> (select s.node::text from syncagent.local_site s))::bigint
+    on conflict do nothing
 ), unheard as (
     delete from syncagent.peer_state p
     where not exists (select from given g where g.node = p.node) or p.node = (select s.node from syncagent.local_site s)
@@ -162,6 +169,7 @@ def _projection(catalog: Catalog, membership: Membership) -> Sequence[object]:
         [site.node in membership.voters for site in sites],
         [site.witness for site in sites],
         [site.admitted for site in sites],
+        [gone.node for gone in catalog.gone.values() if gone.forgotten],
     )
 
 

@@ -22,7 +22,7 @@ from aiohttp import web
 from syncagent.core import backoff
 from syncagent.core.membership import Peer
 from syncagent.core.wire import Hello
-from syncagent.errors import LinkDown, SyncagentError
+from syncagent.errors import LinkDown, RefusedError, SyncagentError
 from syncagent.transport import handshake
 from syncagent.transport.addresses import host_and_port
 from syncagent.transport.dialler import Dialler
@@ -130,7 +130,7 @@ class TlsNetwork:
             for node, old in before.items():
                 if self._peers.get(node) != old and (dialling := self._dialling.pop(node, None)):
                     dialling.cancel()
-                if node not in self._peers and (link := self._links.get(node)):
+                if self._is_out(node) and (link := self._links.get(node)):
                     self._effort(self._part(link)).add_done_callback(_raise_alarm)
             for node, link in self._links.items():
                 if (known := self._peers.get(node)) and link.sha256 not in map(normal, pins(known)):
@@ -138,6 +138,10 @@ class TlsNetwork:
             for node, peer in self._peers.items():
                 if before.get(node) != peer:
                     self._keep_dialling(peer)
+
+    def _is_out(self, node: int) -> bool:
+        peer = self._peers.get(node)
+        return peer is None or peer.lapsed
 
     async def use(self, credentials: Credentials) -> None:
         """What this site shows of itself from the next handshake on; links that are there stay."""
@@ -225,6 +229,11 @@ class TlsNetwork:
             raise LinkDown(f"site {peer.name} dialled, but did not finish its greeting") from error
 
     async def _check_free(self, peer: Peer, _theirs: Hello) -> None:
+        if peer.lapsed:
+            raise RefusedError(
+                f"site {peer.name} was away for so long that nothing is kept for it any more",
+                hint="`syncagent rejoin` there compares its rows with the others', and sends what was written there",
+            )
         current = self._links.get(peer.node)
         if current is None or not current.open or self._gives_way(current, peer.node):
             return
