@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from syncagent.embedded import Server, scratch
-from tests.support.backups import base_backup, caught_up, restored
+from tests.support.backups import base_backup, caught_up, dumped, restored, restored_dump
 from tests.support.databases import Database
 from tests.support.fleet import Member, fleet
 from tests.support.postgres import SETTINGS, binaries
@@ -209,3 +209,50 @@ def test_a_site_restored_from_a_backup_returns(
         lost = "select losing_image ->> 'name' from syncagent.conflict_record where winning_image ->> 'name' = 'c at berlin'"
         assert tokyo.scalar(lost) == "c at tokyo"
         until(lambda: settled(berlin, tokyo, lima), "what is known of the old number settles, too")
+
+
+@pytest.mark.soak
+def test_a_restored_dump_returns(
+    server18: Server, server15: Server, tmp_path: Path, runs: Callable[[int, int], int]
+) -> None:
+    """Of a site, whose share of serial numbers is another one then, and of a witness."""
+    for _ in range(runs(0, 1)):
+        with fleet(tmp_path, "", server18, server15, server18) as (berlin, tokyo, lima):
+            for site in (berlin, tokyo):
+                site.execute("create table ticket (id serial primary key, name text not null)")
+            berlin.init()
+            berlin.start()
+            berlin.ask("attach", "ticket", "--derive-key", "--stride", "8")
+            tokyo.join(berlin)
+            lima.join(berlin, "--witness")
+            for site in (tokyo, lima):
+                site.start()
+            write = "insert into ticket (name) values (%s)"
+            for site in (berlin, tokyo):
+                site.execute(write, ("before",))
+            assert berlin.ask("wait", "--converged")["converged"]
+            for site in (tokyo, lima):
+                dumped(site.database, tmp_path / f"{site.name}.dump")
+            tokyo.execute("delete from ticket where id = 2")
+            berlin.execute(write, ("after the dump",))
+            assert berlin.ask("wait", "--converged")["converged"]
+
+            for node, site in ((4, lima), (5, tokyo)):
+                site.stop()
+                restored_dump(site.database, tmp_path / f"{site.name}.dump")
+                assert "syncagent rejoin" in site.refused("run")
+                site.ask("rejoin", "--yes")
+                site.start()
+                until(lambda site=site, node=node: berlin.members()[site.name][0] == node, "it is back")  # type: ignore[misc]
+            assert berlin.scalar("select witness from syncagent.member where name = 'lima'")
+            for site in (berlin, tokyo):
+                site.execute(write, (f"{site.name} again",))
+            assert berlin.ask("wait", "--converged")["converged"]
+            look = "select id % 8, name from ticket order by name, id"
+            assert tokyo.execute(look) == berlin.execute(look)
+            assert tokyo.execute(look) == [
+                (1, "after the dump"),
+                (1, "before"),
+                (1, "berlin again"),
+                (5, "tokyo again"),
+            ]

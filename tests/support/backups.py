@@ -1,13 +1,16 @@
 """Copies of a server's data directory: a standby that follows it, or a base backup to go back to."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 
 from syncagent.embedded import Server
 from syncagent.embedded.account import launch, own
 from syncagent.embedded.binaries import within_reach
+from tests.support.databases import Database
 
 
 def base_backup(server: Server, folder: Path, *, standby: bool = False) -> Server:
@@ -35,6 +38,27 @@ def restored(server: Server, backup: Server) -> None:
     backup.data_dir.rename(server.data_dir)
     shutil.rmtree(lost)
     server.start()
+
+
+def dumped(database: Database, file: Path) -> None:
+    """What pg_dump makes of it."""
+    _program(database.server, "pg_dump", "-Fc", "-f", file, database.dsn)
+
+
+def restored_dump(database: Database, file: Path) -> None:
+    """Another database of the same name, with what pg_restore makes of a dump."""
+    database.leave()
+    name = sql.Identifier(database.name)
+    database.server.execute(sql.SQL("drop database {} with (force)").format(name))
+    database.server.execute(sql.SQL("create database {} template template0").format(name))
+    _program(database.server, "pg_restore", "--exit-on-error", "-d", database.dsn, file)
+
+
+def _program(server: Server, name: str, *arguments: str | Path) -> None:
+    done = subprocess.run(
+        [server.binaries.folder / name, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def caught_up(server: Server, standby: Server) -> bool:

@@ -40,7 +40,7 @@ def rejoin(
 
     def agree(survey: "Survey") -> bool:
         seen.append(survey)
-        if not as_json:
+        if not as_json and survey.tables:  # a witness has none
             show_survey(survey, ("equal", "come", "are replaced", "are deleted here", "own, sent to all"))
         if not (dry_run or yes):
             render.confirm("Rows that are only here are deleted, rows that differ are replaced. Go on?")
