@@ -23,12 +23,13 @@ create table syncagent.local_site (
     trimmed     bigint not null default 0,
     joining     boolean not null default false,
     copied      boolean not null default true,
+    fingerprint text not null default 'hash' check (fingerprint in ('hash', 'sha256')),
     node_before integer,
     seen_before jsonb,
     compacted   jsonb not null default '{}',
     collected   jsonb not null default '{}'
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; node_before and seen_before are its number and its frontier before it returned, until it has its rows; entries that are gone were of these cuts at most, tombstones among them of those collected';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; fingerprint is how rows are compared, as agreed; node_before and seen_before are its number and its frontier before it returned, until it has its rows; entries that are gone were of these cuts at most, tombstones among them of those collected';
 
 create table syncagent.replicated (
     id          integer generated always as identity primary key,

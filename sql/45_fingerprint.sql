@@ -1,6 +1,7 @@
 -- Fingerprints of rows: what two sites compare instead of the rows.
 --
--- A row's fingerprint is two lanes of 64 bits: `hashtextextended` with two seeds over the row's text. Only columns that
+-- A row's fingerprint is two lanes of 64 bits: `hashtextextended` with two seeds over the row's text, or, where the cluster has
+-- agreed on it, the first half of its sha256. Only columns that
 -- are not null take part, each with its name, in the order of their names: so a new column that is null everywhere, or
 -- another order of columns, changes no fingerprint. Text that can hold anything is quoted, so no two rows have one text.
 -- Sets of rows have a count and the lanes' sums modulo 2^64, which add up: sums, not XOR, which cancels pairs.
@@ -36,14 +37,37 @@ create function syncagent._fingerprint_text(p_table regclass, p_columns name[]) 
 $$;
 comment on function syncagent._fingerprint_text is 'the expression for the text of a row t that is hashed; for a session with the agent''s settings';
 
+create function syncagent._fingerprint_kind() returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$ select coalesce((select s.fingerprint from syncagent.local_site s), 'hash') $$;
+comment on function syncagent._fingerprint_kind is 'what rows are compared by: hash, or sha256';
+
+create function syncagent._hashed(p_text text) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select format(case syncagent._fingerprint_kind() when 'sha256' then 'sha256(convert_to((%s), getdatabaseencoding()))' else '(%s) collate "C"' end, p_text)
+$$;
+comment on function syncagent._hashed is 'the expression that is computed once of the expression of a text; _lanes makes two numbers of it';
+
+create function syncagent._lanes(p_hashed text) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select format(case syncagent._fingerprint_kind()
+        when 'sha256' then '(''x'' || encode(substr(%1$s, 1, 8), ''hex''))::bit(64)::bigint as lane_0, (''x'' || encode(substr(%1$s, 9, 8), ''hex''))::bit(64)::bigint as lane_1'
+        else 'hashtextextended(%1$s, 0) as lane_0, hashtextextended(%1$s, 7640891576956012808) as lane_1' end, p_hashed)
+$$;
+comment on function syncagent._lanes is 'the expressions for the two lanes of what _hashed has computed';
+
 create function syncagent._fingerprint_query(p_table regclass, p_columns name[], p_where text) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
     select format('select count(*) as rows, syncagent._modulo(sum(s.lane_0)) as lane_0, syncagent._modulo(sum(s.lane_1)) as lane_1'
-                  ' from (select hashtextextended(r.row, 0) as lane_0, hashtextextended(r.row, 7640891576956012808) as lane_1'
-                  ' from (select (%s) collate "C" as row from %s%I.%I t where %s offset 0) as r) as s',
-                  coalesce(syncagent._fingerprint_text(p_table, p_columns), ''''''), case c.relkind when 'p' then '' else 'only ' end,
+                  ' from (select %s from (select %s as row from %s%I.%I t where %s offset 0) as r) as s',
+                  syncagent._lanes('r.row'), syncagent._hashed(coalesce(syncagent._fingerprint_text(p_table, p_columns), '''''')), case c.relkind when 'p' then '' else 'only ' end,
                   n.nspname, c.relname, p_where)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table
 $$;

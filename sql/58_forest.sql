@@ -110,18 +110,19 @@ create function syncagent._forest_rows(p_relation integer, p_shown text default 
     as $$
     -- A derived key is in no index: then the table is read once for all ranges, which are in the order of their keys.
     select syncagent._render(case when r.derived then $sql$
-            select x.n, q.key, hashtextextended(q.row, 0) as lane_0, hashtextextended(q.row, 7640891576956012808) as lane_1 {passed}
-            from (select {key} as key, ({text}) collate "C" as row {shown} from {only} {table} t offset 0) as q
+            select x.n, q.key, {lanes} {passed}
+            from (select {key} as key, {hashed} as row {shown} from {only} {table} t offset 0) as q
             join unnest($1::uuid[], $2::uuid[], $3::boolean[]) with ordinality as x (low, high, timed, n)
                 on x.n = width_bucket(q.key, $1) and q.key <= x.high and syncagent._timed(q.key) = x.timed
         $sql$ else $sql$
-            select x.n, q.key, hashtextextended(q.row, 0) as lane_0, hashtextextended(q.row, 7640891576956012808) as lane_1 {passed}
+            select x.n, q.key, {lanes} {passed}
             from unnest($1::uuid[], $2::uuid[], $3::boolean[]) with ordinality as x (low, high, timed, n)
             cross join lateral (
-                select {key} as key, ({text}) collate "C" as row {shown} from {only} {table} t
+                select {key} as key, {hashed} as row {shown} from {only} {table} t
                 where {key} between x.low and x.high and syncagent._timed({key}) = x.timed offset 0) as q
         $sql$ end,
-        k.tokens || jsonb_build_object('text', coalesce(syncagent._fingerprint_text(r.relation, r.columns), ''''''),
+        k.tokens || jsonb_build_object('lanes', syncagent._lanes('q.row'),
+            'hashed', syncagent._hashed(coalesce(syncagent._fingerprint_text(r.relation, r.columns), '''''')),
             'only', case c.relkind when 'p' then '' else 'only' end,
             'shown', case p_shown when '' then '' else format(', %s as shown', k.tokens ->> p_shown) end,
             'passed', case p_shown when '' then '' else ', q.shown' end))
@@ -135,7 +136,7 @@ create function syncagent._shape(p_table syncagent.replicated) returns text
     set search_path = pg_catalog, pg_temp
     as $$
     select md5(coalesce(syncagent._fingerprint_text(p_table.relation, p_table.columns), '')
-               || string_agg(format_type(a.atttypid, a.atttypmod), ',' order by a.attname collate "C"))
+               || string_agg(format_type(a.atttypid, a.atttypmod), ',' order by a.attname collate "C") || replace(syncagent._fingerprint_kind(), 'hash', ''))
     from pg_attribute a where a.attrelid = p_table.relation and a.attname = any (p_table.columns)
 $$;
 comment on function syncagent._shape is 'a hash of what fingerprints of a table depend on: when it changes, every leaf is wrong';
@@ -545,7 +546,9 @@ create function syncagent._known_answers() returns bigint[]
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select array[hashtextextended('syncagent' collate "C", 0), hashtextextended(repeat('0123456789', 100) collate "C", 7640891576956012808)]
+    select case syncagent._fingerprint_kind()
+        when 'sha256' then array[('x' || encode(substr(sha256(convert_to(repeat('0123456789', 100), getdatabaseencoding())), 1, 8), 'hex'))::bit(64)::bigint]
+        else array[hashtextextended('syncagent' collate "C", 0), hashtextextended(repeat('0123456789', 100) collate "C", 7640891576956012808)] end
 $$;
 comment on function syncagent._known_answers is 'equal at two servers if their fingerprints can be compared';
 

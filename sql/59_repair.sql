@@ -129,14 +129,13 @@ begin
             left join {stage} s on s._key = k.key
             left join {table} t on {t_eq_s}
             left join lateral (
-                select hashtextextended(({fingerprint}) collate "C", 0) as lane_0, hashtextextended(({fingerprint}) collate "C", 7640891576956012808) as lane_1
-                where not ({t_absent})) as f on true
+                select {lanes} from (select {hashed} as row offset 0) as x where not ({t_absent})) as f on true
             where (f.lane_0, f.lane_1) is not distinct from (k.lane_0, k.lane_1)
               and ({t_absent} or k.key = any ($6))
               and k.key not in (select syncagent._unsettled({id}, $1))) as q
         where not (q.alive and q.there and q.text_here = q.text_there)
-        $sql$, v_tokens || jsonb_build_object('fingerprint', (
-            select coalesce(syncagent._fingerprint_text(r.relation, r.columns), '''''') from syncagent.replicated r where r.id = p_relation)))
+        $sql$, v_tokens || jsonb_build_object('lanes', syncagent._lanes('x.row'), 'hashed', (
+            select syncagent._hashed(coalesce(syncagent._fingerprint_text(r.relation, r.columns), '''''')) from syncagent.replicated r where r.id = p_relation)))
     using p_keys, p_context, p_lanes_0, p_lanes_1, p_cause, v_free;
     delete from pg_temp.mending m where m.cause is null;
     delete from syncagent.repair_record r where r.made_at < clock_timestamp() - interval '90 days';

@@ -34,6 +34,7 @@ from syncagent.services.attaching import Attaching
 from syncagent.services.cutter import Cutter
 from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
+from syncagent.services.fingerprints import Fingerprints
 from syncagent.services.housekeeper import Housekeeper
 from syncagent.services.lapsing import Lapsing
 from syncagent.services.lifecycle import Desk, Roster
@@ -276,6 +277,9 @@ async def _assemble(
     )
     housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
     housekeeper.verbs.update(verifier.verbs | repairer.verbs)
+    fingerprints = Fingerprints(elections)
+    verifier.on_unlike_hashes = fingerprints.unlike
+    housekeeper.verbs.update(fingerprints.verbs)
     lapsing = Lapsing(desk, store.keeper, exchange, elections, settings.bounds)
     housekeeper.warning = lambda: lapsing.trouble or renewal.warning()
     await store.keeper.on_request(desk.bells.requests.ring)
@@ -285,6 +289,7 @@ async def _assemble(
         partial(membership.arrive, housekeeper.caught_up),
         renewal.run,
         lapsing.run,
+        fingerprints.run,
         attaching.run,
         cutter.run,
         applier.run,

@@ -25,12 +25,13 @@ create table syncagent.local_site (
     trimmed     bigint not null default 0,
     joining     boolean not null default false,
     copied      boolean not null default true,
+    fingerprint text not null default 'hash' check (fingerprint in ('hash', 'sha256')),
     node_before integer,
     seen_before jsonb,
     compacted   jsonb not null default '{}',
     collected   jsonb not null default '{}'
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; node_before and seen_before are its number and its frontier before it returned, until it has its rows; entries that are gone were of these cuts at most, tombstones among them of those collected';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; fingerprint is how rows are compared, as agreed; node_before and seen_before are its number and its frontier before it returned, until it has its rows; entries that are gone were of these cuts at most, tombstones among them of those collected';
 
 create table syncagent.replicated (
     id          integer generated always as identity primary key,
@@ -1850,7 +1851,8 @@ comment on function syncagent._trim is 'empty one slot of the log if everything 
 
 -- Fingerprints of rows: what two sites compare instead of the rows.
 --
--- A row's fingerprint is two lanes of 64 bits: `hashtextextended` with two seeds over the row's text. Only columns that
+-- A row's fingerprint is two lanes of 64 bits: `hashtextextended` with two seeds over the row's text, or, where the cluster has
+-- agreed on it, the first half of its sha256. Only columns that
 -- are not null take part, each with its name, in the order of their names: so a new column that is null everywhere, or
 -- another order of columns, changes no fingerprint. Text that can hold anything is quoted, so no two rows have one text.
 -- Sets of rows have a count and the lanes' sums modulo 2^64, which add up: sums, not XOR, which cancels pairs.
@@ -1886,14 +1888,37 @@ create function syncagent._fingerprint_text(p_table regclass, p_columns name[]) 
 $$;
 comment on function syncagent._fingerprint_text is 'the expression for the text of a row t that is hashed; for a session with the agent''s settings';
 
+create function syncagent._fingerprint_kind() returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$ select coalesce((select s.fingerprint from syncagent.local_site s), 'hash') $$;
+comment on function syncagent._fingerprint_kind is 'what rows are compared by: hash, or sha256';
+
+create function syncagent._hashed(p_text text) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select format(case syncagent._fingerprint_kind() when 'sha256' then 'sha256(convert_to((%s), getdatabaseencoding()))' else '(%s) collate "C"' end, p_text)
+$$;
+comment on function syncagent._hashed is 'the expression that is computed once of the expression of a text; _lanes makes two numbers of it';
+
+create function syncagent._lanes(p_hashed text) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select format(case syncagent._fingerprint_kind()
+        when 'sha256' then '(''x'' || encode(substr(%1$s, 1, 8), ''hex''))::bit(64)::bigint as lane_0, (''x'' || encode(substr(%1$s, 9, 8), ''hex''))::bit(64)::bigint as lane_1'
+        else 'hashtextextended(%1$s, 0) as lane_0, hashtextextended(%1$s, 7640891576956012808) as lane_1' end, p_hashed)
+$$;
+comment on function syncagent._lanes is 'the expressions for the two lanes of what _hashed has computed';
+
 create function syncagent._fingerprint_query(p_table regclass, p_columns name[], p_where text) returns text
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
     select format('select count(*) as rows, syncagent._modulo(sum(s.lane_0)) as lane_0, syncagent._modulo(sum(s.lane_1)) as lane_1'
-                  ' from (select hashtextextended(r.row, 0) as lane_0, hashtextextended(r.row, 7640891576956012808) as lane_1'
-                  ' from (select (%s) collate "C" as row from %s%I.%I t where %s offset 0) as r) as s',
-                  coalesce(syncagent._fingerprint_text(p_table, p_columns), ''''''), case c.relkind when 'p' then '' else 'only ' end,
+                  ' from (select %s from (select %s as row from %s%I.%I t where %s offset 0) as r) as s',
+                  syncagent._lanes('r.row'), syncagent._hashed(coalesce(syncagent._fingerprint_text(p_table, p_columns), '''''')), case c.relkind when 'p' then '' else 'only ' end,
                   n.nspname, c.relname, p_where)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table
 $$;
@@ -3419,18 +3444,19 @@ create function syncagent._forest_rows(p_relation integer, p_shown text default 
     as $$
     -- A derived key is in no index: then the table is read once for all ranges, which are in the order of their keys.
     select syncagent._render(case when r.derived then $sql$
-            select x.n, q.key, hashtextextended(q.row, 0) as lane_0, hashtextextended(q.row, 7640891576956012808) as lane_1 {passed}
-            from (select {key} as key, ({text}) collate "C" as row {shown} from {only} {table} t offset 0) as q
+            select x.n, q.key, {lanes} {passed}
+            from (select {key} as key, {hashed} as row {shown} from {only} {table} t offset 0) as q
             join unnest($1::uuid[], $2::uuid[], $3::boolean[]) with ordinality as x (low, high, timed, n)
                 on x.n = width_bucket(q.key, $1) and q.key <= x.high and syncagent._timed(q.key) = x.timed
         $sql$ else $sql$
-            select x.n, q.key, hashtextextended(q.row, 0) as lane_0, hashtextextended(q.row, 7640891576956012808) as lane_1 {passed}
+            select x.n, q.key, {lanes} {passed}
             from unnest($1::uuid[], $2::uuid[], $3::boolean[]) with ordinality as x (low, high, timed, n)
             cross join lateral (
-                select {key} as key, ({text}) collate "C" as row {shown} from {only} {table} t
+                select {key} as key, {hashed} as row {shown} from {only} {table} t
                 where {key} between x.low and x.high and syncagent._timed({key}) = x.timed offset 0) as q
         $sql$ end,
-        k.tokens || jsonb_build_object('text', coalesce(syncagent._fingerprint_text(r.relation, r.columns), ''''''),
+        k.tokens || jsonb_build_object('lanes', syncagent._lanes('q.row'),
+            'hashed', syncagent._hashed(coalesce(syncagent._fingerprint_text(r.relation, r.columns), '''''')),
             'only', case c.relkind when 'p' then '' else 'only' end,
             'shown', case p_shown when '' then '' else format(', %s as shown', k.tokens ->> p_shown) end,
             'passed', case p_shown when '' then '' else ', q.shown' end))
@@ -3444,7 +3470,7 @@ create function syncagent._shape(p_table syncagent.replicated) returns text
     set search_path = pg_catalog, pg_temp
     as $$
     select md5(coalesce(syncagent._fingerprint_text(p_table.relation, p_table.columns), '')
-               || string_agg(format_type(a.atttypid, a.atttypmod), ',' order by a.attname collate "C"))
+               || string_agg(format_type(a.atttypid, a.atttypmod), ',' order by a.attname collate "C") || replace(syncagent._fingerprint_kind(), 'hash', ''))
     from pg_attribute a where a.attrelid = p_table.relation and a.attname = any (p_table.columns)
 $$;
 comment on function syncagent._shape is 'a hash of what fingerprints of a table depend on: when it changes, every leaf is wrong';
@@ -3854,7 +3880,9 @@ create function syncagent._known_answers() returns bigint[]
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select array[hashtextextended('syncagent' collate "C", 0), hashtextextended(repeat('0123456789', 100) collate "C", 7640891576956012808)]
+    select case syncagent._fingerprint_kind()
+        when 'sha256' then array[('x' || encode(substr(sha256(convert_to(repeat('0123456789', 100), getdatabaseencoding())), 1, 8), 'hex'))::bit(64)::bigint]
+        else array[hashtextextended('syncagent' collate "C", 0), hashtextextended(repeat('0123456789', 100) collate "C", 7640891576956012808)] end
 $$;
 comment on function syncagent._known_answers is 'equal at two servers if their fingerprints can be compared';
 
@@ -4121,14 +4149,13 @@ begin
             left join {stage} s on s._key = k.key
             left join {table} t on {t_eq_s}
             left join lateral (
-                select hashtextextended(({fingerprint}) collate "C", 0) as lane_0, hashtextextended(({fingerprint}) collate "C", 7640891576956012808) as lane_1
-                where not ({t_absent})) as f on true
+                select {lanes} from (select {hashed} as row offset 0) as x where not ({t_absent})) as f on true
             where (f.lane_0, f.lane_1) is not distinct from (k.lane_0, k.lane_1)
               and ({t_absent} or k.key = any ($6))
               and k.key not in (select syncagent._unsettled({id}, $1))) as q
         where not (q.alive and q.there and q.text_here = q.text_there)
-        $sql$, v_tokens || jsonb_build_object('fingerprint', (
-            select coalesce(syncagent._fingerprint_text(r.relation, r.columns), '''''') from syncagent.replicated r where r.id = p_relation)))
+        $sql$, v_tokens || jsonb_build_object('lanes', syncagent._lanes('x.row'), 'hashed', (
+            select syncagent._hashed(coalesce(syncagent._fingerprint_text(r.relation, r.columns), '''''')) from syncagent.replicated r where r.id = p_relation)))
     using p_keys, p_context, p_lanes_0, p_lanes_1, p_cause, v_free;
     delete from pg_temp.mending m where m.cause is null;
     delete from syncagent.repair_record r where r.made_at < clock_timestamp() - interval '90 days';

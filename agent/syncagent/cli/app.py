@@ -22,6 +22,7 @@ from syncagent.cli.db import db
 from syncagent.cli.demo import demo
 from syncagent.cli.detach import detach
 from syncagent.cli.doctor import doctor
+from syncagent.cli.fingerprint import fingerprint
 from syncagent.cli.forest import forest
 from syncagent.cli.init import init
 from syncagent.cli.invite import invite
@@ -80,6 +81,7 @@ for _verb in (
     wait,
     verify,
     forest,
+    fingerprint,
     repair,
     why,
     pause,

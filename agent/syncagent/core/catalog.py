@@ -26,6 +26,7 @@ VOTERS = 5
 """So many sites vote, unless the cluster is smaller."""
 
 State = Literal["joining", "member"]
+FingerprintKind = Literal["hash", "sha256"]
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +105,7 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     gone: dict[int, Gone] = {}
     invitations: dict[UUID, Invitation] = {}
     attached: tuple[Attachment, ...] = ()
+    fingerprint: FingerprintKind = "hash"
 
     def peers_of(self, me: int) -> tuple[Peer, ...]:
         return tuple(
@@ -202,7 +204,13 @@ class Detach(msgspec.Struct, frozen=True, tag=True):
     tables: tuple[Table, ...]
 
 
-Command = Invite | Admit | Return | Confirm | Describe | Remove | Lapse | Attach | Detach
+class Fingerprint(msgspec.Struct, frozen=True, tag=True):
+    """What rows are compared by."""
+
+    kind: FingerprintKind
+
+
+Command = Invite | Admit | Return | Confirm | Describe | Remove | Lapse | Attach | Detach | Fingerprint
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -251,6 +259,8 @@ def _applied(catalog: Catalog, index: int, command: Command) -> tuple[Catalog, O
         case Detach():
             kept = tuple(known for known in catalog.attached if known.table not in command.tables)
             return replace(catalog, attached=kept), Outcome()
+        case Fingerprint():
+            return replace(catalog, fingerprint=command.kind), Outcome()
 
 
 def _invite(catalog: Catalog, command: Invite) -> tuple[Catalog, Outcome]:

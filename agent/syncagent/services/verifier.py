@@ -56,6 +56,7 @@ class Verifier:
         self._bell = Bell()
         self._turn = asyncio.Lock()
         self.on_differing: Callable[[int, Outcome, Look], Awaitable[None]] | None = None
+        self.on_unlike_hashes: Callable[[], None] | None = None
         self.verbs = {"verify": self._verify}
         exchange.on_compare, exchange.on_compared = self._asked, self._answered
 
@@ -232,10 +233,12 @@ class Verifier:
         if not isinstance(begun, Begun):
             raise ProtocolError("an answer to another question")
         if begun.standing.known != side.standing.known:
+            if self.on_unlike_hashes is not None:
+                self.on_unlike_hashes()
             raise RefusedError(
                 f"fingerprints of {link.peer.name} and of this site cannot be compared",
                 detail="the two servers hash the same text to different numbers",
-                hint="tell us the versions of both servers",
+                hint="the cluster turns to sha256 by itself, and all sites compute their forests anew; try again later",
             )
         there = begun.standing.listed(begun.standing.groves or side.standing.groves)
         mine = await side.left_out(there.frontier)

@@ -144,6 +144,8 @@ with given as (
     left join syncagent.frontier f on f.node = o.node
     left join syncagent.cut c on c.number = (f.context ->> (select s.node::text from syncagent.local_site s))::bigint
     on conflict do nothing
+), chosen as (
+    update syncagent.local_site s set fingerprint = $10 where s.fingerprint <> $10
 ), unheard as (
     delete from syncagent.peer_state p
     where not exists (select from given g where g.node = p.node) or p.node = (select s.node from syncagent.local_site s)
@@ -170,6 +172,7 @@ def _projection(catalog: Catalog, membership: Membership) -> Sequence[object]:
         [site.witness for site in sites],
         [site.admitted for site in sites],
         [gone.node for gone in catalog.gone.values() if gone.forgotten],
+        catalog.fingerprint,
     )
 
 
@@ -200,6 +203,7 @@ def _begin(connection: Connection, snapshot: Snapshot, applied: int, catalog: Ca
                 catalogs.encode(catalog) if told else None,
             ),
         )
+        connection.execute("update syncagent.local_site set fingerprint = %s", (catalog.fingerprint,))
         connection.execute("delete from syncagent.member")
         for site in catalog.sites.values():
             connection.execute(
