@@ -277,14 +277,14 @@ class Site:
 
     # ---- people
 
-    def syncagent(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    def syncagent(self, *arguments: str, seconds: float = 60) -> "subprocess.CompletedProcess[str]":
         """One verb on this site's home."""
         return subprocess.run(
             [sys.executable, "-m", "syncagent", *arguments, "--home", self.home],
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=seconds,
         )
 
     def attach(self, *tables: str) -> None:
