@@ -225,6 +225,17 @@ class _Parts(NamedTuple):
     loops: list[Loop]
 
 
+def _proof(
+    name: str, desk: Desk, store: PostgresStore, exchange: Exchange, elections: Elections, spools: Spools
+) -> tuple[Verifier, Repairer, Fingerprints]:
+    """What shows that sites are equal, what makes them so, and by which fingerprints."""
+    verifier = Verifier(desk, store.forest, store.keeper, exchange)
+    repairer = Repairer(name, desk, verifier, store.forest, store.repairs, store.keeper, exchange, spools)
+    fingerprints = Fingerprints(elections)
+    verifier.on_unlike_hashes = fingerprints.unlike
+    return verifier, repairer, fingerprints
+
+
 async def _assemble(
     settings: Settings,
     store: PostgresStore,
@@ -267,19 +278,13 @@ async def _assemble(
     elections.on_change = follow
     cutter = Cutter(desk, store.origin, exchange, spools, high_water)
     applier = Applier(desk, store.replica, store.keeper, loaded.parked)
-    verifier = Verifier(desk, store.forest, store.keeper, exchange)
-    repairer = Repairer(
-        settings.name, desk, verifier, store.forest, store.repairs, store.keeper, exchange, spools
-    )
+    verifier, repairer, fingerprints = _proof(settings.name, desk, store, exchange, elections, spools)
     repairer.on_parked = applier.park
     housekeeper = Housekeeper(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, verifier, steady=steady
     )
     housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
-    housekeeper.verbs.update(verifier.verbs | repairer.verbs)
-    fingerprints = Fingerprints(elections)
-    verifier.on_unlike_hashes = fingerprints.unlike
-    housekeeper.verbs.update(fingerprints.verbs)
+    housekeeper.verbs.update(verifier.verbs | repairer.verbs | fingerprints.verbs)
     lapsing = Lapsing(desk, store.keeper, exchange, elections, settings.bounds)
     housekeeper.warning = lambda: lapsing.trouble or renewal.warning()
     await store.keeper.on_request(desk.bells.requests.ring)
