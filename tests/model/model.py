@@ -211,33 +211,35 @@ class Site:
         for key, v in batch.rows.items():
             self.relay[origin, batch.cut_of(key)[0]][key] = v.stamp
 
-    def take_knot(self, origin, via, theirs, own, stats):
-        """Both, or nothing."""
-        need = map(max, theirs.context, own.context if own else theirs.context)
-        if BROKEN != "causal" and any(self.frontier[o] < c for o, c in enumerate(need) if o not in (origin, self.me) and not (own and o == via)):
+    def knot(self, origins, frontier):
+        """For a peer that cannot reach some origins: what this site held of their batches at the last cut, and its own range up to
+        there, which has what replaced some of them here."""
+        parts = {}
+        for origin in origins:
+            upto = self.contexts[self.me, self.cuts][origin] if self.cuts else 0
+            numbers = range(frontier[origin] + 1, upto + 1)
+            if not numbers or any((origin, number) not in self.relay for number in numbers):
+                continue                                  # there is nothing, or some of it is forgotten
+            dots = {k: number for number in numbers for k, stamp in self.relay[origin, number].items()
+                    if k in self.under and self.under[k].stamp == stamp}
+            parts[origin] = Batch(upto, {k: self.under[k] for k in dots}, self.contexts[origin, upto], dots,
+                                  {number: self.contexts[origin, number] for number in numbers})
+        if parts and self.cuts > frontier[self.me] and BROKEN != "knot":
+            parts[self.me] = self.coalesced(frontier[self.me])
+        return parts
+
+    def take_knot(self, parts, stats):
+        """All of it, or nothing."""
+        need = [max(part.context[o] for part in parts.values()) for o in range(self.n)] if parts else []
+        if not parts or BROKEN != "causal" and any(self.frontier[o] < c for o, c in enumerate(need) if o != self.me and o not in parts):
             return False
-        self.apply(origin, theirs, stats)
-        if own:
-            self.apply(via, own, stats)
+        for origin, part in parts.items():
+            self.apply(origin, part, stats)
         return True
 
     def dotted(self, origin, batch, key, v):
         """The row with the dot it travels under; the same one, unless the batch has one dot for all."""
         return v if v.dot is None else replace(v, dot=(origin, batch.cut_of(key)[0]))
-
-    def knot(self, origin, frontier):
-        """For a peer that cannot reach an origin: what this site held of its batches at the last cut, and its own range up to
-        there, which has what replaced some of them here. None if there is nothing, or some of it is forgotten."""
-        upto = self.contexts[self.me, self.cuts][origin] if self.cuts else 0
-        numbers = range(frontier[origin] + 1, upto + 1)
-        if not numbers or any((origin, number) not in self.relay for number in numbers):
-            return None
-        dots = {k: number for number in numbers for k, stamp in self.relay[origin, number].items()
-                if k in self.under and self.under[k].stamp == stamp}
-        theirs = Batch(upto, {k: self.under[k] for k in dots}, self.contexts[origin, upto], dots,
-                       {number: self.contexts[origin, number] for number in numbers})
-        own = self.cuts > frontier[self.me] and BROKEN != "knot"
-        return theirs, self.coalesced(frontier[self.me]) if own else None
 
     def compact(self, stats):
         """Drop metadata and tombstones whose write every site is known to have applied."""
@@ -347,7 +349,7 @@ class Return:
     site: Site
     copy: Site
     node: int                                     # its number to come
-    archive: dict = field(default_factory=dict)   # the old number -> its batches that others have: relayed at the end
+    former: int = None                            # the old number, once nothing comes of it but by relay
     donor: Site = None
     stated: tuple = None                          # the donor's frontier, before the first piece
     left: list = field(default_factory=list)      # pieces that are not here yet
@@ -361,7 +363,7 @@ class Return:
         """What the site had shipped, others have; what it had not is gone, but for what the copy has."""
         site, others = self.site, [s for s in sites if s is not self.site]
         had = max(s.frontier[site.me] for s in others)
-        self.archive = {site.me: [batch for batch in site.out if batch.number <= had]}
+        self.former = site.me
         kept = {k: stamp for s in (*others, self.copy) for k, (stamp, _, _) in s.meta.items()}
         for key in newest:
             newest.lose(key, site.me, had, kept.get(key))
@@ -372,8 +374,7 @@ class Return:
     def lapse(self, sites):
         """Nobody counts on the site any more, and it hears of nothing; nothing of it is lost."""
         site, others = self.site, [s for s in sites if s is not self.site]
-        had = max(s.frontier[site.me] for s in others)
-        self.archive = {site.me: [batch for batch in site.out if batch.number <= had]}
+        self.former = site.me
         self.horizon = {s.me: s.known[site.me][s.me] for s in others}
         site.members.remove(site.me)
         site.away, self.logged = True, {}
@@ -461,17 +462,19 @@ class Return:
             self.piece()
 
 
-def deliver(sites, stats, archive):
-    """Hand every site every batch it still lacks, in an order that causal delivery accepts."""
+def deliver(sites, stats, former):
+    """Hand every site every batch it still lacks, in an order that causal delivery accepts; of an origin that is gone as others hold it."""
     moved = True
     while moved:
         moved = False
         sent = [(site, peer.me, batch) for site, peer in permutations(sites, 2) if not peer.away for batch in peer.out]
-        sent += [(site, origin, batch) for site in sites for origin, batches in archive.items() for batch in batches]
         for site, origin, batch in sent:
             if not site.away and batch.number == site.frontier[origin] + 1 and site.ready(origin, batch.context):
                 site.apply(origin, batch, stats)
                 moved = True
+        for site, via in permutations(sites, 2):
+            if former is not None and not site.away and not via.away and site.frontier[former] < via.frontier[former]:
+                moved |= site.take_knot(via.knot([o for o in range(site.n) if o not in (site.me, via.me)], site.frontier), stats)
 
 
 def harm(sites, mishap, lost, stats):
@@ -491,7 +494,7 @@ def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False, 
     n = max(n, 3) if harmed else n
     members = list(range(n))
     sites = [Site(i, n + returning, rnd.randint(-5, 5), members=members) for i in range(n)]
-    chance, back, archive = random.Random(f"return {seed}"), None, {}
+    chance, back, former = random.Random(f"return {seed}"), None, None
     saved, restored = sorted(chance.sample(range(steps), 2)) if returning else (-1, -1)
     now = writes = 0
     mail = []                                             # repair listings on their way
@@ -505,11 +508,11 @@ def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False, 
             back = Return(old, deepcopy(old), n)
             if lapsed:
                 back.lapse(sites)
-                archive.update(back.archive)
+                former = back.former
                 stats["lapsed"] += 1
         elif number == restored and not lapsed:
             back.set_back(sites, newest)
-            archive.update(back.archive)
+            former = back.former
             stats["set back"] += 1
         elif number > restored >= 0 and chance.random() < 0.1:
             back.step(sites)
@@ -545,8 +548,7 @@ def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False, 
                 site.apply(peer.me, batch, stats)
         elif dice < 0.93 and n > 2:
             origin, via = rnd.sample([s for s in sites if s is not site], 2)
-            knot = None if via.away or origin.away else via.knot(origin.me, site.frontier)
-            if knot and site.take_knot(origin.me, via.me, *knot, stats):
+            if not via.away and not origin.away and site.take_knot(via.knot([origin.me], site.frontier), stats):
                 stats["relayed"] += 1
         elif dice < 0.95 and any(map(lt, site.frontier, site.reach)):
             continue                                      # what it holds is of later moments than its frontier says
@@ -575,20 +577,20 @@ def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False, 
     for site in sites:
         if not site.away:
             site.cut()
-    deliver(sites, stats, archive)
+    deliver(sites, stats, former)
     while returning and (back.donor is None or back.left):
         back.step(sites)                                  # all donors are fit by now
         newest.note(back.site)
     for site in sites:
         site.cut()
-    deliver(sites, stats, archive)
+    deliver(sites, stats, former)
     listings = [site.listing() for site in sites]
-    deliver(sites, stats, archive)
+    deliver(sites, stats, former)
     for a, b in permutations(range(n), 2):
         sites[a].repair(*listings[b])
     for site in sites:
         site.cut()
-    deliver(sites, stats, archive)
+    deliver(sites, stats, former)
     for site in sites if harmed or returning else ():     # a site that was set back may have known of a loss
         site.vote([s for s in sites if s is not site], stats)
         assert all(value > 0 for value in site.rows.values()), f"harm is left at seed {seed}"

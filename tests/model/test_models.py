@@ -22,7 +22,7 @@ MODEL_BREAKS = {
     "mark": (4, "re-insert lost"),
     "relog": (460, "diverged"),
     "bare": (460, "diverged"),
-    "knot": (1207, "diverged"),
+    "knot": (7, "re-insert lost"),
     "flight": (0, "false alarm"),
     "entry": (47, "harm is left"),
     "vote": (130, "diverged"),
@@ -30,7 +30,7 @@ MODEL_BREAKS = {
     "early": (3, "false alarm"),
     "kept": (21, "resurrected"),
     "exempt": (0, "own write lost"),
-    "behind": (6, "false alarm"),
+    "behind": (10, "false alarm"),
     "forgotten": (2, "overwritten unseen"),
 }
 TXMODEL_BREAKS = {
