@@ -558,6 +558,7 @@ def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False, 
             peer, letter = mail.pop(rnd.randrange(len(mail)))
             if not peer.away:
                 peer.repair(*letter)
+                newest.note(peer)                         # what is sent again is a write like any other
                 stats["repairs"] += 1
         elif dice < 0.975 and site.rows:
             key = rnd.choice(sorted(site.rows))
@@ -588,6 +589,7 @@ def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False, 
     deliver(sites, stats, former)
     for a, b in permutations(range(n), 2):
         sites[a].repair(*listings[b])
+        newest.note(sites[a])
     for site in sites:
         site.cut()
     deliver(sites, stats, former)
