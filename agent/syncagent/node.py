@@ -286,7 +286,7 @@ async def _assemble(
     housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
     housekeeper.verbs.update(verifier.verbs | repairer.verbs | fingerprints.verbs)
     lapsing = Lapsing(desk, store.keeper, exchange, elections, settings.bounds)
-    housekeeper.warning = lambda: lapsing.trouble or renewal.warning()
+    housekeeper.warning = lambda: "; ".join(filter(None, (lapsing.trouble, renewal.warning()))) or None
     await store.keeper.on_request(desk.bells.requests.ring)
     loops: list[Loop] = [
         elections.run,

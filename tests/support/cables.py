@@ -7,7 +7,6 @@ on it, resets no connection, and tells nobody at the other end. The addresses ar
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from itertools import count
 
@@ -73,9 +72,5 @@ class Switch(AbstractContextManager["Switch"]):
 
 
 def _ip(*arguments: str) -> None:
-    _run(("ip", *arguments))
-
-
-def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    done = subprocess.run(("ip", *arguments), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"ip {' '.join(arguments)}: {done.stderr}"

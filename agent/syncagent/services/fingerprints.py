@@ -5,10 +5,10 @@ texts to different numbers prove nothing to each other; the first one that sees 
 """
 
 import asyncio
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
-from syncagent.core.catalog import Fingerprint
+from syncagent.core.catalog import Fingerprint, FingerprintKind
 from syncagent.core.store import Request
 from syncagent.errors import SyncagentError, UsageError
 from syncagent.services.elections import Elections
@@ -16,7 +16,7 @@ from syncagent.services.lifecycle import Bell
 
 _SECONDS = 10.0
 _AGAIN = 30.0
-KINDS = ("hash", "sha256")
+KINDS = get_args(FingerprintKind)
 
 
 class Fingerprints:

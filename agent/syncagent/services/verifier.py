@@ -233,6 +233,12 @@ class Verifier:
         if not isinstance(begun, Begun):
             raise ProtocolError("an answer to another question")
         if begun.standing.known != side.standing.known:
+            if len(begun.standing.known) != len(
+                side.standing.known
+            ):  # each fingerprint has answers of its own
+                raise Contended(
+                    "the cluster is turning to another fingerprint, and not every site has heard of it"
+                )
             if self.on_unlike_hashes is not None:
                 self.on_unlike_hashes()
             raise RefusedError(
