@@ -35,6 +35,14 @@ UNREAD_MESSAGES = 256
 CLOCK_SAMPLES = 8
 LAST_WORDS = 1.0
 """Seconds a peer gets to read why the link ends."""
+_LOOK = 1.0
+"""Seconds between looks at what the peer has acknowledged."""
+_STUCK = 3.0
+"""Seconds without an acknowledgement after which the end of a connection is no coincidence."""
+_SWALLOWED = (
+    "a device on the way loses large packets, or one connection of several: look at the MTU of tunnels, and at"
+    " firewalls"
+)
 
 WebSocket = aiohttp.ClientWebSocketResponse | web.WebSocketResponse
 
@@ -106,6 +114,7 @@ class PeerLink:
         self._samples: deque[tuple[float, float]] = deque(maxlen=CLOCK_SAMPLES)
         self._answered = asyncio.Event()
         self._answered_at = 0.0
+        self._arrivals: list[Arrivals] = []
 
     # ---- for the services
 
@@ -178,7 +187,7 @@ class PeerLink:
         """The link's whole life. Raises what broke it; returns if this side ended it on purpose."""
         listener = asyncio.create_task(self._listen())
         work = asyncio.create_task(self._work(on_link))
-        helpers = [asyncio.create_task(self._ping()), asyncio.create_task(self._collect())]
+        helpers = [asyncio.create_task(part()) for part in (self._ping, self._watch, self._collect)]
         parts: list[asyncio.Future[Any]] = [listener, *helpers, work]
         try:
             await asyncio.wait([*parts, self._closing], return_when=asyncio.FIRST_COMPLETED)
@@ -215,27 +224,35 @@ class PeerLink:
         raise self._lost()
 
     async def _ping(self) -> None:
-        data = await asyncio.shield(self._data)
+        await asyncio.shield(self._data)
         self._answered_at = time.monotonic()
-        arrivals = Arrivals(data.get_extra_info("socket"), self._answered_at)
         while True:
-            if arrivals.missing(time.monotonic()) >= self._limits.link_timeout:
-                raise LinkDown(
-                    f"what is sent to site {self.peer.name} has not arrived for {self._limits.link_timeout:g} s,"
-                    " though it answers pings",
-                    hint="a device on the way loses large packets, or one connection of several: look at the MTU of"
-                    " tunnels, and at firewalls",
-                )
             left = self._answered_at + self._limits.link_timeout - time.monotonic()
             if left <= 0:
                 raise LinkDown(
                     f"site {self.peer.name} has not answered a ping for {self._limits.link_timeout:g} s",
-                    hint="the network between the two sites is cut or overloaded, or its agent hangs",
+                    hint="the network between the two sites is cut or overloaded, or its agent hangs; if the link comes"
+                    f" back and ends again, {_SWALLOWED}",
                 )
             with suppress(TimeoutError):  # a socket that takes nothing must not keep us from noticing
                 async with asyncio.timeout(left):
                     await self._transmit(Ping(time.monotonic()))
                     await asyncio.sleep(self._limits.ping_interval)
+
+    async def _watch(self) -> None:
+        data, begun = await asyncio.shield(self._data), time.monotonic()
+        ends = [end.get_extra_info("socket") for end in (self._control, data)]
+        self._arrivals = [Arrivals(end, begun) for end in ends if end is not None]
+        while True:
+            for arrivals in self._arrivals:
+                arrivals.look(time.monotonic())
+            if self._stuck() >= self._limits.link_timeout and self._answers_pings():
+                raise LinkDown(
+                    f"what is sent to site {self.peer.name} has not arrived for {self._limits.link_timeout:g} s,"
+                    " though it answers pings",
+                    hint=_SWALLOWED,
+                )
+            await asyncio.sleep(_LOOK)
 
     async def _collect(self) -> None:
         data = await asyncio.shield(self._data)
@@ -315,6 +332,13 @@ class PeerLink:
         if self._closing.done():
             raise LinkDown(f"the link with site {self.peer.name} has ended", detail=self._closing.result())
 
+    def _stuck(self) -> float:
+        """Seconds for which nothing has arrived of what one of the connections sends."""
+        return max((arrivals.missing(time.monotonic()) for arrivals in self._arrivals), default=0.0)
+
+    def _answers_pings(self) -> bool:
+        return time.monotonic() - self._answered_at < self._limits.link_timeout / 2
+
     def _lost(self, error: Exception | None = None) -> LinkDown:
         what = f"the connection with site {self.peer.name} was lost"
         if fault := next((end.fault for end in self._ends if end.fault), None):
@@ -322,6 +346,12 @@ class PeerLink:
                 what,
                 detail=f"bytes did not arrive as they were sent: {fault}",
                 hint="a device on the way is broken, or somebody stands between the two sites",
+            )
+        if (stuck := self._stuck()) >= _STUCK:
+            return LinkDown(
+                what,
+                detail=f"what was sent to it had not arrived for {stuck:.0f} s",
+                hint=f"the network between the two sites is cut; or {_SWALLOWED}",
             )
         return LinkDown(what, detail=str(error) if error else None)
 

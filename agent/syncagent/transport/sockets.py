@@ -32,23 +32,30 @@ def _small(address: tuple[Any, ...]) -> socket.socket:
 
 
 class Arrivals:
-    """Whether what one connection sends still arrives."""
+    """Whether what one connection sends still arrives, as far as it was looked at."""
 
     def __init__(self, connection: Any, now: float) -> None:
         """`connection`: a socket, or what stands for one; `now`: seconds of a monotonic clock."""
-        self._connection, self._since, self._acknowledged = connection, now, -1
+        self._connection, self._since, self._acknowledged, self._under_way = connection, now, -1, False
 
-    def missing(self, now: float) -> float:
-        """Seconds for which bytes have been under way and none was acknowledged; 0 where the kernel does not say."""
+    def look(self, now: float) -> None:
+        """Ask the kernel, which says it on Linux since 4.1; elsewhere nothing is ever missing."""
         if sys.platform != "linux":
-            return 0.0
-        seen = self._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 8)
+            return
+        try:
+            seen = self._connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 8)
+        except OSError:
+            return  # it has ended, which others notice
         if len(seen) < _BYTES_ACKED + 8:
-            return 0.0  # a kernel before 4.1
-        (under_way,), (acknowledged,) = (
+            return
+        (segments,), (acknowledged,) = (
             struct.unpack_from("I", seen, _UNACKED),
             struct.unpack_from("Q", seen, _BYTES_ACKED),
         )
-        if not under_way or acknowledged != self._acknowledged:
+        if not segments or acknowledged != self._acknowledged:
             self._since, self._acknowledged = now, acknowledged
-        return now - self._since
+        self._under_way = bool(segments)
+
+    def missing(self, now: float) -> float:
+        """Seconds for which bytes have been under way and none was acknowledged."""
+        return now - self._since if self._under_way else 0.0
