@@ -652,7 +652,7 @@ end
 $$;
 comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
 
-create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null) returns integer
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour') returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -677,8 +677,8 @@ begin
         lock table syncagent.merge_lock in exclusive mode;
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
-    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, k.names, not k.uuid,
+    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, key_columns, derived, columns)
+    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace

@@ -65,7 +65,7 @@ begin
     return v_free and not exists (select from syncagent.stride x where x.relation = p_relation)
         -- what the forest may have sealed must be marked, and only what is staged is
         and not exists (select from syncagent.forest f where f.relation = p_relation
-                        and (p_lowest < syncagent._first_key(f.horizon * syncagent._width(true), true)) is not false)
+                        and (p_lowest < syncagent._first_key(f.horizon * syncagent._width(f.bucket, true), true)) is not false)
         and not exists (
         select from syncagent.log l where l.relation = p_relation and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)));
 end
@@ -619,7 +619,7 @@ declare
     v_plain   bigint;
     v_rows    bigint := 0;
     v_taken   bigint := 0;
-    v_horizon uuid := (select syncagent._first_key(f.horizon * syncagent._width(true), true) from syncagent.forest f where f.relation = {id});
+    v_horizon uuid := (select syncagent._first_key(f.horizon * syncagent._width(f.bucket, true), true) from syncagent.forest f where f.relation = {id});
 begin
     {lift}
     -- One look at what there is to do spares the statements that would find nothing.

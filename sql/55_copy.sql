@@ -25,6 +25,7 @@ create table syncagent.copied_table (
     key_columns name[] not null,
     derived     boolean not null,
     stride      integer,
+    bucket      text not null,
     columns     name[] not null,
     filled      boolean not null default false,
     unique (schema_name, table_name)

@@ -1,8 +1,8 @@
 -- The Merkle forest: digests of stretches of keys, so that two sites prove that they are equal without reading their rows.
 --
 -- A key has a position of 60 bits in one of two parts of its table's tree: its clock, if it has a time, else its first
--- bits. A bucket is a stretch of positions (an hour; without a time, all keys with one first byte); its leaves are its
--- slices, the bucket halved `depth` times, with a count and two fingerprint sums each (45), kept in arrays.
+-- bits. A bucket is a stretch of positions (an hour, if nothing else was chosen; without a time, all keys with one first
+-- byte); its leaves are its slices, the bucket halved `depth` times, with a count and two fingerprint sums each (45), kept in arrays.
 --
 -- Buckets whose time has passed are *sealed*: one scan, once. `horizon` is the bucket that is not to be sealed yet, `built`
 -- the first one that is not. Keys below `horizon`, and all keys without a time, are marked when they are written: local ones
@@ -20,11 +20,12 @@ create table syncagent.forest (
     consumed bigint not null,
     seal     bigint,
     shape    text not null,
+    bucket   text not null,
     scrub_prefix integer not null default 0,
     scrub_bucket bigint not null default 0,
     scrubbed_at  timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.forest is 'the tree of an attached table: the buckets to be sealed, those that are, and first bytes of keys without a time; consumed is the last of cut_keys that the leaves know of; seal is that of what was sealed last, also of hours without a row; shape is a hash of what fingerprints depend on; scrub: what is computed from its rows next although nothing is marked, and when all was';
+comment on table syncagent.forest is 'the tree of an attached table: the buckets to be sealed, those that are, and first bytes of keys without a time; consumed is the last of cut_keys that the leaves know of; seal is that of what was sealed last, also of hours without a row; shape is a hash of what fingerprints and buckets depend on; bucket is their width; scrub: what is computed from its rows next although nothing is marked, and when all was';
 
 create table syncagent.bucket (
     relation integer not null,
@@ -87,10 +88,13 @@ create function syncagent._last_key(p_position bigint, p_timed boolean) returns 
 $$;
 comment on function syncagent._last_key is 'no key at this position is above it';
 
-create function syncagent._width(p_timed boolean) returns bigint
+create function syncagent._width(p_bucket text, p_timed boolean) returns bigint
     language sql immutable parallel safe
-    as $$ select case when p_timed then 14745600000 else 4503599627370496 end $$;
-comment on function syncagent._width is 'positions in a bucket: an hour; without a time, all keys with one first byte';
+    as $$
+    select case when not p_timed then 4503599627370496
+        else 4096000 * case p_bucket when 'minute' then 60 when 'hour' then 3600 when 'day' then 86400 end::bigint end
+$$;
+comment on function syncagent._width is 'positions in a bucket: a minute, an hour or a day; without a time, all keys with one first byte';
 
 create function syncagent._depth(p_width bigint, p_gap bigint) returns integer
     language sql immutable parallel safe
@@ -136,10 +140,11 @@ create function syncagent._shape(p_table syncagent.replicated) returns text
     set search_path = pg_catalog, pg_temp
     as $$
     select md5(coalesce(syncagent._fingerprint_text(p_table.relation, p_table.columns), '')
-               || string_agg(format_type(a.atttypid, a.atttypmod), ',' order by a.attname collate "C") || replace(syncagent._fingerprint_kind(), 'hash', ''))
+               || string_agg(format_type(a.atttypid, a.atttypmod), ',' order by a.attname collate "C") || replace(syncagent._fingerprint_kind(), 'hash', '')
+               || replace(p_table.bucket, 'hour', ''))
     from pg_attribute a where a.attrelid = p_table.relation and a.attname = any (p_table.columns)
 $$;
-comment on function syncagent._shape is 'a hash of what fingerprints of a table depend on: when it changes, every leaf is wrong';
+comment on function syncagent._shape is 'a hash of what leaves of a table depend on: when it changes, every one is wrong';
 
 -- Sealing --------------------------------------------------------------------------------------------------------
 
@@ -148,7 +153,9 @@ create function syncagent._forest_tidy() returns void
     set search_path = pg_catalog, pg_temp
     as $$
     with altered as (
-        update syncagent.forest f set built = 0, prefixes = 0, shape = syncagent._shape(r)
+        update syncagent.forest f
+        set built = 0, prefixes = 0, scrub_prefix = 0, scrub_bucket = 0, shape = syncagent._shape(r), bucket = r.bucket,
+            horizon = case when f.bucket = r.bucket then f.horizon else 0 end
         from syncagent.replicated r join pg_class c on c.oid = r.relation
         where r.id = f.relation and f.shape <> syncagent._shape(r)
         returning f.relation
@@ -185,7 +192,7 @@ create function syncagent._forest_behind(p_horizon bigint) returns boolean
     as $$
     select exists (
         select from syncagent.replicated r join pg_class c on c.oid = r.relation left join syncagent.forest f on f.relation = r.id
-        where coalesce(f.horizon, -1) < p_horizon / syncagent._width(true) and (select s.copied and not s.joining from syncagent.local_site s))
+        where coalesce(f.horizon < p_horizon / syncagent._width(f.bucket, true), true) and (select s.copied and not s.joining from syncagent.local_site s))
 $$;
 comment on function syncagent._forest_behind is 'whether a table has no tree yet, or a bucket could be sealed that ended before this clock';
 
@@ -195,12 +202,13 @@ create function syncagent._forest_advance(p_horizon bigint) returns void
     as $$
     -- The caller holds `merge_lock`: every merge after this one marks what is below the new horizon, and every one
     -- before it is seen by whoever seals.
-    insert into syncagent.forest (relation, consumed, shape)
-    select r.id, (select coalesce(max(k.id), 0) from syncagent.cut_keys k), syncagent._shape(r)
+    insert into syncagent.forest (relation, consumed, shape, bucket)
+    select r.id, (select coalesce(max(k.id), 0) from syncagent.cut_keys k), syncagent._shape(r), r.bucket
     from syncagent.replicated r join pg_class c on c.oid = r.relation
     where (select s.copied and not s.joining from syncagent.local_site s)   -- a copy leaves no marks, and until the site is a member its rows are of later moments than its frontier says
     on conflict (relation) do nothing;
-    update syncagent.forest f set horizon = p_horizon / syncagent._width(true) where f.horizon < p_horizon / syncagent._width(true);
+    update syncagent.forest f set horizon = p_horizon / syncagent._width(f.bucket, true)
+    where f.horizon < p_horizon / syncagent._width(f.bucket, true);
 $$;
 comment on function syncagent._forest_advance is 'let buckets be sealed whose time ended before this clock; give tables that were attached since their trees';
 
@@ -240,7 +248,7 @@ create function syncagent._forest_build(p_relation integer, p_timed boolean, p_l
     set enable_seqscan = off set enable_sort = off
     as $$
 declare
-    v_width bigint := syncagent._width(p_timed);
+    v_width bigint := (select syncagent._width(f.bucket, p_timed) from syncagent.forest f where f.relation = p_relation);
     v_before bigint[] := array(
         select b.number from syncagent.bucket b join unnest(p_lows, p_highs) as x (low, high) on b.number >= x.low and b.number < x.high
         where b.relation = p_relation and b.timed = p_timed);
@@ -290,7 +298,7 @@ create function syncagent._forest_reach(p_relation integer, p_timed boolean, p_f
     set enable_seqscan = off
     as $$
 declare
-    v_width bigint := syncagent._width(p_timed);
+    v_width bigint := (select syncagent._width(f.bucket, p_timed) from syncagent.forest f where f.relation = p_relation);
     v_key    uuid;
 begin
     if (select r.derived from syncagent.replicated r where r.id = p_relation) then
@@ -382,7 +390,7 @@ begin
     from (
         select k.timed, k.position, w.width, k.position / w.width as number
         from (select syncagent._timed(u.key) as timed, syncagent._position(u.key) as position from unnest(v_keys) as u (key) where u.key is not null) as k
-        cross join lateral (select syncagent._width(k.timed)) as w (width)
+        cross join lateral (select syncagent._width(v_forest.bucket, k.timed)) as w (width)
     ) as p
     left join syncagent.bucket b on b.relation = p_relation and b.timed = p.timed and b.number = p.number
     where p.number < case when p.timed then v_forest.built else v_forest.prefixes end;
@@ -396,7 +404,7 @@ begin
             select x.timed, array_agg(x.number order by x.number) as lows, array_agg(x.number + 1 order by x.number) as highs
             from (select distinct m.timed, m.number
                   from pg_temp.marked m left join syncagent.bucket b on b.relation = p_relation and b.timed = m.timed and b.number = m.number
-                  where m.whole or b.rows > 256 * cardinality(b.slices) and b.depth < syncagent._depth(syncagent._width(b.timed), 1)) as x
+                  where m.whole or b.rows > 256 * cardinality(b.slices) and b.depth < syncagent._depth(syncagent._width(v_forest.bucket, b.timed), 1)) as x
             group by x.timed
         loop
             perform syncagent._forest_build(p_relation, r.timed, r.lows, r.highs, v_seal);
@@ -424,7 +432,8 @@ begin
         select m.timed, m.number, m.slice, syncagent._first_key(s.low, m.timed) as low, syncagent._last_key(s.low + s.size - 1, m.timed) as high
         from pg_temp.marked m
         join syncagent.bucket b on b.relation = p_relation and b.timed = m.timed and b.number = m.number
-        cross join lateral (select syncagent._width(m.timed)) as w (width)
+        join syncagent.forest f on f.relation = p_relation
+        cross join lateral (select syncagent._width(f.bucket, m.timed)) as w (width)
         cross join lateral (select m.number * w.width + m.slice * (w.width >> b.depth), w.width >> b.depth) as s (low, size)
         where not m.whole
     ) as d;
@@ -519,7 +528,7 @@ create function syncagent._forest_dirty() returns table (relation integer, timed
     ) as w
     join syncagent.forest f on f.relation = w.relation
     cross join lateral (
-        select syncagent._timed(k.key), syncagent._position(k.key) / syncagent._width(syncagent._timed(k.key)) from unnest(w.keys) as k (key)
+        select syncagent._timed(k.key), syncagent._position(k.key) / syncagent._width(f.bucket, syncagent._timed(k.key)) from unnest(w.keys) as k (key)
     ) as p (timed, number)
     where p.number < case when p.timed then f.built else f.prefixes end
 $$;
@@ -552,11 +561,11 @@ create function syncagent._known_answers() returns bigint[]
 $$;
 comment on function syncagent._known_answers is 'equal at two servers if their fingerprints can be compared';
 
-create function syncagent._forest_standing() returns table (relation integer, schema_name name, table_name name, shape text, prefix bigint, built bigint)
+create function syncagent._forest_standing() returns table (relation integer, schema_name name, table_name name, shape text, bucket text, prefix bigint, built bigint)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select r.id, r.schema_name, r.table_name, f.shape, f.prefixes * syncagent._width(false), f.built * syncagent._width(true)
+    select r.id, r.schema_name, r.table_name, f.shape, f.bucket, f.prefixes * syncagent._width(f.bucket, false), f.built * syncagent._width(f.bucket, true)
     from syncagent.forest f join syncagent.replicated r on r.id = f.relation join pg_class c on c.oid = r.relation
 $$;
 comment on function syncagent._forest_standing is 'tables that have a tree, and below which positions its buckets are sealed, without a time and with one';
@@ -586,11 +595,12 @@ create function syncagent._forest_sums(p_level text, p_relations integer[], p_ti
     as $$
     select s.n, p.start, sum(b.rows)::bigint, syncagent._modulo(sum(b.lane_0)), syncagent._modulo(sum(b.lane_1))
     from unnest(p_relations, p_timed, p_lows, p_highs) with ordinality as s (relation, timed, low, high, n)
-    cross join lateral (select syncagent._width(s.timed)) as w (width)
+    join syncagent.forest f on f.relation = s.relation
+    cross join lateral (select syncagent._width(f.bucket, s.timed)) as w (width)
     join syncagent.bucket b on b.relation = s.relation and b.timed = s.timed and b.number >= s.low / w.width and b.number < (s.high + w.width - 1) / w.width
     cross join lateral (
         select case p_level when 'table' then s.low when 'bucket' then b.number * w.width
-            else (extract(epoch from date_trunc(p_level, to_timestamp(b.number * 3600) at time zone 'UTC')) * 4096000)::bigint end) as p (start)
+            else (extract(epoch from date_trunc(p_level, to_timestamp(b.number * w.width / 4096000) at time zone 'UTC')) * 4096000)::bigint end) as p (start)
     where not exists (
         select from unnest(p_out_relations, p_out_timed, p_out_numbers) as o (relation, timed, number)
         where o.relation = b.relation and o.timed = b.timed and o.number = b.number)
@@ -605,7 +615,8 @@ create function syncagent._forest_leaves(p_depth integer, p_relations integer[],
     as $$
     select s.n, d.depth, u.slice >> (b.depth - d.depth), sum(u.rows)::bigint, syncagent._modulo(sum(u.lane_0)), syncagent._modulo(sum(u.lane_1))
     from unnest(p_relations, p_timed, p_lows, p_highs) with ordinality as s (relation, timed, low, high, n)
-    cross join lateral (select syncagent._width(s.timed)) as w (width)
+    join syncagent.forest f on f.relation = s.relation
+    cross join lateral (select syncagent._width(f.bucket, s.timed)) as w (width)
     join syncagent.bucket b on b.relation = s.relation and b.timed = s.timed and b.number = s.low / w.width
     cross join lateral (select least(b.depth, p_depth)) as d (depth)
     cross join lateral unnest(b.slices, b.counts, b.lanes_0, b.lanes_1) as u (slice, rows, lane_0, lane_1)

@@ -89,7 +89,7 @@ create function syncagent._trees() returns table (relation integer, sealed_until
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
-    select f.relation, case when f.built > 0 then to_timestamp(f.built * 3600) end, count(d.relation)
+    select f.relation, case when f.built > 0 then to_timestamp(f.built * syncagent._width(f.bucket, true) / 4096000) end, count(d.relation)
     from syncagent.forest f left join (select distinct * from syncagent._forest_dirty()) d on d.relation = f.relation
     group by f.relation, f.built
 $$;
@@ -99,7 +99,7 @@ comment on function syncagent._trees is 'how far the tree of each attached table
 
 create view syncagent.replicated_table as
 select format('%I.%I', coalesce(n.nspname, r.schema_name), coalesce(c.relname, r.table_name)) as table_name,
-       r.key_columns::text[] as key_columns, r.derived, r.strategy, r.columns::text[] as columns,
+       r.key_columns::text[] as key_columns, r.derived, r.strategy, r.bucket, r.columns::text[] as columns,
        case when syncagent._estimate(r.relation) >= 0 then syncagent._estimate(r.relation)::bigint end as estimated_rows,
        e.entries as unsettled_rows,
        (select count(*) from syncagent.parked_row p where p.relation = r.id) as parked_rows,
@@ -330,9 +330,9 @@ begin
     if v_relation is null then
         raise exception 'table % is not attached', p_table
             using errcode = 'SA003', hint = format('syncagent attach %s; `syncagent tables` lists those that are', p_table);
-    elsif p_level not in ('year', 'month', 'day', 'hour') then
+    elsif p_level not in ('year', 'month', 'day', 'hour', 'minute') then
         raise exception 'there is no level % in the tree of a table', quote_literal(p_level)
-            using errcode = 'SA004', hint = 'one of year, month, day, hour';
+            using errcode = 'SA004', hint = 'one of year, month, day, hour, minute';
     end if;
     return query
         with bucket as (
@@ -340,14 +340,17 @@ begin
             from syncagent.bucket b where b.relation = v_relation
             union all
             select distinct d.timed, d.number, 0, 0, 0, 0, true from syncagent._forest_dirty() d where d.relation = v_relation
+        ), dated as (
+            select b.*, to_timestamp(b.number * syncagent._width(f.bucket, true) / 4096000) as time
+            from bucket b join syncagent.forest f on f.relation = v_relation
         )
-        select case when b.timed then date_trunc(p_level, to_timestamp(b.number * 3600), 'UTC') end as begins, sum(b.rows)::bigint,
+        select case when b.timed then date_trunc(p_level, b.time, 'UTC') end as begins, sum(b.rows)::bigint,
                count(*) filter (where b.rows > 0), sum(b.leaves)::bigint, count(*) filter (where b.open),
                encode(int8send(syncagent._modulo(sum(b.lane_0))) || int8send(syncagent._modulo(sum(b.lane_1))), 'hex')
-        from bucket b group by 1 order by 1;
+        from dated b group by 1 order by 1;
 end
 $$;
-comment on function syncagent.forest_of(regclass, text) is 'the sealed buckets of a table by year, month, day or hour in which their keys were made (UTC; null: keys without a time): rows, leaves, how many buckets are open because a leaf is to be computed anew, and the digest, which is the same at sites that are equal';
+comment on function syncagent.forest_of(regclass, text) is 'the sealed buckets of a table by year, month, day, hour or minute in which their keys were made (UTC; null: keys without a time), not finer than the buckets are: rows, leaves, how many buckets are open because a leaf is to be computed anew, and the digest, which is the same at sites that are equal';
 
 -- Who may call what -----------------------------------------------------------------------------------------
 

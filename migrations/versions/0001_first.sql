@@ -46,11 +46,12 @@ create table syncagent.replicated (
     text_hash   text not null default '',
     shipped     boolean not null default true,
     stride      integer,
+    bucket      text not null default 'hour' check (bucket in ('minute', 'hour', 'day')),
     agreed      boolean not null default false,
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped and stride are how it was attached; agreed once the catalog has it';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride and bucket are how it was attached; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,
@@ -1053,7 +1054,7 @@ end
 $$;
 comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
 
-create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null) returns integer
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour') returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -1078,8 +1079,8 @@ begin
         lock table syncagent.merge_lock in exclusive mode;
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
-    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, k.names, not k.uuid,
+    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, key_columns, derived, columns)
+    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -2011,7 +2012,7 @@ begin
     return v_free and not exists (select from syncagent.stride x where x.relation = p_relation)
         -- what the forest may have sealed must be marked, and only what is staged is
         and not exists (select from syncagent.forest f where f.relation = p_relation
-                        and (p_lowest < syncagent._first_key(f.horizon * syncagent._width(true), true)) is not false)
+                        and (p_lowest < syncagent._first_key(f.horizon * syncagent._width(f.bucket, true), true)) is not false)
         and not exists (
         select from syncagent.log l where l.relation = p_relation and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)));
 end
@@ -2565,7 +2566,7 @@ declare
     v_plain   bigint;
     v_rows    bigint := 0;
     v_taken   bigint := 0;
-    v_horizon uuid := (select syncagent._first_key(f.horizon * syncagent._width(true), true) from syncagent.forest f where f.relation = {id});
+    v_horizon uuid := (select syncagent._first_key(f.horizon * syncagent._width(f.bucket, true), true) from syncagent.forest f where f.relation = {id});
 begin
     {lift}
     -- One look at what there is to do spares the statements that would find nothing.
@@ -2671,6 +2672,7 @@ create table syncagent.copied_table (
     key_columns name[] not null,
     derived     boolean not null,
     stride      integer,
+    bucket      text not null,
     columns     name[] not null,
     filled      boolean not null default false,
     unique (schema_name, table_name)
@@ -3335,8 +3337,8 @@ comment on function syncagent._reconcile is 'make a staged range of a donor, and
 -- The Merkle forest: digests of stretches of keys, so that two sites prove that they are equal without reading their rows.
 --
 -- A key has a position of 60 bits in one of two parts of its table's tree: its clock, if it has a time, else its first
--- bits. A bucket is a stretch of positions (an hour; without a time, all keys with one first byte); its leaves are its
--- slices, the bucket halved `depth` times, with a count and two fingerprint sums each (45), kept in arrays.
+-- bits. A bucket is a stretch of positions (an hour, if nothing else was chosen; without a time, all keys with one first
+-- byte); its leaves are its slices, the bucket halved `depth` times, with a count and two fingerprint sums each (45), kept in arrays.
 --
 -- Buckets whose time has passed are *sealed*: one scan, once. `horizon` is the bucket that is not to be sealed yet, `built`
 -- the first one that is not. Keys below `horizon`, and all keys without a time, are marked when they are written: local ones
@@ -3354,11 +3356,12 @@ create table syncagent.forest (
     consumed bigint not null,
     seal     bigint,
     shape    text not null,
+    bucket   text not null,
     scrub_prefix integer not null default 0,
     scrub_bucket bigint not null default 0,
     scrubbed_at  timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.forest is 'the tree of an attached table: the buckets to be sealed, those that are, and first bytes of keys without a time; consumed is the last of cut_keys that the leaves know of; seal is that of what was sealed last, also of hours without a row; shape is a hash of what fingerprints depend on; scrub: what is computed from its rows next although nothing is marked, and when all was';
+comment on table syncagent.forest is 'the tree of an attached table: the buckets to be sealed, those that are, and first bytes of keys without a time; consumed is the last of cut_keys that the leaves know of; seal is that of what was sealed last, also of hours without a row; shape is a hash of what fingerprints and buckets depend on; bucket is their width; scrub: what is computed from its rows next although nothing is marked, and when all was';
 
 create table syncagent.bucket (
     relation integer not null,
@@ -3421,10 +3424,13 @@ create function syncagent._last_key(p_position bigint, p_timed boolean) returns 
 $$;
 comment on function syncagent._last_key is 'no key at this position is above it';
 
-create function syncagent._width(p_timed boolean) returns bigint
+create function syncagent._width(p_bucket text, p_timed boolean) returns bigint
     language sql immutable parallel safe
-    as $$ select case when p_timed then 14745600000 else 4503599627370496 end $$;
-comment on function syncagent._width is 'positions in a bucket: an hour; without a time, all keys with one first byte';
+    as $$
+    select case when not p_timed then 4503599627370496
+        else 4096000 * case p_bucket when 'minute' then 60 when 'hour' then 3600 when 'day' then 86400 end::bigint end
+$$;
+comment on function syncagent._width is 'positions in a bucket: a minute, an hour or a day; without a time, all keys with one first byte';
 
 create function syncagent._depth(p_width bigint, p_gap bigint) returns integer
     language sql immutable parallel safe
@@ -3470,10 +3476,11 @@ create function syncagent._shape(p_table syncagent.replicated) returns text
     set search_path = pg_catalog, pg_temp
     as $$
     select md5(coalesce(syncagent._fingerprint_text(p_table.relation, p_table.columns), '')
-               || string_agg(format_type(a.atttypid, a.atttypmod), ',' order by a.attname collate "C") || replace(syncagent._fingerprint_kind(), 'hash', ''))
+               || string_agg(format_type(a.atttypid, a.atttypmod), ',' order by a.attname collate "C") || replace(syncagent._fingerprint_kind(), 'hash', '')
+               || replace(p_table.bucket, 'hour', ''))
     from pg_attribute a where a.attrelid = p_table.relation and a.attname = any (p_table.columns)
 $$;
-comment on function syncagent._shape is 'a hash of what fingerprints of a table depend on: when it changes, every leaf is wrong';
+comment on function syncagent._shape is 'a hash of what leaves of a table depend on: when it changes, every one is wrong';
 
 -- Sealing --------------------------------------------------------------------------------------------------------
 
@@ -3482,7 +3489,9 @@ create function syncagent._forest_tidy() returns void
     set search_path = pg_catalog, pg_temp
     as $$
     with altered as (
-        update syncagent.forest f set built = 0, prefixes = 0, shape = syncagent._shape(r)
+        update syncagent.forest f
+        set built = 0, prefixes = 0, scrub_prefix = 0, scrub_bucket = 0, shape = syncagent._shape(r), bucket = r.bucket,
+            horizon = case when f.bucket = r.bucket then f.horizon else 0 end
         from syncagent.replicated r join pg_class c on c.oid = r.relation
         where r.id = f.relation and f.shape <> syncagent._shape(r)
         returning f.relation
@@ -3519,7 +3528,7 @@ create function syncagent._forest_behind(p_horizon bigint) returns boolean
     as $$
     select exists (
         select from syncagent.replicated r join pg_class c on c.oid = r.relation left join syncagent.forest f on f.relation = r.id
-        where coalesce(f.horizon, -1) < p_horizon / syncagent._width(true) and (select s.copied and not s.joining from syncagent.local_site s))
+        where coalesce(f.horizon < p_horizon / syncagent._width(f.bucket, true), true) and (select s.copied and not s.joining from syncagent.local_site s))
 $$;
 comment on function syncagent._forest_behind is 'whether a table has no tree yet, or a bucket could be sealed that ended before this clock';
 
@@ -3529,12 +3538,13 @@ create function syncagent._forest_advance(p_horizon bigint) returns void
     as $$
     -- The caller holds `merge_lock`: every merge after this one marks what is below the new horizon, and every one
     -- before it is seen by whoever seals.
-    insert into syncagent.forest (relation, consumed, shape)
-    select r.id, (select coalesce(max(k.id), 0) from syncagent.cut_keys k), syncagent._shape(r)
+    insert into syncagent.forest (relation, consumed, shape, bucket)
+    select r.id, (select coalesce(max(k.id), 0) from syncagent.cut_keys k), syncagent._shape(r), r.bucket
     from syncagent.replicated r join pg_class c on c.oid = r.relation
     where (select s.copied and not s.joining from syncagent.local_site s)   -- a copy leaves no marks, and until the site is a member its rows are of later moments than its frontier says
     on conflict (relation) do nothing;
-    update syncagent.forest f set horizon = p_horizon / syncagent._width(true) where f.horizon < p_horizon / syncagent._width(true);
+    update syncagent.forest f set horizon = p_horizon / syncagent._width(f.bucket, true)
+    where f.horizon < p_horizon / syncagent._width(f.bucket, true);
 $$;
 comment on function syncagent._forest_advance is 'let buckets be sealed whose time ended before this clock; give tables that were attached since their trees';
 
@@ -3574,7 +3584,7 @@ create function syncagent._forest_build(p_relation integer, p_timed boolean, p_l
     set enable_seqscan = off set enable_sort = off
     as $$
 declare
-    v_width bigint := syncagent._width(p_timed);
+    v_width bigint := (select syncagent._width(f.bucket, p_timed) from syncagent.forest f where f.relation = p_relation);
     v_before bigint[] := array(
         select b.number from syncagent.bucket b join unnest(p_lows, p_highs) as x (low, high) on b.number >= x.low and b.number < x.high
         where b.relation = p_relation and b.timed = p_timed);
@@ -3624,7 +3634,7 @@ create function syncagent._forest_reach(p_relation integer, p_timed boolean, p_f
     set enable_seqscan = off
     as $$
 declare
-    v_width bigint := syncagent._width(p_timed);
+    v_width bigint := (select syncagent._width(f.bucket, p_timed) from syncagent.forest f where f.relation = p_relation);
     v_key    uuid;
 begin
     if (select r.derived from syncagent.replicated r where r.id = p_relation) then
@@ -3716,7 +3726,7 @@ begin
     from (
         select k.timed, k.position, w.width, k.position / w.width as number
         from (select syncagent._timed(u.key) as timed, syncagent._position(u.key) as position from unnest(v_keys) as u (key) where u.key is not null) as k
-        cross join lateral (select syncagent._width(k.timed)) as w (width)
+        cross join lateral (select syncagent._width(v_forest.bucket, k.timed)) as w (width)
     ) as p
     left join syncagent.bucket b on b.relation = p_relation and b.timed = p.timed and b.number = p.number
     where p.number < case when p.timed then v_forest.built else v_forest.prefixes end;
@@ -3730,7 +3740,7 @@ begin
             select x.timed, array_agg(x.number order by x.number) as lows, array_agg(x.number + 1 order by x.number) as highs
             from (select distinct m.timed, m.number
                   from pg_temp.marked m left join syncagent.bucket b on b.relation = p_relation and b.timed = m.timed and b.number = m.number
-                  where m.whole or b.rows > 256 * cardinality(b.slices) and b.depth < syncagent._depth(syncagent._width(b.timed), 1)) as x
+                  where m.whole or b.rows > 256 * cardinality(b.slices) and b.depth < syncagent._depth(syncagent._width(v_forest.bucket, b.timed), 1)) as x
             group by x.timed
         loop
             perform syncagent._forest_build(p_relation, r.timed, r.lows, r.highs, v_seal);
@@ -3758,7 +3768,8 @@ begin
         select m.timed, m.number, m.slice, syncagent._first_key(s.low, m.timed) as low, syncagent._last_key(s.low + s.size - 1, m.timed) as high
         from pg_temp.marked m
         join syncagent.bucket b on b.relation = p_relation and b.timed = m.timed and b.number = m.number
-        cross join lateral (select syncagent._width(m.timed)) as w (width)
+        join syncagent.forest f on f.relation = p_relation
+        cross join lateral (select syncagent._width(f.bucket, m.timed)) as w (width)
         cross join lateral (select m.number * w.width + m.slice * (w.width >> b.depth), w.width >> b.depth) as s (low, size)
         where not m.whole
     ) as d;
@@ -3853,7 +3864,7 @@ create function syncagent._forest_dirty() returns table (relation integer, timed
     ) as w
     join syncagent.forest f on f.relation = w.relation
     cross join lateral (
-        select syncagent._timed(k.key), syncagent._position(k.key) / syncagent._width(syncagent._timed(k.key)) from unnest(w.keys) as k (key)
+        select syncagent._timed(k.key), syncagent._position(k.key) / syncagent._width(f.bucket, syncagent._timed(k.key)) from unnest(w.keys) as k (key)
     ) as p (timed, number)
     where p.number < case when p.timed then f.built else f.prefixes end
 $$;
@@ -3886,11 +3897,11 @@ create function syncagent._known_answers() returns bigint[]
 $$;
 comment on function syncagent._known_answers is 'equal at two servers if their fingerprints can be compared';
 
-create function syncagent._forest_standing() returns table (relation integer, schema_name name, table_name name, shape text, prefix bigint, built bigint)
+create function syncagent._forest_standing() returns table (relation integer, schema_name name, table_name name, shape text, bucket text, prefix bigint, built bigint)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select r.id, r.schema_name, r.table_name, f.shape, f.prefixes * syncagent._width(false), f.built * syncagent._width(true)
+    select r.id, r.schema_name, r.table_name, f.shape, f.bucket, f.prefixes * syncagent._width(f.bucket, false), f.built * syncagent._width(f.bucket, true)
     from syncagent.forest f join syncagent.replicated r on r.id = f.relation join pg_class c on c.oid = r.relation
 $$;
 comment on function syncagent._forest_standing is 'tables that have a tree, and below which positions its buckets are sealed, without a time and with one';
@@ -3920,11 +3931,12 @@ create function syncagent._forest_sums(p_level text, p_relations integer[], p_ti
     as $$
     select s.n, p.start, sum(b.rows)::bigint, syncagent._modulo(sum(b.lane_0)), syncagent._modulo(sum(b.lane_1))
     from unnest(p_relations, p_timed, p_lows, p_highs) with ordinality as s (relation, timed, low, high, n)
-    cross join lateral (select syncagent._width(s.timed)) as w (width)
+    join syncagent.forest f on f.relation = s.relation
+    cross join lateral (select syncagent._width(f.bucket, s.timed)) as w (width)
     join syncagent.bucket b on b.relation = s.relation and b.timed = s.timed and b.number >= s.low / w.width and b.number < (s.high + w.width - 1) / w.width
     cross join lateral (
         select case p_level when 'table' then s.low when 'bucket' then b.number * w.width
-            else (extract(epoch from date_trunc(p_level, to_timestamp(b.number * 3600) at time zone 'UTC')) * 4096000)::bigint end) as p (start)
+            else (extract(epoch from date_trunc(p_level, to_timestamp(b.number * w.width / 4096000) at time zone 'UTC')) * 4096000)::bigint end) as p (start)
     where not exists (
         select from unnest(p_out_relations, p_out_timed, p_out_numbers) as o (relation, timed, number)
         where o.relation = b.relation and o.timed = b.timed and o.number = b.number)
@@ -3939,7 +3951,8 @@ create function syncagent._forest_leaves(p_depth integer, p_relations integer[],
     as $$
     select s.n, d.depth, u.slice >> (b.depth - d.depth), sum(u.rows)::bigint, syncagent._modulo(sum(u.lane_0)), syncagent._modulo(sum(u.lane_1))
     from unnest(p_relations, p_timed, p_lows, p_highs) with ordinality as s (relation, timed, low, high, n)
-    cross join lateral (select syncagent._width(s.timed)) as w (width)
+    join syncagent.forest f on f.relation = s.relation
+    cross join lateral (select syncagent._width(f.bucket, s.timed)) as w (width)
     join syncagent.bucket b on b.relation = s.relation and b.timed = s.timed and b.number = s.low / w.width
     cross join lateral (select least(b.depth, p_depth)) as d (depth)
     cross join lateral unnest(b.slices, b.counts, b.lanes_0, b.lanes_1) as u (slice, rows, lane_0, lane_1)
@@ -4287,7 +4300,7 @@ create function syncagent._trees() returns table (relation integer, sealed_until
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
-    select f.relation, case when f.built > 0 then to_timestamp(f.built * 3600) end, count(d.relation)
+    select f.relation, case when f.built > 0 then to_timestamp(f.built * syncagent._width(f.bucket, true) / 4096000) end, count(d.relation)
     from syncagent.forest f left join (select distinct * from syncagent._forest_dirty()) d on d.relation = f.relation
     group by f.relation, f.built
 $$;
@@ -4297,7 +4310,7 @@ comment on function syncagent._trees is 'how far the tree of each attached table
 
 create view syncagent.replicated_table as
 select format('%I.%I', coalesce(n.nspname, r.schema_name), coalesce(c.relname, r.table_name)) as table_name,
-       r.key_columns::text[] as key_columns, r.derived, r.strategy, r.columns::text[] as columns,
+       r.key_columns::text[] as key_columns, r.derived, r.strategy, r.bucket, r.columns::text[] as columns,
        case when syncagent._estimate(r.relation) >= 0 then syncagent._estimate(r.relation)::bigint end as estimated_rows,
        e.entries as unsettled_rows,
        (select count(*) from syncagent.parked_row p where p.relation = r.id) as parked_rows,
@@ -4528,9 +4541,9 @@ begin
     if v_relation is null then
         raise exception 'table % is not attached', p_table
             using errcode = 'SA003', hint = format('syncagent attach %s; `syncagent tables` lists those that are', p_table);
-    elsif p_level not in ('year', 'month', 'day', 'hour') then
+    elsif p_level not in ('year', 'month', 'day', 'hour', 'minute') then
         raise exception 'there is no level % in the tree of a table', quote_literal(p_level)
-            using errcode = 'SA004', hint = 'one of year, month, day, hour';
+            using errcode = 'SA004', hint = 'one of year, month, day, hour, minute';
     end if;
     return query
         with bucket as (
@@ -4538,14 +4551,17 @@ begin
             from syncagent.bucket b where b.relation = v_relation
             union all
             select distinct d.timed, d.number, 0, 0, 0, 0, true from syncagent._forest_dirty() d where d.relation = v_relation
+        ), dated as (
+            select b.*, to_timestamp(b.number * syncagent._width(f.bucket, true) / 4096000) as time
+            from bucket b join syncagent.forest f on f.relation = v_relation
         )
-        select case when b.timed then date_trunc(p_level, to_timestamp(b.number * 3600), 'UTC') end as begins, sum(b.rows)::bigint,
+        select case when b.timed then date_trunc(p_level, b.time, 'UTC') end as begins, sum(b.rows)::bigint,
                count(*) filter (where b.rows > 0), sum(b.leaves)::bigint, count(*) filter (where b.open),
                encode(int8send(syncagent._modulo(sum(b.lane_0))) || int8send(syncagent._modulo(sum(b.lane_1))), 'hex')
-        from bucket b group by 1 order by 1;
+        from dated b group by 1 order by 1;
 end
 $$;
-comment on function syncagent.forest_of(regclass, text) is 'the sealed buckets of a table by year, month, day or hour in which their keys were made (UTC; null: keys without a time): rows, leaves, how many buckets are open because a leaf is to be computed anew, and the digest, which is the same at sites that are equal';
+comment on function syncagent.forest_of(regclass, text) is 'the sealed buckets of a table by year, month, day, hour or minute in which their keys were made (UTC; null: keys without a time), not finer than the buckets are: rows, leaves, how many buckets are open because a leaf is to be computed anew, and the digest, which is the same at sites that are equal';
 
 -- Who may call what -----------------------------------------------------------------------------------------
 

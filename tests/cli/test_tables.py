@@ -334,6 +334,14 @@ def test_keys_of_other_kinds_are_derived(site: Site) -> None:
     assert site.sql("select odd from syncagent.log") == [(["(1,x)"],)]
 
 
+def test_buckets_of_its_own(site: Site) -> None:
+    site.sql("create table a (id uuid primary key)")
+    assert site("attach", "a", "--bucket", "day").code == 0
+    assert [table["bucket"] for table in site("tables", "--json").answer] == ["day"]
+    assert "each day of keys" in site("forest", "a").err
+    assert "'day'" in site("attach", "a", "--bucket", "week").err
+
+
 def test_numbers_of_its_own(site: Site) -> None:
     site.sql("create table a (id serial primary key, v text)")
     site.sql("create table b (id uuid primary key, n int generated always as identity unique)")

@@ -84,7 +84,7 @@ def test_a_site_joins_under_load(server18: Server, server15: Server, tmp_path: P
         berlin.execute(SCHEMA)
         berlin.execute(FILL)
         berlin.start()
-        berlin.ask("attach", "--all", "--derive-key")
+        berlin.ask("attach", "--all", "--derive-key", "--bucket", "day")
         tokyo.join(berlin)
         tokyo.start()
         with writing(berlin, tokyo) as done:
@@ -103,7 +103,9 @@ def test_a_site_joins_under_load(server18: Server, server15: Server, tmp_path: P
                 == 2
             )
             assert site.scalar("select count(*) from pg_indexes where tablename in ('customer', 'line')") == 4
-            assert site.scalar("select count(*) from syncagent.replicated where agreed") == 3
+            assert (
+                site.scalar("select count(*) from syncagent.replicated where agreed and bucket = 'day'") == 3
+            )
         with writing(lima):
             pass
         lima.execute("insert into item values (1000, 'from lima', 3)")

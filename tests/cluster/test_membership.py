@@ -48,10 +48,13 @@ def test_a_fleet_is_built_and_shrunk(server18: Server, server15: Server, tmp_pat
         for site in (berlin, tokyo, lima):
             until(lambda site=site: site.members() == three, f"three members at {site.name}")  # type: ignore[misc]
 
-        told = lima.ask("attach", "item")
+        told = lima.ask("attach", "item", "--bucket", "minute")
         assert [table["table"] for table in told] == ["public.item"]
         for site in (berlin, tokyo, lima):
-            assert site.scalar("select count(*) from syncagent.replicated where agreed") == 1
+            assert (
+                site.scalar("select count(*) from syncagent.replicated where agreed and bucket = 'minute'")
+                == 1
+            )
             site.execute(INSERT, (site.name,))
         for site in (berlin, tokyo, lima):
             until(lambda site=site: holds(site, "berlin", "tokyo", "lima"), f"all rows at {site.name}")  # type: ignore[misc]

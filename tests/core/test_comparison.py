@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from syncagent.core import comparison, forest, questions, stamp, wire
 from syncagent.core.batch import Table
 from syncagent.core.comparison import Comparison, Outcome
-from syncagent.core.forest import END, PREFIX_WIDTH, WIDTHS, Digest, Span
+from syncagent.core.forest import END, WIDTHS, Bucket, Digest, Span
 from syncagent.core.questions import (
     Answer,
     Begin,
@@ -50,6 +50,7 @@ class Memory:
     tables: dict[Table, Held]
     depth: int
     built: int = NOW * HOUR
+    bucket: Bucket = "hour"
     frontier: dict[int, int] = field(default_factory=lambda: {1: 5, 2: 5})
     doubtful: tuple[tuple[Table, UUID], ...] = ()
     numbered: list[Table] = field(default_factory=list)
@@ -57,7 +58,7 @@ class Memory:
 
     async def standing(self, tables: Sequence[Table] | None) -> Standing:
         groves = {
-            Grove(table, "shape"): (END, self.built)
+            Grove(table, "shape", self.bucket): (END, self.built)
             for table in self.tables
             if tables is None or table in tables
         }
@@ -65,7 +66,7 @@ class Memory:
 
     async def left_out(self, _: Mapping[int, int], groves: Sequence[Grove]) -> tuple[Span, ...]:
         numbers = {grove.table: number for number, grove in enumerate(groves)}
-        return tuple({_bucket(numbers[table], key) for table, key in self.doubtful if table in numbers})
+        return tuple({self._bucket(numbers[table], key) for table, key in self.doubtful if table in numbers})
 
     def number(self, tables: Sequence[Table]) -> None:
         self.numbered = list(tables)
@@ -79,6 +80,11 @@ class Memory:
             if stamp.is_timed(key) == span.timed and span.low <= forest.position(key) < span.high
         }
 
+    def _bucket(self, table: int, key: UUID) -> Span:
+        width = forest.width(self.bucket, stamp.is_timed(key))
+        low = forest.position(key) // width * width
+        return Span(table, stamp.is_timed(key), low, low + width)
+
     async def sums(
         self, level: str, spans: Sequence[Span], left_out: Iterable[Span]
     ) -> tuple[dict[int, Digest], ...]:
@@ -87,7 +93,7 @@ class Memory:
         for span in spans:
             sums: dict[int, Digest] = {}
             for key, digest in self._in(span).items():
-                bucket = _bucket(span.table, key)
+                bucket = self._bucket(span.table, key)
                 if bucket in gone:
                     continue
                 start = span.low if level == "table" else bucket.low
@@ -105,7 +111,7 @@ class Memory:
             deep = min(depth, self.depth)
             leaves: dict[int, Digest] = {}
             for key, digest in self._in(span).items():
-                _, number = forest.slice_of(forest.position(key), HOUR if span.timed else PREFIX_WIDTH, deep)
+                _, number = forest.slice_of(forest.position(key), forest.width(self.bucket, span.timed), deep)
                 leaves[number] = leaves.get(number, forest.NOTHING).plus(digest)
             found.append((deep, leaves) if leaves else None)
         return tuple(found)
@@ -121,12 +127,6 @@ class Memory:
         self.read += sum(len(rows) for rows in found)
         assert self.read <= 10 * most
         return found
-
-
-def _bucket(table: int, key: UUID) -> Span:
-    width = HOUR if stamp.is_timed(key) else PREFIX_WIDTH
-    low = forest.position(key) // width * width
-    return Span(table, stamp.is_timed(key), low, low + width)
 
 
 def sent(question: Question) -> Question:
@@ -186,14 +186,24 @@ held = st.dictionaries(keys, st.integers(1, 5), max_size=30)
 depths = st.integers(0, 19)
 
 
-@given(held, held, held, depths, depths, st.sampled_from([NOW * HOUR, (NOW - 9_999) * HOUR, END]))
+@given(
+    held,
+    held,
+    held,
+    depths,
+    depths,
+    st.sampled_from([NOW * HOUR, (NOW - 9_999) * HOUR, END]),
+    st.sampled_from(list(WIDTHS)),
+)
 def test_exactly_the_rows_that_differ(
-    common: Held, one: Held, other: Held, deep: int, flat: int, built: int
+    common: Held, one: Held, other: Held, deep: int, flat: int, built: int, bucket: Bucket
 ) -> None:
     here, there = {**common, **one}, {**common, **other}
+    first, deep, flat = NOW * HOUR, *(min(depth, forest.deepest(WIDTHS[bucket])) for depth in (deep, flat))
+    first, built = (upto if upto == END else upto - upto % WIDTHS[bucket] for upto in (first, built))
     outcome = compare(
-        Memory({TABLES[0]: here, TABLES[1]: common}, deep),
-        Memory({TABLES[0]: there, TABLES[1]: common}, flat, built=built),
+        Memory({TABLES[0]: here, TABLES[1]: common}, deep, built=first, bucket=bucket),
+        Memory({TABLES[0]: there, TABLES[1]: common}, flat, built=built, bucket=bucket),
     )
     expected = {key for key in here.keys() | there.keys() if here.get(key) != there.get(key)}
     assert {found.key for found in outcome.differences} == expected
@@ -203,6 +213,13 @@ def test_exactly_the_rows_that_differ(
     assert outcome.equal == (here == there)
     assert outcome.tables == {TABLES[0]: len(here), TABLES[1]: len(common)} or not outcome.equal
     assert not outcome.stale
+
+
+def test_buckets_of_another_width_are_not_compared() -> None:
+    one, other = {stamp.pack(480_000 * HOUR, 1, 1): 1}, {stamp.pack(480_000 * HOUR, 1, 2): 1}
+    outcome = compare(Memory({TABLES[0]: one}, 3), Memory({TABLES[0]: other}, 3, bucket="day"), whole=False)
+    assert outcome.scope.tables == ()
+    assert "another width" in comparison.unlike(outcome.here, outcome.there)[TABLES[0]]
 
 
 @given(held, held, st.data())

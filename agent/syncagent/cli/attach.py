@@ -30,6 +30,13 @@ StrideOption = Annotated[
         show_default=False,
     ),
 ]
+BucketOption = Annotated[
+    Literal["minute", "hour", "day"],
+    typer.Option(
+        help="How much time of keys a bucket of the Merkle forest holds: a day for tables of a few rows an hour, a minute"
+        " for those of thousands a second. The same at each site."
+    ),
+]
 ExistingOption = Annotated[
     Literal["ship", "keep"],
     typer.Option(help="Rows that are there: ship them to the others, or keep them, for every site has them."),
@@ -59,6 +66,7 @@ def attach(
         bool, typer.Option("--derive-key", help="Accept primary keys that are not one uuid column.")
     ] = False,
     stride: StrideOption = None,
+    bucket: BucketOption = "hour",
     existing: ExistingOption = "ship",
     lock_timeout: LockTimeoutOption = "30s",  # type: ignore[assignment]
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
@@ -84,7 +92,9 @@ def attach(
             else storage.named(connection, tables or [], derive=derive_key)
         )
         judged = preflight.of(connection, chosen, strided=stride is not None)
-        others = _ask_others(connection, chosen, {"derive": derive_key, "ship": ship, "stride": stride})
+        others = _ask_others(
+            connection, chosen, {"derive": derive_key, "ship": ship, "stride": stride, "bucket": bucket}
+        )
         if dry_run:
             foretell(judged, as_json, others)
             return
@@ -96,6 +106,7 @@ def attach(
             derive=derive_key,
             ship=ship,
             stride=stride,
+            bucket=bucket,
             patience=lock_timeout,
             on_wait=lambda held: render.say(f"waiting: {held}"),
         )

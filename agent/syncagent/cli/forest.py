@@ -11,9 +11,9 @@ from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of
 if TYPE_CHECKING:
     from rich.table import Table
 
-Level = Literal["year", "month", "day", "hour"]
+Level = Literal["year", "month", "day", "hour", "minute"]
 _LEVELS = get_args(Level)
-_NAMES = {"year": "%Y", "month": "%B", "day": "%d", "hour": "%H:00"}
+_NAMES = {"year": "%Y", "month": "%B", "day": "%d", "hour": "%H:00", "minute": "%H:%M"}
 _LINES = 40
 """The finest level is shown that needs no more."""
 _BAR = 24
@@ -37,7 +37,8 @@ def forest(
 
     with site_of(dsn_of(home, dsn)) as connection:
         level, found = by or _LEVELS[0], inspection.forest(connection, table, by or _LEVELS[0])
-        for finer in () if by else _LEVELS[1:]:
+        finest = inspection.finest(connection, table)
+        for finer in () if by else _LEVELS[1 : _LEVELS.index(finest) + 1]:
             parts = inspection.forest(connection, table, finer)
             if len(parts) > _LINES:
                 break
@@ -45,7 +46,7 @@ def forest(
     if as_json:
         render.json({"by": level, "parts": found})
     elif not found:
-        render.say("nothing is sealed yet: an hour of keys is, a minute after it has ended")
+        render.say(f"nothing is sealed yet: each {finest} of keys is, a minute after it has ended")
     else:
         render.show(_drawn(found, level))
 

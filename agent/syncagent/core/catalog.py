@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from syncagent.core import limits
 from syncagent.core.batch import Table
+from syncagent.core.forest import Bucket
 from syncagent.core.membership import Peer
 from syncagent.core.raft.messages import Change, Membership
 from syncagent.errors import ProtocolError
@@ -84,6 +85,7 @@ class Attachment(msgspec.Struct, frozen=True, order=True):
     derive: bool = False
     ship: bool = True
     stride: int | None = None
+    bucket: Bucket = "hour"
 
 
 class Inspected(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from syncagent.core import forest, frontier, stamp
 from syncagent.core.batch import Table
-from syncagent.core.forest import END, NOTHING, Digest, Span
+from syncagent.core.forest import END, NOTHING, Bucket, Digest, Span
 from syncagent.core.questions import (
     Answer,
     Count,
@@ -56,6 +56,8 @@ class Scope:
     sealed: tuple[tuple[int, int], ...]
     whole: bool
     left_out: frozenset[Span] = frozenset()
+    buckets: tuple[Bucket, ...] = ()
+    """The widths of theirs; an hour where it is not said."""
 
     def spans(self) -> list[Span]:
         """What buckets hold: the two parts of every table."""
@@ -74,6 +76,14 @@ class Scope:
             for timed in (False, True)
             if self.whole and sealed[timed] < END
         ]
+
+    def width(self, span: Span) -> int:
+        """Of the buckets that a span is made of, or lies in."""
+        return forest.width(self.buckets[span.table] if self.buckets else "hour", span.timed)
+
+    def bucket(self, span: Span) -> int:
+        """The bucket in which a span lies, or begins."""
+        return span.low // self.width(span)
 
     def holds(self, table: Table, key: UUID) -> bool:
         """Whether the row of this key was compared."""
@@ -114,20 +124,29 @@ def scope(here: Standing, there: Standing, *, whole: bool) -> Scope:
     )
     still = here.quiet and there.quiet
     equal = frontier.covers(here.frontier, there.frontier) and frontier.covers(there.frontier, here.frontier)
-    return Scope(tuple(grove.table for grove in common), sealed, whole and still and equal)
+    buckets = tuple(grove.bucket for grove in common)
+    return Scope(tuple(grove.table for grove in common), sealed, whole and still and equal, buckets=buckets)
 
 
 def unlike(here: Standing, there: Standing) -> dict[Table, str]:
     """Tables that cannot be compared, and why."""
-    mine = {grove.table: grove.shape for grove in here.groves or ()}
-    theirs = {grove.table: grove.shape for grove in there.groves or ()}
+    mine = {grove.table: grove for grove in here.groves or ()}
+    theirs = {grove.table: grove for grove in there.groves or ()}
     found = dict.fromkeys(mine.keys() - theirs.keys(), "is not attached there")
     found |= dict.fromkeys(theirs.keys() - mine.keys(), "is not attached here")
-    return found | {
-        table: "has other columns there, or other types"
-        for table in mine.keys() & theirs.keys()
-        if mine[table] != theirs[table]
-    }
+    return (
+        found
+        | {
+            table: "has other columns there, or other types"
+            for table in mine.keys() & theirs.keys()
+            if mine[table].shape != theirs[table].shape
+        }
+        | {
+            table: "has buckets of another width there: detach it at one site, and attach it as it is at the other"
+            for table in mine.keys() & theirs.keys()
+            if mine[table].bucket != theirs[table].bucket
+        }
+    )
 
 
 Content = tuple[int, int] | None
@@ -274,8 +293,9 @@ class Comparison:
         if level == "table":
             return span
         if level == "bucket":
-            start -= start % _width(span)
-            return Span(span.table, span.timed, start, start + _width(span))
+            width = self._scope.width(span)
+            start -= start % width
+            return Span(span.table, span.timed, start, start + width)
         low, high = forest.period(level, start)
         return Span(span.table, span.timed, max(low, span.low), min(high, span.high))
 
@@ -297,7 +317,7 @@ class Comparison:
                 {} if answer is None else forest.coarser(answer[1], answer[0] - depth)
                 for answer in (here, there)
             ]
-            width = _width(span)
+            width = self._scope.width(span)
             if depth < work.depth or max(depths) > min(work.depth + SLICES, forest.deepest(width)):
                 raise ProtocolError("leaves of another depth than was asked for", detail=str(depth))
             for number in forest.differing(*slices):
@@ -344,10 +364,6 @@ class Comparison:
             self.outcome.differences += found
             if not found:
                 self.outcome.stale.append(span)
-
-
-def _width(span: Span) -> int:
-    return forest.WIDTHS["hour"] if span.timed else forest.PREFIX_WIDTH
 
 
 def _length(answer: Answer) -> int:

@@ -12,6 +12,7 @@ import msgspec
 
 from syncagent.core import limits
 from syncagent.core.batch import Table
+from syncagent.core.forest import Bucket
 from syncagent.core.invitation import Admission, Returning
 from syncagent.errors import ProtocolError
 
@@ -65,6 +66,7 @@ class CopiedTable(msgspec.Struct, frozen=True):
     rows: int
     bytes: int
     ranges: tuple[Range, ...]
+    bucket: Bucket = "hour"
 
     @property
     def names(self) -> list[str]:

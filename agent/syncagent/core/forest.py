@@ -13,6 +13,7 @@ what is not to be compared is left out of a sum.
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
+from typing import Literal
 from uuid import UUID
 
 import msgspec
@@ -21,7 +22,8 @@ import xxhash
 from syncagent.core import stamp
 
 SECOND = 1000 * stamp.UNITS_PER_MS
-WIDTHS = {"minute": 60 * SECOND, "hour": 3600 * SECOND, "day": 86400 * SECOND}
+Bucket = Literal["minute", "hour", "day"]
+WIDTHS: Mapping[Bucket, int] = {"minute": 60 * SECOND, "hour": 3600 * SECOND, "day": 86400 * SECOND}
 """Positions in a bucket of keys with a time."""
 PREFIX_WIDTH = 1 << 52
 """The same for keys without: the first byte of the key is the bucket."""
@@ -111,6 +113,11 @@ def last_key(position: int, *, timed: bool) -> UUID:
 # ---- buckets and slices
 
 
+def width(bucket: Bucket, timed: bool) -> int:
+    """Of the buckets in one part of a table."""
+    return WIDTHS[bucket] if timed else PREFIX_WIDTH
+
+
 def deepest(width: int) -> int:
     """How often buckets of this width can be halved."""
     return min(DEEPEST, (width & -width).bit_length() - 1)
@@ -139,11 +146,6 @@ def coarser(leaves: Mapping[int, Digest], halvings: int) -> dict[int, Digest]:
 def differing(here: Mapping[int, Digest], there: Mapping[int, Digest]) -> list[int]:
     """Where two sets of leaves, days, ... differ; what is not named is empty."""
     return sorted(n for n in here.keys() | there.keys() if here.get(n, NOTHING) != there.get(n, NOTHING))
-
-
-def bucket(span: Span) -> int:
-    """The bucket in which a span lies, or begins."""
-    return span.low // (WIDTHS["hour"] if span.timed else PREFIX_WIDTH)
 
 
 # ---- the calendar (UTC); by arithmetic, for keys go on after the year 9999

@@ -4,6 +4,7 @@ Invariant: tables are named once, in a Standing or a Settle, and are numbered fr
 both know; a span names its table so.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from uuid import UUID
 
@@ -11,14 +12,15 @@ import msgspec
 import xxhash
 
 from syncagent.core.batch import Table
-from syncagent.core.forest import Digest, Span
+from syncagent.core.forest import Bucket, Digest, Span
 
 
 class Grove(msgspec.Struct, frozen=True, array_like=True, order=True):
-    """A table as a site has it: `shape` stands for its columns and their types."""
+    """A table as a site has it: `shape` stands for its columns and their types, `bucket` is the width of its buckets."""
 
     table: Table
     shape: str
+    bucket: Bucket = "hour"
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -55,9 +57,10 @@ def standing(
     quiet: bool,
     groves: Mapping[Grove, tuple[int, int]],
 ) -> Standing:
-    """Of these tables, and how far each is sealed."""
+    """Of these tables, and how far each is sealed: most of them equally far, if their buckets are of one width."""
     listed = tuple(sorted(groves))
-    sealed = max((groves[grove] for grove in listed), default=(0, 0))
+    often = Counter(groves.values())
+    sealed = max(often, key=lambda reach: (often[reach], reach), default=(0, 0))
     behind = {number: groves[grove] for number, grove in enumerate(listed) if groves[grove] != sealed}
     listing = xxhash.xxh3_128_digest(msgspec.msgpack.encode(listed))
     return Standing(known, frontier, quiet, sealed, behind, listing, listed)

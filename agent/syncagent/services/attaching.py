@@ -113,7 +113,9 @@ class Attaching:
     async def _inspect(self, request: Request) -> dict[str, Any]:
         """What every other site says about tables that are to be attached."""
         attachments = tuple(
-            Attachment(Table(*given["table"]), given["derive"], given["ship"], given["stride"])
+            Attachment(
+                Table(*given["table"]), given["derive"], given["ship"], given["stride"], given["bucket"]
+            )
             for given in request.arguments["tables"]
         )
         peers = self._desk.roster.origins

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any
 from uuid import UUID, uuid4
 
-from syncagent.core import forest, limits, repair
+from syncagent.core import limits, repair
 from syncagent.core.batch import BatchHeader, Table
 from syncagent.core.comparison import Difference, Outcome
 from syncagent.core.ports import Link, Spool, SpoolFactory
@@ -248,7 +248,8 @@ class Repairer:
     async def _stale(self, outcome: Outcome, mended: Mended) -> None:
         """Leaves that differ although their rows are equal: one of the two is not true."""
         spans = [
-            (outcome.scope.tables[span.table], span.timed, forest.bucket(span)) for span in outcome.stale
+            (outcome.scope.tables[span.table], span.timed, outcome.scope.bucket(span))
+            for span in outcome.stale
         ]
         await self._forest.anew(spans)
         mended.stale = len(spans)

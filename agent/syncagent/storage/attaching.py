@@ -43,13 +43,17 @@ class PostgresTables:
     def _attached(self) -> dict[Attachment, bool]:
         with site_of(self._dsn) as connection:
             rows = connection.execute(
-                "select schema_name::text as schema, table_name::text as name, derived, shipped, stride, agreed"
+                "select schema_name::text as schema, table_name::text as name, derived, shipped, stride, bucket, agreed"
                 " from syncagent.replicated order by id"
             ).fetchall()
         return {
-            Attachment(Table(row["schema"], row["name"]), row["derived"], row["shipped"], row["stride"]): row[
-                "agreed"
-            ]
+            Attachment(
+                Table(row["schema"], row["name"]),
+                row["derived"],
+                row["shipped"],
+                row["stride"],
+                row["bucket"],
+            ): row["agreed"]
             for row in rows
         }
 
@@ -63,6 +67,7 @@ class PostgresTables:
                 derive=attachment.derive,
                 ship=attachment.ship,
                 stride=attachment.stride,
+                bucket=attachment.bucket,
                 patience=_PATIENCE,
                 on_wait=_nobody_listens,
             )

@@ -89,7 +89,7 @@ class PostgresCopier:
             return None
         tables, waiting, rows, done = [], [], 0, 0
         for row in await session.fetch(
-            "select id, schema_name, table_name, key_columns::text[] as keys, derived, stride, columns::text[] as columns"
+            "select id, schema_name, table_name, key_columns::text[] as keys, derived, stride, bucket, columns::text[] as columns"
             " from syncagent.copied_table order by id"
         ):
             table, ranges = Table(row["schema_name"], row["table_name"]), []
@@ -117,6 +117,7 @@ class PostgresCopier:
                     estimate,
                     0,
                     tuple(ranges),
+                    row["bucket"],
                 )
             )
         plan = CopyPlan(
@@ -409,8 +410,8 @@ async def _enter(session: asyncpg.Connection, number: int, table: CopiedTable, *
     if filled:
         await _attach(session, table)
     await session.execute(
-        "insert into syncagent.copied_table (id, schema_name, table_name, key_columns, derived, stride, columns, filled)"
-        " values ($1, $2::text, $3::text, $4::text[]::name[], $5, $6, $7::text[]::name[], $8)",
+        "insert into syncagent.copied_table (id, schema_name, table_name, key_columns, derived, stride, columns, filled, bucket)"
+        " values ($1, $2::text, $3::text, $4::text[]::name[], $5, $6, $7::text[]::name[], $8, $9)",
         number,
         table.table.schema,
         table.table.name,
@@ -419,6 +420,7 @@ async def _enter(session: asyncpg.Connection, number: int, table: CopiedTable, *
         table.stride,
         table.names,
         filled,
+        table.bucket,
     )
     await session.executemany(
         "insert into syncagent.copied_range (relation, number, node_schema, node_name, low, high, estimate)"
@@ -456,6 +458,10 @@ async def _attach(session: asyncpg.Connection, table: CopiedTable) -> int:
                 hint="make the primary keys before the copy is concluded",
             )
         known = await session.fetchval(
-            "select syncagent._attach($1::text::regclass, $2, false, $3)", name, table.derived, table.stride
+            "select syncagent._attach($1::text::regclass, $2, false, $3, $4)",
+            name,
+            table.derived,
+            table.stride,
+            table.bucket,
         )
     return int(known)

@@ -102,7 +102,7 @@ class PostgresDonor:
                     )
                 }
             tables = await session.fetch(
-                "select r.id, r.relation::oid::bigint as oid, r.schema_name, r.table_name, r.key_columns::text[] as keys, r.derived,"
+                "select r.id, r.relation::oid::bigint as oid, r.schema_name, r.table_name, r.key_columns::text[] as keys, r.derived, r.bucket,"
                 " (select min(s.every) from syncagent.stride s where s.relation = r.id) as stride"
                 " from syncagent.replicated r join pg_class c on c.oid = r.relation order by r.id"
             )
@@ -154,6 +154,7 @@ class PostgresDonor:
             sum(node["rows"] for node in nodes),
             sum(node["bytes"] for node in nodes),
             tuple(ranges),
+            row["bucket"],
         )
 
     async def _bounds(

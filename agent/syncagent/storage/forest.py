@@ -16,7 +16,7 @@ import msgspec
 from syncagent.core import forest, limits, questions
 from syncagent.core.batch import Table
 from syncagent.core.comparison import Outcome
-from syncagent.core.forest import Digest, Span
+from syncagent.core.forest import Bucket, Digest, Span
 from syncagent.core.questions import Grove, Row, Standing
 from syncagent.core.store import Due
 from syncagent.errors import Contended, ProtocolError, Unreachable
@@ -149,6 +149,7 @@ class PostgresView:
     def __init__(self, session: asyncpg.Connection) -> None:
         self._session = session
         self._relations: dict[Table, int] = {}
+        self._buckets: dict[Table, Bucket] = {}
         self._tables: list[Table] = []
 
     async def standing(self, tables: Sequence[Table] | None) -> Standing:
@@ -163,7 +164,8 @@ class PostgresView:
             table = Table(row["schema_name"], row["table_name"])
             if tables is None or table in tables:
                 self._relations[table] = row["relation"]
-                groves[Grove(table, row["shape"])] = (row["prefix"], row["built"])
+                self._buckets[table] = row["bucket"]
+                groves[Grove(table, row["shape"], row["bucket"])] = (row["prefix"], row["built"])
         return questions.standing(tuple(known), _frontier.decode(frontier), quiet, groves)
 
     async def left_out(self, frontier: Mapping[int, int], groves: Sequence[Grove]) -> tuple[Span, ...]:
@@ -176,7 +178,7 @@ class PostgresView:
             )
         spans = []
         for relation, timed, number in rows:
-            width = forest.WIDTHS["hour"] if timed else forest.PREFIX_WIDTH
+            width = forest.width(groves[numbers[relation]].bucket, timed)
             low, high = (0, forest.END) if number is None else (number * width, (number + 1) * width)
             spans.append(Span(numbers[relation], timed, low, high))
         return tuple(sorted(spans))
@@ -188,10 +190,10 @@ class PostgresView:
         self, level: str, spans: Sequence[Span], left_out: Iterable[Span]
     ) -> tuple[dict[int, Digest], ...]:
         found: list[dict[int, Digest]] = [{} for _ in spans]
-        relations, timed, lows, _ = self._columns(list(left_out))
+        without = list(left_out)
+        relations, timed, _, _ = self._columns(without)
         numbers = [
-            low // (forest.WIDTHS["hour"] if part else forest.PREFIX_WIDTH)
-            for part, low in zip(timed, lows, strict=True)
+            span.low // forest.width(self._buckets[self._tables[span.table]], span.timed) for span in without
         ]
         with border():
             rows = await self._session.fetch(

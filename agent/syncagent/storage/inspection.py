@@ -93,6 +93,14 @@ def forest(connection: Connection, table: str, level: str) -> list[Row]:
     ).fetchall()
 
 
+def finest(connection: Connection, table: str) -> str:
+    """The width of the buckets of an attached table."""
+    row = connection.execute(
+        "select bucket from syncagent.replicated_table where table_name = %s", (_title(connection, table),)
+    ).fetchone()
+    return str(row["bucket"]) if row else "hour"
+
+
 def _title(connection: Connection, table: str) -> str:
     """A table's name as the views spell it."""
     row = connection.execute(

@@ -230,13 +230,14 @@ def attach(
     derive: bool,
     ship: bool,
     stride: int | None,
+    bucket: str = "hour",
     patience: float,
     on_wait: OnWait,
 ) -> list[Attached]:
     """Attach all or none. Contended, naming who is in the way, after `patience` seconds."""
 
     def work() -> list[Attached]:
-        return [_attach(connection, table, derive, ship, stride) for table in tables]
+        return [_attach(connection, table, derive, ship, stride, bucket) for table in tables]
 
     return _patiently(connection, [table.oid for table in tables], _WRITERS, work, patience, on_wait)
 
@@ -251,12 +252,13 @@ def _with_partitions(connection: Connection, oids: Sequence[int]) -> list[int]:
 
 
 def _attach(
-    connection: Connection, table: Candidate, derive: bool, ship: bool, stride: int | None
+    connection: Connection, table: Candidate, derive: bool, ship: bool, stride: int | None, bucket: str
 ) -> Attached:
     only = "" if table.partitioned else "only "
     connection.execute(f"lock table {only}{table.name} in share row exclusive mode".encode())
     made = connection.execute(
-        "select syncagent._attach(%s::oid::regclass, %s, %s, %s) as id", (table.oid, derive, ship, stride)
+        "select syncagent._attach(%s::oid::regclass, %s, %s, %s, %s) as id",
+        (table.oid, derive, ship, stride, bucket),
     ).fetchone()
     assert made is not None
     row = connection.execute(
