@@ -11,6 +11,9 @@ ARGS   ?=
 # Most tests wait for servers: two at a time. For a debugger: make test ARGS="--numprocesses 0 --pdb -k merge"
 SHARED := --numprocesses 2 --dist worksteal
 
+# Hundreds of processes start in a run: each would compile what it imports where this is set.
+export PYTHONDONTWRITEBYTECODE :=
+
 comma  := ,
 
 MAKEFLAGS += --no-print-directory
