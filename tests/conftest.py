@@ -48,6 +48,24 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             metafunc.parametrize(name, chosen, ids=ids, indirect=True, scope="session")
 
 
+_LONG = ("tests/cluster/", "tests/chaos/", "tests/cli/test_demo.py", "tests/examples/test_flights.py")
+"""Where tests take tens of seconds."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long ones first in the queue of each of two processes, who begin with a half each: so none is left at the end, when
+    there is nothing to do beside it. Modules stay together, for what their tests share."""
+    modules: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    long = [module for name, module in modules.items() if name.startswith(_LONG)]
+    short = [item for name, module in modules.items() if not name.startswith(_LONG) for item in module]
+    first, second = ([item for module in long[half::2] for item in module] for half in (0, 1))
+    share = max(len(items) // 2 - len(first), 0)
+    items[:] = [*first, *short[:share], *second, *short[share:]]
+
+
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """One server per major version, for the whole run: `servers.of(15)`."""
