@@ -1,4 +1,4 @@
-"""The protocol's two models hold, and each rule they are there for is missed when it is left out.
+"""The protocol's models hold, and each rule they are there for is missed when it is left out.
 
 The seeds are the first that fail, so a rule that no longer matters, or a model that no longer looks, is seen.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.model import model, txmodel, txmodel_directed
+from tests.model import columns, model, txmodel, txmodel_directed
 
 FULL = 20_000
 
@@ -52,6 +52,15 @@ TXMODEL_BREAKS = {
     "whole": (81, "false alarm"),
     "again": (4172, "false alarm"),
 }
+COLUMNS_BREAKS = {
+    "onedot": (2, "column write was lost"),
+    "stamped": (0, "resurrected"),
+    "life": (0, "resurrected"),
+    "forgotten": (1, "column write was lost"),
+    "seen": (0, "column write was lost"),
+    "stable": (0, "column write was lost"),
+    "mark": (1, "resurrected"),
+}
 SINGLY = {"again"}
 """Noticed in runs whose pulls are not coalesced."""
 DIRECTED_BREAKS = set(txmodel_directed.SCHEDULES)
@@ -59,6 +68,7 @@ DIRECTED_BREAKS = set(txmodel_directed.SCHEDULES)
 
 def test_every_broken_rule_is_tried():
     assert MODEL_BREAKS.keys() == model.BREAKS.keys()
+    assert COLUMNS_BREAKS.keys() == columns.BREAKS.keys()
     assert TXMODEL_BREAKS.keys() | DIRECTED_BREAKS == txmodel.BREAKS.keys()
 
 
@@ -79,6 +89,13 @@ def played(program, seed: int, count: int, **scene: bool) -> Counter[str]:
 def test_the_protocol_holds(program, seed: int, runs: Callable[[int, int], int]):
     stats = played(program, seed, runs(150, FULL))
     met = ["conflicts", "coalesced", "relayed", "versions compacted"] + ["knots"] * (program is txmodel)
+    assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
+
+
+@pytest.mark.soak
+def test_columns_hold(seed: int, runs: Callable[[int, int], int]):
+    stats = played(columns, seed, runs(150, FULL))
+    met = ["conflicts", "coalesced", "relayed", "inserted again", "lives forgotten", "tombstones collected"]
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 
 
@@ -109,6 +126,15 @@ def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
     monkeypatch.setattr(model, "BROKEN", rule)
     with pytest.raises(AssertionError, match=what):
         model.run(number, Counter(), **scene)
+
+
+@pytest.mark.parametrize("rule", COLUMNS_BREAKS)
+def test_a_rule_of_columns_left_out_is_noticed(monkeypatch, rule: str):
+    number, what = COLUMNS_BREAKS[rule]
+    columns.run(number, Counter(), coalesced=True)
+    monkeypatch.setattr(columns, "BROKEN", rule)
+    with pytest.raises(AssertionError, match=what):
+        columns.run(number, Counter(), coalesced=True)
 
 
 @pytest.mark.parametrize("rule", TXMODEL_BREAKS)
