@@ -318,11 +318,11 @@ def deliver(sites, stats):
                         moved = True
 
 
-def run(seed, stats, steps=300, coalesced=False):
+def run(seed, stats, steps=300, coalesced=False, kind=Site, oracle=Truth):
     rnd = random.Random(seed)
     n = rnd.choice([2, 3, 4])
-    sites = [Site(i, n, rnd.randint(-5, 5)) for i in range(n)]
-    truth, gone = Truth(), set()
+    sites = [kind(i, n, rnd.randint(-5, 5)) for i in range(n)]
+    truth, gone = oracle(), set()
     now = writes = 0
     for _ in range(steps):
         now += rnd.randint(0, 2)
@@ -368,7 +368,7 @@ def run(seed, stats, steps=300, coalesced=False):
         held = {key: row.values for key, row in site.rows.items() if not row.end}
         assert held.keys() == expected.keys(), f"resurrected or lost at seed {seed}: {sorted(held.keys() ^ expected.keys())}"
         for key, values in expected.items():
-            assert held[key] == values, f"a column write was lost at seed {seed}: {key} is {held[key]}, not {values}"
+            assert held[key] == values, f"a write was lost at seed {seed}: {key} is {held[key]}, not {values}"
     assert all(site.frontier == sites[0].frontier for site in sites), f"stuck at seed {seed}"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.model import columns, model, txmodel, txmodel_directed
+from tests.model import columns, model, siblings, txmodel, txmodel_directed
 
 FULL = 20_000
 
@@ -53,13 +53,20 @@ TXMODEL_BREAKS = {
     "again": (4172, "false alarm"),
 }
 COLUMNS_BREAKS = {
-    "onedot": (2, "column write was lost"),
+    "onedot": (2, "write was lost"),
     "stamped": (0, "resurrected"),
     "life": (0, "resurrected"),
-    "forgotten": (1, "column write was lost"),
-    "seen": (0, "column write was lost"),
-    "stable": (0, "column write was lost"),
+    "forgotten": (1, "write was lost"),
+    "seen": (0, "write was lost"),
+    "stable": (0, "write was lost"),
     "mark": (1, "resurrected"),
+}
+SIBLINGS_BREAKS = {
+    "vector": (1, "write was lost"),
+    "uncut": (0, "write was lost"),
+    "lww": (0, "resurrected or lost"),
+    "stable": (0, "write was lost"),
+    "mark": (0, "write was lost"),
 }
 SINGLY = {"again"}
 """Noticed in runs whose pulls are not coalesced."""
@@ -69,6 +76,7 @@ DIRECTED_BREAKS = set(txmodel_directed.SCHEDULES)
 def test_every_broken_rule_is_tried():
     assert MODEL_BREAKS.keys() == model.BREAKS.keys()
     assert COLUMNS_BREAKS.keys() == columns.BREAKS.keys()
+    assert SIBLINGS_BREAKS.keys() == siblings.BREAKS.keys()
     assert TXMODEL_BREAKS.keys() | DIRECTED_BREAKS == txmodel.BREAKS.keys()
 
 
@@ -96,6 +104,13 @@ def test_the_protocol_holds(program, seed: int, runs: Callable[[int, int], int])
 def test_columns_hold(seed: int, runs: Callable[[int, int], int]):
     stats = played(columns, seed, runs(150, FULL))
     met = ["conflicts", "coalesced", "relayed", "inserted again", "lives forgotten", "tombstones collected"]
+    assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
+
+
+@pytest.mark.soak
+def test_siblings_hold(seed: int, runs: Callable[[int, int], int]):
+    stats = played(siblings, seed, runs(150, FULL))
+    met = ["siblings", "coalesced", "relayed", "inserted again", "lives forgotten", "tombstones collected"]
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 
 
@@ -128,13 +143,15 @@ def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
         model.run(number, Counter(), **scene)
 
 
-@pytest.mark.parametrize("rule", COLUMNS_BREAKS)
-def test_a_rule_of_columns_left_out_is_noticed(monkeypatch, rule: str):
-    number, what = COLUMNS_BREAKS[rule]
-    columns.run(number, Counter(), coalesced=True)
-    monkeypatch.setattr(columns, "BROKEN", rule)
+@pytest.mark.parametrize(("program", "rule"), [
+    *((columns, rule) for rule in COLUMNS_BREAKS), *((siblings, rule) for rule in SIBLINGS_BREAKS),
+], ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2])
+def test_a_rule_of_a_strategy_left_out_is_noticed(monkeypatch, program, rule: str):
+    number, what = (COLUMNS_BREAKS if program is columns else SIBLINGS_BREAKS)[rule]
+    program.run(number, Counter(), coalesced=True)
+    monkeypatch.setattr(program, "BROKEN", rule)
     with pytest.raises(AssertionError, match=what):
-        columns.run(number, Counter(), coalesced=True)
+        program.run(number, Counter(), coalesced=True)
 
 
 @pytest.mark.parametrize("rule", TXMODEL_BREAKS)
