@@ -37,6 +37,14 @@ BucketOption = Annotated[
         " for those of thousands a second. The same at each site."
     ),
 ]
+ExcludeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help="With --all: leave out, as in 'audit_*' or 'billing.*'.",
+        show_default=False,
+    ),
+]
 ExistingOption = Annotated[
     Literal["ship", "keep"],
     typer.Option(help="Rows that are there: ship them to the others, or keep them, for every site has them."),
@@ -54,14 +62,7 @@ def attach(
     schema: Annotated[
         str | None, typer.Option(help="With --all: only tables of this schema.", show_default=False)
     ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help="With --all: leave out, as in 'audit_*' or 'billing.*'.",
-            show_default=False,
-        ),
-    ] = None,
+    exclude: ExcludeOption = None,
     derive_key: Annotated[
         bool, typer.Option("--derive-key", help="Accept primary keys that are not one uuid column.")
     ] = False,
