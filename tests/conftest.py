@@ -12,7 +12,7 @@ import pytest
 from syncagent.embedded import Server, scratch
 from tests.support.cluster import Laboratory
 from tests.support.databases import Database, fresh_database
-from tests.support.postgres import FETCHED, MAJORS, Servers
+from tests.support.postgres import FETCHED, MAJORS, Servers, in_memory
 
 # The same examples in every run: a failure is the change's, not the day's. `--soak` looks for new ones.
 hypothesis.settings.register_profile("share", deadline=None, derandomize=True)
@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Servers]:
     """One server per major version, for the whole run: `servers.of(15)`."""
-    with scratch("syncagent-tests-") as folder:
+    with scratch("syncagent-tests-", in_memory()) as folder:
         servers = Servers(folder)
         try:
             yield servers

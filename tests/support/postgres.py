@@ -4,6 +4,8 @@ A version that is not installed is fetched once into the environment that runs t
 tested does not depend on the machine.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -30,8 +32,21 @@ SETTINGS: dict[str, Setting] = {
     "log_checkpoints": False,
     "jit": False,  # what is compiled costs more than these small tables do
     "autovacuum_naptime": "10min",
+    "max_wal_size": "512MB",
 }
 _FOLDER = Path(sys.prefix) / "postgresql"
+_MEMORY = Path("/dev/shm")  # noqa: S108  (a folder of its own is made there, as in any other)
+_SPARE = 10 * 2**30
+"""Bytes of memory that a machine must have to spare for the servers of two processes, which need a third of it."""
+
+
+def in_memory() -> Path | None:
+    """Where files live in memory, if there is enough: a database is made from its template ten times faster there."""
+    if not (_MEMORY.is_dir() and os.access(_MEMORY, os.W_OK)):
+        return None
+    facts = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(facts["MemAvailable"].split()[0]) * 1024
+    return _MEMORY if min(available, shutil.disk_usage(_MEMORY).free) > _SPARE else None
 
 
 def binaries(major: int) -> Binaries:

@@ -76,9 +76,10 @@ def free_port() -> int:
 
 
 @contextmanager
-def scratch(prefix: str = "syncagent-") -> Iterator[Path]:
-    """A folder for data directories, reachable by the servers' account; gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix=prefix) as name:
+def scratch(prefix: str = "syncagent-", where: Path | None = None) -> Iterator[Path]:
+    """A folder for data directories, reachable by the servers' account; gone afterwards. `where`: instead of the
+    usual place for what is temporary."""
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=where) as name:
         path = Path(name)
         path.chmod(0o711)
         yield path
