@@ -80,10 +80,12 @@ def lost(site: Site, peer: Site) -> bool:
 def lost_power(cluster: Cluster, switch: Switch) -> None:
     """A machine that dies says nothing; back, it is not kept waiting by the connections it left behind."""
     site, *others = cluster
+    until(lambda: all(other.peer(site)["linked"] for other in others), "what was stuck before is over")
     switch.pull(site)
     site.kill()
     switch.plug(site)
     assert all(other.peer(site)["linked"] for other in others), "nobody has noticed yet"
     site.start()
     back = mark(site)
-    until(lambda: all(has(other, back) for other in others), "it is back", 10)
+    until(lambda: [line["event"] for line in site.said()].count("running") == 2, "its agent runs again")
+    until(lambda: all(has(other, back) for other in others), "it is back before they would have noticed", 15)
