@@ -27,6 +27,8 @@ from dataclasses import dataclass, field, replace
 from itertools import permutations
 from operator import lt
 
+from tests.model import asked, play
+
 BREAKS = {
     "stamp": "a cut ships whatever the row is now, not only what was written here",
     "causal": "batches are applied in any order",
@@ -612,11 +614,6 @@ def run(seed, stats, steps=400, coalesced=False, returning=False, harmed=False, 
 
 
 if __name__ == "__main__":
-    BROKEN = sys.argv[sys.argv.index("--break") + 1] if "--break" in sys.argv else None
-    numbers = [int(a) for a in sys.argv[1:3] if a.isdigit()]
-    runs, first = (numbers + [2000, 0][len(numbers) :])[:2]
-    stats = Counter()
-    for seed in range(first, first + runs):
-        run(seed, stats, coalesced="--coalesced" in sys.argv or BROKEN == "onedot", returning="--returning" in sys.argv or BROKEN in RETURNS,
-            harmed="--harmed" in sys.argv or BROKEN in HARMS, lapsed="--lapsed" in sys.argv or BROKEN in LAPSES)
-    print(f"{runs} runs converged;", dict(stats))
+    BROKEN = asked("--break")
+    play(run, coalesced="--coalesced" in sys.argv or BROKEN == "onedot", returning="--returning" in sys.argv or BROKEN in RETURNS,
+         harmed="--harmed" in sys.argv or BROKEN in HARMS, lapsed="--lapsed" in sys.argv or BROKEN in LAPSES)

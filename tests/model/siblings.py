@@ -18,10 +18,9 @@ Negative controls: ... --break vector|uncut|lww|stable|mark   (each must fail)
 """
 
 import sys
-from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from tests.model import columns
+from tests.model import asked, columns, play
 from tests.model.columns import Entry
 
 BREAKS = {
@@ -174,10 +173,5 @@ def run(seed, stats, steps=300, coalesced=False):
 
 
 if __name__ == "__main__":
-    BROKEN = sys.argv[sys.argv.index("--break") + 1] if "--break" in sys.argv else None
-    numbers = [int(a) for a in sys.argv[1:3] if a.isdigit()]
-    runs, first = (numbers + [2000, 0][len(numbers) :])[:2]
-    stats = Counter()
-    for seed in range(first, first + runs):
-        run(seed, stats, coalesced="--coalesced" in sys.argv)
-    print(f"{runs} runs converged;", dict(stats))
+    BROKEN = asked("--break")
+    play(run, coalesced="--coalesced" in sys.argv)

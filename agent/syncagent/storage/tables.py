@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from psycopg import errors
 
+from syncagent.core.forest import Bucket
 from syncagent.errors import Contended, RefusedError, UsageError
 from syncagent.storage import drift
 from syncagent.storage.commands import Connection
@@ -230,7 +231,7 @@ def attach(
     derive: bool,
     ship: bool,
     stride: int | None,
-    bucket: str = "hour",
+    bucket: Bucket,
     patience: float,
     on_wait: OnWait,
 ) -> list[Attached]:
@@ -252,7 +253,7 @@ def _with_partitions(connection: Connection, oids: Sequence[int]) -> list[int]:
 
 
 def _attach(
-    connection: Connection, table: Candidate, derive: bool, ship: bool, stride: int | None, bucket: str
+    connection: Connection, table: Candidate, derive: bool, ship: bool, stride: int | None, bucket: Bucket
 ) -> Attached:
     only = "" if table.partitioned else "only "
     connection.execute(f"lock table {only}{table.name} in share row exclusive mode".encode())
