@@ -45,11 +45,12 @@ create table syncagent.replicated (
     shipped     boolean not null default true,
     stride      integer,
     bucket      text not null default 'hour' check (bucket in ('minute', 'hour', 'day')),
+    on_unique   jsonb not null default '{}',
     agreed      boolean not null default false,
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride and bucket are how it was attached; agreed once the catalog has it';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and on_unique are how it was attached; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,
@@ -164,10 +165,13 @@ create table syncagent.conflict_record (
     key_text      text not null,
     kind          text not null,
     strategy      text not null,
+    constraint_name name,
+    other_key     uuid,
+    other_key_text text,
     winning_stamp uuid not null,
     losing_stamp  uuid not null,
-    winning_node  integer not null,
-    losing_node   integer not null,
+    winning_node  integer,
+    losing_node   integer,
     winning_image jsonb,
     losing_image  jsonb,
     noticed_at    timestamptz not null default clock_timestamp(),
@@ -176,7 +180,7 @@ create table syncagent.conflict_record (
 );
 create index conflict_record_key on syncagent.conflict_record (schema_name, table_name, key);
 create index conflict_record_time on syncagent.conflict_record (noticed_at);
-comment on table syncagent.conflict_record is 'every version that was overwritten unseen, with both images';
+comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; a node that is not known any more is null';
 
 -- The agent and its verbs ----------------------------------------------------------------------------------
 

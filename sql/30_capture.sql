@@ -209,6 +209,8 @@ begin
                 select string_agg(format('perform syncagent._lift_number(%s, %L, (select max(s.c%s) from pg_temp.stage_%1$s s where s._deleted is not true));',
                                          p_id, x.column_name, array_position(v_table.columns, x.column_name)), ' ' order by x.column_name)
                 from syncagent.stride x where x.relation = p_id), ''),
+            'check_deferrable', case when syncagent._deferrable(v_table.relation)
+                then format('perform syncagent._check_deferrable(%s);', p_id) else '' end,
             'guard', case when v_parts then format('if pg_partition_root(tg_relid) is distinct from %L::regclass then return null; end if;', v_name) else '' end,
             'title', quote_literal(v_name),
             'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
@@ -652,7 +654,7 @@ end
 $$;
 comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
 
-create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour') returns integer
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour', p_on_unique jsonb default '{}') returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -677,8 +679,8 @@ begin
         lock table syncagent.merge_lock in exclusive mode;
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
-    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, k.names, not k.uuid,
+    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, on_unique, key_columns, derived, columns)
+    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_on_unique, k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace

@@ -43,6 +43,10 @@ begin
     create temp table if not exists verdict (
         key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
         absent boolean, trace boolean, unborn boolean, sqlstate text, reason text);
+    create temp table if not exists collision (
+        rule name, loser uuid, key_text text, odd text, losing_stamp uuid, losing_image jsonb, tid tid, leaf oid,
+        winner uuid, winner_text text, winning_stamp uuid, winning_image jsonb, due boolean);
+    create temp table if not exists yielded (relation integer, key uuid, odd text, primary key (relation, key));
 end
 $$;
 comment on function syncagent._prepare_session is 'work tables of one session of the agent';

@@ -63,6 +63,7 @@ declare
 begin
     execute format('select not exists (select from syncagent.version_%s)', p_relation) into v_free;
     return v_free and not exists (select from syncagent.stride x where x.relation = p_relation)
+        and not (select syncagent._deferrable(r.relation) from syncagent.replicated r where r.id = p_relation)
         -- what the forest may have sealed must be marked, and only what is staged is
         and not exists (select from syncagent.forest f where f.relation = p_relation
                         and (p_lowest < syncagent._first_key(f.horizon * syncagent._width(f.bucket, true), true)) is not false)
@@ -119,7 +120,7 @@ end
 $$;
 comment on function syncagent._apply_end is 'last step of a merge: the frontier moves with the rows, or not at all';
 
-create function syncagent._merge(p_relations integer[], p_origin integer, p_after bigint, p_locked boolean, p_careful boolean, p_record boolean)
+create function syncagent._merge(p_relations integer[], p_origin integer, p_after bigint, p_locked boolean, p_careful boolean, p_settle boolean, p_record boolean)
     returns table (taken bigint, conflicts bigint, parked bigint)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -142,11 +143,12 @@ begin
         execute format('select syncagent.judge_%s($1, false)', v_id) into v_count using p_origin;
         v_conflicts := v_conflicts + v_count;
         if p_careful then
-            v_count := syncagent._write_carefully(v_id, p_origin);
+            v_count := syncagent._write_carefully(v_id, p_origin, p_settle);
         else
             execute format('select syncagent.write_%s($1)', v_id) into v_count using p_origin;
         end if;
         execute format('select syncagent.recheck_%s($1)', v_id) using v_seen;
+        v_conflicts := v_conflicts + case when p_careful then syncagent._log_yielded() else 0 end;
         if p_record then
             execute format('select syncagent.record_%s($1, $2)', v_id) using p_origin, p_after;
         end if;
@@ -156,7 +158,7 @@ begin
     return query select v_taken, v_conflicts, v_parked;
 end
 $$;
-comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: park rows that break a constraint; record: remember what came, to hand it on';
+comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: settle, or park, rows that break a constraint, settle only if this is all that comes at once; record: remember what came, to hand it on';
 
 create function syncagent._skip(p_relations integer[], p_after bigint) returns void
     language plpgsql volatile
@@ -204,165 +206,6 @@ begin
 end
 $$;
 comment on function syncagent._await_refused is 'wait for one row that others hold, holding nothing else; the first step of a merge that was refused twice';
-
-create function syncagent._retry_parked() returns bigint
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-#variable_conflict use_column
-declare
-    v_before bigint := (select count(*) from syncagent.parked_row);
-    v_seen   pg_snapshot;
-    r        record;
-begin
-    for r in
-        select distinct p.relation, p.node from syncagent.parked_row p
-        join syncagent.replicated t on t.id = p.relation join pg_class c on c.oid = t.relation order by 1, 2
-    loop
-        perform syncagent._empty('pg_temp.verdict');
-        execute format('select syncagent.stage_%s()', r.relation);
-        execute format('select syncagent.unpark_%s($1)', r.relation) using r.node;
-        v_seen := pg_current_snapshot();
-        execute format('select syncagent.judge_%s($1, true)', r.relation) using r.node;
-        perform syncagent._write_carefully(r.relation, r.node);
-        execute format('select syncagent.recheck_%s($1)', r.relation) using v_seen;
-        execute format('truncate pg_temp.stage_%s', r.relation);
-    end loop;
-    return v_before - (select count(*) from syncagent.parked_row);
-end
-$$;
-comment on function syncagent._retry_parked is 'try parked rows again, those of one table and origin together; returns how many are parked no longer';
-
-create function syncagent._may_park(p_state text) returns boolean
-    language sql immutable
-    set search_path = pg_catalog, pg_temp
-    as $$ select left(p_state, 2) in ('22', '23', '38', '39', 'P0') or p_state = '42883' $$;
-comment on function syncagent._may_park is 'whether an error is one row''s doing: it breaks a constraint, or a function that a CHECK calls raises or does not find what it calls';
-
-create function syncagent._write_carefully(p_relation integer, p_origin integer) returns bigint
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-#variable_conflict use_column
-declare
-    v_count bigint;
-    v_state text;
-    v_said  text;
-    v_constraint text;
-    v_parked bigint;
-begin
-    loop
-        begin
-            execute format('select syncagent.write_%s($1)', p_relation) into v_count using p_origin;
-            return v_count;
-        exception when others then
-            get stacked diagnostics v_state = returned_sqlstate, v_said = message_text, v_constraint = constraint_name;
-            if not syncagent._may_park(v_state) then
-                raise;
-            end if;
-            if exists (select from syncagent.replicated t cross join lateral syncagent._nodes(t.relation) as x (node)
-                       join pg_constraint c on c.conrelid = x.node
-                       where t.id = p_relation and c.contype = 'p' and c.conname = v_constraint) then
-                raise exception 'a row with a key of the batch appeared meanwhile' using errcode = 'SA101';
-            end if;
-        end;
-        -- Rows that collide with rows outside the batch first: exact, whatever passes between rows inside it.
-        continue when syncagent._park_collisions(p_relation) > 0;
-        select count(*) into v_parked from pg_temp.verdict d where d.reason is not null;
-        perform syncagent._park_breakers(p_relation, p_origin);
-        if v_parked = (select count(*) from pg_temp.verdict d where d.reason is not null) then
-            raise exception 'the batch cannot be written, and no row of it is at fault: %', v_said using errcode = 'SA104';
-        end if;
-    end loop;
-end
-$$;
-comment on function syncagent._write_carefully is 'write_N, parking the rows that a constraint refuses; ends because every round parks at least one, or it is given up';
-
-create function syncagent._park_collisions(p_relation integer) returns bigint
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_tokens jsonb := syncagent._tokens(p_relation);
-    v_parked bigint := 0;
-    v_count  bigint;
-    r        record;
-begin
-    for r in
-        select quote_literal(c.relname) as name,
-               coalesce(' where ' || pg_get_expr(i.indpred, i.indrelid, true), '') as predicate,
-               (select string_agg(format('%s as e%s', pg_get_indexdef(i.indexrelid, k, true), k), ', ') from generate_series(1, i.indnkeyatts) k) as expressions,
-               (select string_agg(format('x.e%1$s = y.e%1$s', k), ' and ') from generate_series(1, i.indnkeyatts) k) as equal
-        from pg_index i join pg_class c on c.oid = i.indexrelid
-        join syncagent.replicated t on t.relation = i.indrelid
-        where t.id = p_relation and i.indisunique and not i.indisprimary
-    loop
-        execute syncagent._render($sql$
-            insert into pg_temp.verdict (key, loses, conflict, kind, incoming, sqlstate, reason)
-            select distinct on (x._key) x._key, true, false, 'parked', x._stamp, '23505', format('another row has the value of %s', {name})
-            from (select {expressions}, q._key, q._stamp from (
-                    select {stage_as_table}, s._key, s._stamp from {stage} s
-                    where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses)
-                 ) as q {predicate}) as x
-            join (select {expressions}, t._key from (select t.*, {key} as _key from {table} t) as t {predicate}) as y on {equal}
-            where x._key <> y._key
-              and not exists (
-                select from {stage} s where s._key = y._key
-                and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses))
-            $sql$,
-            v_tokens || jsonb_build_object('name', r.name, 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal));
-        get diagnostics v_count = row_count;
-        v_parked := v_parked + v_count;
-    end loop;
-    return v_parked;
-end
-$$;
-comment on function syncagent._park_collisions is 'mark staged rows whose unique values are held by rows outside the batch';
-
-create function syncagent._park_breakers(p_relation integer, p_origin integer) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-#variable_conflict use_column
-declare
-    v_keys  uuid[];
-    v_low   integer := 1;
-    v_size  integer;
-    v_state text;
-    v_said  text;
-begin
-    -- Halve what is left until one row alone is refused beside all those accepted so far.
-    execute syncagent._render(
-        'select array(select s._key from {stage} s where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses) order by s._key)',
-        syncagent._tokens(p_relation)) into v_keys;
-    v_size := greatest(cardinality(v_keys), 1);
-    while v_low <= cardinality(v_keys) loop
-        begin
-            insert into pg_temp.verdict (key, loses, kind) select k, true, 'later' from unnest(v_keys[v_low + v_size :]) as k;
-            execute format('select syncagent.write_%s($1)', p_relation) using p_origin;
-            raise exception using errcode = 'SA000';
-        exception
-            when sqlstate 'SA000' then
-                v_low := v_low + v_size;
-                v_size := v_size * 2;
-                continue;
-            when others then
-                get stacked diagnostics v_state = returned_sqlstate, v_said = message_text;
-                if not syncagent._may_park(v_state) then
-                    raise;
-                end if;
-        end;
-        if v_size > 1 then
-            v_size := (v_size + 1) / 2;
-        else
-            insert into pg_temp.verdict (key, loses, conflict, kind, sqlstate, reason)
-            values (v_keys[v_low], true, false, 'parked', v_state, v_said);
-            v_low := v_low + 1;
-        end if;
-    end loop;
-end
-$$;
-comment on function syncagent._park_breakers is 'mark staged rows that any other constraint refuses';
 
 create function syncagent._apply_template() returns text
     language sql immutable
@@ -552,14 +395,14 @@ begin
 end
 $$;
 
-create function syncagent.unpark_{id}(p_node integer) returns void
+create function syncagent.unpark_{id}(p_node integer, p_keys uuid[]) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 begin
     insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})
     select nullif(p.stamp, syncagent._implicit(p.key)), p.cut, false, (p.image::syncagent.row_{id}).*
-    from syncagent.parked_row p where p.relation = {id} and p.node = p_node;
+    from syncagent.parked_row p where p.relation = {id} and p.node = p_node and p.key = any (p_keys);
 end
 $$;
 
@@ -644,6 +487,8 @@ begin
         get diagnostics v_rows = row_count;
         v_taken := v_taken + v_rows;
     end if;
+
+    {check_deferrable}
 
     if v_plain < v_staged and exists (select from syncagent.version_{id}) then
         update syncagent.version_{id} v set stamp = s._stamp, node = p_origin, cut = s._cut, deleted = s._deleted

@@ -355,7 +355,7 @@ begin
         perform syncagent._empty('pg_temp.verdict');
         execute format('select syncagent.judge_%s($1, false)', p_relation) into v_count using v_origin;
         v_conflicts := v_conflicts + v_count;
-        v_taken := v_taken + syncagent._write_carefully(p_relation, v_origin);
+        v_taken := v_taken + syncagent._write_carefully(p_relation, v_origin, false);
     end loop;
     execute syncagent._render($sql$
         select exists (

@@ -158,7 +158,7 @@ begin
         execute syncagent._render('insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})'
                                   ' select s._stamp, s._cut, s._stamp is not null and coalesce(s._deleted, false), {s_columns} from pg_temp.staged s where s._node = $1', v_tokens) using v_origin;
         perform syncagent._empty('pg_temp.verdict');
-        perform syncagent._write_carefully(p_relation, v_origin);
+        perform syncagent._write_carefully(p_relation, v_origin, false);
         v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
         execute format('select syncagent.recheck_%s($1)', p_relation) using v_seen;
     end loop;

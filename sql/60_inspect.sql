@@ -64,7 +64,7 @@ comment on function syncagent._agent_runs is 'whether an agent holds this site';
 create function syncagent._site_name(p_node integer) returns text
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
-    as $$ select coalesce((select m.name from syncagent.member m where m.node = p_node), format('node %s', p_node)) $$;
+    as $$ select coalesce((select m.name from syncagent.member m where m.node = p_node), 'node ' || p_node) $$;
 comment on function syncagent._site_name is 'name of a member; one that has left is known by its number';
 
 create function syncagent._key_text(p_shown jsonb, p_keys name[]) returns text
@@ -180,9 +180,9 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        syncagent._site_name(c.winning_node) as winner, syncagent._site_name(c.losing_node) as loser,
        c.winning_image, c.losing_image, c.winning_stamp, c.losing_stamp,
        syncagent.stamp_time(c.winning_stamp) as winning_time, syncagent.stamp_time(c.losing_stamp) as losing_time,
-       c.noticed_at, c.settled_how, c.settled_at
+       c.noticed_at, c.settled_how, c.settled_at, c.constraint_name::text as constraint_name, c.other_key_text as other_key
 from syncagent.conflict_record c;
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted';
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint the row of other_key keeps it';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,

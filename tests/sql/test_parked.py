@@ -42,6 +42,8 @@ LOCAL = {
     ),
 }
 """What only the receiver has: how it comes, how it goes, and its error."""
+REPORT = """update syncagent.replicated set on_unique = '{"only_one": "report", "apart": "report", "item_value_key": "report", "item_x_key": "report"}'"""
+"""Else one of the two rows would yield: tests/sql/test_unique.py."""
 
 
 async def values(site: Site) -> list[int | None]:
@@ -53,6 +55,7 @@ async def test_only_the_offending_rows_are_parked(sites: Sites, pair: Pair, cons
     a, b = await sites(SCHEMA, *pair)
     comes, goes, state = LOCAL[constraint]
     await b.do(
+        REPORT,
         comes,
         f"insert into item values ('{key(0)}', 25, {'null' if constraint == 'expression' else repr('b')}, 1)",
     )
@@ -78,6 +81,7 @@ UNIQUE = "create table item (id uuid primary key, value int unique, note text)"
 
 async def collide(a: Site, b: Site) -> None:
     """A's row of key 1 is parked at B, where key 2 has its value."""
+    await b.do(REPORT)
     await b.do(f"insert into item values ('{key(2)}', 7, 'b')")
     await a.do(f"insert into item values ('{key(1)}', 7, 'a'), ('{key(3)}', 3, 'a')")
     await ship(a, b)
@@ -122,6 +126,7 @@ async def test_parked_row_is_deleted_at_its_origin(sites: Sites, pair: Pair) -> 
 
 async def test_parked_update_keeps_the_row_as_it_was(sites: Sites, pair: Pair) -> None:
     a, b = await sites(UNIQUE, *pair)
+    await b.do(REPORT)
     await a.do(f"insert into item values ('{key(1)}', 1)")
     await exchange(a, b)
     await b.do(f"insert into item values ('{key(2)}', 7)")
@@ -139,6 +144,7 @@ async def test_parked_update_keeps_the_row_as_it_was(sites: Sites, pair: Pair) -
 async def test_superseded_parked_row_leaves_a_conflict(sites: Sites, pair: Pair) -> None:
     # The application writes the row that it still sees; the parked version never shows.
     a, b = await sites(UNIQUE, *pair)
+    await b.do(REPORT)
     await a.do(f"insert into item values ('{key(1)}', 1)")
     await exchange(a, b)
     await b.do(f"insert into item values ('{key(2)}', 7)")
@@ -158,6 +164,7 @@ async def test_superseded_parked_row_leaves_a_conflict(sites: Sites, pair: Pair)
 async def test_parked_row_superseded_by_an_older_batch(sites: Sites, pair: Pair) -> None:
     # What comes in loses against the local write that superseded the parked row: that row is not forgotten.
     a, b, c = await sites(UNIQUE, *pair, pair[0])
+    await b.do(REPORT)
     await a.do(f"insert into item values ('{key(1)}', 1)")
     await exchange(a, b, c)
     await c.do(f"update item set value = 3 where id = '{key(1)}'")
@@ -195,6 +202,7 @@ async def test_parked_work_does_not_poison_what_comes_next(sites: Sites, pair: P
 
 async def test_two_parked_rows_that_free_each_other(sites: Sites, pair: Pair) -> None:
     a, b = await sites(UNIQUE, *pair)
+    await b.do(REPORT)
     await b.do(f"insert into item values ('{key(8)}', 1), ('{key(9)}', 2)")
     await a.do(f"insert into item values ('{key(1)}', 1), ('{key(2)}', 2)")
     await ship(a, b)
@@ -213,6 +221,7 @@ async def test_two_parked_rows_that_free_each_other(sites: Sites, pair: Pair) ->
 async def test_columns_named_like_our_aliases_are_parked_whole(sites: Sites, pair: Pair) -> None:
     schema = "create table item (id uuid primary key, x int unique, t text, s int[], key text, d jsonb)"
     a, b = await sites(schema, *pair)
+    await b.do(REPORT)
     await b.do(f"insert into item values ('{key(2)}', 7)")
     await a.do(f"""insert into item values ('{key(1)}', 7, 'a, "b"', '{{1,null}}', '', '{{"k": [1]}}')""")
     await ship(a, b)

@@ -44,7 +44,7 @@ class PostgresReplica:
                 if attempt >= _ROWS_FIRST:
                     await self._take_refused(staged)
                 await turn.enter_async_context(self._alone())
-                return await self._merge(staged, attempt=attempt, careful=careful)
+                return await self._merge(staged, attempt=attempt, careful=careful, settle=True)
 
         return await self._carefully(merge)
 
@@ -59,7 +59,9 @@ class PostgresReplica:
                 await turn.enter_async_context(self._alone())
                 for header, spool in parts:
                     staged = await self._stage(header, spool)
-                    total += await self._merge(staged, attempt=attempt, careful=careful)
+                    total += await self._merge(staged, attempt=attempt, careful=careful, settle=False)
+                if careful:  # now all of it is here: what still collides does
+                    await self._session.fetchval("select syncagent._retry_parked()")
             return total
 
         return await self._carefully(merge)
@@ -123,7 +125,7 @@ class PostgresReplica:
         await session.fetchval("select syncagent._await_refused($1, $2)", staged.relations, _WAIT_MS)
         await session.execute(f"set local lock_timeout = {int(limits.LOCK_TIMEOUT * 1000)}")
 
-    async def _merge(self, staged: "_Staged", *, attempt: int, careful: bool) -> Applied:
+    async def _merge(self, staged: "_Staged", *, attempt: int, careful: bool, settle: bool) -> Applied:
         session, header = self._session, staged.header
         await session.fetchval("select syncagent._plan_for(null, $1)", header.rows)
         record = await session.fetchval(
@@ -145,12 +147,13 @@ class PostgresReplica:
                 await source.stage(session)
         result = await session.fetchrow(
             "select sum(taken)::bigint as taken, sum(conflicts)::bigint as conflicts, sum(parked)::bigint as parked"
-            " from syncagent._merge($1, $2, $3, $4, $5, $6)",
+            " from syncagent._merge($1, $2, $3, $4, $5, $6, $7)",
             staged.relations,
             header.origin,
             header.after,
             attempt > 0 or careful,
             careful,
+            settle,
             record,
         )
         await session.fetchval(

@@ -1,0 +1,447 @@
+-- What applying can run into: rows that break a constraint here.
+--
+-- A constraint holds at every site, and no site can refuse what another has committed. Two rows with one value of a unique
+-- or exclusion constraint are a *collision*: of the two the row of the larger key yields, everywhere, whichever came first.
+-- Its value is taken from it, which is a write of the site that sees the collision: logged, cut and shipped. Others may do
+-- the same at once; what they write is equal. Only what remains once all of a batch, or knot, is there is a collision:
+-- values pass between rows inside of it (tests/model/unique.py shows what each of these rules prevents).
+--
+-- A row that breaks anything else is *parked*: it waits here, alone, and is tried again after every batch.
+
+create function syncagent._room(p_type oid, p_modifier integer) returns integer
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with recursive up (type, modifier) as (
+        select p_type, p_modifier
+        union all
+        select t.typbasetype, t.typtypmod from up join pg_type t on t.oid = up.type where t.typbasetype <> 0
+    ) select coalesce(min(modifier - 4) filter (where modifier >= 4), 10485760) from up
+$$;
+comment on function syncagent._room is 'how many characters a column of text holds';
+
+create function syncagent._rules(p_relation integer)
+    returns table (name name, kind text, policy text, is_deferrable boolean, predicate text, expressions text, equal text,
+                   column_name name, yields text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select c.relname, case when i.indisexclusion then 'exclusion' else 'unique' end,
+           case when y.attname is null then 'report' else coalesce(t.on_unique ->> c.relname::text, 'keep-both') end,
+           exists (select from pg_constraint d where d.conindid = i.indexrelid and d.condeferrable),
+           coalesce(' where ' || pg_get_expr(i.indpred, i.indrelid, true), ''),
+           (select string_agg(format('%s as e%s', pg_get_indexdef(i.indexrelid, k, true), k), ', ' order by k) from generate_series(1, i.indnkeyatts) k),
+           (select string_agg(format(case when w.nulls_too then '(x.e%1$s operator(%2$I.%3$s) y.e%1$s or x.e%1$s is null and y.e%1$s is null)'
+                                          else 'x.e%1$s operator(%2$I.%3$s) y.e%1$s' end, k, n.nspname, o.oprname), ' and ' order by k)
+            from generate_series(1, i.indnkeyatts) k
+            join pg_operator o on o.oid = coalesce(x.conexclop[k], (
+                select a.amopopr from pg_opclass b join pg_amop a on a.amopfamily = b.opcfamily and a.amopstrategy = 3
+                    and a.amoplefttype = b.opcintype and a.amoprighttype = b.opcintype
+                where b.oid = i.indclass[k - 1]))
+            join pg_namespace n on n.oid = o.oprnamespace),
+           y.attname, y.yields
+    from syncagent.replicated t join pg_index i on i.indrelid = t.relation join pg_class c on c.oid = i.indexrelid
+    cross join lateral (select coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) as nulls_too) as w   -- from 15 on
+    left join pg_constraint x on x.conindid = i.indexrelid and x.conexclop is not null
+    left join lateral (
+        select a.attname, case when v.nullable then 'null' else 'suffix' end as yields
+        from (
+            select u.n, u.o from unnest(i.indkey::smallint[]) with ordinality as u (n, o) where u.n > 0 and u.o <= i.indnkeyatts
+            union all
+            select d.refobjsubid, 0 from pg_depend d   -- inside an expression
+            where i.indexprs is not null and i.indpred is null and d.classid = 'pg_class'::regclass and d.objid = i.indexrelid
+              and d.refclassid = 'pg_class'::regclass and d.refobjid = i.indrelid and d.refobjsubid > 0
+        ) as k
+        join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.n
+        join pg_type b on b.oid = a.atttypid
+        cross join lateral (
+            select not (a.attnotnull or b.typnotnull or w.nulls_too) as nullable,
+                   not i.indisexclusion and syncagent._base_type(a.atttypid) in ('text'::regtype, 'varchar'::regtype)
+                   and syncagent._room(a.atttypid, a.atttypmod) >= 24 as spelled
+        ) as v
+        where (v.nullable or v.spelled) and a.attname <> all (t.key_columns) and a.attgenerated = '' and a.attidentity = ''
+          and not exists (
+            select from pg_constraint f
+            where f.contype = 'f' and (f.conrelid = i.indrelid and a.attnum = any (f.conkey) or f.confrelid = i.indrelid and a.attnum = any (f.confkey)))
+        order by k.o desc, a.attnum desc limit 1
+    ) as y on true
+    where t.id = p_relation and (i.indisunique or i.indisexclusion) and not i.indisprimary and i.indislive
+$$;
+comment on function syncagent._rules is 'unique and exclusion constraints of an attached table: what they compare, what is done about a collision, and which column of the row that yields becomes null or gets a suffix; one of a foreign key, or of the key, is left alone';
+
+create function syncagent._settle_collisions(p_relation integer, p_origin integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_last    record := syncagent._last_cut();
+    v_me      syncagent.local_site;
+    v_table   syncagent.replicated;
+    v_tokens  jsonb;
+    v_settled bigint := 0;
+    v_count   bigint;
+    v_type    oid;
+    v_room    integer;
+    r         record;
+begin
+    select * into strict v_me from syncagent.local_site;
+    select * into strict v_table from syncagent.replicated where id = p_relation;
+    v_tokens := syncagent._tokens(p_relation);
+    if v_tokens ->> 'odd_value' = '' then
+        v_tokens := v_tokens || jsonb_build_object('odd_value', ', null::text as odd');
+    end if;
+    for r in select * from syncagent._rules(p_relation) as u where u.policy = 'keep-both' order by u.name loop
+        select a.atttypid, syncagent._room(a.atttypid, a.atttypmod) into strict v_type, v_room
+        from pg_attribute a where a.attrelid = v_table.relation and a.attname = r.column_name;
+        v_tokens := v_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind),
+            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column', quote_ident(r.column_name),
+            'stage_column', 'c' || array_position(v_table.columns, r.column_name),
+            -- of texts what there is room for, and a mark that the key alone decides
+            'yielded', case r.yields when 'null' then 'null' else format(
+                'left(coalesce(f.value::text, ''''), %s) || ''~'' || left(md5(c.loser::text), 12)', v_room - 13) end);
+
+        -- Which rows collide: one that came with one that is here and stays as it is, or with another that came.
+        execute syncagent._render($sql$
+            with incoming as materialized (
+                select {expressions}, t."$key" as key, t."$stamp" as stamp, t."$image" as image, {t_key_text} as key_text {odd_value}
+                from (select {stage_as_table}, s._key as "$key", coalesce(s._stamp, syncagent._implicit(s._key)) as "$stamp",
+                             (select to_jsonb(x.*) from (select {stage_as_table}) as x) as "$image"
+                      from {stage} s
+                      where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses)) as t {predicate}
+            ), here as not materialized (
+                select {expressions}, t."$key" as key, t."$image" as image, {t_key_text} as key_text {odd_value}, t."$tid" as tid, t."$leaf" as leaf
+                from (select t.*, {key} as "$key", to_jsonb(t.*) as "$image", t.ctid as "$tid", t.tableoid as "$leaf" from {table} t) as t {predicate}
+            ), pair as (
+                select x.key as loser, x.key_text, x.odd, x.stamp as losing_stamp, x.image as losing_image, null::tid as tid, null::oid as leaf,
+                       y.key as winner, y.key_text as winner_text, null::uuid as winning_stamp, y.image as winning_image
+                from incoming x join here y on {equal} where x.key > y.key and y.key not in (select i.key from {stage_keys} i)
+                union all
+                select y.key, y.key_text, y.odd, null, y.image, y.tid, y.leaf, x.key, x.key_text, x.stamp, x.image
+                from incoming x join here y on {equal} where x.key < y.key and y.key not in (select i.key from {stage_keys} i)
+                union all
+                select x.key, x.key_text, x.odd, x.stamp, x.image, null, null, y.key, y.key_text, y.stamp, y.image
+                from incoming x join incoming y on {equal} where x.key > y.key
+            )
+            insert into pg_temp.collision (rule, loser, key_text, odd, losing_stamp, losing_image, tid, leaf, winner, winner_text, winning_stamp, winning_image, due)
+            select distinct on (p.loser) {rule}, p.loser, p.key_text, p.odd, p.losing_stamp, p.losing_image, p.tid, p.leaf,
+                   p.winner, p.winner_text, p.winning_stamp, p.winning_image, true
+            from pair p where not exists (select from pg_temp.collision c where c.rule = {rule} and c.loser = p.loser)
+            order by p.loser, p.winner
+            $sql$, v_tokens || jsonb_build_object('stage_keys', syncagent._render($sql$(
+                select s._key as key from {stage} s where s._deleted is true
+                    or not exists (select from pg_temp.verdict d where d.key = s._key and d.loses))$sql$, v_tokens)));
+        get diagnostics v_count = row_count;
+        continue when v_count = 0;
+        v_settled := v_settled + v_count;
+
+        execute syncagent._render($sql$
+            with unfolded as materialized (
+                select k.key, syncagent._stamp(max(x.tx_hlc), $1) as stamp
+                from (select l.relation, l.keys, max(l.hlc) over (partition by l.xid) as tx_hlc
+                      from syncagent.log l where l.xid >= $3 or l.xid = any ($4)) as x cross join lateral unnest(x.keys) as k (key)
+                where x.relation = {id} group by k.key
+            ), known as (
+                select k.key, coalesce(greatest(v.stamp, u.stamp), syncagent._implicit(k.key)) as stamp,
+                       case when u.stamp is not null and (v.stamp is null or u.stamp >= v.stamp) then $2
+                            else coalesce(v.node, (select e.node from syncagent.cut_keys e
+                                                   where e.relation = {id} and e.implicit and k.key = any (e.keys) limit 1)) end as node
+                from (select c.loser as key from pg_temp.collision c where c.due and c.losing_stamp is null
+                      union select c.winner from pg_temp.collision c where c.due and c.winning_stamp is null) as k
+                left join syncagent.version_{id} v on v.key = k.key left join unfolded u on u.key = k.key
+            )
+            insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
+                winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+            select syncagent._name_uuid(format('%s %s %s %s %s', {title}, c.rule, c.winner, c.loser, coalesce(c.losing_stamp, l.stamp))),
+                   {schema_literal}, {table_literal}, c.loser, c.key_text, {kind}, 'keep-both', c.rule, c.winner, c.winner_text,
+                   coalesce(c.winning_stamp, w.stamp), coalesce(c.losing_stamp, l.stamp),
+                   case when c.winning_stamp is null then w.node else $5 end, case when c.losing_stamp is null then l.node else $5 end,
+                   c.winning_image, c.losing_image
+            from pg_temp.collision c left join known l on l.key = c.loser left join known w on w.key = c.winner
+            where c.due
+            on conflict (id) do nothing
+            $sql$, v_tokens) using v_me.tail, v_me.node, v_last.xmax, v_last.xip, p_origin;
+
+        execute syncagent._render($sql$
+            update pg_temp.stage_{id} s set {stage_column} = {yielded}
+            from pg_temp.collision c
+            join (select s.ctid as tid, {stage_key} as key, s.{stage_column} as value from pg_temp.stage_{id} s) as f on f.key = c.loser
+            where c.due and c.tid is null and s.ctid = f.tid
+            $sql$, v_tokens || jsonb_build_object('stage_key', syncagent._stage_key(v_table)));
+        execute syncagent._render($sql$
+            update {table} t set {column} = {yielded}
+            from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
+            where c.due and t.ctid = c.tid and t.tableoid = c.leaf
+            $sql$, v_tokens || jsonb_build_object('column_literal', quote_literal(r.column_name)));
+        get diagnostics v_count = row_count;
+        if v_count < (select count(*) from pg_temp.collision c where c.due and c.tid is not null) then
+            raise exception 'a row of % that is to yield was written meanwhile', v_tokens ->> 'title' using errcode = 'SA101';
+        end if;
+        insert into pg_temp.yielded (relation, key, odd)
+        select p_relation, c.loser, c.odd from pg_temp.collision c where c.due
+        on conflict do nothing;
+        update pg_temp.collision c set due = false where c.due;
+    end loop;
+    return v_settled;
+end
+$$;
+comment on function syncagent._settle_collisions is 'take from rows that yield, staged or here, the value that another one has; recorded as conflicts; returns how many';
+
+create function syncagent._log_yielded() returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_rows bigint;
+begin
+    insert into syncagent.log (xid, relation, op, hlc, keys, odd)
+    select pg_current_xact_id(), y.relation, 'U', syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end
+    from (select y.*, (row_number() over (partition by y.relation order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
+    group by y.relation, y.chunk;
+    delete from pg_temp.yielded;
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$$;
+comment on function syncagent._log_yielded is 'rows that have yielded are written by this site: the next cut ships them; returns how many';
+
+create function syncagent._deferrable(p_table regclass) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$ select exists (select from pg_constraint c where c.conrelid = p_table and c.contype in ('u', 'x') and c.condeferrable) $$;
+comment on function syncagent._deferrable is 'whether a table has constraints that the server does not check while a batch is applied';
+
+create function syncagent._check_deferrable(p_relation integer) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_found boolean;
+    r       record;
+begin
+    -- The server checks these by triggers, and those do not fire while a batch is applied.
+    for r in select * from syncagent._rules(p_relation) as u where u.is_deferrable loop
+        execute syncagent._render($sql$
+            select exists (
+                select from (select {expressions}, t."$key" as key from (select t.*, s._key as "$key" from {stage} s join {table} t on {t_eq_s}) as t {predicate}) as x
+                join (select {expressions}, t."$key" as key from (select t.*, {key} as "$key" from {table} t) as t {predicate}) as y on {equal}
+                where x.key <> y.key)
+            $sql$, syncagent._tokens(p_relation)
+                || jsonb_build_object('predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal)) into v_found;
+        if v_found then
+            raise exception 'another row has the value of %', r.name
+                using errcode = case r.kind when 'unique' then 'unique_violation' else 'exclusion_violation' end, constraint = r.name;
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._check_deferrable is 'raise what a deferrable unique or exclusion constraint would say of the rows that came';
+
+-- Parked rows -----------------------------------------------------------------------------------------------
+
+create function syncagent._retry_parked() returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_before bigint := (select count(*) from syncagent.parked_row);
+    r        record;
+begin
+    for r in
+        select p.relation, p.node, array_agg(p.key) as keys from syncagent.parked_row p
+        join syncagent.replicated t on t.id = p.relation join pg_class c on c.oid = t.relation
+        group by 1, 2 order by 1, 2
+    loop
+        perform syncagent._retry(r.relation, r.node, r.keys);
+        continue when cardinality(r.keys) = 1;
+        -- those that still collide with one that is here, each alone: one of them may be what kept the others from yielding
+        perform syncagent._retry(r.relation, r.node, array[k.key])
+        from (select p.key from syncagent.parked_row p
+              where p.relation = r.relation and p.node = r.node and p.sqlstate in ('23505', '23P01') order by p.since, p.key limit 100) as k;
+    end loop;
+    return v_before - (select count(*) from syncagent.parked_row);
+end
+$$;
+comment on function syncagent._retry_parked is 'try parked rows again, those of one table and origin together; returns how many are parked no longer';
+
+create function syncagent._retry(p_relation integer, p_node integer, p_keys uuid[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_seen pg_snapshot;
+begin
+    perform syncagent._empty('pg_temp.verdict');
+    execute format('select syncagent.stage_%s()', p_relation);
+    execute format('select syncagent.unpark_%s($1, $2)', p_relation) using p_node, p_keys;
+    v_seen := pg_current_snapshot();
+    execute format('select syncagent.judge_%s($1, true)', p_relation) using p_node;
+    perform syncagent._write_carefully(p_relation, p_node, true);
+    execute format('select syncagent.recheck_%s($1)', p_relation) using v_seen;
+    perform syncagent._log_yielded();
+    execute format('truncate pg_temp.stage_%s', p_relation);
+end
+$$;
+comment on function syncagent._retry is 'try parked rows of one table and origin again';
+
+create function syncagent._may_park(p_state text) returns boolean
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$ select left(p_state, 2) in ('22', '23', '38', '39', 'P0') or p_state = '42883' $$;
+comment on function syncagent._may_park is 'whether an error is one row''s doing: it breaks a constraint, or a function that a CHECK calls raises or does not find what it calls';
+
+create function syncagent._write_carefully(p_relation integer, p_origin integer, p_settle boolean) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_count bigint;
+    v_state text;
+    v_said  text;
+    v_constraint text;
+    v_parked bigint;
+    v_settle boolean := p_settle;
+begin
+    loop
+        begin
+            execute format('select syncagent.write_%s($1)', p_relation) into v_count using p_origin;
+            return v_count;
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate, v_said = message_text, v_constraint = constraint_name;
+            if not syncagent._may_park(v_state) then
+                raise;
+            end if;
+            if exists (select from syncagent.replicated t cross join lateral syncagent._nodes(t.relation) as x (node)
+                       join pg_constraint c on c.conrelid = x.node
+                       where t.id = p_relation and c.contype = 'p' and c.conname = v_constraint) then
+                raise exception 'a row with a key of the batch appeared meanwhile' using errcode = 'SA101';
+            end if;
+        end;
+        if v_settle then
+            v_count := syncagent._write_settled(p_relation, p_origin);
+            if v_count is not null then
+                return v_count;
+            end if;
+            v_settle := false;   -- one that cannot yield keeps the others from it: each is tried alone once it is parked
+        end if;
+        -- Rows that collide with rows outside the batch first: exact, whatever passes between rows inside it.
+        continue when syncagent._park_collisions(p_relation) > 0;
+        select count(*) into v_parked from pg_temp.verdict d where d.reason is not null;
+        perform syncagent._park_breakers(p_relation, p_origin);
+        if v_parked = (select count(*) from pg_temp.verdict d where d.reason is not null) then
+            raise exception 'the batch cannot be written, and no row of it is at fault: %', v_said using errcode = 'SA104';
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._write_carefully is 'write_N, settling collisions, or parking the rows that a constraint refuses; ends because every round parks at least one, or it is given up';
+
+create function syncagent._write_settled(p_relation integer, p_origin integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_count bigint;
+    v_state text;
+begin
+    delete from pg_temp.collision;
+    loop
+        if syncagent._settle_collisions(p_relation, p_origin) = 0 then
+            raise exception using errcode = 'SA000';   -- what is still refused is something else
+        end if;
+        begin
+            execute format('select syncagent.write_%s($1)', p_relation) into v_count using p_origin;
+            return v_count;
+        exception when unique_violation or exclusion_violation then
+            null;   -- no row yields twice to one constraint, so this ends
+        end;
+    end loop;
+exception when others then
+    get stacked diagnostics v_state = returned_sqlstate;
+    if v_state = 'SA000' or syncagent._may_park(v_state) then
+        return null;
+    end if;
+    raise;
+end
+$$;
+comment on function syncagent._write_settled is 'write_N once all collisions are settled, or null, and nothing has happened';
+
+create function syncagent._park_collisions(p_relation integer) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb := syncagent._tokens(p_relation);
+    v_parked bigint := 0;
+    v_count  bigint;
+    r        record;
+begin
+    for r in select * from syncagent._rules(p_relation) as u order by u.name loop
+        execute syncagent._render($sql$
+            insert into pg_temp.verdict (key, loses, conflict, kind, incoming, sqlstate, reason)
+            select distinct on (x.key) x.key, true, false, 'parked', x.stamp, {state}, format('another row has the value of %s', {name})
+            from (select {expressions}, t."$key" as key, t."$stamp" as stamp from (
+                    select {stage_as_table}, s._key as "$key", s._stamp as "$stamp" from {stage} s
+                    where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses)
+                 ) as t {predicate}) as x
+            join (select {expressions}, t."$key" as key from (select t.*, {key} as "$key" from {table} t) as t {predicate}) as y on {equal}
+            where x.key <> y.key
+              and not exists (
+                select from {stage} s where s._key = y.key
+                and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses))
+            $sql$,
+            v_tokens || jsonb_build_object('name', quote_literal(r.name), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
+                'state', case r.kind when 'unique' then quote_literal('23505') else quote_literal('23P01') end));
+        get diagnostics v_count = row_count;
+        v_parked := v_parked + v_count;
+    end loop;
+    return v_parked;
+end
+$$;
+comment on function syncagent._park_collisions is 'mark staged rows whose unique values are held by rows outside the batch';
+
+create function syncagent._park_breakers(p_relation integer, p_origin integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_keys  uuid[];
+    v_low   integer := 1;
+    v_size  integer;
+    v_state text;
+    v_said  text;
+begin
+    -- Halve what is left until one row alone is refused beside all those accepted so far.
+    execute syncagent._render(
+        'select array(select s._key from {stage} s where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses) order by s._key)',
+        syncagent._tokens(p_relation)) into v_keys;
+    v_size := greatest(cardinality(v_keys), 1);
+    while v_low <= cardinality(v_keys) loop
+        begin
+            insert into pg_temp.verdict (key, loses, kind) select k, true, 'later' from unnest(v_keys[v_low + v_size :]) as k;
+            execute format('select syncagent.write_%s($1)', p_relation) using p_origin;
+            raise exception using errcode = 'SA000';
+        exception
+            when sqlstate 'SA000' then
+                v_low := v_low + v_size;
+                v_size := v_size * 2;
+                continue;
+            when others then
+                get stacked diagnostics v_state = returned_sqlstate, v_said = message_text;
+                if not syncagent._may_park(v_state) then
+                    raise;
+                end if;
+        end;
+        if v_size > 1 then
+            v_size := (v_size + 1) / 2;
+        else
+            insert into pg_temp.verdict (key, loses, conflict, kind, sqlstate, reason)
+            values (v_keys[v_low], true, false, 'parked', v_state, v_said);
+            v_low := v_low + 1;
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._park_breakers is 'mark staged rows that any other constraint refuses';
+
