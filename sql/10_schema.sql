@@ -174,13 +174,15 @@ create table syncagent.conflict_record (
     losing_node   integer,
     winning_image jsonb,
     losing_image  jsonb,
+    yielded       jsonb,
     noticed_at    timestamptz not null default clock_timestamp(),
-    settled_how   text,
-    settled_at    timestamptz
+    resolved_at   timestamptz,
+    resolved_by   name,
+    writes        jsonb
 );
 create index conflict_record_key on syncagent.conflict_record (schema_name, table_name, key);
 create index conflict_record_time on syncagent.conflict_record (noticed_at);
-comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; a node that is not known any more is null';
+comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; writes take back what a person has resolved it by; a node that is not known any more is null';
 
 -- The agent and its verbs ----------------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ begin
         select a.atttypid, syncagent._room(a.atttypid, a.atttypmod) into strict v_type, v_room
         from pg_attribute a where a.attrelid = v_table.relation and a.attname = r.column_name;
         v_tokens := v_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind),
-            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column', quote_ident(r.column_name),
+            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column', quote_ident(r.column_name), 'column_literal', quote_literal(r.column_name) || '::text',
             'stage_column', 'c' || array_position(v_table.columns, r.column_name),
             -- of texts what there is room for, and a mark that the key alone decides
             'yielded', case r.yields when 'null' then 'null' else format(
@@ -150,13 +150,14 @@ begin
                 left join syncagent.version_{id} v on v.key = k.key left join unfolded u on u.key = k.key
             )
             insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
-                winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+                winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image, yielded)
             select syncagent._name_uuid(format('%s %s %s %s %s', {title}, c.rule, c.winner, c.loser, coalesce(c.losing_stamp, l.stamp))),
                    {schema_literal}, {table_literal}, c.loser, c.key_text, {kind}, 'keep-both', c.rule, c.winner, c.winner_text,
                    coalesce(c.winning_stamp, w.stamp), coalesce(c.losing_stamp, l.stamp),
                    case when c.winning_stamp is null then w.node else $5 end, case when c.losing_stamp is null then l.node else $5 end,
-                   c.winning_image, c.losing_image
-            from pg_temp.collision c left join known l on l.key = c.loser left join known w on w.key = c.winner
+                   c.winning_image, c.losing_image, jsonb_build_object({column_literal}, {yielded})
+            from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
+            left join known l on l.key = c.loser left join known w on w.key = c.winner
             where c.due
             on conflict (id) do nothing
             $sql$, v_tokens) using v_me.tail, v_me.node, v_last.xmax, v_last.xip, p_origin;
@@ -171,7 +172,7 @@ begin
             update {table} t set {column} = {yielded}
             from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
             where c.due and t.ctid = c.tid and t.tableoid = c.leaf
-            $sql$, v_tokens || jsonb_build_object('column_literal', quote_literal(r.column_name)));
+            $sql$, v_tokens);
         get diagnostics v_count = row_count;
         if v_count < (select count(*) from pg_temp.collision c where c.due and c.tid is not null) then
             raise exception 'a row of % that is to yield was written meanwhile', v_tokens ->> 'title' using errcode = 'SA101';

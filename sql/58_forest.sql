@@ -9,6 +9,7 @@
 -- by `cut_keys`, which is there anyway, those that arrive by `mark`. `_forest_reseal` recomputes the leaves of marked keys, and
 -- forgets exactly the marks that its snapshot has seen. What holds at any time: a stored leaf whose keys are neither in
 -- `mark`, nor in `cut_keys` beyond `consumed`, nor in the log beyond the last cut, equals the leaf computed from the rows.
+-- Where a good part of a table is marked (a load of old keys), it is sealed again from the lowest marked bucket on.
 --
 -- Whoever writes here holds a lock on the table from before its snapshot: a table that is rewritten after it reads as empty.
 
@@ -347,6 +348,51 @@ end
 $$;
 comment on function syncagent._forest_seal is 'seal the next buckets of a table, about so many rows; returns how many, null if there is nothing to seal';
 
+create function syncagent._forest_lower(p_relation integer, p_many bigint) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_forest   syncagent.forest;
+    v_consumed bigint;
+    v_marks    bigint;
+    v_keys     bigint;
+    v_low      bigint;
+    v_untimed  boolean;
+begin
+    -- Arrays are not compressed: their size says how many keys there are, without reading them.
+    select max(w.cut), max(w.mark), sum(w.bytes) / 16 into v_consumed, v_marks, v_keys
+    from (
+        select c.id as cut, null::bigint as mark, pg_column_size(c.keys) as bytes
+        from syncagent.forest f join syncagent.cut_keys c on c.relation = f.relation and c.id > f.consumed
+        join syncagent.local_site me on me.node = c.node where f.relation = p_relation
+        union all
+        select null, m.id, pg_column_size(m.keys) from syncagent.mark m where m.relation = p_relation
+    ) as w;
+    if v_keys is null or v_keys < greatest(p_many, syncagent._estimate((select r.relation from syncagent.replicated r where r.id = p_relation)) / 8) then
+        return false;
+    end if;
+    select * into strict v_forest from syncagent.forest where relation = p_relation;
+    select min(syncagent._position(k.key)) filter (where syncagent._timed(k.key)) / syncagent._width(v_forest.bucket, true),
+           coalesce(bool_or(not syncagent._timed(k.key)), false)
+    into v_low, v_untimed
+    from (
+        select c.keys from syncagent.cut_keys c join syncagent.local_site me on me.node = c.node
+        where c.relation = p_relation and c.id > v_forest.consumed and c.id <= v_consumed
+        union all
+        select m.keys from syncagent.mark m where m.relation = p_relation and m.id <= v_marks
+    ) as w cross join lateral unnest(w.keys) as k (key);
+    delete from syncagent.bucket b
+    where b.relation = p_relation and case when b.timed then b.number >= v_low else v_untimed end;
+    update syncagent.forest f
+    set built = least(f.built, v_low), prefixes = case when v_untimed then 0 else f.prefixes end, consumed = coalesce(v_consumed, f.consumed)
+    where f.relation = p_relation;
+    delete from syncagent.mark m where m.relation = p_relation and m.id <= v_marks;
+    return true;
+end
+$$;
+comment on function syncagent._forest_lower is 'where so many keys are marked that to compute all anew is less work, forget what is sealed from the lowest of them on, and the marks; whether that was so';
+
 create function syncagent._forest_reseal(p_relation integer, p_keys bigint) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -362,6 +408,9 @@ declare
     v_marks    bigint[];
     r          record;
 begin
+    if syncagent._forest_lower(p_relation, p_keys * 20) then
+        return 0;
+    end if;
     select * into strict v_forest from syncagent.forest where relation = p_relation;
     select max(c.id), array_agg(k.key) into v_consumed, v_keys
     from (

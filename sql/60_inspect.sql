@@ -15,6 +15,11 @@ create function syncagent.row_of_{id}(p_key text) returns xid
     language sql stable
     set search_path = pg_catalog, pg_temp {pinned}
     as $$ select t.xmin from {named} join {table} t on {t_eq_f} $$;
+
+create function syncagent.holds_{id}(p_key text, p_columns jsonb) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$ select exists (select from {named} join {table} t on {t_eq_f} where to_jsonb(t.*) @> p_columns) $$;
 $sql$ $template$;
 
 -- The pieces ------------------------------------------------------------------------------------------------
@@ -94,6 +99,25 @@ create function syncagent._trees() returns table (relation integer, sealed_until
     group by f.relation, f.built
 $$;
 comment on function syncagent._trees is 'how far the tree of each attached table is sealed, and how many of its buckets have a leaf that is to be computed anew';
+
+create function syncagent._open(p_schema name, p_table name, p_key text, p_yielded jsonb) returns boolean
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_relation integer;
+    v_open     boolean;
+begin
+    select r.id into v_relation from syncagent.replicated r join pg_class c on c.oid = r.relation
+    where r.schema_name = p_schema and r.table_name = p_table;
+    if not found or p_yielded is null then
+        return false;
+    end if;
+    execute format('select syncagent.holds_%s($1, $2)', v_relation) into v_open using p_key, p_yielded;
+    return v_open;
+end
+$$;
+comment on function syncagent._open is 'whether the row that had to yield a value still lives with what it was given instead';
 
 -- The views -------------------------------------------------------------------------------------------------
 
@@ -180,9 +204,10 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        syncagent._site_name(c.winning_node) as winner, syncagent._site_name(c.losing_node) as loser,
        c.winning_image, c.losing_image, c.winning_stamp, c.losing_stamp,
        syncagent.stamp_time(c.winning_stamp) as winning_time, syncagent.stamp_time(c.losing_stamp) as losing_time,
-       c.noticed_at, c.settled_how, c.settled_at, c.constraint_name::text as constraint_name, c.other_key_text as other_key
+       c.noticed_at, c.resolved_at, c.resolved_by::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
+       syncagent._open(c.schema_name, c.table_name, c.key_text, c.yielded) as open
 from syncagent.conflict_record c;
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint the row of other_key keeps it';
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead. Others are settled by the rule: the newer stamp has won';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,
@@ -309,13 +334,26 @@ begin
 
     return query
     select 'conflict', c.winner, c.winning_time, c.winning_stamp, null::bigint,
-           format('%s: won over %s (%s), which wrote %s; conflict %s', c.kind, c.loser,
-                  coalesce(c.losing_time::text, 'no time'), coalesce(c.losing_image::text, 'a delete'), c.id)
+           case when c.yielded is not null
+                then format('%s: row %s keeps its value of %s; it was %s; conflict %s, %s', c.kind, c.other_key, c.constraint_name,
+                            c.losing_image, c.id, case when c.open then 'open' else 'settled since' end)
+                else format('%s: won over %s (%s), which wrote %s; conflict %s', c.kind, c.loser,
+                            coalesce(c.losing_time::text, 'no time'), coalesce(c.losing_image::text, 'a delete'), c.id) end
     from syncagent.conflicts_of(p_table, p_key) as c order by c.noticed_at desc;
 end
 $$;
 comment on function syncagent.why(regclass, text) is
     'the story of one row, newest first: unsettled (which site, when, stamp, cut, and who may not have it yet) or settled, parked, its conflicts';
+
+create function syncagent.constraints_of(p_table regclass)
+    returns table (constraint_name text, kind text, policy text, column_name text, becomes text)
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select u.name::text, u.kind, u.policy, u.column_name::text, case u.yields when 'null' then 'null' when 'suffix' then 'marked text' end
+    from syncagent.replicated r cross join lateral syncagent._rules(r.id) as u where r.relation = p_table order by u.name
+$$;
+comment on function syncagent.constraints_of(regclass) is 'unique and exclusion constraints of an attached table: what is done where rows of two sites collide, and which column of the row of the larger key yields';
 
 -- The tree of a table ---------------------------------------------------------------------------------------
 
@@ -362,15 +400,18 @@ begin
     execute format('grant usage on schema syncagent to %s', p_role);
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
                    ' syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
-    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.forest_of(regclass, text),'
-                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
+    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text),'
+                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(name, name, text, jsonb),'
+                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent._named(uuid), syncagent._image(name, name, text),'
+                   ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
+                   ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);
     end if;
 end
 $$;
-comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of() and forest_of(); they show rows of attached tables';
+comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of(), constraints_of() and forest_of(); they show rows of attached tables';
 
 revoke execute on all functions in schema syncagent from public;
 grant usage on schema syncagent to public;

@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 53_constraints.sql, 55_copy.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 53_constraints.sql, 55_copy.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql, 62_resolve.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -176,13 +176,15 @@ create table syncagent.conflict_record (
     losing_node   integer,
     winning_image jsonb,
     losing_image  jsonb,
+    yielded       jsonb,
     noticed_at    timestamptz not null default clock_timestamp(),
-    settled_how   text,
-    settled_at    timestamptz
+    resolved_at   timestamptz,
+    resolved_by   name,
+    writes        jsonb
 );
 create index conflict_record_key on syncagent.conflict_record (schema_name, table_name, key);
 create index conflict_record_time on syncagent.conflict_record (noticed_at);
-comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; a node that is not known any more is null';
+comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; writes take back what a person has resolved it by; a node that is not known any more is null';
 
 -- The agent and its verbs ----------------------------------------------------------------------------------
 
@@ -2320,6 +2322,9 @@ begin
                case when s._deleted is not true then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there
     ) as i
     where d.conflict
+      and not (d.kind = 'update/update' and i.here = i.there and exists (   -- several sites have settled a collision: nothing is lost
+        select from syncagent.conflict_record c
+        where (c.schema_name, c.table_name, c.key) = ({schema_literal}, {table_literal}, d.key) and c.yielded is not null and i.here @> c.yielded))
     on conflict (id) do nothing;
     get diagnostics v_conflicts = row_count;
     return v_conflicts;
@@ -2596,7 +2601,7 @@ begin
         select a.atttypid, syncagent._room(a.atttypid, a.atttypmod) into strict v_type, v_room
         from pg_attribute a where a.attrelid = v_table.relation and a.attname = r.column_name;
         v_tokens := v_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind),
-            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column', quote_ident(r.column_name),
+            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column', quote_ident(r.column_name), 'column_literal', quote_literal(r.column_name) || '::text',
             'stage_column', 'c' || array_position(v_table.columns, r.column_name),
             -- of texts what there is room for, and a mark that the key alone decides
             'yielded', case r.yields when 'null' then 'null' else format(
@@ -2652,13 +2657,14 @@ begin
                 left join syncagent.version_{id} v on v.key = k.key left join unfolded u on u.key = k.key
             )
             insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
-                winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+                winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image, yielded)
             select syncagent._name_uuid(format('%s %s %s %s %s', {title}, c.rule, c.winner, c.loser, coalesce(c.losing_stamp, l.stamp))),
                    {schema_literal}, {table_literal}, c.loser, c.key_text, {kind}, 'keep-both', c.rule, c.winner, c.winner_text,
                    coalesce(c.winning_stamp, w.stamp), coalesce(c.losing_stamp, l.stamp),
                    case when c.winning_stamp is null then w.node else $5 end, case when c.losing_stamp is null then l.node else $5 end,
-                   c.winning_image, c.losing_image
-            from pg_temp.collision c left join known l on l.key = c.loser left join known w on w.key = c.winner
+                   c.winning_image, c.losing_image, jsonb_build_object({column_literal}, {yielded})
+            from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
+            left join known l on l.key = c.loser left join known w on w.key = c.winner
             where c.due
             on conflict (id) do nothing
             $sql$, v_tokens) using v_me.tail, v_me.node, v_last.xmax, v_last.xip, p_origin;
@@ -2673,7 +2679,7 @@ begin
             update {table} t set {column} = {yielded}
             from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
             where c.due and t.ctid = c.tid and t.tableoid = c.leaf
-            $sql$, v_tokens || jsonb_build_object('column_literal', quote_literal(r.column_name)));
+            $sql$, v_tokens);
         get diagnostics v_count = row_count;
         if v_count < (select count(*) from pg_temp.collision c where c.due and c.tid is not null) then
             raise exception 'a row of % that is to yield was written meanwhile', v_tokens ->> 'title' using errcode = 'SA101';
@@ -3648,6 +3654,7 @@ comment on function syncagent._reconcile is 'make a staged range of a donor, and
 -- by `cut_keys`, which is there anyway, those that arrive by `mark`. `_forest_reseal` recomputes the leaves of marked keys, and
 -- forgets exactly the marks that its snapshot has seen. What holds at any time: a stored leaf whose keys are neither in
 -- `mark`, nor in `cut_keys` beyond `consumed`, nor in the log beyond the last cut, equals the leaf computed from the rows.
+-- Where a good part of a table is marked (a load of old keys), it is sealed again from the lowest marked bucket on.
 --
 -- Whoever writes here holds a lock on the table from before its snapshot: a table that is rewritten after it reads as empty.
 
@@ -3986,6 +3993,51 @@ end
 $$;
 comment on function syncagent._forest_seal is 'seal the next buckets of a table, about so many rows; returns how many, null if there is nothing to seal';
 
+create function syncagent._forest_lower(p_relation integer, p_many bigint) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_forest   syncagent.forest;
+    v_consumed bigint;
+    v_marks    bigint;
+    v_keys     bigint;
+    v_low      bigint;
+    v_untimed  boolean;
+begin
+    -- Arrays are not compressed: their size says how many keys there are, without reading them.
+    select max(w.cut), max(w.mark), sum(w.bytes) / 16 into v_consumed, v_marks, v_keys
+    from (
+        select c.id as cut, null::bigint as mark, pg_column_size(c.keys) as bytes
+        from syncagent.forest f join syncagent.cut_keys c on c.relation = f.relation and c.id > f.consumed
+        join syncagent.local_site me on me.node = c.node where f.relation = p_relation
+        union all
+        select null, m.id, pg_column_size(m.keys) from syncagent.mark m where m.relation = p_relation
+    ) as w;
+    if v_keys is null or v_keys < greatest(p_many, syncagent._estimate((select r.relation from syncagent.replicated r where r.id = p_relation)) / 8) then
+        return false;
+    end if;
+    select * into strict v_forest from syncagent.forest where relation = p_relation;
+    select min(syncagent._position(k.key)) filter (where syncagent._timed(k.key)) / syncagent._width(v_forest.bucket, true),
+           coalesce(bool_or(not syncagent._timed(k.key)), false)
+    into v_low, v_untimed
+    from (
+        select c.keys from syncagent.cut_keys c join syncagent.local_site me on me.node = c.node
+        where c.relation = p_relation and c.id > v_forest.consumed and c.id <= v_consumed
+        union all
+        select m.keys from syncagent.mark m where m.relation = p_relation and m.id <= v_marks
+    ) as w cross join lateral unnest(w.keys) as k (key);
+    delete from syncagent.bucket b
+    where b.relation = p_relation and case when b.timed then b.number >= v_low else v_untimed end;
+    update syncagent.forest f
+    set built = least(f.built, v_low), prefixes = case when v_untimed then 0 else f.prefixes end, consumed = coalesce(v_consumed, f.consumed)
+    where f.relation = p_relation;
+    delete from syncagent.mark m where m.relation = p_relation and m.id <= v_marks;
+    return true;
+end
+$$;
+comment on function syncagent._forest_lower is 'where so many keys are marked that to compute all anew is less work, forget what is sealed from the lowest of them on, and the marks; whether that was so';
+
 create function syncagent._forest_reseal(p_relation integer, p_keys bigint) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -4001,6 +4053,9 @@ declare
     v_marks    bigint[];
     r          record;
 begin
+    if syncagent._forest_lower(p_relation, p_keys * 20) then
+        return 0;
+    end if;
     select * into strict v_forest from syncagent.forest where relation = p_relation;
     select max(c.id), array_agg(k.key) into v_consumed, v_keys
     from (
@@ -4529,6 +4584,11 @@ create function syncagent.row_of_{id}(p_key text) returns xid
     language sql stable
     set search_path = pg_catalog, pg_temp {pinned}
     as $$ select t.xmin from {named} join {table} t on {t_eq_f} $$;
+
+create function syncagent.holds_{id}(p_key text, p_columns jsonb) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$ select exists (select from {named} join {table} t on {t_eq_f} where to_jsonb(t.*) @> p_columns) $$;
 $sql$ $template$;
 
 -- The pieces ------------------------------------------------------------------------------------------------
@@ -4608,6 +4668,25 @@ create function syncagent._trees() returns table (relation integer, sealed_until
     group by f.relation, f.built
 $$;
 comment on function syncagent._trees is 'how far the tree of each attached table is sealed, and how many of its buckets have a leaf that is to be computed anew';
+
+create function syncagent._open(p_schema name, p_table name, p_key text, p_yielded jsonb) returns boolean
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_relation integer;
+    v_open     boolean;
+begin
+    select r.id into v_relation from syncagent.replicated r join pg_class c on c.oid = r.relation
+    where r.schema_name = p_schema and r.table_name = p_table;
+    if not found or p_yielded is null then
+        return false;
+    end if;
+    execute format('select syncagent.holds_%s($1, $2)', v_relation) into v_open using p_key, p_yielded;
+    return v_open;
+end
+$$;
+comment on function syncagent._open is 'whether the row that had to yield a value still lives with what it was given instead';
 
 -- The views -------------------------------------------------------------------------------------------------
 
@@ -4694,9 +4773,10 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        syncagent._site_name(c.winning_node) as winner, syncagent._site_name(c.losing_node) as loser,
        c.winning_image, c.losing_image, c.winning_stamp, c.losing_stamp,
        syncagent.stamp_time(c.winning_stamp) as winning_time, syncagent.stamp_time(c.losing_stamp) as losing_time,
-       c.noticed_at, c.settled_how, c.settled_at, c.constraint_name::text as constraint_name, c.other_key_text as other_key
+       c.noticed_at, c.resolved_at, c.resolved_by::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
+       syncagent._open(c.schema_name, c.table_name, c.key_text, c.yielded) as open
 from syncagent.conflict_record c;
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint the row of other_key keeps it';
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead. Others are settled by the rule: the newer stamp has won';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,
@@ -4823,13 +4903,26 @@ begin
 
     return query
     select 'conflict', c.winner, c.winning_time, c.winning_stamp, null::bigint,
-           format('%s: won over %s (%s), which wrote %s; conflict %s', c.kind, c.loser,
-                  coalesce(c.losing_time::text, 'no time'), coalesce(c.losing_image::text, 'a delete'), c.id)
+           case when c.yielded is not null
+                then format('%s: row %s keeps its value of %s; it was %s; conflict %s, %s', c.kind, c.other_key, c.constraint_name,
+                            c.losing_image, c.id, case when c.open then 'open' else 'settled since' end)
+                else format('%s: won over %s (%s), which wrote %s; conflict %s', c.kind, c.loser,
+                            coalesce(c.losing_time::text, 'no time'), coalesce(c.losing_image::text, 'a delete'), c.id) end
     from syncagent.conflicts_of(p_table, p_key) as c order by c.noticed_at desc;
 end
 $$;
 comment on function syncagent.why(regclass, text) is
     'the story of one row, newest first: unsettled (which site, when, stamp, cut, and who may not have it yet) or settled, parked, its conflicts';
+
+create function syncagent.constraints_of(p_table regclass)
+    returns table (constraint_name text, kind text, policy text, column_name text, becomes text)
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select u.name::text, u.kind, u.policy, u.column_name::text, case u.yields when 'null' then 'null' when 'suffix' then 'marked text' end
+    from syncagent.replicated r cross join lateral syncagent._rules(r.id) as u where r.relation = p_table order by u.name
+$$;
+comment on function syncagent.constraints_of(regclass) is 'unique and exclusion constraints of an attached table: what is done where rows of two sites collide, and which column of the row of the larger key yields';
 
 -- The tree of a table ---------------------------------------------------------------------------------------
 
@@ -4876,17 +4969,267 @@ begin
     execute format('grant usage on schema syncagent to %s', p_role);
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
                    ' syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
-    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.forest_of(regclass, text),'
-                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer),'
+    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text),'
+                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(name, name, text, jsonb),'
+                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent._named(uuid), syncagent._image(name, name, text),'
+                   ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
+                   ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);
     end if;
 end
 $$;
-comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of() and forest_of(); they show rows of attached tables';
+comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of(), constraints_of() and forest_of(); they show rows of attached tables';
 
 revoke execute on all functions in schema syncagent from public;
 grant usage on schema syncagent to public;
 grant execute on function syncagent.uuid7(), syncagent.stamp_time(uuid), syncagent.stamp_node(uuid), syncagent.uuid7_floor(timestamptz),
     syncagent.truncate(regclass) to public;
+
+-- Settling a conflict by hand: an ordinary write of whoever asks, with his rights, captured and shipped like any other.
+
+create function syncagent._statement(p_schema name, p_table name, p_key text, p_image jsonb, p_columns boolean) returns text
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_id     integer;
+    v_tokens jsonb;
+    v_held   boolean;
+    v_set    text;
+    v_insert text;
+begin
+    select r.id into v_id from syncagent.replicated r join pg_class c on c.oid = r.relation
+    where r.schema_name = p_schema and r.table_name = p_table;
+    if not found then
+        raise exception 'table %.% is attached no more', quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA003', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
+    end if;
+    v_tokens := syncagent._tokens(v_id);
+    v_tokens := v_tokens || jsonb_build_object('image', quote_literal(p_image) || '::jsonb',
+        'named', replace(v_tokens ->> 'named', 'p_key', quote_literal(p_key) || '::text'));
+    if p_image is null then
+        return syncagent._render('delete from {table} t using {named} where {t_eq_f}', v_tokens);
+    end if;
+    execute format('select syncagent.holds_%s($1, $2)', v_id) into v_held using p_key, '{}'::jsonb;
+    select string_agg(format('%I', u.c), ', ' order by u.n) filter (where u.c <> all (r.key_columns) and p_image ? u.c::text and a.attidentity <> 'a'),
+           string_agg(format('%I', u.c), ', ' order by u.n) filter (where p_image ? u.c::text)
+    into v_set, v_insert
+    from syncagent.replicated r cross join lateral unnest(r.columns) with ordinality as u (c, n)
+    join pg_attribute a on a.attrelid = r.relation and a.attname = u.c where r.id = v_id;
+    v_tokens := v_tokens || jsonb_build_object('set', v_set, 'insert', v_insert);
+    if v_held and v_set is null then
+        return null;   -- it is the key alone, and is there
+    elsif v_held then
+        return syncagent._render('update {table} t set ({set}) = (select {set} from jsonb_populate_record(null::{table}, {image})) from {named} where {t_eq_f}', v_tokens);
+    elsif p_columns then
+        raise exception 'row % of %.% is deleted', p_key, quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA005', hint = 'take one of the two versions instead';
+    end if;
+    return syncagent._render('insert into {table} ({insert}) overriding system value select {insert} from jsonb_populate_record(null::{table}, {image})', v_tokens);
+end
+$$;
+comment on function syncagent._statement is 'the statement that makes a row what an image says, null for deleted; of an image with a few columns only those';
+
+create function syncagent._image(p_schema name, p_table name, p_key text) returns jsonb
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb;
+    v_image  jsonb;
+begin
+    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), 'select') then
+        return null;
+    end if;
+    select syncagent._tokens(r.id) into v_tokens
+    from syncagent.replicated r join pg_class c on c.oid = r.relation where r.schema_name = p_schema and r.table_name = p_table;
+    execute syncagent._render('select to_jsonb(t.*) from {named} join {table} t on {t_eq_f}', v_tokens || jsonb_build_object(
+        'named', replace(v_tokens ->> 'named', 'p_key', quote_literal(p_key) || '::text'))) into v_image;
+    return v_image;
+end
+$$;
+comment on function syncagent._image is 'a row as it is here, or null';
+
+create function syncagent._resolution(p_conflict uuid, p_writes jsonb, p_undone boolean) returns syncagent.conflict_record
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record;
+begin
+    select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict for update;
+    if not found then
+        raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
+    elsif not has_table_privilege(session_user, format('%I.%I', v_conflict.schema_name, v_conflict.table_name), 'update') then
+        raise exception 'role % may not update table %.%', session_user, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
+            using errcode = '42501', hint = format('grant update on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
+    elsif p_undone and v_conflict.resolved_at is null then
+        raise exception 'conflict % was not resolved here', p_conflict
+            using errcode = 'SA005', hint = 'what another site has resolved is undone there';
+    elsif not p_undone and v_conflict.resolved_at is not null then
+        raise exception 'conflict % was resolved already, by % at %', p_conflict, v_conflict.resolved_by, v_conflict.resolved_at
+            using errcode = 'SA005', hint = format('to choose anew: syncagent conflicts undo %s', p_conflict);
+    elsif not p_undone and v_conflict.yielded is not null
+          and not syncagent._open(v_conflict.schema_name, v_conflict.table_name, v_conflict.key_text, v_conflict.yielded) then
+        raise exception 'conflict % is settled: the row that yielded was written since', p_conflict
+            using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
+    end if;
+    update syncagent.conflict_record c
+    set resolved_at = case when not p_undone then clock_timestamp() end, resolved_by = case when not p_undone then session_user end,
+        writes = case when not p_undone then p_writes end
+    where c.id = p_conflict;
+    return v_conflict;
+end
+$$;
+comment on function syncagent._resolution is 'check that a conflict can be settled, or unsettled, by whoever asks, and note it; what it was before';
+
+create function syncagent._settle_by_hand(p_conflict syncagent.conflict_record, p_writes jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_statement text;
+    v_path      text := (select s.reset_val from pg_settings s where s.name = 'search_path');
+    v_rows      bigint;
+    r           record;
+begin
+    -- in this order: a value is given up before another row takes it
+    for r in select w.write ->> 'key' as key, nullif(w.write -> 'image', 'null') as image, coalesce((w.write ->> 'columns')::boolean, false) as columns
+             from jsonb_array_elements(p_writes) with ordinality as w (write, n) order by w.n
+    loop
+        v_statement := syncagent._statement(p_conflict.schema_name, p_conflict.table_name, r.key, r.image, r.columns);
+        continue when v_statement is null;
+        perform set_config('search_path', v_path, true);   -- triggers of the application find what is theirs
+        execute v_statement;
+        get diagnostics v_rows = row_count;
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+        if v_rows = 0 and r.image is not null then
+            raise exception 'row % of %.% was not written', r.key, quote_ident(p_conflict.schema_name), quote_ident(p_conflict.table_name)
+                using errcode = 'SA005', hint = 'a policy or a trigger of the table keeps it from being written';
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._settle_by_hand is 'write rows as they are to be, with the rights of whoever asks';
+
+create function syncagent._resolve(p_conflict uuid, p_writes jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_before   jsonb;
+    v_conflict syncagent.conflict_record;
+begin
+    select jsonb_agg(jsonb_build_object('key', w.write ->> 'key', 'image', syncagent._image(c.schema_name, c.table_name, w.write ->> 'key')) order by w.n desc)
+    into v_before
+    from jsonb_array_elements(p_writes) with ordinality as w (write, n) cross join syncagent._named(p_conflict) as c;
+    v_conflict := syncagent._resolution(p_conflict, v_before, false);
+    perform syncagent._settle_by_hand(v_conflict, p_writes);
+end
+$$;
+comment on function syncagent._resolve is 'settle a conflict by these writes, and remember what was there before';
+
+create function syncagent._named(p_conflict uuid) returns syncagent.conflict_record
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record;
+begin
+    select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict;
+    if not found then
+        raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
+    elsif not has_table_privilege(session_user, format('%I.%I', v_conflict.schema_name, v_conflict.table_name), 'select') then
+        raise exception 'role % may not read table %.%', session_user, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
+            using errcode = '42501', hint = format('grant select on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
+    end if;
+    return v_conflict;
+end
+$$;
+comment on function syncagent._named is 'a conflict, for whoever may read its table';
+
+create function syncagent.resolve(p_conflict uuid, p_take text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+    v_winner   text := syncagent._site_name(v_conflict.winning_node);
+    v_loser    text := syncagent._site_name(v_conflict.losing_node);
+    v_loses    boolean;
+begin
+    if p_take in (v_winner, v_loser) and v_winner is distinct from v_loser then
+        v_loses := p_take = v_loser;
+    elsif p_take in ('winner', 'loser') then
+        v_loses := p_take = 'loser';
+    else
+        raise exception '% is neither winner nor loser of conflict %', quote_literal(p_take), p_conflict
+            using errcode = 'SA004', hint = format('take winner (%s) or loser (%s)', v_winner, v_loser);
+    end if;
+    if v_conflict.yielded is null then
+        perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text,
+            'image', case when v_loses then v_conflict.losing_image else v_conflict.winning_image end)));
+    elsif v_loses then
+        -- the other row gives the value up, as this one had to
+        perform syncagent._resolve(p_conflict, jsonb_build_array(
+            jsonb_build_object('key', v_conflict.other_key_text, 'columns', true, 'image', syncagent._yielding(v_conflict)),
+            jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', (
+                select jsonb_object_agg(k, v_conflict.losing_image -> k) from jsonb_object_keys(v_conflict.yielded) as k))));
+    else
+        raise exception 'row % has the value already', v_conflict.other_key_text
+            using errcode = 'SA004', detail = format('it stays open as long as row %s has no value of its own', v_conflict.key_text),
+                  hint = format('give it one: syncagent conflicts resolve %s --value ''{"column": value}''', p_conflict);
+    end if;
+end
+$$;
+comment on function syncagent.resolve(uuid, text) is 'settle a conflict: the row becomes what the winner, the loser, or a site wrote; of two rows with one value the loser gets it, and the other one yields';
+
+create function syncagent._yielding(p_conflict syncagent.conflict_record) returns jsonb
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- null, or the mark of the other row
+    select jsonb_object_agg(y.key, case when y.value = 'null' then 'null'::jsonb else to_jsonb(
+        left(p_conflict.winning_image ->> y.key, length(y.value #>> '{}') - 13) || '~' || left(md5(p_conflict.other_key::text), 12)) end)
+    from jsonb_each(p_conflict.yielded) as y
+$$;
+comment on function syncagent._yielding is 'what the column of the other row of a collision becomes if that one yields';
+
+create function syncagent.resolve_with(p_conflict uuid, p_value jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+    v_unknown  text;
+begin
+    if jsonb_typeof(p_value) is distinct from 'object' or p_value = '{}' then
+        raise exception 'the value is no object of columns' using errcode = 'SA004', hint = 'write {"column": value, ...}';
+    end if;
+    select string_agg(quote_ident(k.name), ', ' order by k.name) into v_unknown
+    from jsonb_object_keys(p_value) as k (name)
+    where not coalesce(v_conflict.winning_image, v_conflict.losing_image) ? k.name;
+    if v_unknown is not null then
+        raise exception 'table %.% has no column %', quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name), v_unknown
+            using errcode = 'SA004', hint = format('its columns are %s', (
+                select string_agg(quote_ident(k), ', ') from jsonb_object_keys(coalesce(v_conflict.winning_image, v_conflict.losing_image)) as k));
+    end if;
+    perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', p_value)));
+end
+$$;
+comment on function syncagent.resolve_with(uuid, jsonb) is 'settle a conflict: these columns of the row get these values';
+
+create function syncagent.undo(p_conflict uuid) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+begin
+    v_conflict := syncagent._resolution(p_conflict, null, true);
+    perform syncagent._settle_by_hand(v_conflict, v_conflict.writes);
+end
+$$;
+comment on function syncagent.undo(uuid) is 'take a resolution back: its rows become what they were before it';

@@ -10,7 +10,6 @@ from syncagent.core import catalog as catalogs
 from syncagent.core import limits
 from syncagent.core.batch import Table
 from syncagent.core.catalog import (
-    VOTERS,
     Admit,
     Attach,
     Attachment,
@@ -28,8 +27,8 @@ from syncagent.core.catalog import (
     Return,
     Site,
     apply,
-    next_change,
 )
+from syncagent.core.quorum import VOTERS, next_change
 from syncagent.core.raft import quorum
 from syncagent.core.raft.messages import Membership
 from syncagent.errors import ProtocolError

@@ -377,3 +377,25 @@ async def test_keys_and_positions_are_those_of_the_core(sites: Sites, pair: Pair
         ) == [(place, forest.first_key(place, timed=part), forest.last_key(place, timed=part))]  # fmt: skip
     for width in (*forest.WIDTHS.values(), PREFIX_WIDTH):
         assert await a.one("select syncagent._depth($1, 1)", width) == forest.deepest(width)
+
+
+async def test_where_much_is_marked_all_is_sealed_again_from_there(sites: Sites, pair: Pair) -> None:
+    a, b = await sites("create table item (id uuid primary key, value int, note text)", *pair)
+    await a.do(
+        f"insert into item select syncagent._stamp({BASE} + n::bigint * {HOUR // 20}, -9223372036854775808 + n), n from generate_series(1, 200) n"
+    )
+    await exchange(a, b)
+    for site in (a, b):
+        await seal(site, LATE + 100 * HOUR)
+        assert await stored(site) > 0
+    await a.do("update item set note = 'x' where value > 60")
+    await exchange(a, b)
+    for site in (a, b):
+        before = await site.rows("select number, seal from syncagent.bucket where rows > 0 order by number")
+        async with site.app.transaction(isolation="repeatable_read"):
+            assert await site.one("select syncagent._forest_reseal(1, 1)") == 0
+        assert await site.rows("select number, seal from syncagent.bucket order by number") == before[:3]
+        assert await site.one("select built from syncagent.forest") == before[3][0]
+        await stored(site)
+        await seal(site, LATE + 100 * HOUR)
+        assert await stored(site) > 0

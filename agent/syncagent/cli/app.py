@@ -18,6 +18,7 @@ from syncagent.cli.attach import attach
 from syncagent.cli.bench import bench
 from syncagent.cli.certificate import certificate
 from syncagent.cli.conflicts import conflicts
+from syncagent.cli.constraints import constraints
 from syncagent.cli.db import db
 from syncagent.cli.demo import demo
 from syncagent.cli.detach import detach
@@ -76,6 +77,7 @@ for _verb in (
     attach,
     detach,
     tables,
+    constraints,
     run,
     status,
     wait,

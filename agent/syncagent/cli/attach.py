@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from syncagent.cli import render
+from syncagent.cli.constraints import OnUniqueOption
 from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, seconds
 from syncagent.errors import RefusedError, UsageError
 
@@ -68,6 +69,7 @@ def attach(
     ] = False,
     stride: StrideOption = None,
     bucket: BucketOption = "hour",
+    on_unique: OnUniqueOption = None,
     existing: ExistingOption = "ship",
     lock_timeout: LockTimeoutOption = "30s",  # type: ignore[assignment]
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
@@ -76,7 +78,7 @@ def attach(
     as_json: JsonOption = False,
 ) -> None:
     """Replicate tables from now on, at every site: all of those named, or none if one of them cannot be."""
-    from syncagent.storage import preflight
+    from syncagent.storage import constraints, preflight
     from syncagent.storage import tables as storage
     from syncagent.storage.commands import site_of
 
@@ -84,7 +86,7 @@ def attach(
         raise UsageError("name tables, or use --all" if not tables else "name tables or use --all, not both")
     if not every and (schema or exclude):
         raise UsageError("--schema and --exclude choose among --all tables")
-    ship = existing == "ship"
+    ship, policies = existing == "ship", constraints.choices(on_unique or [])
     with site_of(dsn_of(home, dsn)) as connection:
         storage.refuse_witness(connection)
         chosen = (
@@ -92,6 +94,7 @@ def attach(
             if every
             else storage.named(connection, tables or [], derive=derive_key)
         )
+        constraints.refuse_unknown(connection, {table.oid: table.name for table in chosen}, policies)
         judged = preflight.of(connection, chosen, strided=stride is not None)
         others = _ask_others(
             connection, chosen, {"derive": derive_key, "ship": ship, "stride": stride, "bucket": bucket}
@@ -108,6 +111,7 @@ def attach(
             ship=ship,
             stride=stride,
             bucket=bucket,
+            on_unique=policies,
             patience=lock_timeout,
             on_wait=lambda held: render.say(f"waiting: {held}"),
         )

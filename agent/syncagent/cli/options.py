@@ -65,9 +65,9 @@ def dsn_of(home: Path | None, dsn: str | None) -> str:
 
 
 def seconds(text: str) -> float:
-    """A time span as people write it: 90, 90s, 5m, 1h."""
-    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-    number = text.strip().rstrip("hms")
+    """A time span as people write it: 90, 90s, 5m, 1h, 7d."""
+    units = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    number = text.strip().rstrip("hmsd")
     try:
         value = float(number) * units[text.strip()[len(number) :] or "s"]
     except (ValueError, KeyError):

@@ -28,6 +28,22 @@ def json(answer: object, *, line: bool = False) -> None:
     sys.stdout.flush()
 
 
+def csv(rows: Iterable[Mapping[str, object]], columns: Sequence[str]) -> None:
+    """A line of headings, and one for each row; what is not plain is written as JSON."""
+    import csv as writer
+
+    import msgspec
+
+    lines = writer.writer(sys.stdout, lineterminator="\n")
+    lines.writerow(columns)
+    for row in rows:
+        values = [row[column] for column in columns]
+        lines.writerow(
+            [msgspec.json.encode(v).decode() if isinstance(v, dict | list) else plain(v) for v in values]
+        )
+    sys.stdout.flush()
+
+
 def console(*, stderr: bool = False) -> "Console":
     from rich.console import Console
 

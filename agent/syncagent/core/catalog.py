@@ -7,7 +7,7 @@ Invariants: a command that comes twice has the effect of one; a node number is g
 invitation admits one site; who is removed stays removed. A refused command changes nothing.
 
 The catalog says who shall be a member; Raft's own membership follows it, one change at a time
-(`next_change`), so that a refused command has never touched the quorum.
+(`quorum.next_change`), so that a refused command has never touched the quorum.
 """
 
 from typing import Literal
@@ -20,14 +20,12 @@ from syncagent.core import limits
 from syncagent.core.batch import Table
 from syncagent.core.forest import Bucket
 from syncagent.core.membership import Peer
-from syncagent.core.raft.messages import Change, Membership
 from syncagent.errors import ProtocolError
-
-VOTERS = 5
-"""So many sites vote, unless the cluster is smaller."""
 
 State = Literal["joining", "member"]
 FingerprintKind = Literal["hash", "sha256"]
+OnUnique = Literal["keep-both", "report"]
+"""Of two rows with one value one yields it; or what comes later waits, until a person decides."""
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,13 +77,15 @@ class Invitation(msgspec.Struct, frozen=True):
 
 
 class Attachment(msgspec.Struct, frozen=True, order=True):
-    """A table that is replicated everywhere, and how: see `syncagent attach`."""
+    """A table that is replicated everywhere, and how: see `syncagent attach`. `on_unique`: of constraints by name; others
+    keep both."""
 
     table: Table
     derive: bool = False
     ship: bool = True
     stride: int | None = None
     bucket: Bucket = "hour"
+    on_unique: tuple[tuple[str, OnUnique], ...] = ()
 
 
 class Inspected(msgspec.Struct, frozen=True):
@@ -206,13 +206,22 @@ class Detach(msgspec.Struct, frozen=True, tag=True):
     tables: tuple[Table, ...]
 
 
+class Constrain(msgspec.Struct, frozen=True, tag=True):
+    """What is done about collisions in a table."""
+
+    table: Table
+    on_unique: tuple[tuple[str, OnUnique], ...]
+
+
 class Fingerprint(msgspec.Struct, frozen=True, tag=True):
     """What rows are compared by."""
 
     kind: FingerprintKind
 
 
-Command = Invite | Admit | Return | Confirm | Describe | Remove | Lapse | Attach | Detach | Fingerprint
+Command = (
+    Invite | Admit | Return | Confirm | Describe | Remove | Lapse | Attach | Detach | Constrain | Fingerprint
+)
 
 
 class Proposal(msgspec.Struct, frozen=True):
@@ -261,6 +270,12 @@ def _applied(catalog: Catalog, index: int, command: Command) -> tuple[Catalog, O
         case Detach():
             kept = tuple(known for known in catalog.attached if known.table not in command.tables)
             return replace(catalog, attached=kept), Outcome()
+        case Constrain():
+            told = (
+                replace(a, on_unique=command.on_unique) if a.table == command.table else a
+                for a in catalog.attached
+            )
+            return replace(catalog, attached=tuple(told)), Outcome()
         case Fingerprint():
             return replace(catalog, fingerprint=command.kind), Outcome()
 
@@ -419,43 +434,6 @@ def _unknown(catalog: Catalog, node: int) -> Outcome:
             hint="it comes back as a new site: `syncagent invite` at a member, `syncagent join` there",
         )
     return Outcome(node, refused=f"no site has the number {node}", hint="see `syncagent status`")
-
-
-# ---- Raft's membership follows
-
-
-def next_change(catalog: Catalog, membership: Membership, me: int, steady: frozenset[int]) -> Change | None:
-    """The next step from Raft's membership to the one the catalog wants; None: they agree, as far as can be.
-
-    The number of voters is odd: one more would have to be reached, and none more could be missed. Sites with
-    rows vote before witnesses. `me` leads and keeps its vote. `steady`: sites whose agents run for good; no other gets a vote, else a site that has
-    joined and is not started yet could take the majority along.
-    """
-    voters = membership.voters
-    leaving = [node for node in membership.nodes if node not in catalog.sites]
-    for node in leaving:
-        if voters != (node,):  # the only one that votes goes when another one does
-            return Change("remove", node)
-    for node in sorted(catalog.sites):
-        if node not in membership.nodes:
-            return Change("learner", node)
-    ranked = [
-        site.node for site in sorted(catalog.sites.values(), key=lambda site: (site.witness, site.node))
-    ]
-    able = [
-        node
-        for node in ranked
-        if (site := catalog.sites[node]).state == "member"
-        and not site.learner
-        and node in steady
-        and node not in voters
-    ]
-    even = len(voters) % 2 == 0 or bool(leaving)
-    if len(voters) < VOTERS and len(able) >= (1 if even else 2):
-        return Change("voter", able[0])
-    if even and not leaving:
-        return Change("learner", max((node for node in voters if node != me), key=ranked.index))
-    return None
 
 
 # ---- as bytes

@@ -183,7 +183,7 @@ class Tables(Protocol):
     async def detach(self, table: Table) -> None:
         """Raises Contended."""
 
-    async def agree(self, agreed: Sequence[Table]) -> None:
+    async def agree(self, attachment: Attachment) -> None:
         """The catalog has them."""
 
     async def inspect(self, attachments: Sequence[Attachment]) -> list[Inspected]:

@@ -9,8 +9,10 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
+
 from syncagent.core.batch import Table
-from syncagent.core.catalog import Attach, Attachment, Catalog, Detach, Inspected
+from syncagent.core.catalog import Attach, Attachment, Catalog, Constrain, Detach, Inspected, OnUnique
 from syncagent.core.store import Request, Tables
 from syncagent.core.wire import Inspect, Report
 from syncagent.errors import SyncagentError, Undecided, Unreachable
@@ -39,7 +41,12 @@ class Attaching:
         self.epoch = 0
         exchange.on_report = self._reported
         exchange.on_inspect = self._inspected
-        self.verbs = {"inspect": self._inspect, "attached": self._attached, "detach": self._detach}
+        self.verbs = {
+            "inspect": self._inspect,
+            "attached": self._attached,
+            "detach": self._detach,
+            "constrain": self._constrain,
+        }
 
     async def run(self) -> None:
         """For ever: what is here follows the catalog."""
@@ -62,12 +69,14 @@ class Attaching:
             with suppress(Undecided):
                 await self._elections.submit(Attach(tuple(missing)), uuid4(), seconds=_SECONDS)
         catalog = self._elections.catalog
-        await self._tables.agree([known.table for known in new if known.table in catalog.tables])
         trouble = []
         local = {attachment.table: agreed for attachment, agreed in here.items()}
+        policies = {attachment.table: attachment.on_unique for attachment in here}
         for attachment in catalog.attached:
             if attachment.table not in local:
                 trouble += await self._try(attachment)
+            elif not local[attachment.table] or policies[attachment.table] != attachment.on_unique:
+                await self._tables.agree(attachment)
         for table, agreed in local.items():
             if agreed and table not in catalog.tables:
                 await self._tables.detach(table)
@@ -88,7 +97,7 @@ class Attaching:
             raise
         except SyncagentError as error:
             return [error.line]
-        await self._tables.agree([attachment.table])
+        await self._tables.agree(attachment)
         return []
 
     def _say(self, trouble: str | None) -> None:
@@ -162,6 +171,14 @@ class Attaching:
         self.bell.ring()
         seconds = float(request.arguments.get("timeout") or 30.0)
         return {"missing": await self._until_done(set(), seconds)}
+
+    async def _constrain(self, request: Request) -> dict[str, Any]:
+        """At all sites."""
+        on_unique = msgspec.convert(request.arguments["on_unique"], tuple[tuple[str, OnUnique], ...])
+        command = Constrain(Table(*request.arguments["table"]), on_unique)
+        await self._elections.submit(command, uuid4(), seconds=_SECONDS)
+        self.bell.ring()
+        return {"missing": await self._until_done(set(), float(request.arguments["timeout"]))}
 
     async def _until_done(self, wanted: set[Table], seconds: float) -> dict[str, str]:
         """Who does not do yet what the catalog says, and why, after so many seconds at most; who is away is not

@@ -11,7 +11,7 @@ from contextlib import suppress
 from uuid import UUID
 
 from syncagent.core import catalog as catalogs
-from syncagent.core import limits, recovery
+from syncagent.core import limits, quorum, recovery
 from syncagent.core.catalog import Catalog, Command, Outcome, Proposal
 from syncagent.core.ports import HighWater
 from syncagent.core.raft.machine import Machine, Ready
@@ -102,7 +102,7 @@ class Elections:
         self._machine.unreachable(node)
 
     def steady(self, nodes: frozenset[int]) -> None:
-        """Sites whose agents are seen to run for good: see `catalog.next_change`."""
+        """Sites whose agents are seen to run for good: see `quorum.next_change`."""
         self._steady = nodes
 
     async def submit(self, command: Command, proposal: UUID, *, seconds: float) -> Outcome:
@@ -231,7 +231,7 @@ class Elections:
         if self.is_witness and (heir := self._holder()):
             self._machine.transfer(heir)  # who has rows leads, and keeps its vote when one has to go
             return
-        change = catalogs.next_change(self.catalog, self._machine.membership, self.me, self._steady)
+        change = quorum.next_change(self.catalog, self._machine.membership, self.me, self._steady)
         if change is not None:
             with suppress(Undecided):
                 self._machine.propose(b"", change)

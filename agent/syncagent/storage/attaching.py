@@ -7,6 +7,8 @@ refusals; its own sessions are not blocked meanwhile.
 import asyncio
 from collections.abc import Mapping, Sequence
 
+from psycopg.types.json import Jsonb
+
 from syncagent.core.batch import Table
 from syncagent.core.catalog import Attachment, Inspected
 from syncagent.errors import RefusedError, UsageError
@@ -32,8 +34,8 @@ class PostgresTables:
     async def detach(self, table: Table) -> None:
         await asyncio.to_thread(self._detach, table)
 
-    async def agree(self, agreed: Sequence[Table]) -> None:
-        await asyncio.to_thread(self._agree, agreed)
+    async def agree(self, attachment: Attachment) -> None:
+        await asyncio.to_thread(self._agree, attachment)
 
     async def inspect(self, attachments: Sequence[Attachment]) -> list[Inspected]:
         return await asyncio.to_thread(self._inspect, attachments)
@@ -43,7 +45,8 @@ class PostgresTables:
     def _attached(self) -> dict[Attachment, bool]:
         with site_of(self._dsn) as connection:
             rows = connection.execute(
-                "select schema_name::text as schema, table_name::text as name, derived, shipped, stride, bucket, agreed"
+                "select schema_name::text as schema, table_name::text as name, derived, shipped, stride, bucket, agreed,"
+                " (select jsonb_agg(jsonb_build_array(key, value) order by key) from jsonb_each_text(on_unique)) as on_unique"
                 " from syncagent.replicated order by id"
             ).fetchall()
         return {
@@ -53,6 +56,7 @@ class PostgresTables:
                 row["shipped"],
                 row["stride"],
                 row["bucket"],
+                tuple((name, policy) for name, policy in row["on_unique"] or ()),
             ): row["agreed"]
             for row in rows
         }
@@ -68,6 +72,7 @@ class PostgresTables:
                 ship=attachment.ship,
                 stride=attachment.stride,
                 bucket=attachment.bucket,
+                on_unique=attachment.on_unique,
                 patience=_PATIENCE,
                 on_wait=_nobody_listens,
             )
@@ -83,13 +88,12 @@ class PostgresTables:
                     connection, {row["oid"]: str(table)}, patience=_PATIENCE, on_wait=_nobody_listens
                 )
 
-    def _agree(self, agreed: Sequence[Table]) -> None:
-        with site_of(self._dsn) as connection, connection.transaction():
-            for table in agreed:
-                connection.execute(
-                    "update syncagent.replicated set agreed = true where schema_name = %s and table_name = %s and not agreed",
-                    (table.schema, table.name),
-                )
+    def _agree(self, attachment: Attachment) -> None:
+        with site_of(self._dsn) as connection:
+            connection.execute(
+                "update syncagent.replicated set agreed = true, on_unique = %s where schema_name = %s and table_name = %s",
+                (Jsonb(dict(attachment.on_unique)), attachment.table.schema, attachment.table.name),
+            )
 
     def _inspect(self, attachments: Sequence[Attachment]) -> list[Inspected]:
         with site_of(self._dsn) as connection:

@@ -3,12 +3,16 @@
 Invariant: a person with psql and a reader's rights sees the same.
 """
 
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from psycopg.types.json import Jsonb
+
 from syncagent.errors import RefusedError, UsageError
+from syncagent.storage import tables as named
 from syncagent.storage.commands import Connection
-from syncagent.storage.tables import resolve
 
 Row = dict[str, Any]
 
@@ -25,12 +29,56 @@ def tables(connection: Connection) -> list[Row]:
     return connection.execute("select * from syncagent.replicated_table order by table_name").fetchall()
 
 
-def conflicts(
-    connection: Connection, table: str | None, kind: str | None, limit: int | None
-) -> tuple[list[Row], int]:
-    """The newest conflicts, and how many there are in all."""
-    where = " where table_name = coalesce(%(table)s, table_name) and kind = coalesce(%(kind)s, kind)"
-    parameters = {"table": None if table is None else _title(connection, table), "kind": kind, "limit": limit}
+CONFLICT_COLUMNS = [
+    "id",
+    "noticed_at",
+    "table_name",
+    "key",
+    "kind",
+    "strategy",
+    "winner",
+    "loser",
+    "winning_time",
+    "losing_time",
+    "winning_image",
+    "losing_image",
+    "constraint_name",
+    "other_key",
+    "yielded",
+    "open",
+    "resolved_at",
+    "resolved_by",
+]
+"""Of the view, in an order for people."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which conflicts: None does not choose."""
+
+    table: str | None = None
+    key: str | None = None
+    kind: str | None = None
+    site: str | None = None
+    since: timedelta | None = None
+    open: bool | None = None
+
+
+def conflicts(connection: Connection, wanted: Wanted, limit: int | None) -> tuple[list[Row], int]:
+    """The newest of the conflicts that are wanted, and how many there are in all."""
+    chosen = {
+        "table": "table_name = %(table)s",
+        "key": "key = %(key)s",
+        "kind": "kind = %(kind)s",
+        "site": "%(site)s in (winner, loser)",
+        "since": "noticed_at >= now() - %(since)s",
+        "open": "open = %(open)s",
+    }
+    parameters = {name: getattr(wanted, name) for name in chosen} | {"limit": limit}
+    if wanted.table is not None:
+        parameters["table"] = _title(connection, wanted.table)
+    conditions = " and ".join(chosen[name] for name in chosen if parameters[name] is not None)
+    where = f" where {conditions}" if conditions else ""
     count = connection.execute(
         f"select count(*) as count from syncagent.conflict{where}".encode(), parameters
     ).fetchone()
@@ -59,6 +107,23 @@ def conflict(connection: Connection, name: str) -> Row:
     return found[0]
 
 
+def resolve(connection: Connection, name: str, take: str | None, value: Row | None) -> Row:
+    """Settle a conflict: take a version, or give columns values. The conflict as it is then."""
+    found = conflict(connection, name)
+    if value is not None:
+        connection.execute("select syncagent.resolve_with(%s, %s)", (found["id"], Jsonb(value)))
+    else:
+        connection.execute("select syncagent.resolve(%s, %s)", (found["id"], take))
+    return conflict(connection, str(found["id"]))
+
+
+def undo(connection: Connection, name: str) -> Row:
+    """Take a resolution back. The conflict as it is then."""
+    found = conflict(connection, name)
+    connection.execute("select syncagent.undo(%s)", (found["id"],))
+    return conflict(connection, str(found["id"]))
+
+
 def _filled(beginning: str, digit: str) -> str:
     return beginning.replace("-", "")[:32].ljust(32, digit)
 
@@ -81,7 +146,7 @@ def parked_row(connection: Connection, table: str, key: str) -> Row:
 
 def why(connection: Connection, table: str, key: str) -> list[Row]:
     return connection.execute(
-        "select * from syncagent.why(%s::bigint::oid::regclass, %s)", (resolve(connection, table), key)
+        "select * from syncagent.why(%s::bigint::oid::regclass, %s)", (named.resolve(connection, table), key)
     ).fetchall()
 
 
@@ -89,7 +154,7 @@ def forest(connection: Connection, table: str, level: str) -> list[Row]:
     """The sealed buckets of a table by that level, oldest first; keys without a time at the end."""
     return connection.execute(
         "select * from syncagent.forest_of(%s::bigint::oid::regclass, %s)",
-        (resolve(connection, table), level),
+        (named.resolve(connection, table), level),
     ).fetchall()
 
 
@@ -101,12 +166,19 @@ def finest(connection: Connection, table: str) -> str:
     return str(row["bucket"]) if row else "hour"
 
 
+def constraints(connection: Connection, table: str) -> list[Row]:
+    return connection.execute(
+        "select * from syncagent.constraints_of(%s::bigint::oid::regclass)",
+        (named.resolve(connection, table),),
+    ).fetchall()
+
+
 def _title(connection: Connection, table: str) -> str:
     """A table's name as the views spell it."""
     row = connection.execute(
         "select format('%%I.%%I', n.nspname, c.relname) as name"
         " from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = %s::bigint::oid",
-        (resolve(connection, table),),
+        (named.resolve(connection, table),),
     ).fetchone()
     assert row is not None
     return str(row["name"])

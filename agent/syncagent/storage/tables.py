@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from psycopg import errors
+from psycopg.types.json import Jsonb
 
+from syncagent.core.catalog import OnUnique
 from syncagent.core.forest import Bucket
 from syncagent.errors import Contended, RefusedError, UsageError
-from syncagent.storage import drift
+from syncagent.storage import constraints, drift
 from syncagent.storage.commands import Connection
 
 _TRY_MS = 300
@@ -232,13 +234,14 @@ def attach(
     ship: bool,
     stride: int | None,
     bucket: Bucket,
+    on_unique: Sequence[tuple[str, OnUnique]],
     patience: float,
     on_wait: OnWait,
 ) -> list[Attached]:
     """Attach all or none. Contended, naming who is in the way, after `patience` seconds."""
 
     def work() -> list[Attached]:
-        return [_attach(connection, table, derive, ship, stride, bucket) for table in tables]
+        return [_attach(connection, table, derive, ship, stride, bucket, on_unique) for table in tables]
 
     return _patiently(connection, [table.oid for table in tables], _WRITERS, work, patience, on_wait)
 
@@ -253,13 +256,26 @@ def _with_partitions(connection: Connection, oids: Sequence[int]) -> list[int]:
 
 
 def _attach(
-    connection: Connection, table: Candidate, derive: bool, ship: bool, stride: int | None, bucket: Bucket
+    connection: Connection,
+    table: Candidate,
+    derive: bool,
+    ship: bool,
+    stride: int | None,
+    bucket: Bucket,
+    on_unique: Sequence[tuple[str, OnUnique]],
 ) -> Attached:
     only = "" if table.partitioned else "only "
     connection.execute(f"lock table {only}{table.name} in share row exclusive mode".encode())
     made = connection.execute(
-        "select syncagent._attach(%s::oid::regclass, %s, %s, %s, %s) as id",
-        (table.oid, derive, ship, stride, bucket),
+        "select syncagent._attach(%s::oid::regclass, %s, %s, %s, %s, %s) as id",
+        (
+            table.oid,
+            derive,
+            ship,
+            stride,
+            bucket,
+            Jsonb(constraints.of_table(connection, table.oid, on_unique)),
+        ),
     ).fetchone()
     assert made is not None
     row = connection.execute(

@@ -1,0 +1,72 @@
+"""`syncagent constraints`: what is done about two rows with one value."""
+
+from typing import Annotated
+
+import typer
+
+from syncagent.cli import render
+from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of
+
+_SECONDS = 30.0
+"""How long other sites may take to follow."""
+
+OnUniqueOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--on-unique",
+        envvar="SYNCAGENT_ON_UNIQUE",
+        metavar="CONSTRAINT=POLICY",
+        help="Two sites have written rows with one value. keep-both: the row of the larger key yields it, and both live;"
+        " report: the one that comes later waits, parked. [default: keep-both]",
+        show_default=False,
+    ),
+]
+
+
+def constraints(
+    table: Annotated[str, typer.Argument(help="An attached table, named as in SQL.")],
+    *,
+    on_unique: OnUniqueOption = None,
+    home: HomeOption = None,
+    dsn: DsnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show, or choose for all sites, what is done where rows of two sites break a unique or exclusion constraint."""
+    from syncagent.storage import attaching, inspection
+    from syncagent.storage import constraints as storage
+    from syncagent.storage import tables as attached
+    from syncagent.storage.commands import site_of
+    from syncagent.storage.requests import ask
+
+    chosen = storage.choices(on_unique or [])
+    missing: dict[str, str] = {}
+    with site_of(dsn_of(home, dsn)) as connection:
+        tables = attached.attached(connection, [table])
+        (oid,) = tables
+        if chosen:
+            storage.refuse_unknown(connection, tables, chosen)
+            storage.refuse_nothing_to_yield(connection, oid, chosen)
+            (named,) = attaching.named(connection, [table])
+            now = {row["constraint_name"]: row["policy"] for row in inspection.constraints(connection, table)}
+            known = {name: policy for name, policy in now.items() if policy == "report"} | dict(chosen)
+            asked = {
+                "table": (named.schema, named.name),
+                "on_unique": sorted(known.items()),
+                "timeout": _SECONDS,
+            }
+            missing = ask(connection, "constrain", asked, seconds=_SECONDS)["missing"]
+        found = inspection.constraints(connection, table)
+    if as_json:
+        render.json(found)
+    elif not found:
+        render.say(f"{table} has no unique or exclusion constraint beside its key")
+    else:
+        rows = [
+            (row["constraint_name"], row["kind"], row["policy"], row["column_name"], row["becomes"])
+            for row in found
+        ]
+        render.show(
+            render.grid(rows, ("constraint", "kind", "on collision", "column that yields", "becomes"))
+        )
+    for site, why in missing.items():
+        render.say(f"not changed yet at {site}: {why}")
