@@ -229,8 +229,10 @@ begin
             $sql$, syncagent._tokens(p_relation)
                 || jsonb_build_object('predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal)) into v_found;
         if v_found then
-            raise exception 'another row has the value of %', r.name
-                using errcode = case r.kind when 'unique' then 'unique_violation' else 'exclusion_violation' end, constraint = r.name;
+            if r.kind = 'unique' then
+                raise unique_violation using message = format('another row has the value of %s', r.name), constraint = r.name;
+            end if;
+            raise exclusion_violation using message = format('another row has the value of %s', r.name), constraint = r.name;
         end if;
     end loop;
 end

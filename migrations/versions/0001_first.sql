@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 53_constraints.sql, 55_copy.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql, 62_resolve.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 53_constraints.sql, 54_resolve.sql, 55_copy.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -2736,8 +2736,10 @@ begin
             $sql$, syncagent._tokens(p_relation)
                 || jsonb_build_object('predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal)) into v_found;
         if v_found then
-            raise exception 'another row has the value of %', r.name
-                using errcode = case r.kind when 'unique' then 'unique_violation' else 'exclusion_violation' end, constraint = r.name;
+            if r.kind = 'unique' then
+                raise unique_violation using message = format('another row has the value of %s', r.name), constraint = r.name;
+            end if;
+            raise exclusion_violation using message = format('another row has the value of %s', r.name), constraint = r.name;
         end if;
     end loop;
 end
@@ -2953,6 +2955,253 @@ end
 $$;
 comment on function syncagent._park_breakers is 'mark staged rows that any other constraint refuses';
 
+
+-- Settling a conflict by hand: an ordinary write of whoever asks, with his rights, captured and shipped like any other.
+
+create function syncagent._statement(p_schema name, p_table name, p_key text, p_image jsonb, p_columns boolean) returns text
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_id     integer;
+    v_tokens jsonb;
+    v_held   boolean;
+    v_set    text;
+    v_insert text;
+begin
+    select r.id into v_id from syncagent.replicated r join pg_class c on c.oid = r.relation
+    where r.schema_name = p_schema and r.table_name = p_table;
+    if not found then
+        raise exception 'table %.% is attached no more', quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA003', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
+    end if;
+    v_tokens := syncagent._tokens(v_id);
+    v_tokens := v_tokens || jsonb_build_object('image', quote_literal(p_image) || '::jsonb',
+        'named', replace(v_tokens ->> 'named', 'p_key', quote_literal(p_key) || '::text'));
+    if p_image is null then
+        return syncagent._render('delete from {table} t using {named} where {t_eq_f}', v_tokens);
+    end if;
+    execute format('select syncagent.holds_%s($1, $2)', v_id) into v_held using p_key, '{}'::jsonb;
+    select string_agg(format('%I', u.c), ', ' order by u.n) filter (where u.c <> all (r.key_columns) and p_image ? u.c::text and a.attidentity <> 'a'),
+           string_agg(format('%I', u.c), ', ' order by u.n) filter (where p_image ? u.c::text)
+    into v_set, v_insert
+    from syncagent.replicated r cross join lateral unnest(r.columns) with ordinality as u (c, n)
+    join pg_attribute a on a.attrelid = r.relation and a.attname = u.c where r.id = v_id;
+    v_tokens := v_tokens || jsonb_build_object('set', v_set, 'insert', v_insert);
+    if v_held and v_set is null then
+        return null;   -- it is the key alone, and is there
+    elsif v_held then
+        return syncagent._render('update {table} t set ({set}) = (select {set} from jsonb_populate_record(null::{table}, {image})) from {named} where {t_eq_f}', v_tokens);
+    elsif p_columns then
+        raise exception 'row % of %.% is deleted', p_key, quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA005', hint = 'take one of the two versions instead';
+    end if;
+    return syncagent._render('insert into {table} ({insert}) overriding system value select {insert} from jsonb_populate_record(null::{table}, {image})', v_tokens);
+end
+$$;
+comment on function syncagent._statement is 'the statement that makes a row what an image says, null for deleted; of an image with a few columns only those';
+
+create function syncagent._image(p_schema name, p_table name, p_key text) returns jsonb
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb;
+    v_image  jsonb;
+begin
+    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), 'select') then
+        return null;
+    end if;
+    select syncagent._tokens(r.id) into v_tokens
+    from syncagent.replicated r join pg_class c on c.oid = r.relation where r.schema_name = p_schema and r.table_name = p_table;
+    execute syncagent._render('select to_jsonb(t.*) from {named} join {table} t on {t_eq_f}', v_tokens || jsonb_build_object(
+        'named', replace(v_tokens ->> 'named', 'p_key', quote_literal(p_key) || '::text'))) into v_image;
+    return v_image;
+end
+$$;
+comment on function syncagent._image is 'a row as it is here, or null';
+
+create function syncagent._resolution(p_conflict uuid, p_writes jsonb, p_undone boolean) returns syncagent.conflict_record
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record;
+begin
+    select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict for update;
+    if not found then
+        raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
+    elsif not has_table_privilege(session_user, format('%I.%I', v_conflict.schema_name, v_conflict.table_name), 'update') then
+        raise exception 'role % may not update table %.%', session_user, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
+            using errcode = 'SA006', hint = format('grant update on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
+    elsif p_undone and v_conflict.resolved_at is null then
+        raise exception 'conflict % was not resolved here', p_conflict
+            using errcode = 'SA005', hint = 'what another site has resolved is undone there';
+    elsif not p_undone and v_conflict.resolved_at is not null then
+        raise exception 'conflict % was resolved already, by % at %', p_conflict, v_conflict.resolved_by, v_conflict.resolved_at
+            using errcode = 'SA005', hint = format('to choose anew: syncagent conflicts undo %s', p_conflict);
+    elsif not p_undone and v_conflict.yielded is not null
+          and not syncagent._open(v_conflict.schema_name, v_conflict.table_name, v_conflict.key_text, v_conflict.yielded) then
+        raise exception 'conflict % is settled: the row that yielded was written since', p_conflict
+            using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
+    end if;
+    update syncagent.conflict_record c
+    set resolved_at = case when not p_undone then clock_timestamp() end, resolved_by = case when not p_undone then session_user end,
+        writes = case when not p_undone then p_writes end
+    where c.id = p_conflict;
+    return v_conflict;
+end
+$$;
+comment on function syncagent._resolution is 'check that a conflict can be settled, or unsettled, by whoever asks, and note it; what it was before';
+
+create function syncagent._settle_by_hand(p_conflict syncagent.conflict_record, p_writes jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_statement text;
+    v_path      text := (select s.reset_val from pg_settings s where s.name = 'search_path');
+    v_rows      bigint;
+    r           record;
+begin
+    -- in this order: a value is given up before another row takes it
+    for r in select w.write ->> 'key' as key, nullif(w.write -> 'image', 'null') as image, coalesce((w.write ->> 'columns')::boolean, false) as columns
+             from jsonb_array_elements(p_writes) with ordinality as w (write, n) order by w.n
+    loop
+        v_statement := syncagent._statement(p_conflict.schema_name, p_conflict.table_name, r.key, r.image, r.columns);
+        continue when v_statement is null;
+        perform set_config('search_path', v_path, true);   -- triggers of the application find what is theirs
+        execute v_statement;
+        get diagnostics v_rows = row_count;
+        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+        if v_rows = 0 and r.image is not null then
+            raise exception 'row % of %.% was not written', r.key, quote_ident(p_conflict.schema_name), quote_ident(p_conflict.table_name)
+                using errcode = 'SA005', hint = 'a policy or a trigger of the table keeps it from being written';
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._settle_by_hand is 'write rows as they are to be, with the rights of whoever asks';
+
+create function syncagent._resolve(p_conflict uuid, p_writes jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_before   jsonb;
+    v_conflict syncagent.conflict_record;
+begin
+    select jsonb_agg(jsonb_build_object('key', w.write ->> 'key', 'image', syncagent._image(c.schema_name, c.table_name, w.write ->> 'key')) order by w.n desc)
+    into v_before
+    from jsonb_array_elements(p_writes) with ordinality as w (write, n) cross join syncagent._named(p_conflict) as c;
+    v_conflict := syncagent._resolution(p_conflict, v_before, false);
+    perform syncagent._settle_by_hand(v_conflict, p_writes);
+end
+$$;
+comment on function syncagent._resolve is 'settle a conflict by these writes, and remember what was there before';
+
+create function syncagent._named(p_conflict uuid) returns syncagent.conflict_record
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record;
+begin
+    select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict;
+    if not found then
+        raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
+    elsif not has_table_privilege(session_user, format('%I.%I', v_conflict.schema_name, v_conflict.table_name), 'select') then
+        raise exception 'role % may not read table %.%', session_user, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
+            using errcode = 'SA006', hint = format('grant select on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
+    end if;
+    return v_conflict;
+end
+$$;
+comment on function syncagent._named is 'a conflict, for whoever may read its table';
+
+create function syncagent.resolve(p_conflict uuid, p_take text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+    v_winner   text := syncagent._site_name(v_conflict.winning_node);
+    v_loser    text := syncagent._site_name(v_conflict.losing_node);
+    v_loses    boolean;
+begin
+    if p_take in (v_winner, v_loser) and v_winner is distinct from v_loser then
+        v_loses := p_take = v_loser;
+    elsif p_take in ('winner', 'loser') then
+        v_loses := p_take = 'loser';
+    else
+        raise exception '% is neither winner nor loser of conflict %', quote_literal(p_take), p_conflict
+            using errcode = 'SA004', hint = format('take winner (%s) or loser (%s)', v_winner, v_loser);
+    end if;
+    if v_conflict.yielded is null then
+        perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text,
+            'image', case when v_loses then v_conflict.losing_image else v_conflict.winning_image end)));
+    elsif v_loses then
+        -- the other row gives the value up, as this one had to
+        perform syncagent._resolve(p_conflict, jsonb_build_array(
+            jsonb_build_object('key', v_conflict.other_key_text, 'columns', true, 'image', syncagent._yielding(v_conflict)),
+            jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', (
+                select jsonb_object_agg(k, v_conflict.losing_image -> k) from jsonb_object_keys(v_conflict.yielded) as k))));
+    else
+        raise exception 'row % has the value already', v_conflict.other_key_text
+            using errcode = 'SA004', detail = format('it stays open as long as row %s has no value of its own', v_conflict.key_text),
+                  hint = format('give it one: syncagent conflicts resolve %s --value ''{"column": value}''', p_conflict);
+    end if;
+end
+$$;
+comment on function syncagent.resolve(uuid, text) is 'settle a conflict: the row becomes what the winner, the loser, or a site wrote; of two rows with one value the loser gets it, and the other one yields';
+
+create function syncagent._yielding(p_conflict syncagent.conflict_record) returns jsonb
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- null, or the mark of the other row
+    select jsonb_object_agg(y.key, case when y.value = 'null' then 'null'::jsonb else to_jsonb(
+        left(p_conflict.winning_image ->> y.key, length(y.value #>> '{}') - 13) || '~' || left(md5(p_conflict.other_key::text), 12)) end)
+    from jsonb_each(p_conflict.yielded) as y
+$$;
+comment on function syncagent._yielding is 'what the column of the other row of a collision becomes if that one yields';
+
+create function syncagent.resolve_with(p_conflict uuid, p_value jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+    v_unknown  text;
+begin
+    if jsonb_typeof(p_value) is distinct from 'object' or p_value = '{}' then
+        raise exception 'the value is no object of columns' using errcode = 'SA004', hint = 'write {"column": value, ...}';
+    end if;
+    select string_agg(quote_ident(k.name), ', ' order by k.name) into v_unknown
+    from jsonb_object_keys(p_value) as k (name)
+    where not coalesce(v_conflict.winning_image, v_conflict.losing_image) ? k.name;
+    if v_unknown is not null then
+        raise exception 'table %.% has no column %', quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name), v_unknown
+            using errcode = 'SA004', hint = format('its columns are %s', (
+                select string_agg(quote_ident(k), ', ') from jsonb_object_keys(coalesce(v_conflict.winning_image, v_conflict.losing_image)) as k));
+    end if;
+    perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', p_value)));
+end
+$$;
+comment on function syncagent.resolve_with(uuid, jsonb) is 'settle a conflict: these columns of the row get these values';
+
+create function syncagent.undo(p_conflict uuid) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+begin
+    v_conflict := syncagent._resolution(p_conflict, null, true);
+    perform syncagent._settle_by_hand(v_conflict, v_conflict.writes);
+end
+$$;
+comment on function syncagent.undo(uuid) is 'take a resolution back: its rows become what they were before it';
 
 -- The copy of the rows with which a site joins: what the donor reads out, and what the joiner keeps of it.
 --
@@ -4986,250 +5235,3 @@ revoke execute on all functions in schema syncagent from public;
 grant usage on schema syncagent to public;
 grant execute on function syncagent.uuid7(), syncagent.stamp_time(uuid), syncagent.stamp_node(uuid), syncagent.uuid7_floor(timestamptz),
     syncagent.truncate(regclass) to public;
-
--- Settling a conflict by hand: an ordinary write of whoever asks, with his rights, captured and shipped like any other.
-
-create function syncagent._statement(p_schema name, p_table name, p_key text, p_image jsonb, p_columns boolean) returns text
-    language plpgsql stable security definer
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_id     integer;
-    v_tokens jsonb;
-    v_held   boolean;
-    v_set    text;
-    v_insert text;
-begin
-    select r.id into v_id from syncagent.replicated r join pg_class c on c.oid = r.relation
-    where r.schema_name = p_schema and r.table_name = p_table;
-    if not found then
-        raise exception 'table %.% is attached no more', quote_ident(p_schema), quote_ident(p_table)
-            using errcode = 'SA003', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
-    end if;
-    v_tokens := syncagent._tokens(v_id);
-    v_tokens := v_tokens || jsonb_build_object('image', quote_literal(p_image) || '::jsonb',
-        'named', replace(v_tokens ->> 'named', 'p_key', quote_literal(p_key) || '::text'));
-    if p_image is null then
-        return syncagent._render('delete from {table} t using {named} where {t_eq_f}', v_tokens);
-    end if;
-    execute format('select syncagent.holds_%s($1, $2)', v_id) into v_held using p_key, '{}'::jsonb;
-    select string_agg(format('%I', u.c), ', ' order by u.n) filter (where u.c <> all (r.key_columns) and p_image ? u.c::text and a.attidentity <> 'a'),
-           string_agg(format('%I', u.c), ', ' order by u.n) filter (where p_image ? u.c::text)
-    into v_set, v_insert
-    from syncagent.replicated r cross join lateral unnest(r.columns) with ordinality as u (c, n)
-    join pg_attribute a on a.attrelid = r.relation and a.attname = u.c where r.id = v_id;
-    v_tokens := v_tokens || jsonb_build_object('set', v_set, 'insert', v_insert);
-    if v_held and v_set is null then
-        return null;   -- it is the key alone, and is there
-    elsif v_held then
-        return syncagent._render('update {table} t set ({set}) = (select {set} from jsonb_populate_record(null::{table}, {image})) from {named} where {t_eq_f}', v_tokens);
-    elsif p_columns then
-        raise exception 'row % of %.% is deleted', p_key, quote_ident(p_schema), quote_ident(p_table)
-            using errcode = 'SA005', hint = 'take one of the two versions instead';
-    end if;
-    return syncagent._render('insert into {table} ({insert}) overriding system value select {insert} from jsonb_populate_record(null::{table}, {image})', v_tokens);
-end
-$$;
-comment on function syncagent._statement is 'the statement that makes a row what an image says, null for deleted; of an image with a few columns only those';
-
-create function syncagent._image(p_schema name, p_table name, p_key text) returns jsonb
-    language plpgsql stable security definer
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_tokens jsonb;
-    v_image  jsonb;
-begin
-    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), 'select') then
-        return null;
-    end if;
-    select syncagent._tokens(r.id) into v_tokens
-    from syncagent.replicated r join pg_class c on c.oid = r.relation where r.schema_name = p_schema and r.table_name = p_table;
-    execute syncagent._render('select to_jsonb(t.*) from {named} join {table} t on {t_eq_f}', v_tokens || jsonb_build_object(
-        'named', replace(v_tokens ->> 'named', 'p_key', quote_literal(p_key) || '::text'))) into v_image;
-    return v_image;
-end
-$$;
-comment on function syncagent._image is 'a row as it is here, or null';
-
-create function syncagent._resolution(p_conflict uuid, p_writes jsonb, p_undone boolean) returns syncagent.conflict_record
-    language plpgsql volatile security definer
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_conflict syncagent.conflict_record;
-begin
-    select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict for update;
-    if not found then
-        raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
-    elsif not has_table_privilege(session_user, format('%I.%I', v_conflict.schema_name, v_conflict.table_name), 'update') then
-        raise exception 'role % may not update table %.%', session_user, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
-            using errcode = '42501', hint = format('grant update on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
-    elsif p_undone and v_conflict.resolved_at is null then
-        raise exception 'conflict % was not resolved here', p_conflict
-            using errcode = 'SA005', hint = 'what another site has resolved is undone there';
-    elsif not p_undone and v_conflict.resolved_at is not null then
-        raise exception 'conflict % was resolved already, by % at %', p_conflict, v_conflict.resolved_by, v_conflict.resolved_at
-            using errcode = 'SA005', hint = format('to choose anew: syncagent conflicts undo %s', p_conflict);
-    elsif not p_undone and v_conflict.yielded is not null
-          and not syncagent._open(v_conflict.schema_name, v_conflict.table_name, v_conflict.key_text, v_conflict.yielded) then
-        raise exception 'conflict % is settled: the row that yielded was written since', p_conflict
-            using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
-    end if;
-    update syncagent.conflict_record c
-    set resolved_at = case when not p_undone then clock_timestamp() end, resolved_by = case when not p_undone then session_user end,
-        writes = case when not p_undone then p_writes end
-    where c.id = p_conflict;
-    return v_conflict;
-end
-$$;
-comment on function syncagent._resolution is 'check that a conflict can be settled, or unsettled, by whoever asks, and note it; what it was before';
-
-create function syncagent._settle_by_hand(p_conflict syncagent.conflict_record, p_writes jsonb) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_statement text;
-    v_path      text := (select s.reset_val from pg_settings s where s.name = 'search_path');
-    v_rows      bigint;
-    r           record;
-begin
-    -- in this order: a value is given up before another row takes it
-    for r in select w.write ->> 'key' as key, nullif(w.write -> 'image', 'null') as image, coalesce((w.write ->> 'columns')::boolean, false) as columns
-             from jsonb_array_elements(p_writes) with ordinality as w (write, n) order by w.n
-    loop
-        v_statement := syncagent._statement(p_conflict.schema_name, p_conflict.table_name, r.key, r.image, r.columns);
-        continue when v_statement is null;
-        perform set_config('search_path', v_path, true);   -- triggers of the application find what is theirs
-        execute v_statement;
-        get diagnostics v_rows = row_count;
-        perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
-        if v_rows = 0 and r.image is not null then
-            raise exception 'row % of %.% was not written', r.key, quote_ident(p_conflict.schema_name), quote_ident(p_conflict.table_name)
-                using errcode = 'SA005', hint = 'a policy or a trigger of the table keeps it from being written';
-        end if;
-    end loop;
-end
-$$;
-comment on function syncagent._settle_by_hand is 'write rows as they are to be, with the rights of whoever asks';
-
-create function syncagent._resolve(p_conflict uuid, p_writes jsonb) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_before   jsonb;
-    v_conflict syncagent.conflict_record;
-begin
-    select jsonb_agg(jsonb_build_object('key', w.write ->> 'key', 'image', syncagent._image(c.schema_name, c.table_name, w.write ->> 'key')) order by w.n desc)
-    into v_before
-    from jsonb_array_elements(p_writes) with ordinality as w (write, n) cross join syncagent._named(p_conflict) as c;
-    v_conflict := syncagent._resolution(p_conflict, v_before, false);
-    perform syncagent._settle_by_hand(v_conflict, p_writes);
-end
-$$;
-comment on function syncagent._resolve is 'settle a conflict by these writes, and remember what was there before';
-
-create function syncagent._named(p_conflict uuid) returns syncagent.conflict_record
-    language plpgsql stable security definer
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_conflict syncagent.conflict_record;
-begin
-    select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict;
-    if not found then
-        raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
-    elsif not has_table_privilege(session_user, format('%I.%I', v_conflict.schema_name, v_conflict.table_name), 'select') then
-        raise exception 'role % may not read table %.%', session_user, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
-            using errcode = '42501', hint = format('grant select on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
-    end if;
-    return v_conflict;
-end
-$$;
-comment on function syncagent._named is 'a conflict, for whoever may read its table';
-
-create function syncagent.resolve(p_conflict uuid, p_take text) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
-    v_winner   text := syncagent._site_name(v_conflict.winning_node);
-    v_loser    text := syncagent._site_name(v_conflict.losing_node);
-    v_loses    boolean;
-begin
-    if p_take in (v_winner, v_loser) and v_winner is distinct from v_loser then
-        v_loses := p_take = v_loser;
-    elsif p_take in ('winner', 'loser') then
-        v_loses := p_take = 'loser';
-    else
-        raise exception '% is neither winner nor loser of conflict %', quote_literal(p_take), p_conflict
-            using errcode = 'SA004', hint = format('take winner (%s) or loser (%s)', v_winner, v_loser);
-    end if;
-    if v_conflict.yielded is null then
-        perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text,
-            'image', case when v_loses then v_conflict.losing_image else v_conflict.winning_image end)));
-    elsif v_loses then
-        -- the other row gives the value up, as this one had to
-        perform syncagent._resolve(p_conflict, jsonb_build_array(
-            jsonb_build_object('key', v_conflict.other_key_text, 'columns', true, 'image', syncagent._yielding(v_conflict)),
-            jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', (
-                select jsonb_object_agg(k, v_conflict.losing_image -> k) from jsonb_object_keys(v_conflict.yielded) as k))));
-    else
-        raise exception 'row % has the value already', v_conflict.other_key_text
-            using errcode = 'SA004', detail = format('it stays open as long as row %s has no value of its own', v_conflict.key_text),
-                  hint = format('give it one: syncagent conflicts resolve %s --value ''{"column": value}''', p_conflict);
-    end if;
-end
-$$;
-comment on function syncagent.resolve(uuid, text) is 'settle a conflict: the row becomes what the winner, the loser, or a site wrote; of two rows with one value the loser gets it, and the other one yields';
-
-create function syncagent._yielding(p_conflict syncagent.conflict_record) returns jsonb
-    language sql immutable
-    set search_path = pg_catalog, pg_temp
-    as $$
-    -- null, or the mark of the other row
-    select jsonb_object_agg(y.key, case when y.value = 'null' then 'null'::jsonb else to_jsonb(
-        left(p_conflict.winning_image ->> y.key, length(y.value #>> '{}') - 13) || '~' || left(md5(p_conflict.other_key::text), 12)) end)
-    from jsonb_each(p_conflict.yielded) as y
-$$;
-comment on function syncagent._yielding is 'what the column of the other row of a collision becomes if that one yields';
-
-create function syncagent.resolve_with(p_conflict uuid, p_value jsonb) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
-    v_unknown  text;
-begin
-    if jsonb_typeof(p_value) is distinct from 'object' or p_value = '{}' then
-        raise exception 'the value is no object of columns' using errcode = 'SA004', hint = 'write {"column": value, ...}';
-    end if;
-    select string_agg(quote_ident(k.name), ', ' order by k.name) into v_unknown
-    from jsonb_object_keys(p_value) as k (name)
-    where not coalesce(v_conflict.winning_image, v_conflict.losing_image) ? k.name;
-    if v_unknown is not null then
-        raise exception 'table %.% has no column %', quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name), v_unknown
-            using errcode = 'SA004', hint = format('its columns are %s', (
-                select string_agg(quote_ident(k), ', ') from jsonb_object_keys(coalesce(v_conflict.winning_image, v_conflict.losing_image)) as k));
-    end if;
-    perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', p_value)));
-end
-$$;
-comment on function syncagent.resolve_with(uuid, jsonb) is 'settle a conflict: these columns of the row get these values';
-
-create function syncagent.undo(p_conflict uuid) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
-begin
-    v_conflict := syncagent._resolution(p_conflict, null, true);
-    perform syncagent._settle_by_hand(v_conflict, v_conflict.writes);
-end
-$$;
-comment on function syncagent.undo(uuid) is 'take a resolution back: its rows become what they were before it';

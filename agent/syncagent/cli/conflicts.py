@@ -18,42 +18,45 @@ _SHOWN = 50
 ConflictArgument = Annotated[str, typer.Argument(metavar="ID", help="The conflict's id, or its beginning.")]
 
 
+SinceOption = Annotated[
+    float | None,
+    typer.Option(
+        parser=seconds,
+        metavar="TIME",
+        help="Only those noticed in the last, as 30m or 7d.",
+        show_default=False,
+    ),
+]
+OpenOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--open/--settled", help="Only those that wait for somebody, or only the others.", show_default=False
+    ),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="At most so many. [default: 50; all in JSON and CSV]", show_default=False),
+]
+CsvOption = Annotated[
+    bool, typer.Option("--csv", envvar="SYNCAGENT_CSV", help="Answer in CSV.", show_default=False)
+]
+
+
 @conflicts.command("list")
 def list_(
     *,
     table: Annotated[str | None, typer.Option(help="Only those of a table.", show_default=False)] = None,
     key: Annotated[str | None, typer.Option(help="Only those of a row.", show_default=False)] = None,
     kind: Annotated[
-        str | None,
-        typer.Option(help="Only those of a kind, as update/update or unique.", show_default=False),
+        str | None, typer.Option(help="Only those of a kind, as update/update or unique.", show_default=False)
     ] = None,
     site: Annotated[
         str | None, typer.Option(help="Only those in which a site has won or lost.", show_default=False)
     ] = None,
-    since: Annotated[
-        float | None,
-        typer.Option(
-            parser=seconds,
-            metavar="TIME",
-            help="Only those noticed in the last, as 30m or 7d.",
-            show_default=False,
-        ),
-    ] = None,
-    open_: Annotated[
-        bool | None,
-        typer.Option(
-            "--open/--settled",
-            help="Only those that wait for somebody, or only the others.",
-            show_default=False,
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="At most so many. [default: 50; all in JSON and CSV]", show_default=False),
-    ] = None,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", envvar="SYNCAGENT_CSV", help="Answer in CSV.", show_default=False)
-    ] = False,
+    since: SinceOption = None,
+    open_: OpenOption = None,
+    limit: LimitOption = None,
+    as_csv: CsvOption = False,
     home: HomeOption = None,
     dsn: DsnOption = None,
     as_json: JsonOption = False,
@@ -77,26 +80,20 @@ def list_(
     if as_csv:
         render.csv(found, inspection.CONFLICT_COLUMNS)
         return
-    rows = [
-        (
-            str(c["id"])[:13],
-            c["noticed_at"],
-            c["table_name"],
-            c["key"],
-            c["kind"],
-            c["winner"],
-            c["loser"],
-            "open" if c["open"] else "resolved" if c["resolved_at"] else "",
-        )
-        for c in found
-    ]
-    if rows:
-        render.show(render.grid(rows, ("id", "noticed", "table", "key", "kind", "winner", "loser", "")))
+    if found:
+        columns = ("id", "noticed", "table", "key", "kind", "winner", "loser", "")
+        render.show(render.grid([_line(c) for c in found], columns))
     render.say(
         "no conflicts"
         if not count
         else f"{render.counted(count, 'conflict')}" + f", {len(found)} shown" * (count > len(found))
     )
+
+
+def _line(found: dict[str, Any]) -> tuple[Any, ...]:
+    state = "open" if found["open"] else "resolved" if found["resolved_at"] else ""
+    names = ("noticed_at", "table_name", "key", "kind", "winner", "loser")
+    return (str(found["id"])[:13], *(found[name] for name in names), state)
 
 
 @conflicts.command()

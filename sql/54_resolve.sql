@@ -75,7 +75,7 @@ begin
         raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
     elsif not has_table_privilege(session_user, format('%I.%I', v_conflict.schema_name, v_conflict.table_name), 'update') then
         raise exception 'role % may not update table %.%', session_user, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
-            using errcode = '42501', hint = format('grant update on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
+            using errcode = 'SA006', hint = format('grant update on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
     elsif p_undone and v_conflict.resolved_at is null then
         raise exception 'conflict % was not resolved here', p_conflict
             using errcode = 'SA005', hint = 'what another site has resolved is undone there';
@@ -154,7 +154,7 @@ begin
         raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
     elsif not has_table_privilege(session_user, format('%I.%I', v_conflict.schema_name, v_conflict.table_name), 'select') then
         raise exception 'role % may not read table %.%', session_user, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
-            using errcode = '42501', hint = format('grant select on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
+            using errcode = 'SA006', hint = format('grant select on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
     end if;
     return v_conflict;
 end
