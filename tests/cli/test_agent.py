@@ -199,6 +199,42 @@ def test_an_agent_that_dies_is_not_waited_for(
 # ---- two sites
 
 
+def collided(paris: Site, tokyo: Site) -> None:
+    """Both have written a 77: one row has yielded it, at both sites, and is given a value of its own."""
+    mine = ("conflicts", "list", "--table", "t", "--open")
+    (found,) = until(lambda: paris(*mine, "--json").answer or tokyo(*mine, "--json").answer, "a collision")
+    site = paris if paris(*mine, "--json").answer else tokyo
+    assert (found["kind"], found["constraint_name"], found["yielded"]) == ("unique", "t_n_key", {"n": None})
+    for choice in (
+        ("--key", found["key"]),
+        ("--site", found["loser"]),
+        ("--since", "1h"),
+        ("--kind", "unique"),
+    ):
+        assert [c["id"] for c in site(*mine, *choice, "--json").answer] == [found["id"]]
+    assert site(*mine, "--key", found["other_key"]).err.strip() == "no conflicts"
+    header, line = site(*mine, "--csv").out.splitlines()
+    assert header.startswith("id,noticed_at,table_name,key,kind")
+    assert line.startswith(found["id"])
+    assert "until the row is given a value" in site("conflicts", "show", found["id"]).out
+    settle = ("conflicts", "resolve", found["id"][:13])
+    assert site(*settle).code == site(*settle, "--take", "loser", "--value", "{}").code == 2
+    assert site(*settle, "--value", "{").code == site(*settle, "--value", "[]").code == 2
+    assert "has no column m" in site(*settle, "--value", '{"m": 1}').err
+    assert site(*settle, "--take", "loser", "--json").answer["open"] is False
+    assert "was resolved already" in site(*settle, "--take", "loser").err
+    assert site("conflicts", "undo", found["id"], "--json").answer["open"] is True
+    assert "resolved" in site(*settle, "--value", '{"n": 770}').out
+    until(
+        lambda: (
+            [s.sql("select n from t where n >= 77 order by n") for s in (paris, tokyo)]
+            == [[(77,), (770,)]] * 2
+        ),
+        "both",
+    )
+    assert site(*mine).err.strip() == "no conflicts"
+
+
 def test_two_sites_and_everything_one_asks_of_them(pair: tuple[Site, Site]) -> None:
     paris, tokyo = pair
     paris.sql("insert into t (v, n) select 'x', i from generate_series(1, 3) as i")
@@ -233,8 +269,14 @@ def test_two_sites_and_everything_one_asks_of_them(pair: tuple[Site, Site]) -> N
         # and go on
         assert paris("resume", "tokyo", "--json").answer == {"paused": []}
         assert tokyo("resume").out.strip() == "paused: nobody"
-        until(lambda: paris("parked", "list", "--json").answer, "the second 77 is parked")
-        found = until(lambda: paris("conflicts", "list", "--json").answer, "the conflict is there")
+        shown = paris("constraints", "t", "--json").answer
+        assert [(c["constraint_name"], c["policy"], c["becomes"]) for c in shown] == [
+            ("t_n_key", "keep-both", "null")
+        ]
+        collided(paris, tokyo)
+        found = until(
+            lambda: paris("conflicts", "list", "--kind", "update/update", "--json").answer, "a conflict"
+        )
         assert [(c["kind"], c["table_name"], c["key"]) for c in found] == [
             ("update/update", "public.t", str(key))
         ]
@@ -246,14 +288,26 @@ def test_two_sites_and_everything_one_asks_of_them(pair: tuple[Site, Site]) -> N
             paris("conflicts", "list", "--table", "t", "--kind", "update/delete").err.strip()
             == "no conflicts"
         )
+
+        # from now on the second one waits for a person
+        policy = ("constraints", "t", "--on-unique")
+        assert "no unique or exclusion constraint x" in paris(*policy, "x=report").err
+        assert paris(*policy, "t_n_key=merge").code == 2
+        assert [c["policy"] for c in paris(*policy, "t_n_key=report", "--json").answer] == ["report"]
+        assert "report" in tokyo("constraints", "t").out
+        for site in (paris, tokyo):
+            assert site("pause").code == 0
+            site.sql("insert into t (v, n) values ('second', 78)")
+        for site in (paris, tokyo):
+            assert site("resume").code == 0
+        until(lambda: paris("parked", "list", "--json").answer, "the second 78 is parked")
         (waiting,) = paris("parked", "list", "--json").answer
-        assert waiting["image"]["v"] == "tokyo"
         assert "t_n_key" in paris("parked", "show", "t", waiting["key"]).out
         assert paris("parked", "show", "t", key).code == 1
         said = paris("wait", "--converged", "--timeout", "300ms")
         assert (said.code, "parked" in said.out) == (1, True)
         for verb in ("status", "tables", "doctor"):
             assert paris(verb).code == 0
-        tokyo.sql("delete from t where n = 77")
+        tokyo.sql("delete from t where n = 78")
         assert paris("wait", "--converged").code == 0
         assert stopped(first) == stopped(second) == 0

@@ -55,7 +55,8 @@ def test_every_verb_of_the_interface_is_there() -> None:
     verbs = {" ".join(command) for command in commands()}
     assert verbs >= {
         *("init", "run", "attach", "detach", "tables", "status", "wait", "why", "pause", "resume", "doctor"),
-        *("conflicts list", "conflicts show", "parked list", "parked show"),
+        *("conflicts list", "conflicts show", "conflicts resolve", "conflicts undo"),
+        *("constraints", "parked list", "parked show"),
         *("invite", "join", "leave", "remove", "certificate renew"),
         *("db install", "db upgrade", "db check", "db sql", "db uninstall"),
     }

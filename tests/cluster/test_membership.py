@@ -37,7 +37,8 @@ def settled(member: Member) -> bool:
 
 
 def test_a_fleet_is_built_and_shrunk(server18: Server, server15: Server, tmp_path: Path) -> None:
-    with fleet(tmp_path, TABLE, server18, server15, server18) as (berlin, tokyo, lima):
+    table = TABLE.replace("not null", "unique")
+    with fleet(tmp_path, table, server18, server15, server18) as (berlin, tokyo, lima):
         berlin.init()
         berlin.start()
         tokyo.join(berlin)
@@ -48,11 +49,13 @@ def test_a_fleet_is_built_and_shrunk(server18: Server, server15: Server, tmp_pat
         for site in (berlin, tokyo, lima):
             until(lambda site=site: site.members() == three, f"three members at {site.name}")  # type: ignore[misc]
 
-        told = lima.ask("attach", "item", "--bucket", "minute")
+        told = lima.ask("attach", "item", "--bucket", "minute", "--on-unique", "item_name_key=report")
         assert [table["table"] for table in told] == ["public.item"]
         for site in (berlin, tokyo, lima):
             assert (
-                site.scalar("select count(*) from syncagent.replicated where agreed and bucket = 'minute'")
+                site.scalar(
+                    "select count(*) from syncagent.replicated where agreed and bucket = 'minute' and on_unique ->> 'item_name_key' = 'report'"
+                )
                 == 1
             )
             site.execute(INSERT, (site.name,))

@@ -16,6 +16,7 @@ from syncagent.core.catalog import (
     Catalog,
     Command,
     Confirm,
+    Constrain,
     Describe,
     Detach,
     Invitation,
@@ -193,6 +194,16 @@ def test_tables_are_attached_once_and_detached() -> None:
     assert set(catalog.tables) == {item, customer}
     assert catalog.tables[item].stride == 10
     assert set(after(catalog, Detach((item, Table("shop", "other")))).tables) == {customer}
+
+
+def test_what_is_done_about_collisions_is_chosen_for_a_table() -> None:
+    item, customer = Table("shop", "item"), Table("shop", "customer")
+    catalog = after(first(), Attach((Attachment(item, stride=10), Attachment(customer))))
+    changed = after(catalog, Constrain(item, (("item_name_key", "report"),)))
+    assert changed.tables[item] == Attachment(item, stride=10, on_unique=(("item_name_key", "report"),))
+    assert changed.tables[customer] == catalog.tables[customer]
+    assert after(catalog, Constrain(Table("shop", "other"), (("x", "report"),))) == catalog
+    assert catalogs.decode(catalogs.encode(changed)) == changed
 
 
 def test_bytes() -> None:

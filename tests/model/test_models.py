@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.model import columns, model, siblings, txmodel, txmodel_directed
+from tests.model import columns, model, siblings, txmodel, txmodel_directed, unique
 
 FULL = 20_000
 
@@ -68,6 +68,13 @@ SIBLINGS_BREAKS = {
     "stable": (0, "write was lost"),
     "mark": (0, "write was lost"),
 }
+UNIQUE_BREAKS = {
+    "unlogged": (1, "false alarm"),
+    "local": (36, "does not keep its value"),
+    "newest": (49, "does not keep its value"),
+    "within": (0, "false alarm"),
+    "knot": (0, "false alarm"),
+}
 SINGLY = {"again"}
 """Noticed in runs whose pulls are not coalesced."""
 DIRECTED_BREAKS = set(txmodel_directed.SCHEDULES)
@@ -77,6 +84,7 @@ def test_every_broken_rule_is_tried():
     assert MODEL_BREAKS.keys() == model.BREAKS.keys()
     assert COLUMNS_BREAKS.keys() == columns.BREAKS.keys()
     assert SIBLINGS_BREAKS.keys() == siblings.BREAKS.keys()
+    assert UNIQUE_BREAKS.keys() == unique.BREAKS.keys()
     assert TXMODEL_BREAKS.keys() | DIRECTED_BREAKS == txmodel.BREAKS.keys()
 
 
@@ -115,6 +123,13 @@ def test_siblings_hold(seed: int, runs: Callable[[int, int], int]):
 
 
 @pytest.mark.soak
+def test_unique_values_hold(seed: int, runs: Callable[[int, int], int]):
+    stats = played(unique, seed, runs(100, FULL))
+    met = ["collisions", "handed over", "coalesced", "relayed", "tombstones collected"]
+    assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
+
+
+@pytest.mark.soak
 def test_a_site_that_was_set_back_returns(seed: int, runs: Callable[[int, int], int]):
     stats = played(model, seed, runs(80, FULL), returning=True)
     assert stats["own writes"] or os.environ.get("SEED"), stats
@@ -144,10 +159,10 @@ def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
 
 
 @pytest.mark.parametrize(("program", "rule"), [
-    *((columns, rule) for rule in COLUMNS_BREAKS), *((siblings, rule) for rule in SIBLINGS_BREAKS),
+    *((columns, rule) for rule in COLUMNS_BREAKS), *((siblings, rule) for rule in SIBLINGS_BREAKS), *((unique, rule) for rule in UNIQUE_BREAKS),
 ], ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2])
 def test_a_rule_of_a_strategy_left_out_is_noticed(monkeypatch, program, rule: str):
-    number, what = (COLUMNS_BREAKS if program is columns else SIBLINGS_BREAKS)[rule]
+    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, unique: UNIQUE_BREAKS}[program][rule]
     program.run(number, Counter(), coalesced=True)
     monkeypatch.setattr(program, "BROKEN", rule)
     with pytest.raises(AssertionError, match=what):
