@@ -284,6 +284,7 @@ async def _assemble(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, verifier, steady=steady
     )
     housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
+    housekeeper.verbs.update(applier.verbs)
     housekeeper.verbs.update(verifier.verbs | repairer.verbs | fingerprints.verbs)
     lapsing = Lapsing(desk, store.keeper, exchange, elections, settings.bounds)
     housekeeper.warning = lambda: "; ".join(filter(None, (lapsing.trouble, renewal.warning()))) or None

@@ -3190,6 +3190,50 @@ end
 $$;
 comment on function syncagent.resolve_with(uuid, jsonb) is 'settle a conflict: these columns of the row get these values';
 
+create function syncagent.drop_parked(p_table regclass, p_key text) returns uuid
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_row      record := syncagent._row(p_table, p_key);
+    v_parked   syncagent.parked_row;
+    v_site     syncagent.local_site;
+    v_table    syncagent.replicated;
+    v_hlc      bigint;
+    v_image    jsonb;
+    v_conflict uuid;
+begin
+    if not (has_table_privilege(session_user, p_table, 'update') and has_table_privilege(session_user, p_table, 'delete')) then
+        raise exception 'role % may not update and delete rows of table %', session_user, p_table
+            using errcode = 'SA006', hint = format('grant update, delete on %s to %I', p_table, session_user);
+    end if;
+    delete from syncagent.parked_row p where p.relation = v_row.relation and p.key = v_row.key returning * into v_parked;
+    if not found then
+        raise exception 'row % of % is not parked', p_key, p_table using errcode = 'SA005', hint = '`syncagent parked list` shows those that are';
+    end if;
+    select * into strict v_site from syncagent.local_site;
+    select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
+    v_image := syncagent._image(v_table.schema_name, v_table.table_name, p_key);
+    v_hlc := syncagent._tick();   -- above the parked version: applying it has lifted the clock
+    insert into syncagent.log (xid, relation, op, hlc, keys, odd)
+    select pg_current_xact_id(), v_table.id, case when v_image is null then 'D' else 'U' end::"char", v_hlc, array[v_row.key],
+           case when v_table.derived then array[syncagent._odd_of(v_table, p_key)] end;
+    v_conflict := syncagent._conflict_id(v_table.id, v_row.key, syncagent._stamp(v_hlc, v_site.tail), v_parked.stamp);
+    insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
+        winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+    values (v_conflict, v_table.schema_name, v_table.table_name, v_row.key, p_key, 'parked', 'drop',
+        syncagent._stamp(v_hlc, v_site.tail), v_parked.stamp, v_site.node, v_parked.node, v_image, v_parked.shown);
+    return v_conflict;
+end
+$$;
+comment on function syncagent.drop_parked(regclass, text) is 'give a parked version up: the row as it is here is written anew, or deleted, at every site; the version that was parked is kept as a conflict, whose id is returned';
+
+create function syncagent._odd_of(p_table syncagent.replicated, p_key text) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$ select case cardinality(p_table.key_columns) when 1 then row(p_key)::text else p_key end $$;
+comment on function syncagent._odd_of is 'a derived key as the log has it';
+
 create function syncagent.undo(p_conflict uuid) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -5220,7 +5264,7 @@ begin
                    ' syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text),'
                    ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(name, name, text, jsonb),'
-                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent._named(uuid), syncagent._image(name, name, text),'
+                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._image(name, name, text),'
                    ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
                    ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);

@@ -297,17 +297,22 @@ def test_two_sites_and_everything_one_asks_of_them(pair: tuple[Site, Site]) -> N
         assert "report" in tokyo("constraints", "t").out
         for site in (paris, tokyo):
             assert site("pause").code == 0
+        for site in (paris, tokyo):
             site.sql("insert into t (v, n) values ('second', 78)")
         for site in (paris, tokyo):
             assert site("resume").code == 0
         until(lambda: paris("parked", "list", "--json").answer, "the second 78 is parked")
         (waiting,) = paris("parked", "list", "--json").answer
         assert "t_n_key" in paris("parked", "show", "t", waiting["key"]).out
+        assert paris("parked", "retry", "--json").answer == {"parked": 1}
+        assert "--yes" in paris("parked", "drop", "t", waiting["key"]).err
         assert paris("parked", "show", "t", key).code == 1
         said = paris("wait", "--converged", "--timeout", "300ms")
         assert (said.code, "parked" in said.out) == (1, True)
         for verb in ("status", "tables", "doctor"):
             assert paris(verb).code == 0
-        tokyo.sql("delete from t where n = 78")
+        assert "kept as conflict" in paris("parked", "drop", "t", waiting["key"], "--yes").out
+        assert "no row is parked" in paris("parked", "retry").out
+        until(lambda: tokyo("parked", "retry", "--json").answer == {"parked": 0}, "it is deleted there, too")
         assert paris("wait", "--converged").code == 0
         assert stopped(first) == stopped(second) == 0

@@ -69,11 +69,11 @@ SIBLINGS_BREAKS = {
     "mark": (0, "write was lost"),
 }
 UNIQUE_BREAKS = {
-    "unlogged": (1, "false alarm"),
-    "local": (36, "does not keep its value"),
-    "newest": (49, "does not keep its value"),
+    "unlogged": (3, "diverged"),
+    "local": (32, "does not keep its value"),
+    "newest": (32, "does not keep its value"),
     "within": (0, "false alarm"),
-    "knot": (0, "false alarm"),
+    "knot": (117, "false alarm"),
 }
 SINGLY = {"again"}
 """Noticed in runs whose pulls are not coalesced."""

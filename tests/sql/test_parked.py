@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import asyncpg
 import pytest
 from msgspec.structs import replace
 
@@ -248,3 +249,39 @@ async def test_a_batch_with_a_row_twice_is_refused_and_not_for_ever(sites: Sites
     assert await values(b) == [1]
     await b.apply(await a.batch(b, plain=False))
     assert await values(b) == []
+
+
+@pytest.mark.parametrize("was_there", [True, False])
+@pytest.mark.parametrize("key_of", ["id uuid primary key", "id text", "id text, part int"])
+async def test_a_parked_version_is_given_up_everywhere(
+    sites: Sites, pair: Pair, was_there: bool, key_of: str
+) -> None:
+    columns = (
+        key_of.replace(" primary key", "")
+        .replace("uuid", "")
+        .replace("text", "")
+        .replace("int", "")
+        .split(",")
+    )
+    names = ", ".join(name.strip() for name in columns)
+    a, b = await sites(
+        f"create table item ({key_of.replace(' primary key', '')}, value int, primary key ({names}))", *pair
+    )
+    one = f"'{key(1)}'" if len(columns) == 1 else f"'{key(1)}', 7"
+    await b.do("alter table item add constraint small check (value < 10)")
+    if was_there:
+        await a.do(f"insert into item values ({one}, 1)")
+        await exchange(a, b)
+        await a.do("update item set value = 20")
+    else:
+        await a.do(f"insert into item values ({one}, 20)")
+    assert (await ship(a, b)).parked == 1
+    (text,) = (await b.rows("select key from syncagent.parked"))[0]
+    (conflict,) = (await b.rows("select syncagent.drop_parked('item', $1)", text))[0]
+    with pytest.raises(asyncpg.PostgresError, match="is not parked"):
+        await b.rows("select syncagent.drop_parked('item', $1)", text)
+    await exchange(a, b)
+    assert await b.parked() == []
+    assert await values(a) == await values(b) == ([1] if was_there else [])
+    kept = await b.rows("select id, kind, winner, loser, losing_image ->> 'value' from syncagent.conflict")
+    assert kept == [(conflict, "parked", "site2", "site1", "20")]

@@ -7,6 +7,10 @@ import typer
 from syncagent.cli import render
 from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of
 
+_SECONDS = 60.0
+TableArgument = Annotated[str, typer.Argument(help="An attached table, named as in SQL.")]
+KeyArgument = Annotated[str, typer.Argument(help="The row's key, as `parked list` shows it.")]
+
 parked = typer.Typer(help="Rows that arrived and break a constraint here.", no_args_is_help=True)
 
 
@@ -29,9 +33,51 @@ def list_(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOption
 
 
 @parked.command()
+def retry(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOption = False) -> None:
+    """Try all of them now; the agent does it after every batch, and every few seconds."""
+    from syncagent.storage.commands import site_of
+    from syncagent.storage.requests import ask
+
+    with site_of(dsn_of(home, dsn)) as connection:
+        answer = ask(connection, "retry", {}, seconds=_SECONDS)
+    if as_json:
+        render.json(answer)
+    else:
+        render.show(
+            f"{render.counted(answer['parked'], 'row')} parked" if answer["parked"] else "no row is parked"
+        )
+
+
+@parked.command()
+def drop(
+    table: TableArgument,
+    key: KeyArgument,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: HomeOption = None,
+    dsn: DsnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a parked version up, at every site: the row becomes what it is here, or goes if it is not here. The version is kept as a
+    conflict."""
+    from syncagent.storage import inspection
+    from syncagent.storage.commands import site_of
+
+    with site_of(dsn_of(home, dsn)) as connection:
+        row = inspection.parked_row(connection, table, key)
+        if not yes:
+            render.confirm(f"Give up what {row['origin']} wrote to row {key} of {table}, at every site?")
+        found = inspection.drop_parked(connection, table, key)
+    if as_json:
+        render.json(found)
+    else:
+        render.show(f"dropped; kept as conflict {found['id']}")
+
+
+@parked.command()
 def show(
-    table: Annotated[str, typer.Argument(help="An attached table, named as in SQL.")],
-    key: Annotated[str, typer.Argument(help="The row's key, as `parked list` shows it.")],
+    table: TableArgument,
+    key: KeyArgument,
     *,
     home: HomeOption = None,
     dsn: DsnOption = None,

@@ -9,7 +9,7 @@ import asyncio
 from syncagent.core import backoff, limits
 from syncagent.core.arrival import Entry
 from syncagent.core.ports import Spool
-from syncagent.core.store import Applied, Keeper, Replica
+from syncagent.core.store import Applied, Keeper, Replica, Request
 from syncagent.errors import Contended, Inexact, SyncagentError, Unreachable
 from syncagent.services.lifecycle import Desk
 
@@ -27,6 +27,8 @@ class Applier:
         self.batches = self.rows = self.conflicts = 0
         self.parked = parked
         self._parked_at = desk.clock.now()
+        self._retried: list[asyncio.Future[None]] = []
+        self.verbs = {"retry": self._retry}
 
     def park(self, rows: int) -> None:
         """A repair has parked so many more."""
@@ -41,9 +43,13 @@ class Applier:
             if entries:
                 await self._apply(entries)
                 self._desk.bells.ring()
-            if self.parked and (entries or self._clock.now() - self._parked_at >= _PARKED_AGAIN):
+            asked, self._retried = self._retried, []
+            if asked or (self.parked and (entries or self._clock.now() - self._parked_at >= _PARKED_AGAIN)):
                 await self._retry_parked()
-            if not entries:
+            for future in asked:
+                if not future.done():
+                    future.set_result(None)
+            if not entries and not self._retried:
                 wake = self._inbox.wake_in(
                     now, wall
                 )  # of that moment: what is due since then is not slept over
@@ -105,6 +111,14 @@ class Applier:
         self.rows += applied.taken
         self.conflicts += applied.conflicts
         self.parked += applied.parked
+
+    async def _retry(self, request: Request) -> dict[str, int]:
+        """Somebody has done something about parked rows, and wants to know whether it was enough."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._retried.append(future)
+        self._desk.bells.applies.ring()
+        await future
+        return {"parked": self.parked}
 
     async def _retry_parked(self) -> None:
         self._parked_at = self._clock.now()

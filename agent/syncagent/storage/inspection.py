@@ -144,6 +144,17 @@ def parked_row(connection: Connection, table: str, key: str) -> Row:
     return row
 
 
+def drop_parked(connection: Connection, table: str, key: str) -> Row:
+    """Give a parked version up; the conflict that keeps it."""
+    parked_row(connection, table, key)
+    done = connection.execute(
+        "select syncagent.drop_parked(%s::bigint::oid::regclass, %s) as id",
+        (named.resolve(connection, table), key),
+    ).fetchone()
+    assert done is not None
+    return conflict(connection, str(done["id"]))
+
+
 def why(connection: Connection, table: str, key: str) -> list[Row]:
     return connection.execute(
         "select * from syncagent.why(%s::bigint::oid::regclass, %s)", (named.resolve(connection, table), key)
