@@ -61,6 +61,8 @@ class Application:
     """The table of its migrations, which are run at every site."""
     own: tuple[str, ...] = ()
     """Other tables that belong to one site."""
+    reported: tuple[str, ...] = ()
+    """Unique constraints whose values mean something as they are: of two rows with one value none is to yield it by itself."""
 
     @property
     def owner(self) -> str:
@@ -69,6 +71,10 @@ class Application:
     @property
     def role(self) -> str:
         return f"{self.name}_app"
+
+    @property
+    def policies(self) -> list[str]:
+        return [word for name in self.reported for word in ("--on-unique", f"{name}=report")]
 
     @property
     def excluded(self) -> list[str]:
@@ -174,7 +180,7 @@ class Cluster:
                 connection.execute(sql.SQL("truncate {}").format(sql.SQL(", ").join(map(sql.SQL, names))))
         first, *others = self.sites
         first.found()
-        first.attach("--all", *self.application.excluded, *options)
+        first.attach("--all", *self.application.excluded, *self.application.policies, *options)
         for site in others:
             site.join(first)
         with psycopg.connect(self.sites[0].dsn) as connection:

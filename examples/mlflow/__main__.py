@@ -26,6 +26,7 @@ def tracking(folder: Path) -> Application:
         environment=lambda dsn: {"TRACKING_URI": dsn.replace("postgresql:", "postgresql+psycopg:")},
         history="alembic_version",
         own=("jobs", "job_locks", "scheduler_leases"),
+        reported=("uq_experiments_workspace_name",),
     )
 
 

@@ -34,6 +34,7 @@ def newsroom(folder: Path) -> Application:
         },
         history="django_migrations",
         own=("django_session", "wagtailembeds_embed", "wagtailimages_rendition"),
+        reported=("wagtailcore_page_path_key",),
     )
 
 
