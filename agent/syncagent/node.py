@@ -31,6 +31,7 @@ from syncagent.errors import SyncagentError
 from syncagent.services.admissions import Admissions
 from syncagent.services.applier import Applier
 from syncagent.services.attaching import Attaching
+from syncagent.services.clocks import Clocks
 from syncagent.services.cutter import Cutter
 from syncagent.services.elections import Elections
 from syncagent.services.exchange import Exchange
@@ -283,9 +284,10 @@ async def _assemble(
     housekeeper = Housekeeper(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, verifier, steady=steady
     )
-    housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
-    housekeeper.verbs.update(applier.verbs)
-    housekeeper.verbs.update(verifier.verbs | repairer.verbs | fingerprints.verbs)
+    housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs | applier.verbs)
+    housekeeper.verbs.update(
+        verifier.verbs | repairer.verbs | fingerprints.verbs | Clocks(desk, elections).verbs
+    )
     lapsing = Lapsing(desk, store.keeper, exchange, elections, settings.bounds)
     housekeeper.warning = lambda: "; ".join(filter(None, (lapsing.trouble, renewal.warning()))) or None
     await store.keeper.on_request(desk.bells.requests.ring)
@@ -362,6 +364,7 @@ def _inbox(
         max_skew=stamp.from_seconds(settings.max_clock_skew),
     )
     inbox.loaded(loaded.positions)
+    inbox.accept(catalog.accepted)
     for node in catalog.gone:
         inbox.removed(node)
     for node in paused:

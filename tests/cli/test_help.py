@@ -56,7 +56,7 @@ def test_every_verb_of_the_interface_is_there() -> None:
     assert verbs >= {
         *("init", "run", "attach", "detach", "tables", "status", "wait", "why", "pause", "resume", "doctor"),
         *("conflicts list", "conflicts show", "conflicts resolve", "conflicts undo"),
-        *("constraints", "parked list", "parked show", "parked retry", "parked drop"),
+        *("constraints", "parked list", "parked show", "parked retry", "parked drop", "clock accept"),
         *("invite", "join", "leave", "remove", "certificate renew"),
         *("db install", "db upgrade", "db check", "db sql", "db uninstall"),
     }

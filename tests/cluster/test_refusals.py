@@ -161,6 +161,14 @@ def test_a_clock_is_ahead(laboratory: Laboratory) -> None:
         theirs = mark(a)
         until(lambda: has(late, theirs), "the late one gets what others write")
 
+        accept = ("clock", "accept")
+        assert f"nothing of {b.name} is held" in a.syncagent(*accept, b.name, "--yes").stderr
+        assert "no other site nobody" in a.syncagent(*accept, "nobody", "--yes").stderr
+        assert "--yes" in a.syncagent(*accept, late.name).stderr
+        assert " min ahead" in a.syncagent(*accept, late.name, "--yes").stdout
+        cluster.exchange()  # each takes it, and what the others write from then on
+        cluster.converges()
+
 
 def test_a_clock_is_ahead_for_a_while(laboratory: Laboratory) -> None:
     with laboratory.cluster(18, 15) as cluster:

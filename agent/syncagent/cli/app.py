@@ -17,6 +17,7 @@ from syncagent.cli.adopt import adopt
 from syncagent.cli.attach import attach
 from syncagent.cli.bench import bench
 from syncagent.cli.certificate import certificate
+from syncagent.cli.clock import clock
 from syncagent.cli.conflicts import conflicts
 from syncagent.cli.constraints import constraints
 from syncagent.cli.db import db
@@ -100,6 +101,7 @@ for _name, _group in (
     ("conflicts", conflicts),
     ("parked", parked),
     ("certificate", certificate),
+    ("clock", clock),
     ("db", db),
 ):
     app.add_typer(_group, name=_name)

@@ -98,7 +98,8 @@ class Inspected(msgspec.Struct, frozen=True):
 
 
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything agreed. `epoch` is the index of the last entry that changed it."""
+    """Everything agreed. `epoch` is the index of the last entry that changed it; stamps up to `accepted` (hlc) are taken although
+    no clock has come so far."""
 
     cluster: UUID
     epoch: int = 1
@@ -108,6 +109,7 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     invitations: dict[UUID, Invitation] = {}
     attached: tuple[Attachment, ...] = ()
     fingerprint: FingerprintKind = "hash"
+    accepted: int = 0
 
     def peers_of(self, me: int) -> tuple[Peer, ...]:
         return tuple(
@@ -219,8 +221,25 @@ class Fingerprint(msgspec.Struct, frozen=True, tag=True):
     kind: FingerprintKind
 
 
+class Accept(msgspec.Struct, frozen=True, tag=True):
+    """Take stamps up to this clock, which ran ahead of all others."""
+
+    clock: int
+
+
 Command = (
-    Invite | Admit | Return | Confirm | Describe | Remove | Lapse | Attach | Detach | Constrain | Fingerprint
+    Invite
+    | Admit
+    | Return
+    | Confirm
+    | Describe
+    | Remove
+    | Lapse
+    | Attach
+    | Detach
+    | Constrain
+    | Fingerprint
+    | Accept
 )
 
 
@@ -264,20 +283,26 @@ def _applied(catalog: Catalog, index: int, command: Command) -> tuple[Catalog, O
             return _remove(catalog, index, command)
         case Lapse():
             return _lapse(catalog, index, command)
-        case Attach():
-            given = {attachment.table: attachment for attachment in command.attachments}
-            return replace(catalog, attached=tuple(sorted((given | catalog.tables).values()))), Outcome()
-        case Detach():
-            kept = tuple(known for known in catalog.attached if known.table not in command.tables)
-            return replace(catalog, attached=kept), Outcome()
-        case Constrain():
-            told = (
-                replace(a, on_unique=command.on_unique) if a.table == command.table else a
-                for a in catalog.attached
-            )
-            return replace(catalog, attached=tuple(told)), Outcome()
+        case Attach() | Detach() | Constrain():
+            return replace(catalog, attached=_attached(catalog, command)), Outcome()
         case Fingerprint():
             return replace(catalog, fingerprint=command.kind), Outcome()
+        case Accept():
+            return replace(catalog, accepted=max(catalog.accepted, command.clock)), Outcome()
+
+
+def _attached(catalog: Catalog, command: Attach | Detach | Constrain) -> tuple[Attachment, ...]:
+    match command:
+        case Attach():
+            given = {attachment.table: attachment for attachment in command.attachments}
+            return tuple(sorted((given | catalog.tables).values()))
+        case Detach():
+            return tuple(known for known in catalog.attached if known.table not in command.tables)
+        case Constrain():
+            return tuple(
+                replace(known, on_unique=command.on_unique) if known.table == command.table else known
+                for known in catalog.attached
+            )
 
 
 def _invite(catalog: Catalog, command: Invite) -> tuple[Catalog, Outcome]:

@@ -106,6 +106,7 @@ class Inbox(Generic[P]):
         """`max_skew`, in hlc units: stamps further ahead of the wall clock are held."""
         self.me = me
         self._max_skew = max_skew
+        self._accepted = 0
         self._positions: dict[int, Position] | None = None  # None: the database was not read yet
         self._origins: dict[int, _Origin[P]] = {node: _Origin() for node in origins}
         self._applying: list[Entry[P]] = []
@@ -383,7 +384,7 @@ class Inbox(Generic[P]):
         origin, (newest, node) = self._origins[entry.origin], entry.newest
         if any(self._origins[part.origin].paused for part, _ in entry.parts):
             return Waiting("paused", "paused by the operator")
-        if clock.too_far_ahead(newest, wall, self._max_skew):
+        if self._excess(newest, wall):
             ahead = stamp.to_seconds(newest - wall)
             return Waiting("clock", f"held: the clock of node {node} is {ahead:.1f} s ahead of ours")
         if now < origin.apply_after and entry is origin.held[0]:
@@ -438,6 +439,20 @@ class Inbox(Generic[P]):
         self._applying.remove(entry)
         return self._origins[entry.origin]
 
+    # ---- a clock that is ahead
+
+    def accept(self, until: int) -> None:
+        """Somebody has said that stamps up to this clock are to be taken: time counts as having come so far."""
+        self._accepted = until
+
+    def ahead(self, node: int, wall: int) -> int | None:
+        """The largest clock of what is held of an origin because it is too far ahead; None if nothing is."""
+        held = [entry.newest[0] for entry in self._at(node).held]
+        return max((newest for newest in held if self._excess(newest, wall)), default=None)
+
+    def _excess(self, newest: int, wall: int) -> int:
+        return clock.excess(newest, max(wall, self._accepted), self._max_skew)
+
     # ---- for status and for the loop
 
     def waiting(self, now: float, wall: int) -> dict[int, Waiting]:
@@ -474,10 +489,7 @@ class Inbox(Generic[P]):
                 continue
             if origin.held:
                 waits.append(origin.apply_after - now)
-                waits += [
-                    stamp.to_seconds(clock.excess(entry.newest[0], wall, self._max_skew))
-                    for entry in origin.held
-                ]
+                waits += [stamp.to_seconds(self._excess(entry.newest[0], wall)) for entry in origin.held]
             if origin.linked and self._has_room(node, origin, tangled):
                 waits.append(
                     origin.asked_at + limits.ASK_AGAIN - now if origin.asked else origin.ask_after - now

@@ -63,7 +63,8 @@ class Membership:
     # ---- what the catalog says, done
 
     async def follow(self, catalog: Catalog) -> None:
-        """Whom to link with, whose streams to ask for."""
+        """Whom to link with, whose streams to ask for, and what of them to take although no clock has come so far."""
+        self._desk.inbox.accept(catalog.accepted)
         peers = peers_of(catalog, self._me, self._reach)
         roster = self._desk.roster
         changed = peers != roster.peers
