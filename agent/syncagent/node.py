@@ -252,8 +252,7 @@ async def _assemble(
     loaded = await store.keeper.load()
     here = Standing(loaded.last, loaded.last_id, *store.registry.memory.standing())
     await high_water.recognise(settings.name, await store.keeper.place(), here)
-    me = catalog.sites.get(settings.node)
-    witness = me is not None and me.witness
+    witness = settings.node in catalog.sites and catalog.sites[settings.node].witness
     roster = Roster(peers_of(catalog, settings.node, settings.addresses), catalog.epoch, witness)
     inbox = _inbox(settings, catalog, roster, loaded, await store.keeper.paused())
     desk = Desk(settings.node, inbox, Outbox(settings.node), clock, roster)
