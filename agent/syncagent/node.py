@@ -283,10 +283,9 @@ async def _assemble(
     housekeeper = Housekeeper(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, verifier, steady=steady
     )
-    housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs | applier.verbs)
-    housekeeper.verbs.update(
-        verifier.verbs | repairer.verbs | fingerprints.verbs | Clocks(desk, elections).verbs
-    )
+    housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
+    housekeeper.verbs.update(applier.verbs | verifier.verbs | repairer.verbs)
+    housekeeper.verbs.update(fingerprints.verbs | Clocks(desk, elections).verbs)
     lapsing = Lapsing(desk, store.keeper, exchange, elections, settings.bounds)
     housekeeper.warning = lambda: "; ".join(filter(None, (lapsing.trouble, renewal.warning()))) or None
     await store.keeper.on_request(desk.bells.requests.ring)
