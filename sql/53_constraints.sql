@@ -30,7 +30,10 @@ create function syncagent._rules(p_relation integer)
            case when y.attname is null then 'report' else coalesce(t.on_unique ->> c.relname::text, 'keep-both') end,
            exists (select from pg_constraint d where d.conindid = i.indexrelid and d.condeferrable),
            coalesce(' where ' || pg_get_expr(i.indpred, i.indrelid, true), ''),
-           (select string_agg(format('%s as e%s', pg_get_indexdef(i.indexrelid, k, true), k), ', ' order by k) from generate_series(1, i.indnkeyatts) k),
+           (select string_agg(format(case when l.oid is null then '%s as e%s' else '(%s) collate %3$I.%4$I as e%2$s' end,
+                                     pg_get_indexdef(i.indexrelid, k, true), k, s.nspname, l.collname), ', ' order by k)
+            from generate_series(1, i.indnkeyatts) k
+            left join pg_collation l on l.oid = nullif(i.indcollation[k - 1], 'pg_catalog.default'::regcollation) left join pg_namespace s on s.oid = l.collnamespace),
            (select string_agg(format(case when w.nulls_too then '(x.e%1$s operator(%2$I.%3$s) y.e%1$s or x.e%1$s is null and y.e%1$s is null)'
                                           else 'x.e%1$s operator(%2$I.%3$s) y.e%1$s' end, k, n.nspname, o.oprname), ' and ' order by k)
             from generate_series(1, i.indnkeyatts) k
@@ -65,9 +68,18 @@ create function syncagent._rules(p_relation integer)
             where f.contype = 'f' and (f.conrelid = i.indrelid and a.attnum = any (f.conkey) or f.confrelid = i.indrelid and a.attnum = any (f.confkey)))
         order by k.o desc, a.attnum desc limit 1
     ) as y on true
-    where t.id = p_relation and (i.indisunique or i.indisexclusion) and not i.indisprimary and i.indislive
+    where t.id = p_relation and (i.indisunique or i.indisexclusion) and not i.indisprimary
+      and i.indislive and i.indisready and (i.indisvalid or c.relkind <> 'I')   -- of a partitioned table: on all partitions
+      -- what does not travel (a generated column, or one that was added since) is not there to be compared before it is written
+      and not exists (
+        select from pg_depend d join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+        where d.classid = 'pg_class'::regclass and d.objid = i.indexrelid and d.refclassid = 'pg_class'::regclass and d.refobjid = i.indrelid
+          and a.attname <> all (t.columns))
+      and not exists (
+        select from unnest(i.indkey::smallint[]) as u (n) join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
+        where a.attname <> all (t.columns))
 $$;
-comment on function syncagent._rules is 'unique and exclusion constraints of an attached table: what they compare, what is done about a collision, and which column of the row that yields becomes null or gets a suffix; one of a foreign key, or of the key, is left alone';
+comment on function syncagent._rules is 'unique and exclusion constraints of an attached table that can be compared before rows are written: what they compare, what is done about a collision, and which column of the row that yields becomes null or gets a suffix; one of a foreign key, or of the key, is left alone';
 
 create function syncagent._settle_collisions(p_relation integer, p_origin integer) returns bigint
     language plpgsql volatile
@@ -114,10 +126,10 @@ begin
             ), pair as (
                 select x.key as loser, x.key_text, x.odd, x.stamp as losing_stamp, x.image as losing_image, null::tid as tid, null::oid as leaf,
                        y.key as winner, y.key_text as winner_text, null::uuid as winning_stamp, y.image as winning_image
-                from incoming x join here y on {equal} where x.key > y.key and y.key not in (select i.key from {stage_keys} i)
+                from incoming x join here y on {equal} where x.key > y.key and y.key not in (select i.key from {elsewhere} i)
                 union all
                 select y.key, y.key_text, y.odd, null, y.image, y.tid, y.leaf, x.key, x.key_text, x.stamp, x.image
-                from incoming x join here y on {equal} where x.key < y.key and y.key not in (select i.key from {stage_keys} i)
+                from incoming x join here y on {equal} where x.key < y.key and y.key not in (select i.key from {elsewhere} i)
                 union all
                 select x.key, x.key_text, x.odd, x.stamp, x.image, null, null, y.key, y.key_text, y.stamp, y.image
                 from incoming x join incoming y on {equal} where x.key > y.key
@@ -127,9 +139,11 @@ begin
                    p.winner, p.winner_text, p.winning_stamp, p.winning_image, true
             from pair p where not exists (select from pg_temp.collision c where c.rule = {rule} and c.loser = p.loser)
             order by p.loser, p.winner
-            $sql$, v_tokens || jsonb_build_object('stage_keys', syncagent._render($sql$(
+            $sql$, v_tokens || jsonb_build_object('elsewhere', syncagent._render($sql$(
+                -- rows that will not be what they are here: the batch has, or a parked version is, something newer
                 select s._key as key from {stage} s where s._deleted is true
-                    or not exists (select from pg_temp.verdict d where d.key = s._key and d.loses))$sql$, v_tokens)));
+                    or not exists (select from pg_temp.verdict d where d.key = s._key and d.loses)
+                union all select p.key from syncagent.parked_row p where p.relation = {id})$sql$, v_tokens)));
         get diagnostics v_count = row_count;
         continue when v_count = 0;
         v_settled := v_settled + v_count;
@@ -241,30 +255,18 @@ comment on function syncagent._check_deferrable is 'raise what a deferrable uniq
 
 -- Parked rows -----------------------------------------------------------------------------------------------
 
-create function syncagent._retry_parked() returns bigint
-    language plpgsql volatile
+create function syncagent._parked_groups() returns table (relation integer, node integer, keys uuid[], stuck uuid[])
+    language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-declare
-    v_before bigint := (select count(*) from syncagent.parked_row);
-    r        record;
-begin
-    for r in
-        select p.relation, p.node, array_agg(p.key) as keys from syncagent.parked_row p
-        join syncagent.replicated t on t.id = p.relation join pg_class c on c.oid = t.relation
-        group by 1, 2 order by 1, 2
-    loop
-        perform syncagent._retry(r.relation, r.node, r.keys);
-        continue when cardinality(r.keys) = 1;
-        -- those that still collide with one that is here, each alone: one of them may be what kept the others from yielding
-        perform syncagent._retry(r.relation, r.node, array[k.key])
-        from (select p.key from syncagent.parked_row p
-              where p.relation = r.relation and p.node = r.node and p.sqlstate in ('23505', '23P01') order by p.since, p.key limit 100) as k;
-    end loop;
-    return v_before - (select count(*) from syncagent.parked_row);
-end
+    select p.relation, p.node, array_agg(p.key),
+           -- those that collide with a row that is here: one of them may be what keeps the others from yielding
+           coalesce(case when count(*) > 1 then (array_agg(p.key order by random()) filter (where p.sqlstate in ('23505', '23P01')))[:20] end, '{}')
+    from syncagent.parked_row p
+    join syncagent.replicated t on t.id = p.relation join pg_class c on c.oid = t.relation
+    group by 1, 2 order by 1, 2
 $$;
-comment on function syncagent._retry_parked is 'try parked rows again, those of one table and origin together; returns how many are parked no longer';
+comment on function syncagent._parked_groups is 'parked rows of each table and origin, which are tried together, and some that are then to be tried alone';
 
 create function syncagent._retry(p_relation integer, p_node integer, p_keys uuid[]) returns void
     language plpgsql volatile
@@ -284,7 +286,7 @@ begin
     execute format('truncate pg_temp.stage_%s', p_relation);
 end
 $$;
-comment on function syncagent._retry is 'try parked rows of one table and origin again';
+comment on function syncagent._retry is 'try parked rows of one table and origin again, together';
 
 create function syncagent._may_park(p_state text) returns boolean
     language sql immutable
@@ -303,7 +305,8 @@ declare
     v_said  text;
     v_constraint text;
     v_parked bigint;
-    v_settle boolean := p_settle;
+    -- until this site is a member its rows are of several moments: one value may be at two rows that never had it at once
+    v_settle boolean := p_settle and not (select s.joining from syncagent.local_site s);
 begin
     loop
         begin
@@ -377,26 +380,35 @@ declare
     v_tokens jsonb := syncagent._tokens(p_relation);
     v_parked bigint := 0;
     v_count  bigint;
+    v_state  text;
     r        record;
 begin
     for r in select * from syncagent._rules(p_relation) as u order by u.name loop
-        execute syncagent._render($sql$
-            insert into pg_temp.verdict (key, loses, conflict, kind, incoming, sqlstate, reason)
-            select distinct on (x.key) x.key, true, false, 'parked', x.stamp, {state}, format('another row has the value of %s', {name})
-            from (select {expressions}, t."$key" as key, t."$stamp" as stamp from (
-                    select {stage_as_table}, s._key as "$key", s._stamp as "$stamp" from {stage} s
-                    where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses)
-                 ) as t {predicate}) as x
-            join (select {expressions}, t."$key" as key from (select t.*, {key} as "$key" from {table} t) as t {predicate}) as y on {equal}
-            where x.key <> y.key
-              and not exists (
-                select from {stage} s where s._key = y.key
-                and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses))
-            $sql$,
-            v_tokens || jsonb_build_object('name', quote_literal(r.name), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
-                'state', case r.kind when 'unique' then quote_literal('23505') else quote_literal('23P01') end));
-        get diagnostics v_count = row_count;
-        v_parked := v_parked + v_count;
+        begin
+            execute syncagent._render($sql$
+                insert into pg_temp.verdict (key, loses, conflict, kind, incoming, sqlstate, reason)
+                select distinct on (x.key) x.key, true, false, 'parked', x.stamp, {state}, format('another row has the value of %s', {name})
+                from (select {expressions}, t."$key" as key, t."$stamp" as stamp from (
+                        select {stage_as_table}, s._key as "$key", s._stamp as "$stamp" from {stage} s
+                        where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses)
+                     ) as t {predicate}) as x
+                join (select {expressions}, t."$key" as key from (select t.*, {key} as "$key" from {table} t) as t {predicate}) as y on {equal}
+                where x.key <> y.key
+                  and not exists (
+                    select from {stage} s where s._key = y.key
+                    and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses))
+                $sql$,
+                v_tokens || jsonb_build_object('name', quote_literal(r.name), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
+                    'state', case r.kind when 'unique' then quote_literal('23505') else quote_literal('23P01') end));
+            get diagnostics v_count = row_count;
+            v_parked := v_parked + v_count;
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate;
+            if not syncagent._may_park(v_state) then
+                raise;
+            end if;
+            continue;   -- a value that the index's own expression refuses: found row by row
+        end;
     end loop;
     return v_parked;
 end

@@ -19,7 +19,11 @@ begin
     end if;
     v_tokens := syncagent._tokens(v_id);
     v_tokens := v_tokens || jsonb_build_object('image', quote_literal(p_image) || '::jsonb',
-        'named', replace(v_tokens ->> 'named', 'p_key', quote_literal(p_key) || '::text'));
+        'named', syncagent._with_key(v_tokens ->> 'named', p_key));
+    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), 'update') then
+        raise exception 'role % may not update table %.%', session_user, quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA006', hint = format('grant update on %I.%I to %I', p_schema, p_table, session_user);
+    end if;
     if p_image is null then
         return syncagent._render('delete from {table} t using {named} where {t_eq_f}', v_tokens);
     end if;
@@ -30,10 +34,13 @@ begin
     from syncagent.replicated r cross join lateral unnest(r.columns) with ordinality as u (c, n)
     join pg_attribute a on a.attrelid = r.relation and a.attname = u.c where r.id = v_id;
     v_tokens := v_tokens || jsonb_build_object('set', v_set, 'insert', v_insert);
-    if v_held and v_set is null then
+    if v_set is null and p_columns then
+        raise exception 'there is nothing to write: key and generated columns stay as they are'
+            using errcode = 'SA004', hint = 'name a column that can be changed';
+    elsif v_held and v_set is null then
         return null;   -- it is the key alone, and is there
     elsif v_held then
-        return syncagent._render('update {table} t set ({set}) = (select {set} from jsonb_populate_record(null::{table}, {image})) from {named} where {t_eq_f}', v_tokens);
+        return syncagent._render('update {table} t set ({set}) = (select {set} from jsonb_populate_record(t, {image})) from {named} where {t_eq_f}', v_tokens);
     elsif p_columns then
         raise exception 'row % of %.% is deleted', p_key, quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA005', hint = 'take one of the two versions instead';
@@ -43,21 +50,26 @@ end
 $$;
 comment on function syncagent._statement is 'the statement that makes a row what an image says, null for deleted; of an image with a few columns only those';
 
+create function syncagent._with_key(p_named text, p_key text) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select replace(replace(p_named, '(select p_key::', format('(select %L::text::', p_key)), '(select (p_key::', format('(select (%L::text::', p_key))
+$$;
+comment on function syncagent._with_key is 'what names a row by the parameter of a function, with the key itself';
+
 create function syncagent._image(p_schema name, p_table name, p_key text) returns jsonb
-    language plpgsql stable security definer
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_tokens jsonb;
     v_image  jsonb;
 begin
-    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), 'select') then
-        return null;
-    end if;
     select syncagent._tokens(r.id) into v_tokens
     from syncagent.replicated r join pg_class c on c.oid = r.relation where r.schema_name = p_schema and r.table_name = p_table;
     execute syncagent._render('select to_jsonb(t.*) from {named} join {table} t on {t_eq_f}', v_tokens || jsonb_build_object(
-        'named', replace(v_tokens ->> 'named', 'p_key', quote_literal(p_key) || '::text'))) into v_image;
+        'named', syncagent._with_key(v_tokens ->> 'named', p_key))) into v_image;
     return v_image;
 end
 $$;
@@ -82,14 +94,19 @@ begin
     elsif not p_undone and v_conflict.resolved_at is not null then
         raise exception 'conflict % was resolved already, by % at %', p_conflict, v_conflict.resolved_by, v_conflict.resolved_at
             using errcode = 'SA005', hint = format('to choose anew: syncagent conflicts undo %s', p_conflict);
-    elsif not p_undone and v_conflict.yielded is not null
-          and not syncagent._open(v_conflict.schema_name, v_conflict.table_name, v_conflict.key_text, v_conflict.yielded) then
+    elsif not p_undone and not syncagent._open(p_conflict) and v_conflict.yielded is not null then
         raise exception 'conflict % is settled: the row that yielded was written since', p_conflict
             using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
     end if;
     update syncagent.conflict_record c
     set resolved_at = case when not p_undone then clock_timestamp() end, resolved_by = case when not p_undone then session_user end,
-        writes = case when not p_undone then p_writes end
+        -- what was there before, in the opposite order; of a few columns only these
+        writes = case when not p_undone then (
+            select jsonb_agg(jsonb_build_object('key', w.write ->> 'key', 'columns', w.write -> 'columns', 'image', case
+                       when (w.write ->> 'columns')::boolean then (select jsonb_object_agg(k, b.image -> k) from jsonb_object_keys(w.write -> 'image') as k)
+                       else b.image end) order by w.n desc)
+            from jsonb_array_elements(p_writes) with ordinality as w (write, n)
+            cross join lateral (select syncagent._image(v_conflict.schema_name, v_conflict.table_name, w.write ->> 'key')) as b (image)) end
     where c.id = p_conflict;
     return v_conflict;
 end
@@ -129,15 +146,8 @@ create function syncagent._resolve(p_conflict uuid, p_writes jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
-declare
-    v_before   jsonb;
-    v_conflict syncagent.conflict_record;
 begin
-    select jsonb_agg(jsonb_build_object('key', w.write ->> 'key', 'image', syncagent._image(c.schema_name, c.table_name, w.write ->> 'key')) order by w.n desc)
-    into v_before
-    from jsonb_array_elements(p_writes) with ordinality as w (write, n) cross join syncagent._named(p_conflict) as c;
-    v_conflict := syncagent._resolution(p_conflict, v_before, false);
-    perform syncagent._settle_by_hand(v_conflict, p_writes);
+    perform syncagent._settle_by_hand(syncagent._resolution(p_conflict, p_writes, false), p_writes);
 end
 $$;
 comment on function syncagent._resolve is 'settle a conflict by these writes, and remember what was there before';
@@ -183,9 +193,9 @@ begin
         perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text,
             'image', case when v_loses then v_conflict.losing_image else v_conflict.winning_image end)));
     elsif v_loses then
-        -- the other row gives the value up, as this one had to
-        perform syncagent._resolve(p_conflict, jsonb_build_array(
-            jsonb_build_object('key', v_conflict.other_key_text, 'columns', true, 'image', syncagent._yielding(v_conflict)),
+        -- the other row gives the value up, as this one had to, if it still has it
+        perform syncagent._resolve(p_conflict, case when not syncagent._still_keeps(p_conflict) then '[]' else jsonb_build_array(
+            jsonb_build_object('key', v_conflict.other_key_text, 'columns', true, 'image', syncagent._yielding(v_conflict))) end || jsonb_build_array(
             jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', (
                 select jsonb_object_agg(k, v_conflict.losing_image -> k) from jsonb_object_keys(v_conflict.yielded) as k))));
     else
@@ -196,6 +206,23 @@ begin
 end
 $$;
 comment on function syncagent.resolve(uuid, text) is 'settle a conflict: the row becomes what the winner, the loser, or a site wrote; of two rows with one value the loser gets it, and the other one yields';
+
+create function syncagent._still_keeps(p_conflict uuid) returns boolean
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+    v_keeps    boolean;
+begin
+    execute format('select syncagent.holds_%s($1, $2)', (
+            select r.id from syncagent.replicated r where r.schema_name = v_conflict.schema_name and r.table_name = v_conflict.table_name))
+        into v_keeps using v_conflict.other_key_text,
+            (select jsonb_object_agg(k, v_conflict.winning_image -> k) from jsonb_object_keys(v_conflict.yielded) as k);
+    return coalesce(v_keeps, false);
+end
+$$;
+comment on function syncagent._still_keeps is 'whether the other row of a collision still has the value';
 
 create function syncagent._yielding(p_conflict syncagent.conflict_record) returns jsonb
     language sql immutable

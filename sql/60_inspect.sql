@@ -100,21 +100,25 @@ create function syncagent._trees() returns table (relation integer, sealed_until
 $$;
 comment on function syncagent._trees is 'how far the tree of each attached table is sealed, and how many of its buckets have a leaf that is to be computed anew';
 
-create function syncagent._open(p_schema name, p_table name, p_key text, p_yielded jsonb) returns boolean
+create function syncagent._open(p_conflict uuid) returns boolean
     language plpgsql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_relation integer;
     v_open     boolean;
+    v_conflict syncagent.conflict_record;
 begin
+    select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict;
     select r.id into v_relation from syncagent.replicated r join pg_class c on c.oid = r.relation
-    where r.schema_name = p_schema and r.table_name = p_table;
-    if not found or p_yielded is null then
+    where r.schema_name = v_conflict.schema_name and r.table_name = v_conflict.table_name;
+    if not found or v_conflict.yielded is null then
         return false;
     end if;
-    execute format('select syncagent.holds_%s($1, $2)', v_relation) into v_open using p_key, p_yielded;
+    execute format('select syncagent.holds_%s($1, $2)', v_relation) into v_open using v_conflict.key_text, v_conflict.yielded;
     return v_open;
+exception when data_exception then
+    return false;   -- the table has another key by now
 end
 $$;
 comment on function syncagent._open is 'whether the row that had to yield a value still lives with what it was given instead';
@@ -205,7 +209,7 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        c.winning_image, c.losing_image, c.winning_stamp, c.losing_stamp,
        syncagent.stamp_time(c.winning_stamp) as winning_time, syncagent.stamp_time(c.losing_stamp) as losing_time,
        c.noticed_at, c.resolved_at, c.resolved_by::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
-       syncagent._open(c.schema_name, c.table_name, c.key_text, c.yielded) as open
+       c.yielded is not null and syncagent._open(c.id) as open
 from syncagent.conflict_record c;
 comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead. Others are settled by the rule: the newer stamp has won';
 
@@ -401,8 +405,8 @@ begin
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
                    ' syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text),'
-                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(name, name, text, jsonb),'
-                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._image(name, name, text),'
+                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'
+                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid),'
                    ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
                    ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);

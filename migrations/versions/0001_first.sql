@@ -2537,7 +2537,10 @@ create function syncagent._rules(p_relation integer)
            case when y.attname is null then 'report' else coalesce(t.on_unique ->> c.relname::text, 'keep-both') end,
            exists (select from pg_constraint d where d.conindid = i.indexrelid and d.condeferrable),
            coalesce(' where ' || pg_get_expr(i.indpred, i.indrelid, true), ''),
-           (select string_agg(format('%s as e%s', pg_get_indexdef(i.indexrelid, k, true), k), ', ' order by k) from generate_series(1, i.indnkeyatts) k),
+           (select string_agg(format(case when l.oid is null then '%s as e%s' else '(%s) collate %3$I.%4$I as e%2$s' end,
+                                     pg_get_indexdef(i.indexrelid, k, true), k, s.nspname, l.collname), ', ' order by k)
+            from generate_series(1, i.indnkeyatts) k
+            left join pg_collation l on l.oid = nullif(i.indcollation[k - 1], 'pg_catalog.default'::regcollation) left join pg_namespace s on s.oid = l.collnamespace),
            (select string_agg(format(case when w.nulls_too then '(x.e%1$s operator(%2$I.%3$s) y.e%1$s or x.e%1$s is null and y.e%1$s is null)'
                                           else 'x.e%1$s operator(%2$I.%3$s) y.e%1$s' end, k, n.nspname, o.oprname), ' and ' order by k)
             from generate_series(1, i.indnkeyatts) k
@@ -2572,9 +2575,18 @@ create function syncagent._rules(p_relation integer)
             where f.contype = 'f' and (f.conrelid = i.indrelid and a.attnum = any (f.conkey) or f.confrelid = i.indrelid and a.attnum = any (f.confkey)))
         order by k.o desc, a.attnum desc limit 1
     ) as y on true
-    where t.id = p_relation and (i.indisunique or i.indisexclusion) and not i.indisprimary and i.indislive
+    where t.id = p_relation and (i.indisunique or i.indisexclusion) and not i.indisprimary
+      and i.indislive and i.indisready and (i.indisvalid or c.relkind <> 'I')   -- of a partitioned table: on all partitions
+      -- what does not travel (a generated column, or one that was added since) is not there to be compared before it is written
+      and not exists (
+        select from pg_depend d join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+        where d.classid = 'pg_class'::regclass and d.objid = i.indexrelid and d.refclassid = 'pg_class'::regclass and d.refobjid = i.indrelid
+          and a.attname <> all (t.columns))
+      and not exists (
+        select from unnest(i.indkey::smallint[]) as u (n) join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.n
+        where a.attname <> all (t.columns))
 $$;
-comment on function syncagent._rules is 'unique and exclusion constraints of an attached table: what they compare, what is done about a collision, and which column of the row that yields becomes null or gets a suffix; one of a foreign key, or of the key, is left alone';
+comment on function syncagent._rules is 'unique and exclusion constraints of an attached table that can be compared before rows are written: what they compare, what is done about a collision, and which column of the row that yields becomes null or gets a suffix; one of a foreign key, or of the key, is left alone';
 
 create function syncagent._settle_collisions(p_relation integer, p_origin integer) returns bigint
     language plpgsql volatile
@@ -2621,10 +2633,10 @@ begin
             ), pair as (
                 select x.key as loser, x.key_text, x.odd, x.stamp as losing_stamp, x.image as losing_image, null::tid as tid, null::oid as leaf,
                        y.key as winner, y.key_text as winner_text, null::uuid as winning_stamp, y.image as winning_image
-                from incoming x join here y on {equal} where x.key > y.key and y.key not in (select i.key from {stage_keys} i)
+                from incoming x join here y on {equal} where x.key > y.key and y.key not in (select i.key from {elsewhere} i)
                 union all
                 select y.key, y.key_text, y.odd, null, y.image, y.tid, y.leaf, x.key, x.key_text, x.stamp, x.image
-                from incoming x join here y on {equal} where x.key < y.key and y.key not in (select i.key from {stage_keys} i)
+                from incoming x join here y on {equal} where x.key < y.key and y.key not in (select i.key from {elsewhere} i)
                 union all
                 select x.key, x.key_text, x.odd, x.stamp, x.image, null, null, y.key, y.key_text, y.stamp, y.image
                 from incoming x join incoming y on {equal} where x.key > y.key
@@ -2634,9 +2646,11 @@ begin
                    p.winner, p.winner_text, p.winning_stamp, p.winning_image, true
             from pair p where not exists (select from pg_temp.collision c where c.rule = {rule} and c.loser = p.loser)
             order by p.loser, p.winner
-            $sql$, v_tokens || jsonb_build_object('stage_keys', syncagent._render($sql$(
+            $sql$, v_tokens || jsonb_build_object('elsewhere', syncagent._render($sql$(
+                -- rows that will not be what they are here: the batch has, or a parked version is, something newer
                 select s._key as key from {stage} s where s._deleted is true
-                    or not exists (select from pg_temp.verdict d where d.key = s._key and d.loses))$sql$, v_tokens)));
+                    or not exists (select from pg_temp.verdict d where d.key = s._key and d.loses)
+                union all select p.key from syncagent.parked_row p where p.relation = {id})$sql$, v_tokens)));
         get diagnostics v_count = row_count;
         continue when v_count = 0;
         v_settled := v_settled + v_count;
@@ -2748,30 +2762,18 @@ comment on function syncagent._check_deferrable is 'raise what a deferrable uniq
 
 -- Parked rows -----------------------------------------------------------------------------------------------
 
-create function syncagent._retry_parked() returns bigint
-    language plpgsql volatile
+create function syncagent._parked_groups() returns table (relation integer, node integer, keys uuid[], stuck uuid[])
+    language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-declare
-    v_before bigint := (select count(*) from syncagent.parked_row);
-    r        record;
-begin
-    for r in
-        select p.relation, p.node, array_agg(p.key) as keys from syncagent.parked_row p
-        join syncagent.replicated t on t.id = p.relation join pg_class c on c.oid = t.relation
-        group by 1, 2 order by 1, 2
-    loop
-        perform syncagent._retry(r.relation, r.node, r.keys);
-        continue when cardinality(r.keys) = 1;
-        -- those that still collide with one that is here, each alone: one of them may be what kept the others from yielding
-        perform syncagent._retry(r.relation, r.node, array[k.key])
-        from (select p.key from syncagent.parked_row p
-              where p.relation = r.relation and p.node = r.node and p.sqlstate in ('23505', '23P01') order by p.since, p.key limit 100) as k;
-    end loop;
-    return v_before - (select count(*) from syncagent.parked_row);
-end
+    select p.relation, p.node, array_agg(p.key),
+           -- those that collide with a row that is here: one of them may be what keeps the others from yielding
+           coalesce(case when count(*) > 1 then (array_agg(p.key order by random()) filter (where p.sqlstate in ('23505', '23P01')))[:20] end, '{}')
+    from syncagent.parked_row p
+    join syncagent.replicated t on t.id = p.relation join pg_class c on c.oid = t.relation
+    group by 1, 2 order by 1, 2
 $$;
-comment on function syncagent._retry_parked is 'try parked rows again, those of one table and origin together; returns how many are parked no longer';
+comment on function syncagent._parked_groups is 'parked rows of each table and origin, which are tried together, and some that are then to be tried alone';
 
 create function syncagent._retry(p_relation integer, p_node integer, p_keys uuid[]) returns void
     language plpgsql volatile
@@ -2791,7 +2793,7 @@ begin
     execute format('truncate pg_temp.stage_%s', p_relation);
 end
 $$;
-comment on function syncagent._retry is 'try parked rows of one table and origin again';
+comment on function syncagent._retry is 'try parked rows of one table and origin again, together';
 
 create function syncagent._may_park(p_state text) returns boolean
     language sql immutable
@@ -2810,7 +2812,8 @@ declare
     v_said  text;
     v_constraint text;
     v_parked bigint;
-    v_settle boolean := p_settle;
+    -- until this site is a member its rows are of several moments: one value may be at two rows that never had it at once
+    v_settle boolean := p_settle and not (select s.joining from syncagent.local_site s);
 begin
     loop
         begin
@@ -2884,26 +2887,35 @@ declare
     v_tokens jsonb := syncagent._tokens(p_relation);
     v_parked bigint := 0;
     v_count  bigint;
+    v_state  text;
     r        record;
 begin
     for r in select * from syncagent._rules(p_relation) as u order by u.name loop
-        execute syncagent._render($sql$
-            insert into pg_temp.verdict (key, loses, conflict, kind, incoming, sqlstate, reason)
-            select distinct on (x.key) x.key, true, false, 'parked', x.stamp, {state}, format('another row has the value of %s', {name})
-            from (select {expressions}, t."$key" as key, t."$stamp" as stamp from (
-                    select {stage_as_table}, s._key as "$key", s._stamp as "$stamp" from {stage} s
-                    where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses)
-                 ) as t {predicate}) as x
-            join (select {expressions}, t."$key" as key from (select t.*, {key} as "$key" from {table} t) as t {predicate}) as y on {equal}
-            where x.key <> y.key
-              and not exists (
-                select from {stage} s where s._key = y.key
-                and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses))
-            $sql$,
-            v_tokens || jsonb_build_object('name', quote_literal(r.name), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
-                'state', case r.kind when 'unique' then quote_literal('23505') else quote_literal('23P01') end));
-        get diagnostics v_count = row_count;
-        v_parked := v_parked + v_count;
+        begin
+            execute syncagent._render($sql$
+                insert into pg_temp.verdict (key, loses, conflict, kind, incoming, sqlstate, reason)
+                select distinct on (x.key) x.key, true, false, 'parked', x.stamp, {state}, format('another row has the value of %s', {name})
+                from (select {expressions}, t."$key" as key, t."$stamp" as stamp from (
+                        select {stage_as_table}, s._key as "$key", s._stamp as "$stamp" from {stage} s
+                        where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses)
+                     ) as t {predicate}) as x
+                join (select {expressions}, t."$key" as key from (select t.*, {key} as "$key" from {table} t) as t {predicate}) as y on {equal}
+                where x.key <> y.key
+                  and not exists (
+                    select from {stage} s where s._key = y.key
+                    and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses))
+                $sql$,
+                v_tokens || jsonb_build_object('name', quote_literal(r.name), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
+                    'state', case r.kind when 'unique' then quote_literal('23505') else quote_literal('23P01') end));
+            get diagnostics v_count = row_count;
+            v_parked := v_parked + v_count;
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate;
+            if not syncagent._may_park(v_state) then
+                raise;
+            end if;
+            continue;   -- a value that the index's own expression refuses: found row by row
+        end;
     end loop;
     return v_parked;
 end
@@ -2977,7 +2989,11 @@ begin
     end if;
     v_tokens := syncagent._tokens(v_id);
     v_tokens := v_tokens || jsonb_build_object('image', quote_literal(p_image) || '::jsonb',
-        'named', replace(v_tokens ->> 'named', 'p_key', quote_literal(p_key) || '::text'));
+        'named', syncagent._with_key(v_tokens ->> 'named', p_key));
+    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), 'update') then
+        raise exception 'role % may not update table %.%', session_user, quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA006', hint = format('grant update on %I.%I to %I', p_schema, p_table, session_user);
+    end if;
     if p_image is null then
         return syncagent._render('delete from {table} t using {named} where {t_eq_f}', v_tokens);
     end if;
@@ -2988,10 +3004,13 @@ begin
     from syncagent.replicated r cross join lateral unnest(r.columns) with ordinality as u (c, n)
     join pg_attribute a on a.attrelid = r.relation and a.attname = u.c where r.id = v_id;
     v_tokens := v_tokens || jsonb_build_object('set', v_set, 'insert', v_insert);
-    if v_held and v_set is null then
+    if v_set is null and p_columns then
+        raise exception 'there is nothing to write: key and generated columns stay as they are'
+            using errcode = 'SA004', hint = 'name a column that can be changed';
+    elsif v_held and v_set is null then
         return null;   -- it is the key alone, and is there
     elsif v_held then
-        return syncagent._render('update {table} t set ({set}) = (select {set} from jsonb_populate_record(null::{table}, {image})) from {named} where {t_eq_f}', v_tokens);
+        return syncagent._render('update {table} t set ({set}) = (select {set} from jsonb_populate_record(t, {image})) from {named} where {t_eq_f}', v_tokens);
     elsif p_columns then
         raise exception 'row % of %.% is deleted', p_key, quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA005', hint = 'take one of the two versions instead';
@@ -3001,21 +3020,26 @@ end
 $$;
 comment on function syncagent._statement is 'the statement that makes a row what an image says, null for deleted; of an image with a few columns only those';
 
+create function syncagent._with_key(p_named text, p_key text) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select replace(replace(p_named, '(select p_key::', format('(select %L::text::', p_key)), '(select (p_key::', format('(select (%L::text::', p_key))
+$$;
+comment on function syncagent._with_key is 'what names a row by the parameter of a function, with the key itself';
+
 create function syncagent._image(p_schema name, p_table name, p_key text) returns jsonb
-    language plpgsql stable security definer
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_tokens jsonb;
     v_image  jsonb;
 begin
-    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), 'select') then
-        return null;
-    end if;
     select syncagent._tokens(r.id) into v_tokens
     from syncagent.replicated r join pg_class c on c.oid = r.relation where r.schema_name = p_schema and r.table_name = p_table;
     execute syncagent._render('select to_jsonb(t.*) from {named} join {table} t on {t_eq_f}', v_tokens || jsonb_build_object(
-        'named', replace(v_tokens ->> 'named', 'p_key', quote_literal(p_key) || '::text'))) into v_image;
+        'named', syncagent._with_key(v_tokens ->> 'named', p_key))) into v_image;
     return v_image;
 end
 $$;
@@ -3040,14 +3064,19 @@ begin
     elsif not p_undone and v_conflict.resolved_at is not null then
         raise exception 'conflict % was resolved already, by % at %', p_conflict, v_conflict.resolved_by, v_conflict.resolved_at
             using errcode = 'SA005', hint = format('to choose anew: syncagent conflicts undo %s', p_conflict);
-    elsif not p_undone and v_conflict.yielded is not null
-          and not syncagent._open(v_conflict.schema_name, v_conflict.table_name, v_conflict.key_text, v_conflict.yielded) then
+    elsif not p_undone and not syncagent._open(p_conflict) and v_conflict.yielded is not null then
         raise exception 'conflict % is settled: the row that yielded was written since', p_conflict
             using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
     end if;
     update syncagent.conflict_record c
     set resolved_at = case when not p_undone then clock_timestamp() end, resolved_by = case when not p_undone then session_user end,
-        writes = case when not p_undone then p_writes end
+        -- what was there before, in the opposite order; of a few columns only these
+        writes = case when not p_undone then (
+            select jsonb_agg(jsonb_build_object('key', w.write ->> 'key', 'columns', w.write -> 'columns', 'image', case
+                       when (w.write ->> 'columns')::boolean then (select jsonb_object_agg(k, b.image -> k) from jsonb_object_keys(w.write -> 'image') as k)
+                       else b.image end) order by w.n desc)
+            from jsonb_array_elements(p_writes) with ordinality as w (write, n)
+            cross join lateral (select syncagent._image(v_conflict.schema_name, v_conflict.table_name, w.write ->> 'key')) as b (image)) end
     where c.id = p_conflict;
     return v_conflict;
 end
@@ -3087,15 +3116,8 @@ create function syncagent._resolve(p_conflict uuid, p_writes jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
-declare
-    v_before   jsonb;
-    v_conflict syncagent.conflict_record;
 begin
-    select jsonb_agg(jsonb_build_object('key', w.write ->> 'key', 'image', syncagent._image(c.schema_name, c.table_name, w.write ->> 'key')) order by w.n desc)
-    into v_before
-    from jsonb_array_elements(p_writes) with ordinality as w (write, n) cross join syncagent._named(p_conflict) as c;
-    v_conflict := syncagent._resolution(p_conflict, v_before, false);
-    perform syncagent._settle_by_hand(v_conflict, p_writes);
+    perform syncagent._settle_by_hand(syncagent._resolution(p_conflict, p_writes, false), p_writes);
 end
 $$;
 comment on function syncagent._resolve is 'settle a conflict by these writes, and remember what was there before';
@@ -3141,9 +3163,9 @@ begin
         perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text,
             'image', case when v_loses then v_conflict.losing_image else v_conflict.winning_image end)));
     elsif v_loses then
-        -- the other row gives the value up, as this one had to
-        perform syncagent._resolve(p_conflict, jsonb_build_array(
-            jsonb_build_object('key', v_conflict.other_key_text, 'columns', true, 'image', syncagent._yielding(v_conflict)),
+        -- the other row gives the value up, as this one had to, if it still has it
+        perform syncagent._resolve(p_conflict, case when not syncagent._still_keeps(p_conflict) then '[]' else jsonb_build_array(
+            jsonb_build_object('key', v_conflict.other_key_text, 'columns', true, 'image', syncagent._yielding(v_conflict))) end || jsonb_build_array(
             jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', (
                 select jsonb_object_agg(k, v_conflict.losing_image -> k) from jsonb_object_keys(v_conflict.yielded) as k))));
     else
@@ -3154,6 +3176,23 @@ begin
 end
 $$;
 comment on function syncagent.resolve(uuid, text) is 'settle a conflict: the row becomes what the winner, the loser, or a site wrote; of two rows with one value the loser gets it, and the other one yields';
+
+create function syncagent._still_keeps(p_conflict uuid) returns boolean
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+    v_keeps    boolean;
+begin
+    execute format('select syncagent.holds_%s($1, $2)', (
+            select r.id from syncagent.replicated r where r.schema_name = v_conflict.schema_name and r.table_name = v_conflict.table_name))
+        into v_keeps using v_conflict.other_key_text,
+            (select jsonb_object_agg(k, v_conflict.winning_image -> k) from jsonb_object_keys(v_conflict.yielded) as k);
+    return coalesce(v_keeps, false);
+end
+$$;
+comment on function syncagent._still_keeps is 'whether the other row of a collision still has the value';
 
 create function syncagent._yielding(p_conflict syncagent.conflict_record) returns jsonb
     language sql immutable
@@ -4962,21 +5001,25 @@ create function syncagent._trees() returns table (relation integer, sealed_until
 $$;
 comment on function syncagent._trees is 'how far the tree of each attached table is sealed, and how many of its buckets have a leaf that is to be computed anew';
 
-create function syncagent._open(p_schema name, p_table name, p_key text, p_yielded jsonb) returns boolean
+create function syncagent._open(p_conflict uuid) returns boolean
     language plpgsql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_relation integer;
     v_open     boolean;
+    v_conflict syncagent.conflict_record;
 begin
+    select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict;
     select r.id into v_relation from syncagent.replicated r join pg_class c on c.oid = r.relation
-    where r.schema_name = p_schema and r.table_name = p_table;
-    if not found or p_yielded is null then
+    where r.schema_name = v_conflict.schema_name and r.table_name = v_conflict.table_name;
+    if not found or v_conflict.yielded is null then
         return false;
     end if;
-    execute format('select syncagent.holds_%s($1, $2)', v_relation) into v_open using p_key, p_yielded;
+    execute format('select syncagent.holds_%s($1, $2)', v_relation) into v_open using v_conflict.key_text, v_conflict.yielded;
     return v_open;
+exception when data_exception then
+    return false;   -- the table has another key by now
 end
 $$;
 comment on function syncagent._open is 'whether the row that had to yield a value still lives with what it was given instead';
@@ -5067,7 +5110,7 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        c.winning_image, c.losing_image, c.winning_stamp, c.losing_stamp,
        syncagent.stamp_time(c.winning_stamp) as winning_time, syncagent.stamp_time(c.losing_stamp) as losing_time,
        c.noticed_at, c.resolved_at, c.resolved_by::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
-       syncagent._open(c.schema_name, c.table_name, c.key_text, c.yielded) as open
+       c.yielded is not null and syncagent._open(c.id) as open
 from syncagent.conflict_record c;
 comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead. Others are settled by the rule: the newer stamp has won';
 
@@ -5263,8 +5306,8 @@ begin
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
                    ' syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text),'
-                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(name, name, text, jsonb),'
-                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._image(name, name, text),'
+                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'
+                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid),'
                    ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
                    ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);

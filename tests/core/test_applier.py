@@ -49,7 +49,7 @@ class Replica:
     async def apply_knot(self, parts: Sequence[Any], *, attempt: int) -> Applied:
         raise AssertionError("there is one batch")
 
-    async def retry_parked(self) -> int:
+    async def retry_parked(self, *, alone: bool = True) -> int:
         return 0
 
 

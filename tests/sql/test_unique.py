@@ -135,6 +135,7 @@ async def test_values_handed_over_inside_a_knot_are_no_collision(sites: Sites, p
     parts = [(shipment.header, shipment.spool) for shipment in cut.shipments]
     assert [header.origin for header, _ in parts] == [b.node, a.node, c.node]
     await d.store.replica.apply_knot(parts, attempt=0)
+    assert await d.store.replica.retry_parked() == 0
     assert await emails(d) == [None, "ann@x"]
     assert await collisions(d) == []
     assert not await d.one("select syncagent._pending()")
@@ -540,3 +541,91 @@ async def ship_if_ready(origin: Site, receiver: Site) -> None:
             await receiver.apply(batch)
         except Inexact:
             await receiver.apply(await origin.batch(receiver, plain=False))
+
+
+# ---- what must not happen
+
+
+async def test_an_index_over_what_does_not_travel(sites: Sites, pair: Pair) -> None:
+    schema = """create table customer (id uuid primary key, email text, name text check (name <> 'no'),
+        lower_mail text generated always as (lower(email)) stored unique)"""
+    a, b = await sites(schema, *pair)
+    await b.do("alter table customer add column later int unique default 7")
+    columns = "insert into customer (id, email, name) values "
+    await b.do(f"{columns} ('{key(1)}', 'ann@x', 'b')")
+    await a.do(f"{columns} ('{key(2)}', 'ANN@x', 'a')", f"{columns} ('{key(3)}', 'cyd@x', 'a')")
+    assert (await ship(a, b)).parked == 2  # by its generated column, and by the default of the other one
+    await b.do("alter table customer drop column later", "update customer set email = 'free@x'")
+    assert await b.store.replica.retry_parked() == 0
+
+
+async def test_an_expression_that_fails_on_a_row_parks_it(sites: Sites, pair: Pair) -> None:
+    a, b = await sites("create table t (id uuid primary key, doc jsonb)", *pair)
+    await b.do(
+        "create unique index on t (((doc ->> 'n')::int))",
+        f"insert into t values ('{key(1)}', '{{\"n\": 1}}')",
+    )
+    await a.do(
+        f"""insert into t values ('{key(2)}', '{{"n": 1}}'), ('{key(3)}', '{{"n": "x"}}'), ('{key(4)}', '{{"n": 4}}')"""
+    )
+    await ship(a, b)
+    await b.store.replica.retry_parked()
+    assert [error for _, error in await b.parked()] == ["22P02"]
+    assert [row[0] for row in await b.rows("select doc ->> 'n' from t order by id")] == ["1", None, "4"]
+
+
+async def test_a_row_whose_newer_version_is_parked_collides_with_nothing(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(CUSTOMER, *pair)
+    await a.do(insert(5, "ann@x"))
+    await exchange(a, b)
+    await b.do("alter table customer add constraint no_bob check (email <> 'bob@x')")
+    await a.do("update customer set email = 'bob@x'", insert(1, "ann@x"))
+    await ship(a, b)
+    await b.store.replica.retry_parked()
+    assert len(await b.parked()) == 2
+    assert await emails(b) == ["ann@x"]
+    assert await collisions(b) == []
+    await b.do("alter table customer drop constraint no_bob")
+    assert await b.store.replica.retry_parked() == 0
+    await quiet(a, b)
+    assert await emails(b) == ["ann@x", "bob@x"]
+
+
+async def test_nothing_is_settled_while_a_site_joins(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(CUSTOMER, *pair)
+    await b.do(insert(2, "ann@x"), "update syncagent.local_site set joining = true")
+    await a.do(insert(1, "ann@x"))
+    await ship(a, b)
+    await b.store.replica.retry_parked()
+    assert len(await b.parked()) == 1
+    await b.do("update syncagent.local_site set joining = false")
+    assert await b.store.replica.retry_parked() == 0
+
+
+async def test_the_other_row_keeps_what_it_has_by_now(sites: Sites, pair: Pair) -> None:
+    a, b, conflict = await collided(sites, pair)
+    await a.do("update customer set email = 'new@x' where name = 'of a'")
+    await a.rows("select syncagent.resolve($1, 'loser')", conflict)
+    assert await emails(a) == ["new@x", "ann@x"]
+    await a.do("update customer set name = 'Ann' where email = 'ann@x'")
+    await a.rows("select syncagent.undo($1)", conflict)
+    assert await a.rows("select email, name from customer order by id") == [("new@x", "of a"), (None, "Ann")]
+    await quiet(a, b)
+    await same("customer", a, b)
+
+
+async def test_columns_that_stay_as_they_are(sites: Sites, pair: Pair) -> None:
+    a, _, conflict = await collided(sites, pair)
+    with pytest.raises(asyncpg.PostgresError, match="nothing to write"):
+        await a.rows("select syncagent.resolve_with($1, $2)", conflict, json.dumps({"id": key(9)}))
+    assert await open_(a) == [True]
+
+
+async def test_conflicts_of_a_table_that_has_another_key_by_now(sites: Sites, pair: Pair) -> None:
+    a, _, _ = await collided(sites, pair)
+    await a.do(
+        "select syncagent._detach('customer')",
+        "alter table customer drop column id, add column id int generated always as identity primary key",
+        "select syncagent._attach('customer', true, false)",
+    )
+    assert await open_(a) == [False]

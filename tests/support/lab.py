@@ -289,6 +289,7 @@ async def _untie(site: Site, early: list[Shipment]) -> None:
     if early and all([await site.ready(shipment.header, heads) for shipment in early]):
         parts = [(shipment.header, shipment.spool) for shipment in early]
         await patiently(lambda: site.store.replica.apply_knot(parts, attempt=0))
+        await site.store.replica.retry_parked()  # as an agent does after each batch
 
 
 async def same(table: str, *sites: Site) -> list[str]:

@@ -47,8 +47,7 @@ def constraints(
             storage.refuse_unknown(connection, tables, chosen)
             storage.refuse_nothing_to_yield(connection, oid, chosen)
             (named,) = attaching.named(connection, [table])
-            now = {row["constraint_name"]: row["policy"] for row in inspection.constraints(connection, table)}
-            known = {name: policy for name, policy in now.items() if policy == "report"} | dict(chosen)
+            known = storage.chosen(connection, oid) | dict(chosen)
             asked = {
                 "table": (named.schema, named.name),
                 "on_unique": sorted(known.items()),

@@ -126,8 +126,8 @@ class Replica(Protocol):
     async def apply_knot(self, parts: Sequence[tuple[BatchHeader, Spool]], *, attempt: int) -> Applied:
         """The same for batches that wait for each other: all in one transaction."""
 
-    async def retry_parked(self) -> int:
-        """Try parked rows again; returns how many are left."""
+    async def retry_parked(self, *, alone: bool = True) -> int:
+        """Try parked rows again, those of one table and origin together, then some `alone`; returns how many are left."""
 
 
 class Keeper(Protocol):

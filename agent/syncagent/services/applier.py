@@ -44,8 +44,9 @@ class Applier:
                 await self._apply(entries)
                 self._desk.bells.ring()
             asked, self._retried = self._retried, []
-            if asked or (self.parked and (entries or self._clock.now() - self._parked_at >= _PARKED_AGAIN)):
-                await self._retry_parked()
+            due = self.parked and self._clock.now() - self._parked_at >= _PARKED_AGAIN
+            if asked or due or (self.parked and entries):
+                await self._retry_parked(alone=bool(asked or due))
             for future in asked:
                 if not future.done():
                     future.set_result(None)
@@ -120,10 +121,12 @@ class Applier:
         await future
         return {"parked": self.parked}
 
-    async def _retry_parked(self) -> None:
-        self._parked_at = self._clock.now()
+    async def _retry_parked(self, *, alone: bool) -> None:
+        """Those of a table and an origin together, and then some `alone`: that takes longer, and is not done after every batch."""
+        if alone:
+            self._parked_at = self._clock.now()
         try:
-            self.parked = await self._replica.retry_parked()
+            self.parked = await self._replica.retry_parked(alone=alone)
         except Unreachable:
             raise
         except SyncagentError:

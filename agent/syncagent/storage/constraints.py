@@ -27,6 +27,14 @@ def choices(given: Sequence[str]) -> tuple[tuple[str, OnUnique], ...]:
     return tuple(sorted(found.items()))
 
 
+def chosen(connection: Connection, oid: int) -> dict[str, OnUnique]:
+    """What has been chosen for an attached table, also for constraints that only other sites have."""
+    row = connection.execute(
+        "select on_unique from syncagent.replicated where relation = %s::bigint::oid", (oid,)
+    ).fetchone()
+    return dict(row["on_unique"]) if row else {}
+
+
 def of_table(connection: Connection, oid: int, chosen: Sequence[tuple[str, OnUnique]]) -> dict[str, OnUnique]:
     """Those of the choices that name a constraint of this table."""
     names = _names(connection, [oid])

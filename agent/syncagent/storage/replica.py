@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -60,8 +61,6 @@ class PostgresReplica:
                 for header, spool in parts:
                     staged = await self._stage(header, spool)
                     total += await self._merge(staged, attempt=attempt, careful=careful, settle=False)
-                if careful:  # now all of it is here: what still collides does
-                    await self._session.fetchval("select syncagent._retry_parked()")
             return total
 
         return await self._carefully(merge)
@@ -75,13 +74,24 @@ class PostgresReplica:
             with border():
                 return await merge(True)
 
-    async def retry_parked(self) -> int:
+    async def retry_parked(self, *, alone: bool = True) -> int:
         session = self._session
         with border():
-            async with AsyncExitStack() as turn, session.transaction():
-                await turn.enter_async_context(self._alone())
-                await session.fetchval("select syncagent._retry_parked()")
-                return int(await session.fetchval("select count(*) from syncagent.parked_row"))
+            for group in await session.fetch("select * from syncagent._parked_groups()"):
+                await self._retry(group["relation"], group["node"], group["keys"])
+                for key in group["stuck"] if alone else ():
+                    await self._retry(group["relation"], group["node"], [key])
+            return int(await session.fetchval("select count(*) from syncagent.parked_row"))
+
+    async def _retry(self, relation: int, node: int, keys: list[UUID]) -> None:
+        """A row that somebody holds keeps nobody else's from being tried."""
+        try:
+            with border():
+                async with AsyncExitStack() as turn, self._session.transaction():
+                    await turn.enter_async_context(self._alone())
+                    await self._session.fetchval("select syncagent._retry($1, $2, $3)", relation, node, keys)
+        except Contended:
+            return
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
