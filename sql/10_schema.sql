@@ -45,12 +45,12 @@ create table syncagent.replicated (
     shipped     boolean not null default true,
     stride      integer,
     bucket      text not null default 'hour' check (bucket in ('minute', 'hour', 'day')),
-    on_unique   jsonb not null default '{}',
+    policies   jsonb not null default '{}',
     agreed      boolean not null default false,
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and on_unique are how it was attached; agreed once the catalog has it';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and policies are how it was attached; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,

@@ -46,6 +46,7 @@ begin
     create temp table if not exists collision (
         rule name, loser uuid, key_text text, odd text, losing_stamp uuid, losing_image jsonb, tid tid, leaf oid,
         winner uuid, winner_text text, winning_stamp uuid, winning_image jsonb, due boolean);
+    create temp table if not exists bereft (xid xid8, relation integer, key uuid, image text, odd text);
     create temp table if not exists yielded (relation integer, key uuid, odd text, primary key (relation, key));
 end
 $$;

@@ -148,17 +148,20 @@ begin
             execute format('select syncagent.write_%s($1)', v_id) into v_count using p_origin;
         end if;
         execute format('select syncagent.recheck_%s($1)', v_id) using v_seen;
-        v_conflicts := v_conflicts + case when p_careful then syncagent._log_yielded() else 0 end;
         if p_record then
             execute format('select syncagent.record_%s($1, $2)', v_id) using p_origin, p_after;
         end if;
         v_taken := v_taken + v_count;
         v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
     end loop;
+    if p_settle then
+        perform syncagent._restore_parents();
+    end if;
+    v_conflicts := v_conflicts + syncagent._log_yielded();
     return query select v_taken, v_conflicts, v_parked;
 end
 $$;
-comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: settle, or park, rows that break a constraint, settle only if this is all that comes at once; record: remember what came, to hand it on';
+comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: park rows that break a constraint; settle: this is all that comes at once, so what collides, or misses its parent, does; record: remember what came, to hand it on';
 
 create function syncagent._skip(p_relations integer[], p_after bigint) returns void
     language plpgsql volatile
@@ -471,6 +474,9 @@ begin
     -- One look at what there is to do spares the statements that would find nothing.
     select count(*), count(*) filter (where s._deleted), count(*) filter (where s._stamp is null)
     into v_staged, v_deleted, v_plain from pg_temp.stage_{id} s;
+    if v_deleted > 0 and syncagent._referred({id}) then
+        perform syncagent.bereave_{id}();
+    end if;
     if v_deleted > 0 or {may_move} then
         delete from {table} t using {stage} s
         where {t_eq_s} and (s._deleted or {moved})

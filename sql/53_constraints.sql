@@ -27,7 +27,7 @@ create function syncagent._rules(p_relation integer)
     set search_path = pg_catalog, pg_temp
     as $$
     select c.relname, case when i.indisexclusion then 'exclusion' else 'unique' end,
-           case when y.attname is null then 'report' else coalesce(t.on_unique ->> c.relname::text, 'keep-both') end,
+           case when y.attname is null then 'report' else coalesce(t.policies ->> c.relname::text, 'keep-both') end,
            exists (select from pg_constraint d where d.conindid = i.indexrelid and d.condeferrable),
            coalesce(' where ' || pg_get_expr(i.indpred, i.indrelid, true), ''),
            (select string_agg(format(case when l.oid is null then '%s as e%s' else '(%s) collate %3$I.%4$I as e%2$s' end,
@@ -208,6 +208,9 @@ create function syncagent._log_yielded() returns bigint
 declare
     v_rows bigint;
 begin
+    if not exists (select from pg_temp.yielded) then
+        return 0;
+    end if;
     insert into syncagent.log (xid, relation, op, hlc, keys, odd)
     select pg_current_xact_id(), y.relation, 'U', syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end
     from (select y.*, (row_number() over (partition by y.relation order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y

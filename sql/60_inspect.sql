@@ -355,9 +355,17 @@ create function syncagent.constraints_of(p_table regclass)
     set search_path = pg_catalog, pg_temp
     as $$
     select u.name::text, u.kind, u.policy, u.column_name::text, case u.yields when 'null' then 'null' when 'suffix' then 'marked text' end
-    from syncagent.replicated r cross join lateral syncagent._rules(r.id) as u where r.relation = p_table order by u.name
+    from syncagent.replicated r cross join lateral syncagent._rules(r.id) as u where r.relation = p_table
+    union all
+    select x.name::text, 'foreign key', x.policy, null, null
+    from syncagent.replicated r
+    cross join lateral (select distinct f.confrelid from pg_constraint f where f.conrelid = r.relation and f.contype = 'f') as f
+    join syncagent.replicated p on p.relation = f.confrelid
+    cross join lateral syncagent._references(p.id) as x
+    where r.relation = p_table and x.relation = r.id
+    order by 2 desc, 1
 $$;
-comment on function syncagent.constraints_of(regclass) is 'unique and exclusion constraints of an attached table: what is done where rows of two sites collide, and which column of the row of the larger key yields';
+comment on function syncagent.constraints_of(regclass) is 'unique, exclusion and foreign key constraints of an attached table: what is done where rows of two sites collide, or one site deletes what a row of another refers to; and which column of the row of the larger key yields';
 
 -- The tree of a table ---------------------------------------------------------------------------------------
 

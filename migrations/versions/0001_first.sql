@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 53_constraints.sql, 54_resolve.sql, 55_copy.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 51_references.sql, 53_constraints.sql, 54_resolve.sql, 55_copy.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -47,12 +47,12 @@ create table syncagent.replicated (
     shipped     boolean not null default true,
     stride      integer,
     bucket      text not null default 'hour' check (bucket in ('minute', 'hour', 'day')),
-    on_unique   jsonb not null default '{}',
+    policies   jsonb not null default '{}',
     agreed      boolean not null default false,
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and on_unique are how it was attached; agreed once the catalog has it';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and policies are how it was attached; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,
@@ -652,7 +652,7 @@ begin
             't_eq_v', format('t.%I = v.key', v_table.key_columns[1]), 't_eq_f', format('t.%I = f.key', v_table.key_columns[1]),
             't_eq_k', format('t.%I = k.key', v_table.key_columns[1]),
             't_key_text', format('t.%I::text', v_table.key_columns[1]), 's_key_text', 's._key::text', 'v_key_text', 'v.key::text',
-            'odd_column', '', 'odd_array', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '',
+            'odd_column', '', 'odd_array', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '', 'odd_or_null', 'null::text',
             'max_odd', 'null', 'unnest_entry', 'unnest(e.keys) as k (key)', 'decode_odd', '', 'key_type', '',
             'version_key_types', '', 'version_key_columns', '', 'folded_key_columns', '', 's_key_columns', '',
             'may_be_implicit', 'syncagent._timed(f.key)', 'key_of_text', 'f.key', 'named', '(select p_key::uuid as key) as f')
@@ -671,6 +671,7 @@ begin
             'odd_value', format(', row(%s)::text as odd', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             'odd_old', format(', array[row(%s)::text]', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             'odd_of_version', format(', array_agg(row(%s)::text)', string_agg(format('v.k%s', k), ', ' order by k) filter (where k is not null)),
+            'odd_or_null', format('row(%s)::text', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             'decode_odd', format('cross join lateral (select (f.odd::syncagent.key_%s).*) as o', p_id),
             'key_type', format('create type syncagent.key_%s as (%s);', p_id, string_agg(format('k%s %s', k, v_bases[n]), ', ' order by k) filter (where k is not null)),
             'version_key_types', ', ' || string_agg(format('k%s %s', k, v_bases[n]), ', ' order by k) filter (where k is not null),
@@ -911,7 +912,7 @@ begin
         || case when exists (select from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id and c.relkind = 'p')
                 then syncagent._moved_template() else syncagent._key_template() end
         || syncagent._fold_template() || syncagent._settle_template()
-        || syncagent._compact_template() || syncagent._apply_template() || syncagent._inspect_template(),
+        || syncagent._compact_template() || syncagent._apply_template() || syncagent._bereave_template() || syncagent._inspect_template(),
         repeat('$', 2), '$syncagent$'), v_tokens);
     hash := md5(version || functions);
 end
@@ -1062,7 +1063,7 @@ end
 $$;
 comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
 
-create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour', p_on_unique jsonb default '{}') returns integer
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour', p_policies jsonb default '{}') returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -1087,8 +1088,8 @@ begin
         lock table syncagent.merge_lock in exclusive mode;
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
-    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, on_unique, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_on_unique, k.names, not k.uuid,
+    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, policies, key_columns, derived, columns)
+    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -1324,6 +1325,7 @@ begin
     create temp table if not exists collision (
         rule name, loser uuid, key_text text, odd text, losing_stamp uuid, losing_image jsonb, tid tid, leaf oid,
         winner uuid, winner_text text, winning_stamp uuid, winning_image jsonb, due boolean);
+    create temp table if not exists bereft (xid xid8, relation integer, key uuid, image text, odd text);
     create temp table if not exists yielded (relation integer, key uuid, odd text, primary key (relation, key));
 end
 $$;
@@ -2107,17 +2109,20 @@ begin
             execute format('select syncagent.write_%s($1)', v_id) into v_count using p_origin;
         end if;
         execute format('select syncagent.recheck_%s($1)', v_id) using v_seen;
-        v_conflicts := v_conflicts + case when p_careful then syncagent._log_yielded() else 0 end;
         if p_record then
             execute format('select syncagent.record_%s($1, $2)', v_id) using p_origin, p_after;
         end if;
         v_taken := v_taken + v_count;
         v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
     end loop;
+    if p_settle then
+        perform syncagent._restore_parents();
+    end if;
+    v_conflicts := v_conflicts + syncagent._log_yielded();
     return query select v_taken, v_conflicts, v_parked;
 end
 $$;
-comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: settle, or park, rows that break a constraint, settle only if this is all that comes at once; record: remember what came, to hand it on';
+comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: park rows that break a constraint; settle: this is all that comes at once, so what collides, or misses its parent, does; record: remember what came, to hand it on';
 
 create function syncagent._skip(p_relations integer[], p_after bigint) returns void
     language plpgsql volatile
@@ -2430,6 +2435,9 @@ begin
     -- One look at what there is to do spares the statements that would find nothing.
     select count(*), count(*) filter (where s._deleted), count(*) filter (where s._stamp is null)
     into v_staged, v_deleted, v_plain from pg_temp.stage_{id} s;
+    if v_deleted > 0 and syncagent._referred({id}) then
+        perform syncagent.bereave_{id}();
+    end if;
     if v_deleted > 0 or {may_move} then
         delete from {table} t using {stage} s
         where {t_eq_s} and (s._deleted or {moved})
@@ -2505,6 +2513,146 @@ end
 $$;
 $sql$ $template$;
 
+-- What applying can run into: rows that refer to a row that another site has deleted.
+--
+-- Foreign keys are not checked while rows are applied. Where a delete comes in and a row that refers to the deleted one is here,
+-- and stays once all of the batch, or knot, is there, the deleted row is written again as it was: a write of this site, newer
+-- than the delete. Who made the referring row always sees that: it was there first, or its own constraint had refused it. Others may
+-- see it, too, and write the same (tests/model/references.py shows what each of these rules prevents).
+
+create function syncagent._references(p_relation integer)
+    returns table (name name, relation integer, policy text, refers text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select f.conname, r.id, coalesce(r.policies ->> f.conname::text, 'restore-parent'),
+           format('exists (select from %I.%I c where %s)', n.nspname, c.relname,
+                  (select string_agg(format('t.%I operator(%I.%s) c.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k)
+                   from generate_series(1, cardinality(f.conkey)) k
+                   join pg_attribute p on p.attrelid = f.confrelid and p.attnum = f.confkey[k]
+                   join pg_attribute a on a.attrelid = f.conrelid and a.attnum = f.conkey[k]
+                   join pg_operator o on o.oid = f.conpfeqop[k] join pg_namespace s on s.oid = o.oprnamespace))
+    from syncagent.replicated t
+    join pg_constraint f on f.confrelid = t.relation and f.contype = 'f' and f.conparentid = 0
+    join syncagent.replicated r on r.relation = f.conrelid   -- rows of one site alone hold nobody's parent
+    join pg_class c on c.oid = f.conrelid join pg_namespace n on n.oid = c.relnamespace
+    where t.id = p_relation
+    order by f.conname, r.id
+$$;
+comment on function syncagent._references is 'foreign keys of attached tables that refer to one of them: what is done about a row whose parent was deleted, and whether a row t has such rows';
+
+create function syncagent._referred(p_relation integer) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select exists (
+        select from syncagent.replicated t join pg_constraint f on f.confrelid = t.relation and f.contype = 'f' and f.conparentid = 0
+        join syncagent.replicated r on r.relation = f.conrelid where t.id = p_relation)
+$$;
+comment on function syncagent._referred is 'whether attached tables refer to one';
+
+create function syncagent._bereave_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+-- Keeps the rows that are about to be deleted: others may refer to them.
+create function syncagent.bereave_{id}() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+begin
+    insert into pg_temp.bereft (xid, relation, key, image, odd)
+    select pg_current_xact_id(), {id}, s._key, (t.*)::text, {odd_or_null}
+    from {stage} s join {table} t on {t_eq_s}
+    where s._deleted and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
+end
+$$;
+$sql$ $template$;
+
+create function syncagent._restore_parents() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_more boolean := true;
+    r      record;
+begin
+    if not exists (select from pg_temp.bereft) then
+        return;
+    end if;
+    delete from pg_temp.bereft b where b.xid <> pg_current_xact_id() or (select s.joining from syncagent.local_site s);
+    while v_more loop   -- who comes back may have a parent, too
+        v_more := false;
+        for r in
+            select b.relation, x.name, x.policy, x.refers
+            from (select distinct b.relation from pg_temp.bereft b) as b cross join lateral syncagent._references(b.relation) as x
+            order by b.relation, x.name
+        loop
+            v_more := syncagent._restore(r.relation, r.name, r.policy, r.refers) > 0 and r.policy <> 'report' or v_more;
+        end loop;
+    end loop;
+    delete from pg_temp.bereft;
+end
+$$;
+comment on function syncagent._restore_parents is 'write rows again that were deleted by what has just been merged, and that rows which stay refer to';
+
+create function syncagent._restore(p_relation integer, p_name name, p_policy text, p_refers text) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_tokens jsonb := syncagent._tokens(p_relation) || jsonb_build_object('refers', p_refers, 'name', quote_literal(p_name) || '::name',
+        'policy', quote_literal(p_policy));
+    v_me     syncagent.local_site;
+    v_keys   uuid[];
+    v_back   uuid[] := '{}';
+    v_state  text;
+begin
+    select * into strict v_me from syncagent.local_site;
+    execute syncagent._render($sql$
+        select array_agg(b.key) from pg_temp.bereft b cross join lateral (select (b.image::{table}).*) as t
+        where b.relation = {id} and {refers} $sql$, v_tokens) into v_keys;
+    if v_keys is null then
+        return 0;
+    end if;
+    if p_policy <> 'report' then
+        begin
+            execute syncagent._render($sql$
+                with back as (
+                    insert into {table} as t ({columns}) overriding system value
+                    select {t_columns} from pg_temp.bereft b cross join lateral (select (b.image::{table}).*) as t
+                    where b.relation = {id} and b.key = any ($1)
+                    on conflict do nothing returning {key} as key
+                ) select coalesce(array_agg(b.key), '{}') from back b $sql$, v_tokens) into v_back using v_keys;
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate;
+            if not syncagent._may_park(v_state) then
+                raise;
+            end if;   -- a constraint of this site refuses it by now: the conflict says that it is missed
+        end;
+    end if;
+    execute syncagent._render($sql$
+        insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name,
+            winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+        select syncagent._name_uuid(format('%s %s %s %s', {title}, b.key, v.stamp, 'foreign key')), {schema_literal}, {table_literal}, b.key,
+               {t_key_text}, 'foreign key', {policy}, {name},
+               case when x.back then x.stamp else v.stamp end, case when x.back then v.stamp else syncagent._implicit(b.key) end,
+               case when x.back then $2 else v.node end, case when x.back then v.node end,
+               case when x.back then to_jsonb(t.*) end, case when not x.back then to_jsonb(t.*) end
+        from pg_temp.bereft b cross join lateral (select (b.image::{table}).*) as t
+        join syncagent.version_{id} v on v.key = b.key
+        cross join lateral (select b.key = any ($1) as back, syncagent._stamp(syncagent._tick(), $3) as stamp) as x
+        where b.relation = {id} and b.key = any ($4)
+        on conflict (id) do nothing $sql$, v_tokens) using v_back, v_me.node, v_me.tail, v_keys;
+    insert into pg_temp.yielded (relation, key, odd)
+    select b.relation, b.key, b.odd from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_back)
+    on conflict do nothing;
+    delete from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_keys) and p_policy <> 'report';
+    return cardinality(v_back);
+end
+$$;
+comment on function syncagent._restore is 'of one foreign key: put parents back, or report them; returns how many came back';
+
 -- What applying can run into: rows that break a constraint here.
 --
 -- A constraint holds at every site, and no site can refuse what another has committed. Two rows with one value of a unique
@@ -2534,7 +2682,7 @@ create function syncagent._rules(p_relation integer)
     set search_path = pg_catalog, pg_temp
     as $$
     select c.relname, case when i.indisexclusion then 'exclusion' else 'unique' end,
-           case when y.attname is null then 'report' else coalesce(t.on_unique ->> c.relname::text, 'keep-both') end,
+           case when y.attname is null then 'report' else coalesce(t.policies ->> c.relname::text, 'keep-both') end,
            exists (select from pg_constraint d where d.conindid = i.indexrelid and d.condeferrable),
            coalesce(' where ' || pg_get_expr(i.indpred, i.indrelid, true), ''),
            (select string_agg(format(case when l.oid is null then '%s as e%s' else '(%s) collate %3$I.%4$I as e%2$s' end,
@@ -2715,6 +2863,9 @@ create function syncagent._log_yielded() returns bigint
 declare
     v_rows bigint;
 begin
+    if not exists (select from pg_temp.yielded) then
+        return 0;
+    end if;
     insert into syncagent.log (xid, relation, op, hlc, keys, odd)
     select pg_current_xact_id(), y.relation, 'U', syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end
     from (select y.*, (row_number() over (partition by y.relation order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
@@ -5256,9 +5407,17 @@ create function syncagent.constraints_of(p_table regclass)
     set search_path = pg_catalog, pg_temp
     as $$
     select u.name::text, u.kind, u.policy, u.column_name::text, case u.yields when 'null' then 'null' when 'suffix' then 'marked text' end
-    from syncagent.replicated r cross join lateral syncagent._rules(r.id) as u where r.relation = p_table order by u.name
+    from syncagent.replicated r cross join lateral syncagent._rules(r.id) as u where r.relation = p_table
+    union all
+    select x.name::text, 'foreign key', x.policy, null, null
+    from syncagent.replicated r
+    cross join lateral (select distinct f.confrelid from pg_constraint f where f.conrelid = r.relation and f.contype = 'f') as f
+    join syncagent.replicated p on p.relation = f.confrelid
+    cross join lateral syncagent._references(p.id) as x
+    where r.relation = p_table and x.relation = r.id
+    order by 2 desc, 1
 $$;
-comment on function syncagent.constraints_of(regclass) is 'unique and exclusion constraints of an attached table: what is done where rows of two sites collide, and which column of the row of the larger key yields';
+comment on function syncagent.constraints_of(regclass) is 'unique, exclusion and foreign key constraints of an attached table: what is done where rows of two sites collide, or one site deletes what a row of another refers to; and which column of the row of the larger key yields';
 
 -- The tree of a table ---------------------------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ def test_a_fleet_is_built_and_shrunk(server18: Server, server15: Server, tmp_pat
         for site in (berlin, tokyo, lima):
             assert (
                 site.scalar(
-                    "select count(*) from syncagent.replicated where agreed and bucket = 'minute' and on_unique ->> 'item_name_key' = 'report'"
+                    "select count(*) from syncagent.replicated where agreed and bucket = 'minute' and policies ->> 'item_name_key' = 'report'"
                 )
                 == 1
             )

@@ -200,7 +200,7 @@ def test_what_is_done_about_collisions_is_chosen_for_a_table() -> None:
     item, customer = Table("shop", "item"), Table("shop", "customer")
     catalog = after(first(), Attach((Attachment(item, stride=10), Attachment(customer))))
     changed = after(catalog, Constrain(item, (("item_name_key", "report"),)))
-    assert changed.tables[item] == Attachment(item, stride=10, on_unique=(("item_name_key", "report"),))
+    assert changed.tables[item] == Attachment(item, stride=10, policies=(("item_name_key", "report"),))
     assert changed.tables[customer] == catalog.tables[customer]
     assert after(catalog, Constrain(Table("shop", "other"), (("x", "report"),))) == catalog
     assert catalogs.decode(catalogs.encode(changed)) == changed

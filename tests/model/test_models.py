@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.model import columns, model, siblings, txmodel, txmodel_directed, unique
+from tests.model import columns, model, references, siblings, txmodel, txmodel_directed, unique
 
 FULL = 20_000
 
@@ -75,6 +75,13 @@ UNIQUE_BREAKS = {
     "within": (0, "false alarm"),
     "knot": (117, "false alarm"),
 }
+REFERENCES_BREAKS = {
+    "unlogged": (0, "diverged"),
+    "within": (2, "false alarm"),
+    "knot": (2, "false alarm"),
+    "older": (0, "diverged"),
+    "ignored": (0, "an orphan"),
+}
 SINGLY = {"again"}
 """Noticed in runs whose pulls are not coalesced."""
 DIRECTED_BREAKS = set(txmodel_directed.SCHEDULES)
@@ -85,6 +92,7 @@ def test_every_broken_rule_is_tried():
     assert COLUMNS_BREAKS.keys() == columns.BREAKS.keys()
     assert SIBLINGS_BREAKS.keys() == siblings.BREAKS.keys()
     assert UNIQUE_BREAKS.keys() == unique.BREAKS.keys()
+    assert REFERENCES_BREAKS.keys() == references.BREAKS.keys()
     assert TXMODEL_BREAKS.keys() | DIRECTED_BREAKS == txmodel.BREAKS.keys()
 
 
@@ -130,6 +138,13 @@ def test_unique_values_hold(seed: int, runs: Callable[[int, int], int]):
 
 
 @pytest.mark.soak
+def test_references_hold(seed: int, runs: Callable[[int, int], int]):
+    stats = played(references, seed, runs(100, FULL))
+    met = ["parents restored", "coalesced", "relayed", "tombstones collected"]
+    assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
+
+
+@pytest.mark.soak
 def test_a_site_that_was_set_back_returns(seed: int, runs: Callable[[int, int], int]):
     stats = played(model, seed, runs(80, FULL), returning=True)
     assert stats["own writes"] or os.environ.get("SEED"), stats
@@ -160,9 +175,10 @@ def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
 
 @pytest.mark.parametrize(("program", "rule"), [
     *((columns, rule) for rule in COLUMNS_BREAKS), *((siblings, rule) for rule in SIBLINGS_BREAKS), *((unique, rule) for rule in UNIQUE_BREAKS),
+    *((references, rule) for rule in REFERENCES_BREAKS),
 ], ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2])
 def test_a_rule_of_a_strategy_left_out_is_noticed(monkeypatch, program, rule: str):
-    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, unique: UNIQUE_BREAKS}[program][rule]
+    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, unique: UNIQUE_BREAKS, references: REFERENCES_BREAKS}[program][rule]
     program.run(number, Counter(), coalesced=True)
     monkeypatch.setattr(program, "BROKEN", rule)
     with pytest.raises(AssertionError, match=what):

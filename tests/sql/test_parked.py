@@ -43,7 +43,7 @@ LOCAL = {
     ),
 }
 """What only the receiver has: how it comes, how it goes, and its error."""
-REPORT = """update syncagent.replicated set on_unique = '{"only_one": "report", "apart": "report", "item_value_key": "report", "item_x_key": "report"}'"""
+REPORT = """update syncagent.replicated set policies = '{"only_one": "report", "apart": "report", "item_value_key": "report", "item_x_key": "report"}'"""
 """Else one of the two rows would yield: tests/sql/test_unique.py."""
 
 

@@ -264,13 +264,13 @@ async def test_two_constraints_of_one_row(sites: Sites, pair: Pair) -> None:
 async def test_reported_only(sites: Sites, pair: Pair) -> None:
     a, b = await sites(CUSTOMER, *pair)
     for site in (a, b):
-        await site.do("""update syncagent.replicated set on_unique = '{"customer_email_key": "report"}'""")
+        await site.do("""update syncagent.replicated set policies = '{"customer_email_key": "report"}'""")
     await a.do(insert(1, "ann@x"))
     await b.do(insert(2, "ann@x"))
     applied = await ship(a, b)
     assert applied.parked == 1
     assert await emails(b) == ["ann@x"]
-    await b.do("update syncagent.replicated set on_unique = '{}'")  # and now it is to be settled
+    await b.do("update syncagent.replicated set policies = '{}'")  # and now it is to be settled
     assert await b.store.replica.retry_parked() == 0
     assert await emails(b) == ["ann@x", None]
     await quiet(a, b)

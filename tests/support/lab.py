@@ -76,7 +76,7 @@ _EMPTY = """
             and c.oid <> 'syncagent.replicated'::regclass
         loop execute format('delete from %s', r.name); end loop;
     end $$;
-    update syncagent.replicated set collected = '00000000-0000-0000-0000-000000000000', on_unique = '{}', bucket = 'hour';
+    update syncagent.replicated set collected = '00000000-0000-0000-0000-000000000000', policies = '{}', bucket = 'hour';
     select setval('syncagent.hlc', 1);
 """
 

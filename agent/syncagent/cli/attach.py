@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from syncagent.cli import render
-from syncagent.cli.constraints import OnUniqueOption
+from syncagent.cli.constraints import OnForeignKeyOption, OnUniqueOption
 from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, seconds
 from syncagent.errors import RefusedError, UsageError
 
@@ -70,6 +70,7 @@ def attach(
     stride: StrideOption = None,
     bucket: BucketOption = "hour",
     on_unique: OnUniqueOption = None,
+    on_foreign_key: OnForeignKeyOption = None,
     existing: ExistingOption = "ship",
     lock_timeout: LockTimeoutOption = "30s",  # type: ignore[assignment]
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
@@ -86,7 +87,7 @@ def attach(
         raise UsageError("name tables, or use --all" if not tables else "name tables or use --all, not both")
     if not every and (schema or exclude):
         raise UsageError("--schema and --exclude choose among --all tables")
-    ship, policies = existing == "ship", constraints.choices(on_unique or [])
+    ship, policies = existing == "ship", constraints.choices(on_unique or [], on_foreign_key or [])
     with site_of(dsn_of(home, dsn)) as connection:
         storage.refuse_witness(connection)
         chosen = (
@@ -111,7 +112,7 @@ def attach(
             ship=ship,
             stride=stride,
             bucket=bucket,
-            on_unique=policies,
+            policies=policies,
             patience=lock_timeout,
             on_wait=lambda held: render.say(f"waiting: {held}"),
         )

@@ -1,4 +1,4 @@
-"""`syncagent constraints`: what is done about two rows with one value."""
+"""`syncagent constraints`: what is done about two rows with one value, and about rows whose parent is gone."""
 
 from typing import Annotated
 
@@ -21,24 +21,36 @@ OnUniqueOption = Annotated[
         show_default=False,
     ),
 ]
+OnForeignKeyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--on-foreign-key",
+        envvar="SYNCAGENT_ON_FOREIGN_KEY",
+        metavar="CONSTRAINT=POLICY",
+        help="One site has deleted a row to which another one refers. restore-parent: it comes back, everywhere; report: it is"
+        " gone, and a conflict says so. [default: restore-parent]",
+        show_default=False,
+    ),
+]
 
 
 def constraints(
     table: Annotated[str, typer.Argument(help="An attached table, named as in SQL.")],
     *,
     on_unique: OnUniqueOption = None,
+    on_foreign_key: OnForeignKeyOption = None,
     home: HomeOption = None,
     dsn: DsnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show, or choose for all sites, what is done where rows of two sites break a unique or exclusion constraint."""
+    """Show, or choose for all sites, what is done where rows of two sites break a unique, exclusion or foreign key constraint."""
     from syncagent.storage import attaching, inspection
     from syncagent.storage import constraints as storage
     from syncagent.storage import tables as attached
     from syncagent.storage.commands import site_of
     from syncagent.storage.requests import ask
 
-    chosen = storage.choices(on_unique or [])
+    chosen = storage.choices(on_unique or [], on_foreign_key or [])
     missing: dict[str, str] = {}
     with site_of(dsn_of(home, dsn)) as connection:
         tables = attached.attached(connection, [table])
@@ -50,7 +62,7 @@ def constraints(
             known = storage.chosen(connection, oid) | dict(chosen)
             asked = {
                 "table": (named.schema, named.name),
-                "on_unique": sorted(known.items()),
+                "policies": sorted(known.items()),
                 "timeout": _SECONDS,
             }
             missing = ask(connection, "constrain", asked, seconds=_SECONDS)["missing"]
@@ -58,7 +70,7 @@ def constraints(
     if as_json:
         render.json(found)
     elif not found:
-        render.say(f"{table} has no unique or exclusion constraint beside its key")
+        render.say(f"{table} has no constraint that rows of two sites could break")
     else:
         rows = [
             (row["constraint_name"], row["kind"], row["policy"], row["column_name"], row["becomes"])

@@ -24,8 +24,8 @@ from syncagent.errors import ProtocolError
 
 State = Literal["joining", "member"]
 FingerprintKind = Literal["hash", "sha256"]
-OnUnique = Literal["keep-both", "report"]
-"""Of two rows with one value one yields it; or what comes later waits, until a person decides."""
+Policy = Literal["keep-both", "restore-parent", "report"]
+"""Of two rows with one value one yields it; a row that others refer to comes back; or a person is to decide."""
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,15 +77,15 @@ class Invitation(msgspec.Struct, frozen=True):
 
 
 class Attachment(msgspec.Struct, frozen=True, order=True):
-    """A table that is replicated everywhere, and how: see `syncagent attach`. `on_unique`: of constraints by name; others
-    keep both."""
+    """A table that is replicated everywhere, and how: see `syncagent attach`. `policies`: of constraints by name; others
+    keep both rows, and restore parents."""
 
     table: Table
     derive: bool = False
     ship: bool = True
     stride: int | None = None
     bucket: Bucket = "hour"
-    on_unique: tuple[tuple[str, OnUnique], ...] = ()
+    policies: tuple[tuple[str, Policy], ...] = ()
 
 
 class Inspected(msgspec.Struct, frozen=True):
@@ -212,7 +212,7 @@ class Constrain(msgspec.Struct, frozen=True, tag=True):
     """What is done about collisions in a table."""
 
     table: Table
-    on_unique: tuple[tuple[str, OnUnique], ...]
+    policies: tuple[tuple[str, Policy], ...]
 
 
 class Fingerprint(msgspec.Struct, frozen=True, tag=True):
@@ -300,7 +300,7 @@ def _attached(catalog: Catalog, command: Attach | Detach | Constrain) -> tuple[A
             return tuple(known for known in catalog.attached if known.table not in command.tables)
         case Constrain():
             return tuple(
-                replace(known, on_unique=command.on_unique) if known.table == command.table else known
+                replace(known, policies=command.policies) if known.table == command.table else known
                 for known in catalog.attached
             )
 

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import msgspec
 
 from syncagent.core.batch import Table
-from syncagent.core.catalog import Attach, Attachment, Catalog, Constrain, Detach, Inspected, OnUnique
+from syncagent.core.catalog import Attach, Attachment, Catalog, Constrain, Detach, Inspected, Policy
 from syncagent.core.store import Request, Tables
 from syncagent.core.wire import Inspect, Report
 from syncagent.errors import SyncagentError, Undecided, Unreachable
@@ -71,11 +71,11 @@ class Attaching:
         catalog = self._elections.catalog
         trouble = []
         local = {attachment.table: agreed for attachment, agreed in here.items()}
-        policies = {attachment.table: attachment.on_unique for attachment in here}
+        policies = {attachment.table: attachment.policies for attachment in here}
         for attachment in catalog.attached:
             if attachment.table not in local:
                 trouble += await self._try(attachment)
-            elif not local[attachment.table] or policies[attachment.table] != attachment.on_unique:
+            elif not local[attachment.table] or policies[attachment.table] != attachment.policies:
                 await self._tables.agree(attachment)
         for table, agreed in local.items():
             if agreed and table not in catalog.tables:
@@ -174,8 +174,8 @@ class Attaching:
 
     async def _constrain(self, request: Request) -> dict[str, Any]:
         """At all sites."""
-        on_unique = msgspec.convert(request.arguments["on_unique"], tuple[tuple[str, OnUnique], ...])
-        command = Constrain(Table(*request.arguments["table"]), on_unique)
+        policies = msgspec.convert(request.arguments["policies"], tuple[tuple[str, Policy], ...])
+        command = Constrain(Table(*request.arguments["table"]), policies)
         await self._elections.submit(command, uuid4(), seconds=_SECONDS)
         self.bell.ring()
         return {"missing": await self._until_done(set(), float(request.arguments["timeout"]))}

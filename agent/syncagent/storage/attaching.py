@@ -46,7 +46,7 @@ class PostgresTables:
         with site_of(self._dsn) as connection:
             rows = connection.execute(
                 "select schema_name::text as schema, table_name::text as name, derived, shipped, stride, bucket, agreed,"
-                " (select jsonb_agg(jsonb_build_array(key, value) order by key) from jsonb_each_text(on_unique)) as on_unique"
+                " (select jsonb_agg(jsonb_build_array(key, value) order by key) from jsonb_each_text(policies)) as policies"
                 " from syncagent.replicated order by id"
             ).fetchall()
         return {
@@ -56,7 +56,7 @@ class PostgresTables:
                 row["shipped"],
                 row["stride"],
                 row["bucket"],
-                tuple((name, policy) for name, policy in row["on_unique"] or ()),
+                tuple((name, policy) for name, policy in row["policies"] or ()),
             ): row["agreed"]
             for row in rows
         }
@@ -72,7 +72,7 @@ class PostgresTables:
                 ship=attachment.ship,
                 stride=attachment.stride,
                 bucket=attachment.bucket,
-                on_unique=attachment.on_unique,
+                policies=attachment.policies,
                 patience=_PATIENCE,
                 on_wait=_nobody_listens,
             )
@@ -91,8 +91,8 @@ class PostgresTables:
     def _agree(self, attachment: Attachment) -> None:
         with site_of(self._dsn) as connection:
             connection.execute(
-                "update syncagent.replicated set agreed = true, on_unique = %s where schema_name = %s and table_name = %s",
-                (Jsonb(dict(attachment.on_unique)), attachment.table.schema, attachment.table.name),
+                "update syncagent.replicated set agreed = true, policies = %s where schema_name = %s and table_name = %s",
+                (Jsonb(dict(attachment.policies)), attachment.table.schema, attachment.table.name),
             )
 
     def _inspect(self, attachments: Sequence[Attachment]) -> list[Inspected]:

@@ -1,63 +1,67 @@
-"""What is done about two rows with one value of a unique or exclusion constraint: read, and chosen.
+"""What is done where rows of two sites break a constraint: read, and chosen.
 
 Invariant: a choice names a constraint that is there, and keep-both is chosen only where a row has something to yield.
 """
 
 from collections.abc import Mapping, Sequence
 
-from syncagent.core.catalog import OnUnique
+from syncagent.core.catalog import Policy
 from syncagent.errors import RefusedError, UsageError
 from syncagent.storage.commands import Connection
 
-POLICIES: tuple[OnUnique, ...] = ("keep-both", "report")
+ON_UNIQUE: tuple[Policy, ...] = ("keep-both", "report")
+ON_FOREIGN_KEY: tuple[Policy, ...] = ("restore-parent", "report")
 
 
-def choices(given: Sequence[str]) -> tuple[tuple[str, OnUnique], ...]:
+def choices(on_unique: Sequence[str], on_foreign_key: Sequence[str]) -> tuple[tuple[str, Policy], ...]:
     """CONSTRAINT=POLICY as typed; UsageError for what is neither."""
-    found: dict[str, OnUnique] = {}
-    for words in given:
-        name, equals, word = words.rpartition("=")
-        policy = next((policy for policy in POLICIES if policy == word), None)
-        if not equals or not name or policy is None:
+    found: dict[str, Policy] = {}
+    for words, policies in (
+        *((words, ON_UNIQUE) for words in on_unique),
+        *((words, ON_FOREIGN_KEY) for words in on_foreign_key),
+    ):
+        name, _, word = words.rpartition("=")
+        policy = next((policy for policy in policies if policy == word), None)
+        if not name or policy is None:
             raise UsageError(
                 f"{words!r} does not say what is done about a constraint",
-                hint=f"write CONSTRAINT={' or CONSTRAINT='.join(POLICIES)}",
+                hint=f"write CONSTRAINT={' or CONSTRAINT='.join(policies)}",
             )
         found[name] = policy
     return tuple(sorted(found.items()))
 
 
-def chosen(connection: Connection, oid: int) -> dict[str, OnUnique]:
+def chosen(connection: Connection, oid: int) -> dict[str, Policy]:
     """What has been chosen for an attached table, also for constraints that only other sites have."""
     row = connection.execute(
-        "select on_unique from syncagent.replicated where relation = %s::bigint::oid", (oid,)
+        "select policies from syncagent.replicated where relation = %s::bigint::oid", (oid,)
     ).fetchone()
-    return dict(row["on_unique"]) if row else {}
+    return dict(row["policies"]) if row else {}
 
 
-def of_table(connection: Connection, oid: int, chosen: Sequence[tuple[str, OnUnique]]) -> dict[str, OnUnique]:
+def of_table(connection: Connection, oid: int, chosen: Sequence[tuple[str, Policy]]) -> dict[str, Policy]:
     """Those of the choices that name a constraint of this table."""
     names = _names(connection, [oid])
     return {name: policy for name, policy in chosen if name in names}
 
 
 def refuse_unknown(
-    connection: Connection, tables: Mapping[int, str], chosen: Sequence[tuple[str, OnUnique]]
+    connection: Connection, tables: Mapping[int, str], chosen: Sequence[tuple[str, Policy]]
 ) -> None:
     """RefusedError for a choice that names a constraint of none of these tables."""
     names = _names(connection, list(tables))
     for name, _ in chosen:
         if name not in names:
             raise RefusedError(
-                f"{' and '.join(tables.values())} {'have' if len(tables) > 1 else 'has'} no unique or exclusion constraint {name}",
+                f"{' and '.join(tables.values())} {'have' if len(tables) > 1 else 'has'} no constraint {name} that rows of two sites could break",
                 hint=f"there are: {', '.join(sorted(names))}" if names else "there are none",
             )
 
 
-def refuse_nothing_to_yield(connection: Connection, oid: int, chosen: Sequence[tuple[str, OnUnique]]) -> None:
+def refuse_nothing_to_yield(connection: Connection, oid: int, chosen: Sequence[tuple[str, Policy]]) -> None:
     """RefusedError if rows of an attached table cannot both be kept."""
     rows = connection.execute(
-        "select constraint_name as name from syncagent.constraints_of(%s::bigint::oid::regclass) where column_name is null",
+        "select constraint_name as name from syncagent.constraints_of(%s::bigint::oid::regclass) where column_name is null and kind <> 'foreign key'",
         (oid,),
     ).fetchall()
     stuck = {row["name"] for row in rows}
@@ -73,7 +77,9 @@ def refuse_nothing_to_yield(connection: Connection, oid: int, chosen: Sequence[t
 def _names(connection: Connection, oids: Sequence[int]) -> set[str]:
     rows = connection.execute(
         "select c.relname::text as name from pg_index i join pg_class c on c.oid = i.indexrelid"
-        " where i.indrelid = any (%s::bigint[]::oid[]) and (i.indisunique or i.indisexclusion) and not i.indisprimary",
-        (list(oids),),
+        " where i.indrelid = any (%(oids)s::bigint[]::oid[]) and (i.indisunique or i.indisexclusion) and not i.indisprimary"
+        " union all select f.conname::text from pg_constraint f"
+        " where f.conrelid = any (%(oids)s::bigint[]::oid[]) and f.contype = 'f'",
+        {"oids": list(oids)},
     ).fetchall()
     return {row["name"] for row in rows}

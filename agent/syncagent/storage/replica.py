@@ -61,6 +61,9 @@ class PostgresReplica:
                 for header, spool in parts:
                     staged = await self._stage(header, spool)
                     total += await self._merge(staged, attempt=attempt, careful=careful, settle=False)
+                await self._session.execute(  # now all of it is there
+                    "select syncagent._restore_parents(), syncagent._log_yielded()"
+                )
             return total
 
         return await self._carefully(merge)

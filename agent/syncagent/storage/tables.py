@@ -14,7 +14,7 @@ from typing import TypeVar
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
-from syncagent.core.catalog import OnUnique
+from syncagent.core.catalog import Policy
 from syncagent.core.forest import Bucket
 from syncagent.errors import Contended, RefusedError, UsageError
 from syncagent.storage import constraints, drift
@@ -234,14 +234,14 @@ def attach(
     ship: bool,
     stride: int | None,
     bucket: Bucket,
-    on_unique: Sequence[tuple[str, OnUnique]],
+    policies: Sequence[tuple[str, Policy]],
     patience: float,
     on_wait: OnWait,
 ) -> list[Attached]:
     """Attach all or none. Contended, naming who is in the way, after `patience` seconds."""
 
     def work() -> list[Attached]:
-        return [_attach(connection, table, derive, ship, stride, bucket, on_unique) for table in tables]
+        return [_attach(connection, table, derive, ship, stride, bucket, policies) for table in tables]
 
     return _patiently(connection, [table.oid for table in tables], _WRITERS, work, patience, on_wait)
 
@@ -262,7 +262,7 @@ def _attach(
     ship: bool,
     stride: int | None,
     bucket: Bucket,
-    on_unique: Sequence[tuple[str, OnUnique]],
+    policies: Sequence[tuple[str, Policy]],
 ) -> Attached:
     only = "" if table.partitioned else "only "
     connection.execute(f"lock table {only}{table.name} in share row exclusive mode".encode())
@@ -274,7 +274,7 @@ def _attach(
             ship,
             stride,
             bucket,
-            Jsonb(constraints.of_table(connection, table.oid, on_unique)),
+            Jsonb(constraints.of_table(connection, table.oid, policies)),
         ),
     ).fetchone()
     assert made is not None

@@ -1,0 +1,161 @@
+"""A row is deleted at one site while another one writes a row that refers to it: the deleted row comes back."""
+
+import pytest
+
+from tests.sql.conftest import Pair, Sites
+from tests.sql.test_unique import cross, quiet
+from tests.support.lab import Site, exchange, key, same, ship
+
+SHOP = """create table customer (id uuid primary key, name text);
+    create table sale (id uuid primary key, customer uuid references customer on delete cascade, note text)"""
+
+
+async def names(site: Site) -> list[str]:
+    return [row[0] for row in await site.rows("select name from customer order by id")]
+
+
+async def orphans(site: Site) -> int:
+    return int(
+        await site.one(
+            "select count(*) from sale s where customer is not null and not exists (select from customer c where c.id = s.customer)"
+        )
+    )
+
+
+async def stocked(*sites: Site) -> None:
+    first = sites[0]
+    await first.do(f"insert into customer values ('{key(1)}', 'Ann'), ('{key(2)}', 'Bob')")
+    await first.do(
+        f"insert into sale values ('{key(11)}', '{key(1)}', 'old'), ('{key(12)}', '{key(2)}', 'old')"
+    )
+    await exchange(*sites)
+
+
+async def test_a_deleted_parent_comes_back_with_the_new_child_alone(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(SHOP, *pair)
+    await stocked(a, b)
+    await a.do("delete from customer")
+    await b.do(f"insert into sale values ('{key(21)}', '{key(1)}', 'new')")
+    await cross(a, b)
+    for site in (a, b):
+        assert await names(site) == ["Ann"]
+        assert await site.rows("select note from sale") == [("new",)]
+    await same("customer", a, b)
+    found = await b.rows(
+        "select kind, constraint_name, strategy, key, winner, loser, winning_image ->> 'name' from syncagent.conflict"
+    )
+    assert ("foreign key", "sale_customer_fkey", "restore-parent", key(1), "site2", "site1", "Ann") in found
+    await a.compact()
+    await b.compact()
+    assert await a.versions("customer") == {}
+
+
+async def test_a_cascade_brings_nothing_back(sites: Sites, pair: Pair) -> None:
+    a, b, c = await sites(SHOP, *pair, pair[0])
+    await stocked(a, b, c)
+    await a.do("delete from customer")
+    await quiet(a, b, c)
+    assert await names(c) == []
+    assert [row for site in (b, c) for row in await site.conflicts()] == []
+
+
+async def test_a_child_that_is_given_a_parent_that_goes(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(SHOP, *pair)
+    await stocked(a, b)
+    await a.do(f"delete from customer where id = '{key(1)}'")
+    await b.do(f"update sale set customer = '{key(1)}' where id = '{key(12)}'")
+    await cross(a, b)
+    assert await names(a) == await names(b) == ["Ann", "Bob"]
+    assert await orphans(a) == await orphans(b) == 0
+
+
+async def test_three_sites_and_a_relay(sites: Sites, pair: Pair) -> None:
+    a, b, c = await sites(SHOP, *pair, pair[0])
+    await stocked(a, b, c)
+    await a.do("delete from customer")
+    await b.do(f"insert into sale values ('{key(21)}', '{key(1)}', 'new')")
+    await ship(a, c)  # c hears of the delete first
+    await quiet(a, b, c)
+    for site in (a, b, c):
+        assert await names(site) == ["Ann"]
+        assert await orphans(site) == 0
+    await same("customer", a, b, c)
+
+
+CHAIN = """create table region (id uuid primary key, name text);
+    create table customer (id uuid primary key, name text, region uuid references region on delete cascade, boss uuid references customer on delete cascade);
+    create table sale (id uuid primary key, customer uuid references customer on delete cascade)"""
+
+
+@pytest.mark.parametrize("order", [CHAIN, CHAIN.replace("region", "zone")])
+async def test_parents_of_parents_come_back(sites: Sites, pair: Pair, order: str) -> None:
+    """The tables are merged in one order, or in the other."""
+    a, b = await sites(order, *pair)
+    region = "zone" if "zone" in order else "region"
+    await a.do(
+        f"insert into {region} values ('{key(1)}', 'north')",
+        f"insert into customer values ('{key(2)}', 'boss', '{key(1)}', null), ('{key(3)}', 'Ann', '{key(1)}', '{key(2)}')",
+    )
+    await exchange(a, b)
+    await a.do(f"delete from {region}")
+    await b.do(f"insert into sale values ('{key(4)}', '{key(3)}')")
+    await cross(a, b)
+    for site in (a, b):
+        assert await names(site) == ["boss", "Ann"]
+        assert await site.rows(f"select name from {region}") == [("north",)]
+    await same("customer", a, b)
+
+
+async def test_keys_of_other_kinds(sites: Sites, pair: Pair) -> None:
+    schema = """create table p (a int, b text, twice int generated always as (a * 2) stored, v text, primary key (a, b));
+        create table c (id uuid primary key, x int, y text, foreign key (x, y) references p (a, b))"""
+    a, b = await sites(schema, *pair)
+    await a.do("insert into p values (1, 'it''s', default, 'v')")
+    await exchange(a, b)
+    await a.do("delete from p")
+    await b.do(f"insert into c values ('{key(1)}', 1, 'it''s')")
+    await cross(a, b)
+    assert await same("p", a, b) == ["(1,it's,2,v)"]
+
+
+async def test_reported_only(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(SHOP, *pair)
+    await stocked(a, b)
+    for site in (a, b):
+        await site.do("""update syncagent.replicated set policies = '{"sale_customer_fkey": "report"}'""")
+    await a.do("delete from customer")
+    await b.do(f"insert into sale values ('{key(21)}', '{key(1)}', 'new')")
+    await cross(a, b)
+    assert await names(a) == await names(b) == []
+    assert await orphans(a) == await orphans(b) == 1
+    (found,) = await b.rows(
+        "select key, winning_image, losing_image ->> 'name' from syncagent.conflict where kind = 'foreign key'"
+    )
+    assert found == (key(1), None, "Ann")
+    await b.rows("select syncagent.resolve(id, 'loser') from syncagent.conflict where kind = 'foreign key'")
+    await quiet(a, b)
+    assert await names(a) == await names(b) == ["Ann"]
+
+
+async def test_rows_of_one_site_hold_nobodys_parent(sites: Sites, pair: Pair) -> None:
+    a, b = await sites("create table customer (id uuid primary key, name text)", *pair)
+    await a.do(f"insert into customer values ('{key(1)}', 'Ann')")
+    await exchange(a, b)
+    await b.do(
+        "create table session (id uuid primary key, customer uuid references customer on delete cascade)",
+        f"insert into session values ('{key(2)}', '{key(1)}')",
+    )
+    await a.do("delete from customer")
+    await quiet(a, b)
+    assert await names(a) == await names(b) == []
+
+
+async def test_a_parent_that_a_constraint_refuses_by_now_is_missed_and_told(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(SHOP, *pair)
+    await stocked(a, b)
+    await b.do("alter table customer add check (name <> 'Ann') not valid")
+    await a.do("delete from customer")
+    await b.do(f"insert into sale values ('{key(21)}', '{key(1)}', 'new')")
+    await cross(a, b)
+    assert await names(b) == []
+    assert "foreign key" in await b.conflicts()
