@@ -4747,22 +4747,27 @@ create function syncagent._forest_standing() returns table (relation integer, sc
 $$;
 comment on function syncagent._forest_standing is 'tables that have a tree, and below which positions its buckets are sealed, without a time and with one';
 
-create function syncagent._forest_left_out(p_frontier jsonb) returns table (relation integer, timed boolean, number bigint)
+create function syncagent._forest_left_out(p_frontier jsonb, p_most bigint default 20000) returns table (relation integer, timed boolean, number bigint)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
     with ahead as materialized (
         select s.number from syncagent.seal s
         where exists (select from jsonb_each_text(s.frontier) as e where e.value::bigint > coalesce((p_frontier ->> e.key)::bigint, 0))
+    ), every as (
+        select d.relation, d.timed, d.number from syncagent._forest_dirty() as d
+        union
+        select b.relation, b.timed, b.number
+        from ahead a join syncagent.bucket b on b.seal = a.number
+        union
+        select f.relation, t.timed, null from ahead a join syncagent.forest f on f.seal = a.number cross join (values (false), (true)) as t (timed)
     )
-    select d.relation, d.timed, d.number from syncagent._forest_dirty() as d
-    union
-    select b.relation, b.timed, b.number
-    from ahead a join syncagent.bucket b on b.seal = a.number
-    union
-    select f.relation, t.timed, null from ahead a join syncagent.forest f on f.seal = a.number cross join (values (false), (true)) as t (timed)
+    -- Of so many the list would be longer than what it is about is worth: another time.
+    select distinct e.relation, e.timed, case when m.few then e.number end
+    from every e join (select x.relation, x.timed, count(*) <= p_most as few from every x group by x.relation, x.timed) as m
+        on m.relation = e.relation and m.timed = e.timed
 $$;
-comment on function syncagent._forest_left_out is 'sealed buckets that cannot be compared with a site at this frontier: it may lack what they hold, or they are not true now; without a number the whole part of a table, where hours without a row were sealed, too';
+comment on function syncagent._forest_left_out is 'sealed buckets that cannot be compared with a site at this frontier: it may lack what they hold, or they are not true now; without a number the whole part of a table, where hours without a row were sealed, too, or where they are too many';
 
 create function syncagent._forest_sums(p_level text, p_relations integer[], p_timed boolean[], p_lows bigint[], p_highs bigint[],
                                        p_out_relations integer[], p_out_timed boolean[], p_out_numbers bigint[])

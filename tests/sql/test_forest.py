@@ -399,3 +399,15 @@ async def test_where_much_is_marked_all_is_sealed_again_from_there(sites: Sites,
         await stored(site)
         await seal(site, LATE + 100 * HOUR)
         assert await stored(site) > 0
+
+
+async def test_too_many_buckets_are_left_out_as_a_whole(sites: Sites, pair: Pair) -> None:
+    (a,) = await sites(ITEM, pair[0])
+    await a.do(
+        f"insert into item (id) select syncagent._stamp({BASE} + n::bigint * {HOUR}, -9223372036854775808 + n) from generate_series(0, 4) n"
+    )
+    await a.cut()
+    await seal(a)
+    every = "select distinct timed, number from syncagent._forest_left_out('{}', $1) where timed order by 2"
+    assert await a.rows(every, 6) == [*((True, BASE // HOUR + n) for n in range(5)), (True, None)]
+    assert await a.rows(every, 5) == [(True, None)]
