@@ -366,9 +366,7 @@ begin
                case when s._deleted is not true then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there
     ) as i
     where d.conflict
-      and not (d.kind = 'update/update' and i.here = i.there and exists (   -- several sites have settled a collision: nothing is lost
-        select from syncagent.conflict_record c
-        where (c.schema_name, c.table_name, c.key) = ({schema_literal}, {table_literal}, d.key) and c.yielded is not null and i.here @> c.yielded))
+      and not (d.kind = 'update/update' and i.here = i.there)   -- as when several sites settle one collision: nothing is lost
     on conflict (id) do nothing;
     get diagnostics v_conflicts = row_count;
     return v_conflicts;

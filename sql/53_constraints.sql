@@ -215,8 +215,8 @@ begin
     select pg_current_xact_id(), y.relation, 'U', syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end
     from (select y.*, (row_number() over (partition by y.relation order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
     group by y.relation, y.chunk;
-    delete from pg_temp.yielded;
-    get diagnostics v_rows = row_count;
+    select count(*) into v_rows from pg_temp.yielded;
+    perform syncagent._empty('pg_temp.yielded');
     return v_rows;
 end
 $$;
@@ -228,7 +228,7 @@ create function syncagent._deferrable(p_table regclass) returns boolean
     as $$ select exists (select from pg_constraint c where c.conrelid = p_table and c.contype in ('u', 'x') and c.condeferrable) $$;
 comment on function syncagent._deferrable is 'whether a table has constraints that the server does not check while a batch is applied';
 
-create function syncagent._check_deferrable(p_relation integer) returns void
+create function syncagent._check_deferrable(p_relation integer, p_keys uuid[] default null) returns void
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
@@ -238,13 +238,15 @@ declare
 begin
     -- The server checks these by triggers, and those do not fire while a batch is applied.
     for r in select * from syncagent._rules(p_relation) as u where u.is_deferrable loop
-        execute syncagent._render($sql$
+        execute (select syncagent._render($sql$
             select exists (
-                select from (select {expressions}, t."$key" as key from (select t.*, s._key as "$key" from {stage} s join {table} t on {t_eq_s}) as t {predicate}) as x
+                select from (select {expressions}, t."$key" as key from {came} as t {predicate}) as x
                 join (select {expressions}, t."$key" as key from (select t.*, {key} as "$key" from {table} t) as t {predicate}) as y on {equal}
                 where x.key <> y.key)
-            $sql$, syncagent._tokens(p_relation)
-                || jsonb_build_object('predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal)) into v_found;
+            $sql$, k.tokens || jsonb_build_object('predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
+                'came', syncagent._render(case when p_keys is null then '(select t.*, s._key as "$key" from {stage} s join {table} t on {t_eq_s})'
+                    else '(select t.*, {key} as "$key" from {table} t where {key} = any ($1))' end, k.tokens)))
+            from (select syncagent._tokens(p_relation) as tokens) as k) into v_found using p_keys;
         if v_found then
             if r.kind = 'unique' then
                 raise unique_violation using message = format('another row has the value of %s', r.name), constraint = r.name;
@@ -254,7 +256,7 @@ begin
     end loop;
 end
 $$;
-comment on function syncagent._check_deferrable is 'raise what a deferrable unique or exclusion constraint would say of the rows that came';
+comment on function syncagent._check_deferrable is 'raise what a deferrable unique or exclusion constraint would say of the rows that came, or of these';
 
 -- Parked rows -----------------------------------------------------------------------------------------------
 
@@ -353,7 +355,7 @@ declare
     v_count bigint;
     v_state text;
 begin
-    delete from pg_temp.collision;
+    perform syncagent._empty('pg_temp.collision');
     loop
         if syncagent._settle_collisions(p_relation, p_origin) = 0 then
             raise exception using errcode = 'SA000';   -- what is still refused is something else

@@ -54,7 +54,9 @@ create function syncagent._with_key(p_named text, p_key text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
     as $$
-    select replace(replace(p_named, '(select p_key::', format('(select %L::text::', p_key)), '(select (p_key::', format('(select (%L::text::', p_key))
+    -- in one pass: what is put in is not looked at again
+    select case when p_named like '(select p_key::%' then format('(select %L::text::', p_key) || substr(p_named, length('(select p_key::') + 1)
+                when p_named like '(select (p_key::%' then format('(select (%L::text::', p_key) || substr(p_named, length('(select (p_key::') + 1) end
 $$;
 comment on function syncagent._with_key is 'what names a row by the parameter of a function, with the key itself';
 

@@ -2327,9 +2327,7 @@ begin
                case when s._deleted is not true then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there
     ) as i
     where d.conflict
-      and not (d.kind = 'update/update' and i.here = i.there and exists (   -- several sites have settled a collision: nothing is lost
-        select from syncagent.conflict_record c
-        where (c.schema_name, c.table_name, c.key) = ({schema_literal}, {table_literal}, d.key) and c.yielded is not null and i.here @> c.yielded))
+      and not (d.kind = 'update/update' and i.here = i.there)   -- as when several sites settle one collision: nothing is lost
     on conflict (id) do nothing;
     get diagnostics v_conflicts = row_count;
     return v_conflicts;
@@ -2526,17 +2524,21 @@ create function syncagent._references(p_relation integer)
     set search_path = pg_catalog, pg_temp
     as $$
     select f.conname, r.id, coalesce(r.policies ->> f.conname::text, 'restore-parent'),
-           format('exists (select from %I.%I c where %s)', n.nspname, c.relname,
+           -- a row whose newer version is parked is not what it is here: who wrote that version sees what it refers to
+           format('exists (select from (select t.*, %s as "$key" from %I.%I t) as c where %s'
+                  ' and not exists (select from syncagent.parked_row p where p.relation = %s and p.key = c."$key"))',
+                  syncagent._tokens(r.id) ->> 'key', n.nspname, c.relname,
                   (select string_agg(format('t.%I operator(%I.%s) c.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k)
                    from generate_series(1, cardinality(f.conkey)) k
                    join pg_attribute p on p.attrelid = f.confrelid and p.attnum = f.confkey[k]
                    join pg_attribute a on a.attrelid = f.conrelid and a.attnum = f.conkey[k]
-                   join pg_operator o on o.oid = f.conpfeqop[k] join pg_namespace s on s.oid = o.oprnamespace))
+                   join pg_operator o on o.oid = f.conpfeqop[k] join pg_namespace s on s.oid = o.oprnamespace), r.id)
     from syncagent.replicated t
     join pg_constraint f on f.confrelid = t.relation and f.contype = 'f' and f.conparentid = 0
     join syncagent.replicated r on r.relation = f.conrelid   -- rows of one site alone hold nobody's parent
     join pg_class c on c.oid = f.conrelid join pg_namespace n on n.oid = c.relnamespace
     where t.id = p_relation
+      and not exists (select from pg_attribute p where p.attrelid = f.confrelid and p.attnum = any (f.confkey) and p.attname <> all (t.columns))
     order by f.conname, r.id
 $$;
 comment on function syncagent._references is 'foreign keys of attached tables that refer to one of them: what is done about a row whose parent was deleted, and whether a row t has such rows';
@@ -2561,7 +2563,7 @@ create function syncagent.bereave_{id}() returns void
     as $$
 begin
     insert into pg_temp.bereft (xid, relation, key, image, odd)
-    select pg_current_xact_id(), {id}, s._key, (t.*)::text, {odd_or_null}
+    select pg_current_xact_id(), {id}, s._key, row({t_columns})::text, {odd_or_null}
     from {stage} s join {table} t on {t_eq_s}
     where s._deleted and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
 end
@@ -2580,20 +2582,37 @@ begin
         return;
     end if;
     delete from pg_temp.bereft b where b.xid <> pg_current_xact_id() or (select s.joining from syncagent.local_site s);
+    for r in select distinct b.relation from pg_temp.bereft b loop   -- a later part of a knot has brought it back
+        execute syncagent._render($sql$
+            delete from pg_temp.bereft b using (select {key} as key from {table} t, pg_temp.bereft x, lateral {row} as p where x.relation = {id} and {same}) as k
+            where b.relation = {id} and b.key = k.key $sql$, syncagent._bereft_tokens(r.relation));
+    end loop;
     while v_more loop   -- who comes back may have a parent, too
         v_more := false;
         for r in
             select b.relation, x.name, x.policy, x.refers
             from (select distinct b.relation from pg_temp.bereft b) as b cross join lateral syncagent._references(b.relation) as x
-            order by b.relation, x.name
+            order by x.policy = 'report', b.relation, x.name
         loop
-            v_more := syncagent._restore(r.relation, r.name, r.policy, r.refers) > 0 and r.policy <> 'report' or v_more;
+            v_more := syncagent._restore(r.relation, r.name, r.policy, r.refers) > 0 or v_more;
         end loop;
     end loop;
-    delete from pg_temp.bereft;
+    perform syncagent._empty('pg_temp.bereft');
 end
 $$;
 comment on function syncagent._restore_parents is 'write rows again that were deleted by what has just been merged, and that rows which stay refer to';
+
+create function syncagent._bereft_tokens(p_relation integer) returns jsonb
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select k.tokens || jsonb_build_object(
+        -- in base types: a domain may mean something else by now
+        'row', syncagent._render('(select {stage_as_table} from (select (x.image::syncagent.row_{id}).*) as s)', k.tokens),
+        'same', (select string_agg(format('t.%1$I = p.%1$I', c), ' and ') from unnest(r.key_columns) as c))
+    from syncagent.replicated r cross join lateral (select syncagent._tokens(r.id) as tokens) as k where r.id = p_relation
+$$;
+comment on function syncagent._bereft_tokens is 'tokens of a table, with the row that is kept of a deleted one';
 
 create function syncagent._restore(p_relation integer, p_name name, p_policy text, p_refers text) returns bigint
     language plpgsql volatile
@@ -2601,57 +2620,73 @@ create function syncagent._restore(p_relation integer, p_name name, p_policy tex
     as $$
 #variable_conflict use_column
 declare
-    v_tokens jsonb := syncagent._tokens(p_relation) || jsonb_build_object('refers', p_refers, 'name', quote_literal(p_name) || '::name',
+    v_tokens jsonb := syncagent._bereft_tokens(p_relation) || jsonb_build_object('refers', p_refers, 'name', quote_literal(p_name) || '::name',
         'policy', quote_literal(p_policy));
     v_me     syncagent.local_site;
     v_keys   uuid[];
     v_back   uuid[] := '{}';
-    v_state  text;
+    v_key    uuid;
 begin
     select * into strict v_me from syncagent.local_site;
     execute syncagent._render($sql$
-        select array_agg(b.key) from pg_temp.bereft b cross join lateral (select (b.image::{table}).*) as t
-        where b.relation = {id} and {refers} $sql$, v_tokens) into v_keys;
+        select array_agg(x.key) from pg_temp.bereft x cross join lateral {row} as t where x.relation = {id} and {refers} $sql$, v_tokens) into v_keys;
     if v_keys is null then
         return 0;
     end if;
     if p_policy <> 'report' then
-        begin
-            execute syncagent._render($sql$
-                with back as (
-                    insert into {table} as t ({columns}) overriding system value
-                    select {t_columns} from pg_temp.bereft b cross join lateral (select (b.image::{table}).*) as t
-                    where b.relation = {id} and b.key = any ($1)
-                    on conflict do nothing returning {key} as key
-                ) select coalesce(array_agg(b.key), '{}') from back b $sql$, v_tokens) into v_back using v_keys;
-        exception when others then
-            get stacked diagnostics v_state = returned_sqlstate;
-            if not syncagent._may_park(v_state) then
-                raise;
-            end if;   -- a constraint of this site refuses it by now: the conflict says that it is missed
-        end;
+        if syncagent._put_back(p_relation, v_keys, v_tokens) then
+            v_back := v_keys;
+        else   -- a constraint of this site refuses one by now: of that one the conflict says that it is missed
+            foreach v_key in array v_keys loop
+                if syncagent._put_back(p_relation, array[v_key], v_tokens) then
+                    v_back := v_back || v_key;
+                end if;
+            end loop;
+        end if;
     end if;
     execute syncagent._render($sql$
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name,
             winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-        select syncagent._name_uuid(format('%s %s %s %s', {title}, b.key, v.stamp, 'foreign key')), {schema_literal}, {table_literal}, b.key,
+        select syncagent._name_uuid(format('%s %s %s %s', {title}, x.key, v.stamp, 'foreign key')), {schema_literal}, {table_literal}, x.key,
                {t_key_text}, 'foreign key', {policy}, {name},
-               case when x.back then x.stamp else v.stamp end, case when x.back then v.stamp else syncagent._implicit(b.key) end,
-               case when x.back then $2 else v.node end, case when x.back then v.node end,
-               case when x.back then to_jsonb(t.*) end, case when not x.back then to_jsonb(t.*) end
-        from pg_temp.bereft b cross join lateral (select (b.image::{table}).*) as t
-        join syncagent.version_{id} v on v.key = b.key
-        cross join lateral (select b.key = any ($1) as back, syncagent._stamp(syncagent._tick(), $3) as stamp) as x
-        where b.relation = {id} and b.key = any ($4)
+               case when o.back then o.stamp else v.stamp end, case when o.back then v.stamp else syncagent._implicit(x.key) end,
+               case when o.back then $2 else v.node end, case when o.back then v.node end,
+               case when o.back then to_jsonb(t.*) end, case when not o.back then to_jsonb(t.*) end
+        from pg_temp.bereft x cross join lateral {row} as t
+        join syncagent.version_{id} v on v.key = x.key
+        cross join lateral (select x.key = any ($1) as back, syncagent._stamp(syncagent._tick(), $3) as stamp) as o
+        where x.relation = {id} and x.key = any ($4)
         on conflict (id) do nothing $sql$, v_tokens) using v_back, v_me.node, v_me.tail, v_keys;
     insert into pg_temp.yielded (relation, key, odd)
     select b.relation, b.key, b.odd from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_back)
     on conflict do nothing;
-    delete from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_keys) and p_policy <> 'report';
+    delete from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_keys);
     return cardinality(v_back);
 end
 $$;
 comment on function syncagent._restore is 'of one foreign key: put parents back, or report them; returns how many came back';
+
+create function syncagent._put_back(p_relation integer, p_keys uuid[], p_tokens jsonb) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_state text;
+begin
+    execute syncagent._render($sql$
+        insert into {table} ({columns}) overriding system value
+        select {t_columns} from pg_temp.bereft x cross join lateral {row} as t where x.relation = {id} and x.key = any ($1) $sql$, p_tokens) using p_keys;
+    perform syncagent._check_deferrable(p_relation, p_keys);
+    return true;
+exception when others then
+    get stacked diagnostics v_state = returned_sqlstate;
+    if not syncagent._may_park(v_state) then
+        raise;
+    end if;
+    return false;
+end
+$$;
+comment on function syncagent._put_back is 'insert rows again that were deleted; whether no constraint refuses them';
 
 -- What applying can run into: rows that break a constraint here.
 --
@@ -2870,8 +2905,8 @@ begin
     select pg_current_xact_id(), y.relation, 'U', syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end
     from (select y.*, (row_number() over (partition by y.relation order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
     group by y.relation, y.chunk;
-    delete from pg_temp.yielded;
-    get diagnostics v_rows = row_count;
+    select count(*) into v_rows from pg_temp.yielded;
+    perform syncagent._empty('pg_temp.yielded');
     return v_rows;
 end
 $$;
@@ -2883,7 +2918,7 @@ create function syncagent._deferrable(p_table regclass) returns boolean
     as $$ select exists (select from pg_constraint c where c.conrelid = p_table and c.contype in ('u', 'x') and c.condeferrable) $$;
 comment on function syncagent._deferrable is 'whether a table has constraints that the server does not check while a batch is applied';
 
-create function syncagent._check_deferrable(p_relation integer) returns void
+create function syncagent._check_deferrable(p_relation integer, p_keys uuid[] default null) returns void
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
@@ -2893,13 +2928,15 @@ declare
 begin
     -- The server checks these by triggers, and those do not fire while a batch is applied.
     for r in select * from syncagent._rules(p_relation) as u where u.is_deferrable loop
-        execute syncagent._render($sql$
+        execute (select syncagent._render($sql$
             select exists (
-                select from (select {expressions}, t."$key" as key from (select t.*, s._key as "$key" from {stage} s join {table} t on {t_eq_s}) as t {predicate}) as x
+                select from (select {expressions}, t."$key" as key from {came} as t {predicate}) as x
                 join (select {expressions}, t."$key" as key from (select t.*, {key} as "$key" from {table} t) as t {predicate}) as y on {equal}
                 where x.key <> y.key)
-            $sql$, syncagent._tokens(p_relation)
-                || jsonb_build_object('predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal)) into v_found;
+            $sql$, k.tokens || jsonb_build_object('predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
+                'came', syncagent._render(case when p_keys is null then '(select t.*, s._key as "$key" from {stage} s join {table} t on {t_eq_s})'
+                    else '(select t.*, {key} as "$key" from {table} t where {key} = any ($1))' end, k.tokens)))
+            from (select syncagent._tokens(p_relation) as tokens) as k) into v_found using p_keys;
         if v_found then
             if r.kind = 'unique' then
                 raise unique_violation using message = format('another row has the value of %s', r.name), constraint = r.name;
@@ -2909,7 +2946,7 @@ begin
     end loop;
 end
 $$;
-comment on function syncagent._check_deferrable is 'raise what a deferrable unique or exclusion constraint would say of the rows that came';
+comment on function syncagent._check_deferrable is 'raise what a deferrable unique or exclusion constraint would say of the rows that came, or of these';
 
 -- Parked rows -----------------------------------------------------------------------------------------------
 
@@ -3008,7 +3045,7 @@ declare
     v_count bigint;
     v_state text;
 begin
-    delete from pg_temp.collision;
+    perform syncagent._empty('pg_temp.collision');
     loop
         if syncagent._settle_collisions(p_relation, p_origin) = 0 then
             raise exception using errcode = 'SA000';   -- what is still refused is something else
@@ -3175,7 +3212,9 @@ create function syncagent._with_key(p_named text, p_key text) returns text
     language sql immutable
     set search_path = pg_catalog, pg_temp
     as $$
-    select replace(replace(p_named, '(select p_key::', format('(select %L::text::', p_key)), '(select (p_key::', format('(select (%L::text::', p_key))
+    -- in one pass: what is put in is not looked at again
+    select case when p_named like '(select p_key::%' then format('(select %L::text::', p_key) || substr(p_named, length('(select p_key::') + 1)
+                when p_named like '(select (p_key::%' then format('(select (%L::text::', p_key) || substr(p_named, length('(select (p_key::') + 1) end
 $$;
 comment on function syncagent._with_key is 'what names a row by the parameter of a function, with the key itself';
 

@@ -202,7 +202,9 @@ def test_what_is_done_about_collisions_is_chosen_for_a_table() -> None:
     changed = after(catalog, Constrain(item, (("item_name_key", "report"),)))
     assert changed.tables[item] == Attachment(item, stride=10, policies=(("item_name_key", "report"),))
     assert changed.tables[customer] == catalog.tables[customer]
-    assert after(catalog, Constrain(Table("shop", "other"), (("x", "report"),))) == catalog
+    more = after(changed, Constrain(item, (("item_sku_key", "report"), ("item_name_key", "keep-both"))))
+    assert more.tables[item].policies == (("item_name_key", "keep-both"), ("item_sku_key", "report"))
+    assert "does not replicate" in refusal(catalog, Constrain(Table("shop", "other"), (("x", "report"),)))
     assert catalogs.decode(catalogs.encode(changed)) == changed
 
 

@@ -159,3 +159,70 @@ async def test_a_parent_that_a_constraint_refuses_by_now_is_missed_and_told(site
     await cross(a, b)
     assert await names(b) == []
     assert "foreign key" in await b.conflicts()
+
+
+async def test_a_parent_with_a_deferrable_constraint(sites: Sites, pair: Pair) -> None:
+    schema = SHOP.replace("name text)", "name text unique deferrable initially deferred)", 1)
+    a, b = await sites(schema, *pair)
+    await stocked(a, b)
+    await a.do("delete from customer")
+    await b.do(
+        f"insert into sale values ('{key(21)}', '{key(1)}', 'new'), ('{key(22)}', '{key(2)}', 'new')",
+        "alter table customer disable trigger all",
+    )
+    await b.do("alter table customer enable trigger all")
+    await cross(a, b)
+    assert await names(a) == await names(b) == ["Ann", "Bob"]
+
+
+async def test_one_parent_that_is_refused_keeps_no_other_from_coming_back(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(SHOP, *pair)
+    await stocked(a, b)
+    await b.do("alter table customer add check (name <> 'Ann') not valid")
+    await a.do("delete from customer")
+    await b.do(f"insert into sale values ('{key(21)}', '{key(1)}', 'new'), ('{key(22)}', '{key(2)}', 'new')")
+    await cross(a, b)
+    assert await names(b) == ["Bob"]
+
+
+async def test_a_stale_child_whose_newer_version_is_parked_holds_nobody(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(SHOP, *pair)
+    await stocked(a, b)
+    await b.do("alter table sale add check (note <> 'moved')")
+    await a.do(f"update sale set customer = '{key(2)}', note = 'moved' where id = '{key(11)}'")
+    await ship(a, b)
+    assert len(await b.parked()) == 1
+    await a.do(f"delete from customer where id = '{key(1)}'")
+    await ship(a, b)
+    assert await names(b) == ["Bob"]
+
+
+async def test_two_sites_that_restore_one_parent_are_no_conflict(sites: Sites, pair: Pair) -> None:
+    a, b, c = await sites(SHOP, *pair, pair[0])
+    await stocked(a, b, c)
+    await a.do("delete from customer")
+    for number, site in ((21, b), (22, c)):
+        await site.do(f"insert into sale values ('{key(number)}', '{key(1)}', 'new')")
+    batches = [(await a.batch(b), b), (await a.batch(c), c)]
+    for batch, site in batches:
+        await site.apply(batch)
+    await quiet(a, b, c)
+    for site in (a, b, c):
+        assert "update/update" not in await site.conflicts()
+        assert await names(site) == ["Ann"]
+
+
+async def test_a_key_that_looks_like_sql(sites: Sites, pair: Pair) -> None:
+    a, b = await sites("create table t (k text, n int, v text, primary key (k, n))", *pair)
+    evil = "(select p_key::x'')) (select (p_key:: ' || 1 || '"
+    await a.rows("insert into t values ($1, 1, 'v')", evil)
+    await exchange(a, b)
+    await a.do("update t set v = 'a'")
+    await b.do("update t set v = 'b'")
+    await cross(a, b)
+    (lost,) = await a.rows("select id, losing_image ->> 'v' from syncagent.conflict")
+    await a.rows("select syncagent.resolve($1, 'loser')", lost[0])
+    assert await a.rows("select k, v from t") == [(evil, lost[1])]
+    await a.rows("select syncagent.undo($1)", lost[0])
+    await quiet(a, b)
+    await same("t", a, b)

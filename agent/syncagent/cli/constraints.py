@@ -59,10 +59,9 @@ def constraints(
             storage.refuse_unknown(connection, tables, chosen)
             storage.refuse_nothing_to_yield(connection, oid, chosen)
             (named,) = attaching.named(connection, [table])
-            known = storage.chosen(connection, oid) | dict(chosen)
             asked = {
                 "table": (named.schema, named.name),
-                "policies": sorted(known.items()),
+                "policies": chosen,
                 "timeout": _SECONDS,
             }
             missing = ask(connection, "constrain", asked, seconds=_SECONDS)["missing"]

@@ -209,7 +209,7 @@ class Detach(msgspec.Struct, frozen=True, tag=True):
 
 
 class Constrain(msgspec.Struct, frozen=True, tag=True):
-    """What is done about collisions in a table."""
+    """What is done where rows of two sites break these constraints of a table; of others it stays as it is."""
 
     table: Table
     policies: tuple[tuple[str, Policy], ...]
@@ -283,6 +283,10 @@ def _applied(catalog: Catalog, index: int, command: Command) -> tuple[Catalog, O
             return _remove(catalog, index, command)
         case Lapse():
             return _lapse(catalog, index, command)
+        case Constrain() if command.table not in catalog.tables:
+            return catalog, Outcome(
+                refused=f"the cluster does not replicate {command.table}", hint="attach it first"
+            )
         case Attach() | Detach() | Constrain():
             return replace(catalog, attached=_attached(catalog, command)), Outcome()
         case Fingerprint():
@@ -300,7 +304,11 @@ def _attached(catalog: Catalog, command: Attach | Detach | Constrain) -> tuple[A
             return tuple(known for known in catalog.attached if known.table not in command.tables)
         case Constrain():
             return tuple(
-                replace(known, policies=command.policies) if known.table == command.table else known
+                replace(
+                    known, policies=tuple(sorted((dict(known.policies) | dict(command.policies)).items()))
+                )
+                if known.table == command.table
+                else known
                 for known in catalog.attached
             )
 

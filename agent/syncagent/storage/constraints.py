@@ -31,14 +31,6 @@ def choices(on_unique: Sequence[str], on_foreign_key: Sequence[str]) -> tuple[tu
     return tuple(sorted(found.items()))
 
 
-def chosen(connection: Connection, oid: int) -> dict[str, Policy]:
-    """What has been chosen for an attached table, also for constraints that only other sites have."""
-    row = connection.execute(
-        "select policies from syncagent.replicated where relation = %s::bigint::oid", (oid,)
-    ).fetchone()
-    return dict(row["policies"]) if row else {}
-
-
 def of_table(connection: Connection, oid: int, chosen: Sequence[tuple[str, Policy]]) -> dict[str, Policy]:
     """Those of the choices that name a constraint of this table."""
     names = _names(connection, [oid])
