@@ -12,7 +12,9 @@ from tests.support.lab import Change, Site, exchange, key, ship
 
 TABLES = "create table item (id uuid not null, value int unique, note text); create table pair (a int not null, b text not null, n int)"
 KEYS = "alter table item add primary key (id); alter table pair add primary key (a, b)"
-REPORT = """update syncagent.replicated set policies = '{"item_value_key": "report"}' where table_name = 'item'"""
+REPORT = (
+    """update syncagent.replicated set policies = '{"item_value_key": "report"}' where table_name = 'item'"""
+)
 """Else one of two rows with one value would yield it."""
 JOINER_TABLES = TABLES.replace("int unique", "int")
 
