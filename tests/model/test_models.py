@@ -132,14 +132,14 @@ def test_siblings_hold(seed: int, runs: Callable[[int, int], int]):
 
 @pytest.mark.soak
 def test_unique_values_hold(seed: int, runs: Callable[[int, int], int]):
-    stats = played(unique, seed, runs(100, FULL))
+    stats = played(unique, seed, runs(60, FULL))
     met = ["collisions", "handed over", "coalesced", "relayed", "tombstones collected"]
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 
 
 @pytest.mark.soak
 def test_references_hold(seed: int, runs: Callable[[int, int], int]):
-    stats = played(references, seed, runs(100, FULL))
+    stats = played(references, seed, runs(60, FULL))
     met = ["parents restored", "coalesced", "relayed", "tombstones collected"]
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 

@@ -494,7 +494,7 @@ async def test_who_may_settle(sites: Sites, pair: Pair) -> None:
 @pytest.mark.soak
 async def test_random_schedules(sites: Sites, pair: Pair, seed: int, runs: Callable[[int, int], int]) -> None:
     """As in tests/model/unique.py, on real servers: inserts, values given, passed on and taken away, deletes, late batches."""
-    for number in range(seed, seed + runs(4, 200)):
+    for number in range(seed, seed + runs(2, 200)):
         rnd = random.Random(number)
         three = await sites(CUSTOMER, *pair, pair[0])
         given: dict[int, set[str]] = {}

@@ -30,7 +30,7 @@ from syncagent.embedded import Server, free_port
 from syncagent.embedded.server import Setting
 from syncagent.storage.commands import site_of
 from syncagent.storage.requests import ask
-from tests.support.databases import Database
+from tests.support.databases import Database, copying
 from tests.support.founding import found_together
 from tests.support.postgres import binaries
 from tests.support.proxy import Direction, Proxy
@@ -166,11 +166,7 @@ class Site:
         self.host, self.port = "127.0.0.1", free_port()
         self.database = Database(self.server, f"c{next(_numbers)}")
         self.server.start()
-        self.server.execute(
-            sql.SQL("create database {} template {}").format(
-                sql.Identifier(self.database.name), sql.Identifier(mould.database)
-            )
-        )
+        self.server.execute(copying(self.server, self.database.name, mould.database))
         shutil.copytree(mould.home, self.home)
         self._agent: subprocess.Popen[bytes] | None = None
         self.ways: dict[str, Proxy] = {}

@@ -22,6 +22,15 @@ _kept: dict[tuple[str, int], psycopg.Connection] = {}
 """By dsn and thread."""
 
 
+def copying(server: Server, name: str, template: str) -> sql.Composed:
+    """Make a database from another one; copied as files, which is half the work, where the server knows how."""
+    return sql.SQL("create database {} template {} {}").format(
+        sql.Identifier(name),
+        sql.Identifier(template),
+        sql.SQL("strategy file_copy" if server.binaries.major >= 15 else ""),
+    )
+
+
 @dataclass(frozen=True)
 class Database:
     """One database of a running server."""
@@ -85,9 +94,7 @@ def fresh_database(server: Server, template: str = "template1") -> Iterator[Data
     """A copy of `template`, which nobody may be connected to."""
     name = f"t{next(_numbers)}"
     Database(server, template).leave()
-    server.execute(
-        sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
-    )
+    server.execute(copying(server, name, template))
     database = Database(server, name)
     try:
         yield database

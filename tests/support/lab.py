@@ -16,6 +16,7 @@ from uuid import UUID
 
 import asyncpg
 import psycopg
+from psycopg.sql import Composed
 
 from syncagent import resources
 from syncagent.core.batch import BatchHeader
@@ -25,6 +26,7 @@ from syncagent.core.store import Applied, Cut, Shipment
 from syncagent.embedded import Server
 from syncagent.errors import Contended, Inexact
 from syncagent.storage.store import PostgresStore, opened
+from tests.support.databases import copying
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -316,7 +318,7 @@ class _Kind:
         if self._idle:
             return self._idle.pop()
         name = f"{self.template}_{next(self._numbers)}"
-        self._ask("postgres", f"create database {name} template {self.template}")
+        self._ask("postgres", copying(self.server, name, self.template))
         return name
 
     def give_back(self, name: str) -> None:
@@ -328,9 +330,9 @@ class _Kind:
         else:
             self._ask("postgres", f"drop database {name} with (force)")
 
-    def _ask(self, database: str, statement: str) -> Any:
+    def _ask(self, database: str, statement: str | Composed) -> Any:
         with psycopg.connect(self.server.dsn(database), autocommit=True) as connection:
-            cursor = connection.execute(statement.encode())
+            cursor = connection.execute(statement.encode() if isinstance(statement, str) else statement)
             return cursor.fetchall() if cursor.description else None
 
 
@@ -339,19 +341,35 @@ class Laboratory:
 
     def __init__(self) -> None:
         self._kinds: dict[tuple[int, str, tuple[Change, ...]], _Kind] = {}
+        self._bare: dict[tuple[int, tuple[Change, ...]], str] = {}
 
     def _kind(self, server: Server, schema: str, changes: Sequence[Change]) -> _Kind:
         key = id(server), schema, tuple(changes)
         if key not in self._kinds:
-            name = f"lab{next(_templates)}"
-            with psycopg.connect(server.dsn(), autocommit=True) as connection:
-                connection.execute(f"create database {name}".encode())
+            name = self._database(server, self._installed(server, changes))
             with psycopg.connect(server.dsn(name), autocommit=True) as connection:
                 connection.execute("set client_min_messages = warning")
-                for statement in (*installation(changes), schema, _ATTACH_ALL):
+                for statement in (schema, _ATTACH_ALL):
                     connection.execute(statement.encode())
             self._kinds[key] = _Kind(server, name)
         return self._kinds[key]
+
+    def _installed(self, server: Server, changes: Sequence[Change]) -> str:
+        """A database with the SQL side and nothing else."""
+        key = id(server), tuple(changes)
+        if key not in self._bare:
+            self._bare[key] = self._database(server, "template1")
+            with psycopg.connect(server.dsn(self._bare[key]), autocommit=True) as connection:
+                connection.execute("set client_min_messages = warning")
+                for statement in installation(changes):
+                    connection.execute(statement.encode())
+        return self._bare[key]
+
+    def _database(self, server: Server, template: str) -> str:
+        name = f"lab{next(_templates)}"
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute(copying(server, name, template))
+        return name
 
     @asynccontextmanager
     async def sites(
