@@ -20,6 +20,12 @@ create function syncagent._room(p_type oid, p_modifier integer) returns integer
 $$;
 comment on function syncagent._room is 'how many characters a column of text holds';
 
+create function syncagent._marked(p_value text, p_room integer, p_key uuid) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$ select left(coalesce(p_value, ''), p_room - 13) || '~' || left(md5(p_key::text), 12) $$;
+comment on function syncagent._marked is 'what a text becomes in a row that yields it: what there is room for, and a mark that the key alone decides';
+
 create function syncagent._rules(p_relation integer)
     returns table (name name, kind text, policy text, is_deferrable boolean, predicate text, expressions text, equal text,
                    column_name name, yields text)
@@ -108,9 +114,7 @@ begin
         v_tokens := v_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind),
             'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column', quote_ident(r.column_name), 'column_literal', quote_literal(r.column_name) || '::text',
             'stage_column', 'c' || array_position(v_table.columns, r.column_name),
-            -- of texts what there is room for, and a mark that the key alone decides
-            'yielded', case r.yields when 'null' then 'null' else format(
-                'left(coalesce(f.value::text, ''''), %s) || ''~'' || left(md5(c.loser::text), 12)', v_room - 13) end);
+            'yielded', case r.yields when 'null' then 'null' else format('syncagent._marked(f.value::text, %s, c.loser)', v_room) end);
 
         -- Which rows collide: one that came with one that is here and stays as it is, or with another that came.
         execute syncagent._render($sql$

@@ -1,5 +1,18 @@
 -- Settling a conflict by hand: an ordinary write of whoever asks, with his rights, captured and shipped like any other.
 
+create function syncagent._must_be_allowed(p_schema name, p_table name, p_what text) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), p_what) then
+        raise exception 'role % may not % table %.%', session_user, p_what, quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA006', hint = format('grant %s on %I.%I to %I', p_what, p_schema, p_table, session_user);
+    end if;
+end
+$$;
+comment on function syncagent._must_be_allowed is 'an error, which says what to grant, unless whoever is logged in may select, update or delete rows of a table';
+
 create function syncagent._statement(p_schema name, p_table name, p_key text, p_image jsonb, p_columns boolean) returns text
     language plpgsql stable security definer
     set search_path = pg_catalog, pg_temp
@@ -20,10 +33,7 @@ begin
     v_tokens := syncagent._tokens(v_id);
     v_tokens := v_tokens || jsonb_build_object('image', quote_literal(p_image) || '::jsonb',
         'named', syncagent._with_key(v_tokens ->> 'named', p_key));
-    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), 'update') then
-        raise exception 'role % may not update table %.%', session_user, quote_ident(p_schema), quote_ident(p_table)
-            using errcode = 'SA006', hint = format('grant update on %I.%I to %I', p_schema, p_table, session_user);
-    end if;
+    perform syncagent._must_be_allowed(p_schema, p_table, 'update');
     if p_image is null then
         return syncagent._render('delete from {table} t using {named} where {t_eq_f}', v_tokens);
     end if;
@@ -87,16 +97,15 @@ begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict for update;
     if not found then
         raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
-    elsif not has_table_privilege(session_user, format('%I.%I', v_conflict.schema_name, v_conflict.table_name), 'update') then
-        raise exception 'role % may not update table %.%', session_user, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
-            using errcode = 'SA006', hint = format('grant update on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
-    elsif p_undone and v_conflict.resolved_at is null then
+    end if;
+    perform syncagent._must_be_allowed(v_conflict.schema_name, v_conflict.table_name, 'update');
+    if p_undone and v_conflict.resolved_at is null then
         raise exception 'conflict % was not resolved here', p_conflict
             using errcode = 'SA005', hint = 'what another site has resolved is undone there';
     elsif not p_undone and v_conflict.resolved_at is not null then
         raise exception 'conflict % was resolved already, by % at %', p_conflict, v_conflict.resolved_by, v_conflict.resolved_at
             using errcode = 'SA005', hint = format('to choose anew: syncagent conflicts undo %s', p_conflict);
-    elsif not p_undone and not syncagent._open(p_conflict) and v_conflict.yielded is not null then
+    elsif not p_undone and v_conflict.yielded is not null and not syncagent._open(p_conflict) then
         raise exception 'conflict % is settled: the row that yielded was written since', p_conflict
             using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
     end if;
@@ -164,10 +173,8 @@ begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict;
     if not found then
         raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
-    elsif not has_table_privilege(session_user, format('%I.%I', v_conflict.schema_name, v_conflict.table_name), 'select') then
-        raise exception 'role % may not read table %.%', session_user, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
-            using errcode = 'SA006', hint = format('grant select on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
     end if;
+    perform syncagent._must_be_allowed(v_conflict.schema_name, v_conflict.table_name, 'select');
     return v_conflict;
 end
 $$;
@@ -232,7 +239,7 @@ create function syncagent._yielding(p_conflict syncagent.conflict_record) return
     as $$
     -- null, or the mark of the other row
     select jsonb_object_agg(y.key, case when y.value = 'null' then 'null'::jsonb else to_jsonb(
-        left(p_conflict.winning_image ->> y.key, length(y.value #>> '{}') - 13) || '~' || left(md5(p_conflict.other_key::text), 12)) end)
+        syncagent._marked(p_conflict.winning_image ->> y.key, length(y.value #>> '{}'), p_conflict.other_key)) end)
     from jsonb_each(p_conflict.yielded) as y
 $$;
 comment on function syncagent._yielding is 'what the column of the other row of a collision becomes if that one yields';
@@ -274,16 +281,14 @@ declare
     v_image    jsonb;
     v_conflict uuid;
 begin
-    if not (has_table_privilege(session_user, p_table, 'update') and has_table_privilege(session_user, p_table, 'delete')) then
-        raise exception 'role % may not update and delete rows of table %', session_user, p_table
-            using errcode = 'SA006', hint = format('grant update, delete on %s to %I', p_table, session_user);
-    end if;
+    select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
+    perform syncagent._must_be_allowed(v_table.schema_name, v_table.table_name, 'update');
+    perform syncagent._must_be_allowed(v_table.schema_name, v_table.table_name, 'delete');
     delete from syncagent.parked_row p where p.relation = v_row.relation and p.key = v_row.key returning * into v_parked;
     if not found then
         raise exception 'row % of % is not parked', p_key, p_table using errcode = 'SA005', hint = '`syncagent parked list` shows those that are';
     end if;
     select * into strict v_site from syncagent.local_site;
-    select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
     v_image := syncagent._image(v_table.schema_name, v_table.table_name, p_key);
     v_hlc := syncagent._tick();   -- above the parked version: applying it has lifted the clock
     insert into syncagent.log (xid, relation, op, hlc, keys, odd)

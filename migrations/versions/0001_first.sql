@@ -2710,6 +2710,12 @@ create function syncagent._room(p_type oid, p_modifier integer) returns integer
 $$;
 comment on function syncagent._room is 'how many characters a column of text holds';
 
+create function syncagent._marked(p_value text, p_room integer, p_key uuid) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$ select left(coalesce(p_value, ''), p_room - 13) || '~' || left(md5(p_key::text), 12) $$;
+comment on function syncagent._marked is 'what a text becomes in a row that yields it: what there is room for, and a mark that the key alone decides';
+
 create function syncagent._rules(p_relation integer)
     returns table (name name, kind text, policy text, is_deferrable boolean, predicate text, expressions text, equal text,
                    column_name name, yields text)
@@ -2798,9 +2804,7 @@ begin
         v_tokens := v_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind),
             'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column', quote_ident(r.column_name), 'column_literal', quote_literal(r.column_name) || '::text',
             'stage_column', 'c' || array_position(v_table.columns, r.column_name),
-            -- of texts what there is room for, and a mark that the key alone decides
-            'yielded', case r.yields when 'null' then 'null' else format(
-                'left(coalesce(f.value::text, ''''), %s) || ''~'' || left(md5(c.loser::text), 12)', v_room - 13) end);
+            'yielded', case r.yields when 'null' then 'null' else format('syncagent._marked(f.value::text, %s, c.loser)', v_room) end);
 
         -- Which rows collide: one that came with one that is here and stays as it is, or with another that came.
         execute syncagent._render($sql$
@@ -3158,6 +3162,19 @@ comment on function syncagent._park_breakers is 'mark staged rows that any other
 
 -- Settling a conflict by hand: an ordinary write of whoever asks, with his rights, captured and shipped like any other.
 
+create function syncagent._must_be_allowed(p_schema name, p_table name, p_what text) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), p_what) then
+        raise exception 'role % may not % table %.%', session_user, p_what, quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA006', hint = format('grant %s on %I.%I to %I', p_what, p_schema, p_table, session_user);
+    end if;
+end
+$$;
+comment on function syncagent._must_be_allowed is 'an error, which says what to grant, unless whoever is logged in may select, update or delete rows of a table';
+
 create function syncagent._statement(p_schema name, p_table name, p_key text, p_image jsonb, p_columns boolean) returns text
     language plpgsql stable security definer
     set search_path = pg_catalog, pg_temp
@@ -3178,10 +3195,7 @@ begin
     v_tokens := syncagent._tokens(v_id);
     v_tokens := v_tokens || jsonb_build_object('image', quote_literal(p_image) || '::jsonb',
         'named', syncagent._with_key(v_tokens ->> 'named', p_key));
-    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), 'update') then
-        raise exception 'role % may not update table %.%', session_user, quote_ident(p_schema), quote_ident(p_table)
-            using errcode = 'SA006', hint = format('grant update on %I.%I to %I', p_schema, p_table, session_user);
-    end if;
+    perform syncagent._must_be_allowed(p_schema, p_table, 'update');
     if p_image is null then
         return syncagent._render('delete from {table} t using {named} where {t_eq_f}', v_tokens);
     end if;
@@ -3245,16 +3259,15 @@ begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict for update;
     if not found then
         raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
-    elsif not has_table_privilege(session_user, format('%I.%I', v_conflict.schema_name, v_conflict.table_name), 'update') then
-        raise exception 'role % may not update table %.%', session_user, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
-            using errcode = 'SA006', hint = format('grant update on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
-    elsif p_undone and v_conflict.resolved_at is null then
+    end if;
+    perform syncagent._must_be_allowed(v_conflict.schema_name, v_conflict.table_name, 'update');
+    if p_undone and v_conflict.resolved_at is null then
         raise exception 'conflict % was not resolved here', p_conflict
             using errcode = 'SA005', hint = 'what another site has resolved is undone there';
     elsif not p_undone and v_conflict.resolved_at is not null then
         raise exception 'conflict % was resolved already, by % at %', p_conflict, v_conflict.resolved_by, v_conflict.resolved_at
             using errcode = 'SA005', hint = format('to choose anew: syncagent conflicts undo %s', p_conflict);
-    elsif not p_undone and not syncagent._open(p_conflict) and v_conflict.yielded is not null then
+    elsif not p_undone and v_conflict.yielded is not null and not syncagent._open(p_conflict) then
         raise exception 'conflict % is settled: the row that yielded was written since', p_conflict
             using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
     end if;
@@ -3322,10 +3335,8 @@ begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict;
     if not found then
         raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
-    elsif not has_table_privilege(session_user, format('%I.%I', v_conflict.schema_name, v_conflict.table_name), 'select') then
-        raise exception 'role % may not read table %.%', session_user, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
-            using errcode = 'SA006', hint = format('grant select on %I.%I to %I', v_conflict.schema_name, v_conflict.table_name, session_user);
     end if;
+    perform syncagent._must_be_allowed(v_conflict.schema_name, v_conflict.table_name, 'select');
     return v_conflict;
 end
 $$;
@@ -3390,7 +3401,7 @@ create function syncagent._yielding(p_conflict syncagent.conflict_record) return
     as $$
     -- null, or the mark of the other row
     select jsonb_object_agg(y.key, case when y.value = 'null' then 'null'::jsonb else to_jsonb(
-        left(p_conflict.winning_image ->> y.key, length(y.value #>> '{}') - 13) || '~' || left(md5(p_conflict.other_key::text), 12)) end)
+        syncagent._marked(p_conflict.winning_image ->> y.key, length(y.value #>> '{}'), p_conflict.other_key)) end)
     from jsonb_each(p_conflict.yielded) as y
 $$;
 comment on function syncagent._yielding is 'what the column of the other row of a collision becomes if that one yields';
@@ -3432,16 +3443,14 @@ declare
     v_image    jsonb;
     v_conflict uuid;
 begin
-    if not (has_table_privilege(session_user, p_table, 'update') and has_table_privilege(session_user, p_table, 'delete')) then
-        raise exception 'role % may not update and delete rows of table %', session_user, p_table
-            using errcode = 'SA006', hint = format('grant update, delete on %s to %I', p_table, session_user);
-    end if;
+    select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
+    perform syncagent._must_be_allowed(v_table.schema_name, v_table.table_name, 'update');
+    perform syncagent._must_be_allowed(v_table.schema_name, v_table.table_name, 'delete');
     delete from syncagent.parked_row p where p.relation = v_row.relation and p.key = v_row.key returning * into v_parked;
     if not found then
         raise exception 'row % of % is not parked', p_key, p_table using errcode = 'SA005', hint = '`syncagent parked list` shows those that are';
     end if;
     select * into strict v_site from syncagent.local_site;
-    select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
     v_image := syncagent._image(v_table.schema_name, v_table.table_name, p_key);
     v_hlc := syncagent._tick();   -- above the parked version: applying it has lifted the clock
     insert into syncagent.log (xid, relation, op, hlc, keys, odd)
@@ -5512,7 +5521,7 @@ begin
                    ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'
                    ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid),'
                    ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
-                   ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record),'
+                   ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record), syncagent._marked(text, integer, uuid),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);

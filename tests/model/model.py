@@ -479,6 +479,35 @@ def deliver(sites, stats, former):
                 moved |= site.take_knot(via.knot([o for o in range(site.n) if o not in (site.me, via.me)], site.frontier), stats)
 
 
+def pull(site, sites, rnd, stats, coalesced):
+    """The next batch of some peer, or all it has in one."""
+    peer = rnd.choice([s for s in sites if s is not site])
+    batch = next((b for b in peer.out if b.number > site.frontier[peer.me]), None)
+    if coalesced and batch and rnd.random() < 0.7:
+        batch = peer.coalesced(site.frontier[peer.me])
+        stats["coalesced"] += len(batch.contexts) > 1
+    if batch and site.ready(peer.me, batch.context):
+        site.apply(peer.me, batch, stats)
+
+
+def relay(site, sites, rnd, stats):
+    """What some peer has of another one."""
+    origin, via = rnd.sample([s for s in sites if s is not site], 2)
+    stats["relayed"] += site.take_knot(via.knot([origin.me], site.frontier), stats)
+
+
+def come_to_rest(sites, stats, seed, most=12):
+    """Cut and deliver until nobody has anything to say, also of what sites write because of what they got; in how many rounds."""
+    rounds = 0
+    while any(site.log for site in sites) or rounds == 0:
+        rounds += 1
+        assert rounds < most, f"no end at seed {seed}"
+        for site in sites:
+            site.cut()
+        deliver(sites, stats, None)
+    return rounds
+
+
 def harm(sites, mishap, lost, stats):
     """Another value, written behind the protocol's back, in a row that all sites hold in one version."""
     site = mishap.choice(sites)

@@ -30,7 +30,6 @@ BREAKS = {
     "ignored": "foreign keys are not looked at",
 }
 BROKEN = None  # one of BREAKS
-ROUNDS = 12
 
 
 @dataclass
@@ -147,16 +146,9 @@ def step(site, sites, rnd, now, stats, coalesced):
     elif dice < 0.58:
         site.cut()
     elif dice < 0.84:
-        peer = rnd.choice([s for s in sites if s is not site])
-        batch = next((b for b in peer.out if b.number > site.frontier[peer.me]), None)
-        if coalesced and batch and rnd.random() < 0.7:
-            batch = peer.coalesced(site.frontier[peer.me])
-            stats["coalesced"] += len(batch.contexts) > 1
-        if batch and site.ready(peer.me, batch.context):
-            site.apply(peer.me, batch, stats)
+        model.pull(site, sites, rnd, stats, coalesced)
     elif dice < 0.93 and len(sites) > 2:
-        origin, via = rnd.sample([s for s in sites if s is not site], 2)
-        stats["relayed"] += site.take_knot(via.knot([origin.me], site.frontier), stats)
+        model.relay(site, sites, rnd, stats)
     else:
         site.compact(stats)
 
@@ -170,14 +162,7 @@ def run(seed, stats, steps=300, coalesced=False):
     for _ in range(steps):
         now += rnd.randint(0, 2)
         step(rnd.choice(sites), sites, rnd, now, stats, coalesced)
-    rounds = 0
-    while any(site.log for site in sites) or rounds == 0:
-        rounds += 1
-        assert rounds < ROUNDS, f"no end at seed {seed}"
-        for site in sites:
-            site.cut()
-        model.deliver(sites, stats, None)
-    stats["rounds"] = max(stats["rounds"], rounds)
+    stats["rounds"] = max(stats["rounds"], model.come_to_rest(sites, stats, seed))
     for site in sites[1:]:
         assert site.rows == sites[0].rows, f"diverged at seed {seed}"
     for site in sites:

@@ -32,7 +32,6 @@ BREAKS = {
 }
 BROKEN = None  # one of BREAKS
 VALUES = range(10)
-ROUNDS = 12
 
 
 @dataclass
@@ -99,6 +98,8 @@ class Site(model.Site):
         super().apply(origin, batch, stats)
         if not self.yielding or BROKEN == "knot":
             self.settle_collisions(stats, set(batch.rows))
+        if not self.yielding:
+            self.check()
 
     def take_knot(self, parts, stats):
         self.yielding = True
@@ -106,6 +107,7 @@ class Site(model.Site):
         self.yielding = False
         if taken:
             self.settle_collisions(stats, {key for part in parts.values() for key in part.rows})
+            self.check()
         return taken
 
     def settle_collisions(self, stats, came):
@@ -169,16 +171,9 @@ def step(site, sites, rnd, now, stats, coalesced):
     elif dice < 0.60:
         site.cut()
     elif dice < 0.84:
-        peer = rnd.choice([s for s in sites if s is not site])
-        batch = next((b for b in peer.out if b.number > site.frontier[peer.me]), None)
-        if coalesced and batch and rnd.random() < 0.7:
-            batch = peer.coalesced(site.frontier[peer.me])
-            stats["coalesced"] += len(batch.contexts) > 1
-        if batch and site.ready(peer.me, batch.context):
-            site.apply(peer.me, batch, stats)
+        model.pull(site, sites, rnd, stats, coalesced)
     elif dice < 0.92 and len(sites) > 2:
-        origin, via = rnd.sample([s for s in sites if s is not site], 2)
-        stats["relayed"] += site.take_knot(via.knot([origin.me], site.frontier), stats)
+        model.relay(site, sites, rnd, stats)
     else:
         site.compact(stats)
     site.check()
@@ -193,16 +188,7 @@ def run(seed, stats, steps=300, coalesced=False):
     for _ in range(steps):
         now += rnd.randint(0, 2)
         step(rnd.choice(sites), sites, rnd, now, stats, coalesced)
-    rounds = 0
-    while any(site.log for site in sites) or rounds == 0:
-        rounds += 1
-        assert rounds < ROUNDS, f"no end at seed {seed}"
-        for site in sites:
-            site.cut()
-        model.deliver(sites, stats, None)
-        for site in sites:
-            site.check()
-    stats["rounds"] = max(stats["rounds"], rounds)
+    stats["rounds"] = max(stats["rounds"], model.come_to_rest(sites, stats, seed))
     for site in sites[1:]:
         assert site.rows == sites[0].rows, f"diverged at seed {seed}"
     judge(sites[0], seed)

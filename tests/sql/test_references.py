@@ -3,8 +3,7 @@
 import pytest
 
 from tests.sql.conftest import Pair, Sites
-from tests.sql.test_unique import cross, quiet
-from tests.support.lab import Site, exchange, key, same, ship
+from tests.support.lab import Site, cross, exchange, key, quiet, same, ship
 
 SHOP = """create table customer (id uuid primary key, name text);
     create table sale (id uuid primary key, customer uuid references customer on delete cascade, note text)"""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from syncagent.embedded import scratch
-from tests.support.lab import Laboratory, Site, exchange
+from tests.support.lab import Laboratory, Site, cross
 from tests.support.postgres import Servers
 
 PAGE = Path(__file__).parents[2] / "docs" / "conflicts.md"
@@ -26,22 +26,14 @@ def _shown(value: Any) -> str:
             return json.dumps(json.loads(value), ensure_ascii=False)
         except ValueError:
             return value
-    return (
-        ""
-        if value is None
-        else {True: "t", False: "f"}.get(value, str(value))
-        if isinstance(value, bool)
-        else str(value)
-    )
+    if isinstance(value, bool):
+        return "t" if value else "f"
+    return "" if value is None else str(value)
 
 
 async def _meet(berlin: Site, tokyo: Site) -> None:
     """Each gets what the other wrote before it knew of anything."""
-    there, here = await berlin.batch(tokyo, plain=False), await tokyo.batch(berlin, plain=False)
-    await tokyo.apply(there)
-    await berlin.apply(here)
-    for _ in range(3):
-        await exchange(berlin, tokyo, plain=False)
+    await cross(berlin, tokyo)
     for site in (berlin, tokyo):
         await site.store.replica.retry_parked()
 

@@ -294,6 +294,21 @@ async def _untie(site: Site, early: list[Shipment]) -> None:
         await site.store.replica.retry_parked()  # as an agent does after each batch
 
 
+async def quiet(*sites: Site) -> None:
+    """Until nobody has anything to ship. What sites do about collisions is done at the second round, if not at the first."""
+    for _ in range(3):
+        await exchange(*sites, plain=False)
+    assert not any([await site.one("select syncagent._pending()") for site in sites])
+
+
+async def cross(a: Site, b: Site) -> None:
+    """Each meets what the other wrote before it knows what the other makes of it."""
+    there, here = await a.batch(b), await b.batch(a)
+    await b.apply(there)
+    await a.apply(here)
+    await quiet(a, b)
+
+
 async def same(table: str, *sites: Site) -> list[str]:
     """The rows of a table, which are the same at all sites."""
     first, *others = [await site.table(table) for site in sites]

@@ -25,10 +25,6 @@ def lift(clock: int, seen: int) -> int:
 
 
 def excess(seen: int, wall: int, allowed: int = MAX_SKEW) -> int:
-    """How far a stamp is beyond what the wall clock allows, in hlc units; 0 if it is not."""
+    """How far a stamp is beyond what the wall clock allows, in hlc units; 0 if it is not. Such a stamp is held: applied, a clock in
+    2099 would win for ever; dropped, its rows would be lost."""
     return max(0, seen - wall - allowed)
-
-
-def too_far_ahead(seen: int, wall: int, allowed: int = MAX_SKEW) -> bool:
-    """Such a stamp is held: applied, a clock in 2099 would win for ever; dropped, its rows would be lost."""
-    return excess(seen, wall, allowed) > 0
