@@ -261,21 +261,16 @@ class Site:
         least = [min(context[o] for context in self.known) for o in range(self.n)]
         self.settled = list(map(max, self.settled, self.frontier if BROKEN == "stable" else least))
         for key, row in list(self.rows.items()):
-            settled = {dot: dot[1] <= self.settled[dot[0]] for dot in row.dots()}
-            if BROKEN == "onedot" and settled and all(settled.values()):
-                settled = dict.fromkeys([e.dot for e in (row.life, *([row.end] if row.end else ()), *row.entries.values()) if e.dot], True)
-            if row.end and settled.get(row.end.dot):
+            if not all(dot[1] <= self.settled[dot[0]] for dot in row.dots()):
+                continue
+            if row.end:
                 self.mark = max(self.mark, row.end.stamp)
                 del self.rows[key]
                 stats["tombstones collected"] += 1
                 continue
-            entries = {c: entry for c, entry in row.entries.items() if not settled.get(entry.dot)}
-            stats["entries dropped"] += len(row.entries) - len(entries)
-            life = row.life
-            if settled.get(life.dot) and not row.end:
-                life = Entry((key[0], -1), None)
-                stats["lives forgotten"] += 1
-            self.rows[key] = replace(row, life=life, entries=entries)
+            stats["entries dropped"] += len(row.entries)
+            stats["lives forgotten"] += row.life.dot is not None
+            self.rows[key] = replace(row, life=Entry((key[0], -1), None), entries={})
         self.born = {key: (o, cut) for key, (o, cut) in self.born.items() if cut > self.settled[o]}
 
 
