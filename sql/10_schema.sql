@@ -119,9 +119,10 @@ create table syncagent.frontier (
     cut_id  uuid,
     context jsonb not null default '{}',
     newest  bigint not null default 0,
+    needed  bigint not null default 0,
     applied_at timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.frontier is 'the last cut applied of every origin, and what that origin had applied when it made it; newest is the largest clock of its writes up to then';
+comment on table syncagent.frontier is 'the last cut applied of every origin, and what that origin had applied when it made it; newest is the largest clock of its writes up to then, needed the last of its cuts that held any: a site at rest may never hear of later ones';
 
 create table syncagent.context (
     node    integer not null,

@@ -119,6 +119,7 @@ declare
     v_rows   bigint := 0;
     v_count  bigint;
     v_newest bigint;
+    v_needed bigint;
     v_context jsonb;
     r        record;
 begin
@@ -132,6 +133,7 @@ begin
     if v_count = 0 and not p_force then
         return;
     end if;
+    v_needed := case when v_count > 0 then v_number else 0 end;
     if v_count > 1000 then
         analyze pg_temp.window_entry;
     end if;
@@ -154,8 +156,8 @@ begin
 
     perform syncagent._plan_for(null, v_rows);
     select coalesce(max(w.hlc), 0) into v_newest from pg_temp.window_entry w;
-    insert into syncagent.frontier (node, cut, cut_id) values (v_site.node, v_number, v_id)
-        on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, applied_at = excluded.applied_at;
+    insert into syncagent.frontier as f (node, cut, cut_id, needed) values (v_site.node, v_number, v_id, v_needed)
+        on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, needed = greatest(f.needed, excluded.needed), applied_at = excluded.applied_at;
     select jsonb_object_agg(f.node, f.cut) into v_context from syncagent.frontier f;
     update syncagent.frontier f set context = v_context where f.node = v_site.node;
     insert into syncagent.context (node, cut, context, newest) values (v_site.node, v_number, v_context, v_newest);

@@ -94,7 +94,7 @@ end
 $$;
 comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known; whether its keys are to be recorded';
 
-create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint, p_recorded boolean) returns void
+create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint, p_needed bigint, p_recorded boolean) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -107,10 +107,11 @@ begin
     end if;
     update syncagent.context set applied = pg_current_snapshot()
     where node = p_origin and cut > p_after and cut <= p_upto;
-    insert into syncagent.frontier as f (node, cut, cut_id, context, newest)
-    select p_origin, p_upto, p_upto_id, c.context, p_newest from syncagent.context c where c.node = p_origin and c.cut = p_upto
+    insert into syncagent.frontier as f (node, cut, cut_id, context, newest, needed)
+    select p_origin, p_upto, p_upto_id, c.context, p_newest, least(coalesce(nullif(p_needed, 0), p_upto), p_upto) from syncagent.context c where c.node = p_origin and c.cut = p_upto
     on conflict (node) do update
         set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context, newest = greatest(f.newest, excluded.newest),
+            needed = greatest(f.needed, excluded.needed),
             applied_at = clock_timestamp()
         where f.cut = p_after;
     if not found then

@@ -60,7 +60,7 @@ create table syncagent.seal (
     frontier jsonb not null,
     made_at  timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.seal is 'the frontier of this site when buckets were sealed, until every site is known to have got there, and some time longer';
+comment on table syncagent.seal is 'the frontier of this site when buckets were sealed, without cuts that held nothing, until every site is known to have got there, and some time longer';
 
 -- Positions ------------------------------------------------------------------------------------------------------
 
@@ -218,7 +218,7 @@ create function syncagent._seal_number() returns bigint
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_frontier jsonb := (select coalesce(jsonb_object_agg(f.node, f.cut), '{}') from syncagent.frontier f);
+    v_frontier jsonb := (select coalesce(jsonb_object_agg(f.node, f.needed), '{}') from syncagent.frontier f);
     v_number   bigint;
 begin
     select s.number into v_number from syncagent.seal s

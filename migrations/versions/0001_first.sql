@@ -121,9 +121,10 @@ create table syncagent.frontier (
     cut_id  uuid,
     context jsonb not null default '{}',
     newest  bigint not null default 0,
+    needed  bigint not null default 0,
     applied_at timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.frontier is 'the last cut applied of every origin, and what that origin had applied when it made it; newest is the largest clock of its writes up to then';
+comment on table syncagent.frontier is 'the last cut applied of every origin, and what that origin had applied when it made it; newest is the largest clock of its writes up to then, needed the last of its cuts that held any: a site at rest may never hear of later ones';
 
 create table syncagent.context (
     node    integer not null,
@@ -1398,6 +1399,7 @@ declare
     v_rows   bigint := 0;
     v_count  bigint;
     v_newest bigint;
+    v_needed bigint;
     v_context jsonb;
     r        record;
 begin
@@ -1411,6 +1413,7 @@ begin
     if v_count = 0 and not p_force then
         return;
     end if;
+    v_needed := case when v_count > 0 then v_number else 0 end;
     if v_count > 1000 then
         analyze pg_temp.window_entry;
     end if;
@@ -1433,8 +1436,8 @@ begin
 
     perform syncagent._plan_for(null, v_rows);
     select coalesce(max(w.hlc), 0) into v_newest from pg_temp.window_entry w;
-    insert into syncagent.frontier (node, cut, cut_id) values (v_site.node, v_number, v_id)
-        on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, applied_at = excluded.applied_at;
+    insert into syncagent.frontier as f (node, cut, cut_id, needed) values (v_site.node, v_number, v_id, v_needed)
+        on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, needed = greatest(f.needed, excluded.needed), applied_at = excluded.applied_at;
     select jsonb_object_agg(f.node, f.cut) into v_context from syncagent.frontier f;
     update syncagent.frontier f set context = v_context where f.node = v_site.node;
     insert into syncagent.context (node, cut, context, newest) values (v_site.node, v_number, v_context, v_newest);
@@ -2055,7 +2058,7 @@ end
 $$;
 comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known; whether its keys are to be recorded';
 
-create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint, p_recorded boolean) returns void
+create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint, p_needed bigint, p_recorded boolean) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -2068,10 +2071,11 @@ begin
     end if;
     update syncagent.context set applied = pg_current_snapshot()
     where node = p_origin and cut > p_after and cut <= p_upto;
-    insert into syncagent.frontier as f (node, cut, cut_id, context, newest)
-    select p_origin, p_upto, p_upto_id, c.context, p_newest from syncagent.context c where c.node = p_origin and c.cut = p_upto
+    insert into syncagent.frontier as f (node, cut, cut_id, context, newest, needed)
+    select p_origin, p_upto, p_upto_id, c.context, p_newest, least(coalesce(nullif(p_needed, 0), p_upto), p_upto) from syncagent.context c where c.node = p_origin and c.cut = p_upto
     on conflict (node) do update
         set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context, newest = greatest(f.newest, excluded.newest),
+            needed = greatest(f.needed, excluded.needed),
             applied_at = clock_timestamp()
         where f.cut = p_after;
     if not found then
@@ -4236,7 +4240,7 @@ create table syncagent.seal (
     frontier jsonb not null,
     made_at  timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.seal is 'the frontier of this site when buckets were sealed, until every site is known to have got there, and some time longer';
+comment on table syncagent.seal is 'the frontier of this site when buckets were sealed, without cuts that held nothing, until every site is known to have got there, and some time longer';
 
 -- Positions ------------------------------------------------------------------------------------------------------
 
@@ -4394,7 +4398,7 @@ create function syncagent._seal_number() returns bigint
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_frontier jsonb := (select coalesce(jsonb_object_agg(f.node, f.cut), '{}') from syncagent.frontier f);
+    v_frontier jsonb := (select coalesce(jsonb_object_agg(f.node, f.needed), '{}') from syncagent.frontier f);
     v_number   bigint;
 begin
     select s.number into v_number from syncagent.seal s

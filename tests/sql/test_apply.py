@@ -527,4 +527,4 @@ async def test_frontier_moved_by_another_agent(sites: Sites, pair: Pair) -> None
     )
 
     with pytest.raises(asyncpg.PostgresError, match="the frontier of node 2 moved meanwhile"):
-        await a.do("select syncagent._apply_end(2, 3, 5, gen_random_uuid(), 0, true)")
+        await a.do("select syncagent._apply_end(2, 3, 5, gen_random_uuid(), 0, 0, true)")

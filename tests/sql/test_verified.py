@@ -188,3 +188,20 @@ async def test_a_difference_is_found_once_it_is_sealed(laboratory: Laboratory, p
         outcome = await compared(a, b, _nothing)
         found: list[Any] = [(d.shown, d.what) for d in outcome.differences]
         assert found == [("(7,x)", "missing there")]
+
+
+async def test_cuts_that_held_nothing_keep_nothing_from_being_compared(
+    laboratory: Laboratory, pair: Pair
+) -> None:
+    """At rest nobody asks for them, so nobody would ever get there."""
+    async with laboratory.sites(SCHEMA, *pair) as (a, b):
+        await a.do(f"insert into item values ('{timed(BASE, 1)}', 1), ('{timed(BASE + 9 * HOUR, 2)}', 2)")
+        await exchange(a, b)
+        for _ in range(2):
+            await a.cut(force=True)
+        await seal(a, BASE + 5 * HOUR)
+        await seal(b, BASE + 5 * HOUR)
+        outcome = await compared(a, b, _nothing)
+        assert sum(outcome.tables.values()) == 2
+        assert outcome.scope.whole
+        assert not outcome.scope.left_out

@@ -4,6 +4,7 @@ triggers; what is typed, what is answered, how long it took, and how many bytes 
 Its output is kept in `docs/proof/lost-rows.txt`.
 """
 
+import re
 import sys
 import time
 
@@ -40,7 +41,7 @@ def fill(cluster: Cluster, rows: int) -> None:
     cluster.exchange(_PATIENCE)
 
 
-def typed(cluster: Cluster, site: Site, *words: str) -> None:
+def typed(cluster: Cluster, site: Site, *words: str) -> str:
     """A verb: its answer, its time, its bytes."""
     say(f"{site.name}$ syncagent {' '.join(words)}")
     before, began = carried(cluster), time.monotonic()
@@ -48,6 +49,7 @@ def typed(cluster: Cluster, site: Site, *words: str) -> None:
     spent, bytes_ = time.monotonic() - began, carried(cluster) - before
     say(done.stdout.rstrip() + (f"\n{done.stderr.rstrip()}" if done.returncode not in (0, 1) else ""))
     say(f"[{spent:.1f} s, {bytes_:,} bytes on all links, exit code {done.returncode}]\n")
+    return done.stdout
 
 
 def tell(cluster: Cluster, rows: int) -> None:
@@ -55,7 +57,10 @@ def tell(cluster: Cluster, rows: int) -> None:
     say("Everything is sealed first, which is done once:")
     typed(cluster, lima, "verify", "customer")
     say("And from then on, whatever is there:")
-    typed(cluster, lima, "verify", "customer")
+    said = typed(cluster, lima, "verify", "customer")
+    compared = [int(found.replace(",", "")) for found in re.findall(r": equal, ([\d,]+) rows", said)]
+    if len(compared) != 2 or min(compared) < rows:
+        raise SystemExit("not all rows were compared")
 
     keys = [
         key for (key,) in lima.execute("select id from customer order by id offset %s limit 3", (rows // 3,))

@@ -56,8 +56,13 @@ def _tell(site: dict[str, Any]) -> None:
     if site["error"] is not None:
         render.show(Text.assemble(name, ": ", ("not compared", "bold red"), f", {site['error']}"))
         return
-    verdict = ("equal", "green") if site["equal"] else ("differs", "bold red")
     rows = sum(table["rows"] for table in site["tables"])
+    if not site["equal"]:
+        verdict = ("differs", "bold red")
+    elif rows or not site["open"]:
+        verdict = ("equal", "green")
+    else:
+        verdict = ("nothing differs so far", "yellow")
     told = f", {render.counted(rows, 'row')} of {render.counted(len(site['tables']), 'table')} compared"
     render.show(Text.assemble(name, ": ", verdict, told))
     render.show(

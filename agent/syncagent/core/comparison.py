@@ -123,7 +123,7 @@ def scope(here: Standing, there: Standing, *, whole: bool) -> Scope:
         (min(mine[grove][0], theirs[grove][0]), min(mine[grove][1], theirs[grove][1])) for grove in common
     )
     still = here.quiet and there.quiet
-    equal = frontier.covers(here.frontier, there.frontier) and frontier.covers(there.frontier, here.frontier)
+    equal = frontier.covers(here.frontier, there.filled) and frontier.covers(there.frontier, here.filled)
     buckets = tuple(grove.bucket for grove in common)
     return Scope(tuple(grove.table for grove in common), sealed, whole and still and equal, buckets=buckets)
 

@@ -75,12 +75,13 @@ class CopiedTable(msgspec.Struct, frozen=True):
 
 class At(msgspec.Struct, frozen=True):
     """The last cut applied of an origin, and what it had applied when it made it. `newest`: the largest clock of what it
-    had written by then."""
+    had written by then; `needed`: the last of its cuts that held anything."""
 
     cut: int
     id: UUID | None
     context: dict[int, int]
     newest: int = 0
+    needed: int | None = None
 
 
 class CopyPlan(msgspec.Struct, frozen=True):

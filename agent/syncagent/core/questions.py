@@ -25,7 +25,8 @@ class Grove(msgspec.Struct, frozen=True, array_like=True, order=True):
 
 class Standing(msgspec.Struct, frozen=True):
     """Where a site stands. `known` are its answers to questions about fingerprints whose answers are known; `quiet` says that
-    nothing was written that no cut holds.
+    nothing was written that no cut holds. Of origins in `needed` that is the last cut that held any rows: a site at rest may never
+    hear of later ones.
 
     Tables are numbered in the order of their names; they travel only if `listing`, a hash of them, differs. Positions below
     `sealed` are in buckets, those of keys without a time and with one; tables of `behind` have not come so far.
@@ -38,6 +39,12 @@ class Standing(msgspec.Struct, frozen=True):
     behind: dict[int, tuple[int, int]]
     listing: bytes
     groves: tuple[Grove, ...] | None
+    needed: dict[int, int] = {}
+
+    @property
+    def filled(self) -> dict[int, int]:
+        """Per origin the last cut with rows that was applied."""
+        return self.frontier | self.needed
 
     def reach(self, number: int) -> tuple[int, int]:
         return self.behind.get(number, self.sealed)
@@ -56,6 +63,7 @@ def standing(
     frontier: dict[int, int],
     quiet: bool,
     groves: Mapping[Grove, tuple[int, int]],
+    needed: Mapping[int, int] | None = None,
 ) -> Standing:
     """Of these tables, and how far each is sealed: most of them equally far, if their buckets are of one width."""
     listed = tuple(sorted(groves))
@@ -63,7 +71,8 @@ def standing(
     sealed = max(often, key=lambda reach: (often[reach], reach), default=(0, 0))
     behind = {number: groves[grove] for number, grove in enumerate(listed) if groves[grove] != sealed}
     listing = xxhash.xxh3_128_digest(msgspec.msgpack.encode(listed))
-    return Standing(known, frontier, quiet, sealed, behind, listing, listed)
+    idle = {node: cut for node, cut in (needed or {}).items() if cut != frontier[node]}
+    return Standing(known, frontier, quiet, sealed, behind, listing, listed, idle)
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):

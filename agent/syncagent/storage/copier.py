@@ -318,14 +318,15 @@ class PostgresCopier:
                     )
         for node, at in begun.plan.frontier.items():
             await session.execute(
-                "insert into syncagent.frontier (node, cut, cut_id, context, newest) values ($1, $2, $3, $4::text::jsonb, $5)"
+                "insert into syncagent.frontier (node, cut, cut_id, context, newest, needed) values ($1, $2, $3, $4::text::jsonb, $5, $6)"
                 " on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context,"
-                " newest = excluded.newest",
+                " newest = excluded.newest, needed = excluded.needed",
                 node,
                 at.cut,
                 at.id,
                 _encoder.encode({str(other): cut for other, cut in at.context.items()}).decode(),
                 at.newest,
+                at.cut if at.needed is None else at.needed,
             )
         await self._history(session, head, spool)
         await session.execute(

@@ -96,9 +96,15 @@ class PostgresDonor:
                     "select pg_current_snapshot()::text, pg_catalog.current_setting('server_encoding')"
                 )
                 frontier = {
-                    row["node"]: At(row["cut"], row["cut_id"], _context.decode(row["context"]), row["newest"])
+                    row["node"]: At(
+                        row["cut"],
+                        row["cut_id"],
+                        _context.decode(row["context"]),
+                        row["newest"],
+                        row["needed"],
+                    )
                     for row in await session.fetch(
-                        "select node, cut, cut_id, context::text as context, newest from syncagent.frontier"
+                        "select node, cut, cut_id, context::text as context, newest, needed from syncagent.frontier"
                     )
                 }
             tables = await session.fetch(

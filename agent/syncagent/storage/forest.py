@@ -154,9 +154,10 @@ class PostgresView:
 
     async def standing(self, tables: Sequence[Table] | None) -> Standing:
         with border():
-            known, quiet, frontier = await self._session.fetchrow(
+            known, quiet, frontier, needed = await self._session.fetchrow(
                 "select syncagent._known_answers(), not syncagent._pending(),"
-                " (select coalesce(jsonb_object_agg(node, cut), '{}')::text from syncagent.frontier)"
+                " (select coalesce(jsonb_object_agg(node, cut), '{}')::text from syncagent.frontier),"
+                " (select coalesce(jsonb_object_agg(node, needed), '{}')::text from syncagent.frontier)"
             )
             rows = await self._session.fetch("select * from syncagent._forest_standing()")
         groves = {}
@@ -166,7 +167,9 @@ class PostgresView:
                 self._relations[table] = row["relation"]
                 self._buckets[table] = row["bucket"]
                 groves[Grove(table, row["shape"], row["bucket"])] = (row["prefix"], row["built"])
-        return questions.standing(tuple(known), _frontier.decode(frontier), quiet, groves)
+        return questions.standing(
+            tuple(known), _frontier.decode(frontier), quiet, groves, _frontier.decode(needed)
+        )
 
     async def left_out(self, frontier: Mapping[int, int], groves: Sequence[Grove]) -> tuple[Span, ...]:
         numbers = {self._relations[grove.table]: number for number, grove in enumerate(groves)}

@@ -170,12 +170,13 @@ class PostgresReplica:
             record,
         )
         await session.fetchval(
-            "select syncagent._apply_end($1, $2, $3, $4, $5, $6)",
+            "select syncagent._apply_end($1, $2, $3, $4, $5, $6, $7)",
             header.origin,
             header.after,
             header.upto,
             header.upto_id,
             header.newest,
+            header.needed,
             record,
         )
         assert result is not None
