@@ -36,7 +36,7 @@ create table syncagent.replicated (
     relation    regclass not null unique,
     schema_name name not null,
     table_name  name not null,
-    strategy    text not null default 'lww' check (strategy in ('lww')),
+    strategy    text not null default 'lww' check (strategy in ('lww', 'lww-column')),
     key_columns name[] not null,
     derived     boolean not null,
     columns     name[] not null,
@@ -72,10 +72,11 @@ create table syncagent.log (
     op       "char" not null,
     hlc      bigint not null,
     keys     uuid[] not null,
-    odd      text[]
+    odd      text[],
+    columns  name[]
 ) partition by list (((hlc >> 23) & 15));
 alter table syncagent.log alter column keys set storage external;  -- random bits: compressing them is time lost
-comment on table syncagent.log is 'one entry per captured statement: I, U or D and the keys it touched; odd carries the key columns of derived keys';
+comment on table syncagent.log is 'one entry per captured statement: I, U or D and the keys it touched; odd carries the key columns of derived keys; columns are those that an update changed, where the strategy is by column, null if all are new';
 
 do $$
 begin
@@ -150,6 +151,7 @@ create table syncagent.parked_row (
     node     integer not null,
     cut      bigint not null,
     image    text not null,
+    registers jsonb,
     shown    jsonb not null,
     sqlstate text not null,
     reason   text not null,

@@ -112,13 +112,18 @@ $$;
 $sql$ $template$;
 
 -- The same names on every kind of table; `{node}` is the table, or one of the tables of a partitioned one.
-create function syncagent._trigger_template(p_partitioned boolean) returns text
+create function syncagent._trigger_template(p_partitioned boolean, p_columns boolean) returns text
     language sql immutable
     as $template$ select $sql$
 create trigger syncagent_insert after insert on {node}
     referencing new table as changed for each statement execute function syncagent.capture_{id}();
+$sql$ || case when p_columns then $sql$
+create trigger syncagent_update after update on {node}
+    referencing old table as before new table as changed for each statement execute function syncagent.capture_{id}_columns();
+$sql$ else $sql$
 create trigger syncagent_update after update on {node}
     referencing new table as changed for each statement execute function syncagent.capture_{id}();
+$sql$ end || $sql$
 create trigger syncagent_delete after delete on {node}
     referencing old table as changed for each statement execute function syncagent.capture_{id}();
 create trigger syncagent_truncate before truncate on {node}
@@ -176,8 +181,10 @@ declare
     v_unique  name[];  -- columns of unique and exclusion constraints beside the key
     v_n       integer;
     v_parts   boolean;
+    v_by_column boolean;
 begin
     select * into strict v_table from syncagent.replicated where id = p_id;
+    v_by_column := v_table.strategy = 'lww-column';
     select format('%I.%I', n.nspname, c.relname), c.relkind = 'p' into strict v_name, v_parts
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
     v_n := cardinality(v_table.columns);
@@ -212,7 +219,7 @@ begin
             'check_deferrable', case when syncagent._deferrable(v_table.relation)
                 then format('perform syncagent._check_deferrable(%s);', p_id) else '' end,
             'guard', case when v_parts then format('if pg_partition_root(tg_relid) is distinct from %L::regclass then return null; end if;', v_name) else '' end,
-            'title', quote_literal(v_name),
+            'title', quote_literal(v_name), 'stage_key', syncagent._stage_key(v_table),
             'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
             'columns', string_agg(format('%I', c), ', ' order by n),
             'columns_typed', string_agg(format('c%s %s', n, v_types[n]), ', ' order by n),
@@ -239,14 +246,45 @@ begin
                 || ' and s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);'
                 || ' get diagnostics v_rows = row_count;', ''),
             'stage', format('(select s.*, %s as _key from pg_temp.stage_%s s)', syncagent._stage_key(v_table), p_id)
-        ) || case when not v_table.derived then jsonb_build_object(
+        ) || case when v_by_column then jsonb_build_object(
+            'entries', format('(select e.*, syncagent._registers_of(e.op, e.columns, syncagent._stamp(e.tx_hlc, p_tail), p_node, p_cut) as registers'
+                              ' from pg_temp.window_entry e where e.relation = %s offset 0)', p_id),
+            'e_registers', ', e.registers', 'folded_registers', 'syncagent._joined(e.registers)',
+            'more_typed', ', _node integer, _at bigint, _registers jsonb', 'more_names', ', _node, _at, _registers', 'more_null', ', null::integer, null::bigint, null::jsonb',
+            'more_of_version', ', v.node, v.cut, v.registers', 'more_of_parked', ', p.node, p.cut, p.registers', 'more_of_staged', ', s._node, s._cut, s._registers',
+            'version_node', 'coalesce(s._node, p_origin)', 'version_cut', 'case when s._node is null then s._cut else s._at end',
+            'set_registers', ', registers = coalesce(s._registers, ''{}'')', 'excluded_registers', ', registers = excluded.registers',
+            'parked_registers', 's._registers', 'v_registers', ', v.registers', 'v_registers_named', ', v.registers as _registers', 'l_registers', ', l.registers as _registers', 'null_registers', ', ''{}''::jsonb',
+            -- by write, not by row: of one that was deleted its end, else each life and the columns that were written at once
+            'own_versions', format('(select v.key, v.deleted %2$s, r.stamp, r.node, r.cut, r.columns from syncagent.version_%1$s v cross join lateral ('
+                'select x.stamp, x.node, x.cut, array_agg(x.name::name order by x.name) as columns from syncagent._sides(v.key, v.registers, v.deleted, v.stamp, v.node, v.cut) as x'
+                ' group by x.stamp, x.node, x.cut, x.name = '''') as r)', p_id,
+                case when v_table.derived then string_agg(format(', v.k%s', k), '' order by k) filter (where k is not null) else '' end),
+            'all_stable', ' and syncagent._all_stable(v.registers, p_stable)',
+            'changed_columns', coalesce(string_agg(format('case when row(o.%1$I)::record *<> row(t.%1$I)::record then %1$L end', c), ', ' order by n) filter (where k is null), ''),
+            'o_eq_t', string_agg(format('o.%1$I = t.%1$I', c), ' and ' order by k) filter (where k is not null),
+            'o_here', format('o.%I is not null', v_table.key_columns[1]),
+            'combined_columns', coalesce(string_agg(format(
+                ', c%1$s = case when m.newer is null and %2$L <> all (m.above) or %2$L = any (m.newer) then x.c%1$s'
+                ' when m.waits and %2$L <> all (m.above) then m.q%1$s else m.t%1$s end', n, c), '' order by n) filter (where k is null), ''),
+            't_columns_numbered', string_agg(format('t.%I as t%s', c, n), ', ' order by n),
+            'q_columns_numbered', string_agg(format(', q.c%1$s as q%1$s', n), '' order by n),
+            'trace_columns', case when v_table.derived then ', ' || string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null) else '' end || ', j.mine')
+        else jsonb_build_object(
+            'entries', 'pg_temp.window_entry', 'e_registers', '', 'folded_registers', 'null::jsonb',
+            'more_typed', '', 'more_names', '', 'more_null', '', 'more_of_version', '', 'more_of_parked', '', 'more_of_staged', '',
+            'version_node', 'p_origin', 'version_cut', 's._cut', 'set_registers', '', 'excluded_registers', '', 'parked_registers', 'null::jsonb',
+            'v_registers', '', 'v_registers_named', '', 'own_versions', format('(select v.*, null::name[] as columns from syncagent.version_%s v)', p_id), 'l_registers', '', 'null_registers', '', 'all_stable', '')
+        end || case when not v_table.derived then jsonb_build_object(
             'key', format('t.%I', v_table.key_columns[1]), 'pinned', '',
             't_eq_v', format('t.%I = v.key', v_table.key_columns[1]), 't_eq_f', format('t.%I = f.key', v_table.key_columns[1]),
             't_eq_k', format('t.%I = k.key', v_table.key_columns[1]),
             't_key_text', format('t.%I::text', v_table.key_columns[1]), 's_key_text', 's._key::text', 'v_key_text', 'v.key::text',
             'odd_column', '', 'odd_array', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '', 'odd_or_null', 'null::text',
             'max_odd', 'null', 'unnest_entry', 'unnest(e.keys) as k (key)', 'decode_odd', '', 'key_type', '',
-            'version_key_types', '', 'version_key_columns', '', 'folded_key_columns', '', 's_key_columns', '',
+            'version_key_types', case when v_by_column then ', registers jsonb not null default ''{}''' else '' end,
+            'version_key_columns', case when v_by_column then ', registers' else '' end, 'folded_key_columns', case when v_by_column then ', n.registers' else '' end,
+            's_key_columns', case when v_by_column then ', coalesce(s._registers, ''{}'')' else '' end,
             'may_be_implicit', 'syncagent._timed(f.key)', 'key_of_text', 'f.key', 'named', '(select p_key::uuid as key) as f')
         else jsonb_build_object(
             'key', format('syncagent._name_uuid(row(%s)::text)', string_agg(syncagent._spelling(v_bases[n], format('t.%I', c)), ', ' order by k) filter (where k is not null)),
@@ -266,10 +304,11 @@ begin
             'odd_or_null', format('row(%s)::text', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             'decode_odd', format('cross join lateral (select (f.odd::syncagent.key_%s).*) as o', p_id),
             'key_type', format('create type syncagent.key_%s as (%s);', p_id, string_agg(format('k%s %s', k, v_bases[n]), ', ' order by k) filter (where k is not null)),
-            'version_key_types', ', ' || string_agg(format('k%s %s', k, v_bases[n]), ', ' order by k) filter (where k is not null),
-            'version_key_columns', ', ' || string_agg(format('k%s', k), ', ' order by k) filter (where k is not null),
-            'folded_key_columns', ', ' || string_agg(format('o.k%s', k), ', ' order by k) filter (where k is not null),
-            's_key_columns', ', ' || string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null),
+            'version_key_types', ', ' || string_agg(format('k%s %s', k, v_bases[n]), ', ' order by k) filter (where k is not null)
+                || case when v_by_column then ', registers jsonb not null default ''{}''' else '' end,
+            'version_key_columns', ', ' || string_agg(format('k%s', k), ', ' order by k) filter (where k is not null) || case when v_by_column then ', registers' else '' end,
+            'folded_key_columns', ', ' || string_agg(format('o.k%s', k), ', ' order by k) filter (where k is not null) || case when v_by_column then ', n.registers' else '' end,
+            's_key_columns', ', ' || string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null) || case when v_by_column then ', coalesce(s._registers, ''{}'')' else '' end,
             'may_be_implicit', 'false',
             'key_of_text', format('syncagent._name_uuid(row(%s)::text)',
                 string_agg(syncagent._spelling(v_bases[n], format('o.k%s', k)), ', ' order by k) filter (where k is not null)),
@@ -497,14 +536,16 @@ create function syncagent._text(p_id integer, out version text, out functions te
     as $$
 declare
     v_tokens jsonb := syncagent._tokens(p_id);
+    v_by_column boolean := (select r.strategy = 'lww-column' from syncagent.replicated r where r.id = p_id);
 begin
     version := syncagent._render(syncagent._version_template(), v_tokens);
     functions := syncagent._render(replace(   -- no name may end a function's body: _obstacles keeps this quote from them
-        syncagent._capture_template()
+        syncagent._capture_template() || case when v_by_column then syncagent._column_capture_template() else '' end
         || case when exists (select from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id and c.relkind = 'p')
                 then syncagent._moved_template() else syncagent._key_template() end
-        || syncagent._fold_template() || syncagent._settle_template()
-        || syncagent._compact_template() || syncagent._apply_template() || syncagent._bereave_template() || syncagent._inspect_template(),
+        || syncagent._fold_template(v_by_column) || syncagent._settle_template()
+        || syncagent._compact_template() || syncagent._apply_template()
+        || case when v_by_column then syncagent._judge_columns_template() else syncagent._judge_template() end || syncagent._write_template() || syncagent._bereave_template() || syncagent._inspect_template(),
         repeat('$', 2), '$syncagent$'), v_tokens);
     hash := md5(version || functions);
 end
@@ -524,13 +565,13 @@ begin
         where t.tgname in ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
           and (t.tgrelid = p_table or t.tgrelid in (
             select x.tgrelid from pg_trigger x join pg_proc p on p.oid = x.tgfoid
-            where p.pronamespace = 'syncagent'::regnamespace and p.proname in (format('capture_%s', p_id), format('capture_%s_key', p_id))))
+            where p.pronamespace = 'syncagent'::regnamespace and p.proname in (format('capture_%s', p_id), format('capture_%s_key', p_id), format('capture_%s_columns', p_id))))
     loop
         execute format('drop trigger %I on %I.%I', r.tgname, r.nspname, r.relname);
     end loop;
     for r in
         select p.oid::regprocedure::text as name from pg_proc p
-        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', p_id)
+        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key|_columns)?$', p_id)
     loop
         execute format('drop function %s', r.name);
     end loop;
@@ -545,12 +586,13 @@ create function syncagent._arm(p_id integer, p_node regclass) returns void
 declare
     v_node        text;
     v_partitioned boolean;
+    v_by_column boolean;
 begin
     select format('%I.%I', n.nspname, c.relname) into strict v_node
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
-    select c.relkind = 'p' into strict v_partitioned
+    select c.relkind = 'p', r.strategy = 'lww-column' into strict v_partitioned, v_by_column
     from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id;
-    execute syncagent._render(syncagent._trigger_template(v_partitioned), syncagent._tokens(p_id) || jsonb_build_object('node', v_node));
+    execute syncagent._render(syncagent._trigger_template(v_partitioned, v_by_column), syncagent._tokens(p_id) || jsonb_build_object('node', v_node));
 end
 $$;
 comment on function syncagent._arm is 'make the triggers of an attached table on it, or on one of its partitions';
@@ -572,7 +614,7 @@ begin
     where t.id = p_id order by x.node::oid;
     for r in
         select p.oid::regprocedure::text as name from pg_proc p
-        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', p_id)
+        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key|_columns)?$', p_id)
     loop
         execute format('revoke all on function %s from public', r.name);
         execute format('comment on function %s is %L', r.name, 'syncagent ' || v_text.hash);
@@ -655,7 +697,7 @@ end
 $$;
 comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
 
-create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour', p_policies jsonb default '{}') returns integer
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour', p_policies jsonb default '{}', p_strategy text default 'lww') returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -680,8 +722,8 @@ begin
         lock table syncagent.merge_lock in exclusive mode;
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
-    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, policies, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, k.names, not k.uuid,
+    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, policies, strategy, key_columns, derived, columns)
+    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, p_strategy, k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace

@@ -35,11 +35,12 @@ create function syncagent._prepare_session() returns void
     as $$
 begin
     create temp table if not exists window_entry (
-        relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[]);
+        relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[], columns name[]);
     alter table pg_temp.window_entry alter column keys set storage external;
     create temp table if not exists stage_keys (relation integer, cut bigint, keys uuid[]);
     alter table pg_temp.stage_keys alter column keys set storage external;
-    create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, born boolean, gone boolean, odd text);
+    create temp table if not exists folded (
+        key uuid, hlc bigint, first bigint, implicit boolean, born boolean, gone boolean, odd text, registers jsonb);
     create temp table if not exists verdict (
         key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
         absent boolean, trace boolean, unborn boolean, sqlstate text, reason text);
@@ -47,7 +48,11 @@ begin
         rule name, loser uuid, key_text text, odd text, losing_stamp uuid, losing_image jsonb, tid tid, leaf oid,
         winner uuid, winner_text text, winning_stamp uuid, winning_image jsonb, due boolean);
     create temp table if not exists bereft (xid xid8, relation integer, key uuid, image text, odd text);
-    create temp table if not exists yielded (relation integer, key uuid, odd text, primary key (relation, key));
+    create temp table if not exists joined (
+        key uuid, plain boolean, entered boolean, fresh boolean, here boolean, waits boolean, above text[], inexact boolean, same boolean, newer text[],
+        outcome text, my_stamp uuid, my_node integer, my_cut bigint, my_end boolean, mine jsonb,
+        their_stamp uuid, their_node integer, their_cut bigint, their_end boolean, theirs jsonb, born_node integer, born_cut bigint, twice boolean);
+    create temp table if not exists yielded (relation integer, key uuid, odd text, columns name[], primary key (relation, key));
 end
 $$;
 comment on function syncagent._prepare_session is 'work tables of one session of the agent';
@@ -126,7 +131,7 @@ begin
     select * into strict v_site from syncagent.local_site;
     perform syncagent._empty('pg_temp.window_entry');
     insert into pg_temp.window_entry
-    select l.relation, l.xid, l.op, l.hlc, max(l.hlc) over (partition by l.xid), l.keys, l.odd
+    select l.relation, l.xid, l.op, l.hlc, max(l.hlc) over (partition by l.xid), l.keys, l.odd, l.columns
     from syncagent.log l
     where l.xid >= v_last.xmax or l.xid = any (v_last.xip);
     get diagnostics v_count = row_count;
@@ -168,7 +173,7 @@ end
 $$;
 comment on function syncagent._fold is 'make a cut in the current snapshot; no row if nothing was written and it is not forced';
 
-create function syncagent._fold_template() returns text
+create function syncagent._fold_template(p_columns boolean) returns text
     language sql immutable
     as $template$ select $sql$
 create function syncagent.fold_{id}(p_cut bigint, p_node integer, p_tail bigint, p_collected uuid) returns bigint
@@ -184,19 +189,19 @@ declare
 begin
     -- A key's stamp is that of its last transaction. It was born here if its first entry is an insert and
     -- none is a delete: triggers nest, and then the inner statement logs first.
-    insert into pg_temp.folded (key, hlc, implicit, born, gone, odd)
-    select f.key, f.hlc,
+    insert into pg_temp.folded (key, hlc, first, implicit, born, gone, odd, registers)
+    select f.key, f.hlc, f.first,
            f.new and {may_be_implicit}
                and (f.key < v_least or f.key < syncagent._stamp(f.hlc, p_tail)),   -- most need no stamp of their own
-           f.new, f.gone, f.odd
+           f.new, f.gone, f.odd, f.registers
     from (
         select f.*, f.born and (f.key > p_collected or not {may_be_implicit})
                     and not (v_entries and exists (select from syncagent.version_{id} v where v.key = f.key)) as new
         from (
-        select e.key, max(e.tx_hlc) as hlc,
+        select e.key, max(e.tx_hlc) as hlc, min(e.tx_hlc) as first, {folded_registers} as registers,
                coalesce(min(e.hlc) filter (where e.op = 'I') = min(e.hlc), false) and not bool_or(e.op = 'D') as born,
                bool_or(e.op = 'D') as gone, {max_odd} as odd
-        from (select k.*, e.tx_hlc, e.hlc, e.op from pg_temp.window_entry e cross join lateral {unnest_entry}
+        from (select k.*, e.tx_hlc, e.hlc, e.op {e_registers} from {entries} e cross join lateral {unnest_entry}
               where e.relation = {id} order by k.key) as e
         group by e.key
         ) as f offset 0
@@ -235,6 +240,28 @@ begin
         on conflict do nothing;
 
         -- An absence that no delete explains is a loss, not a write. (Two statements cost half of ON CONFLICT.)
+$sql$ || case when p_columns then $sql$
+        update syncagent.version_{id} v
+        set stamp = n.stamp, node = n.node, cut = n.cut, deleted = n.deleted, registers = n.registers
+        from (
+            select f.key, n.*
+            from pg_temp.folded f join syncagent.version_{id} v on v.key = f.key {decode_odd} left join {table} t on {t_eq_f}
+            cross join lateral syncagent._written(v.stamp, v.node, v.cut, v.deleted, v.registers, f.registers,
+                syncagent._stamp(f.hlc, p_tail), syncagent._stamp(f.first, p_tail), p_node, p_cut, not ({t_absent}), f.gone) as n
+            where not f.implicit and (not ({t_absent}) or f.gone)
+        ) as n
+        where v.key = n.key;
+    end if;
+    insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
+    select f.key, n.stamp, n.node, n.cut, n.deleted {folded_key_columns}
+    from pg_temp.folded f {decode_odd}
+    left join {table} t on {t_eq_f}
+    left join syncagent.version_{id} v on v.key = f.key
+    cross join lateral syncagent._written(null, null, null, null, null, f.registers,
+        syncagent._stamp(f.hlc, p_tail), syncagent._stamp(f.first, p_tail), p_node, p_cut, not ({t_absent}), f.gone) as n
+    where not f.implicit and v.key is null and (not ({t_absent}) or f.gone) and n.stamp is not null
+    order by f.key;
+$sql$ else $sql$
         update syncagent.version_{id} v
         set stamp = syncagent._stamp(f.hlc, p_tail), node = p_node, cut = p_cut, deleted = {t_absent}
         from pg_temp.folded f {decode_odd} left join {table} t on {t_eq_f}
@@ -247,6 +274,7 @@ begin
     left join syncagent.version_{id} v on v.key = f.key
     where not f.implicit and v.key is null and (not ({t_absent}) or f.gone)
     order by f.key;
+$sql$ end || $sql$
     return v_rows;
 end
 $$;
@@ -288,9 +316,27 @@ $$;
 
 -- Rows whose newest version is that node's, with stamp and cut; a live version without its row is a loss.
 create function syncagent.ship_exact_{id}(bigint, bigint, integer)
-    returns table (_stamp uuid, _cut bigint, _deleted boolean, {columns_typed})
+    returns table (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed})
     language sql stable
     as $$
+$sql$ || case when p_columns then $sql$
+    -- A row goes with all its registers, whoever wrote them, in the batch of each who did; its cut is the newest of theirs.
+    with k as materialized (
+        select k.key, max(c.cut) as cut from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+        where c.node = $3 and c.relation = {id} and c.cut > $1 and c.cut <= $2
+          and (not c.implicit or $3 <> (select node from syncagent.local_site))
+        group by k.key
+    )
+    select v.stamp, k.cut, v.deleted {more_of_version}, {v_columns}
+    from k join syncagent.version_{id} v on v.key = k.key
+    left join {table} t on {t_eq_v} and not v.deleted
+    where (v.deleted or not ({t_absent}))
+      and not exists (select from syncagent.parked_row p where p.relation = {id} and p.key = v.key and p.stamp = v.stamp)
+    union all
+    select v.stamp, k.cut, false {more_of_version}, (p.image::syncagent.row_{id}).*
+    from k join syncagent.version_{id} v on v.key = k.key
+    join syncagent.parked_row p on p.relation = {id} and p.key = v.key and p.stamp = v.stamp
+$sql$ else $sql$
     select v.stamp, v.cut, v.deleted, {v_columns}
     from (
         select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
@@ -307,14 +353,15 @@ create function syncagent.ship_exact_{id}(bigint, bigint, integer)
     select v.stamp, v.cut, false, (p.image::syncagent.row_{id}).*
     from syncagent.parked_row p join syncagent.version_{id} v on v.key = p.key and v.stamp = p.stamp
     where p.relation = {id} and p.node = $3 and v.node = $3 and v.cut > $1 and v.cut <= $2
+$sql$ end || $sql$
 $$;
 
 -- Both, for a receiver that must compare rows with implicit stamps as well: their _stamp is null.
 create function syncagent.ship_whole_{id}(bigint, bigint, integer)
-    returns table (_stamp uuid, _cut bigint, _deleted boolean, {columns_typed})
+    returns table (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed})
     language sql stable
     as $$
-    select null::uuid, k.cut, false, {t_columns}
+    select null::uuid, k.cut, false {more_null}, {t_columns}
     from (
         select k.key, max(c.cut) as cut, max(c.cut) filter (where c.implicit) as born
         from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
@@ -325,7 +372,7 @@ create function syncagent.ship_whole_{id}(bigint, bigint, integer)
     where k.born = k.cut   -- else its version was dropped, so every site has it
       and not exists (select from syncagent.version_{id} v where v.key = k.key)
     union all
-    select null, max(c.cut), false, (p.image::syncagent.row_{id}).*
+    select null, max(c.cut), false {more_null}, (p.image::syncagent.row_{id}).*
     from syncagent.parked_row p
     join syncagent.cut_keys c on c.node = $3 and c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2 and p.key = any (c.keys)
     where p.relation = {id} and p.node = $3 and p.stamp = syncagent._implicit(p.key)
@@ -533,7 +580,7 @@ begin
         where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip))
     ), settled as (
         select v.key from syncagent.version_{id} v left join {table} t on {t_eq_v} and not v.deleted
-        where v.cut <= (p_stable ->> v.node::text)::bigint
+        where v.cut <= (p_stable ->> v.node::text)::bigint {all_stable}
           and v.stamp >= syncagent._implicit(v.key)   -- else the mark, or what comes next, would be below the key
           and not (v.deleted and exists (
                 select from syncagent.context c

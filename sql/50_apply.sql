@@ -45,7 +45,8 @@ begin
     end if;
     return query
     select v_table.id, format('stage_%s', v_table.id),
-           case when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] else '{}' end
+           case when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] || case when v_table.strategy = 'lww-column' then '{_node,_at,_registers}'::text[] else '{}' end
+                else '{}' end
            || array(select 'c' || array_position(v_table.columns, u.c) from unnest(p_columns) with ordinality as u (c, n) order by n),
            n.nspname, c.relname
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
@@ -73,7 +74,22 @@ end
 $$;
 comment on function syncagent._may_copy is 'whether plain rows, of keys not below the lowest, can go straight into the table: nothing here is unsettled that they could meet, and no leaf knows of their keys';
 
-create function syncagent._apply_begin(p_origin integer, p_after bigint, p_contexts jsonb, p_newest bigint) returns boolean
+create function syncagent._foretell(p_origin integer, p_contexts jsonb, p_newest bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    insert into syncagent.context (node, cut, context, newest)
+    select p_origin, (c ->> 'cut')::bigint, c -> 'frontier', p_newest from jsonb_array_elements(p_contexts) as c
+    on conflict (node, cut) do nothing;
+    -- what all of this transaction comes from had seen: of a knot, that is more than each of its parts' origins had
+    perform set_config('syncagent.context', syncagent._greatest(
+        coalesce(nullif(current_setting('syncagent.context', true), ''), '{}')::jsonb, p_contexts -> -1 -> 'frontier')::text, true);
+end
+$$;
+comment on function syncagent._foretell is 'make the contexts of a batch known, before it, or another part of its knot, is merged';
+
+create function syncagent._apply_begin(p_origin integer, p_contexts jsonb, p_newest bigint, p_after bigint) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -86,9 +102,7 @@ begin
             using errcode = 'SA103';
     end if;
     perform syncagent._lift(p_newest);
-    insert into syncagent.context (node, cut, context, newest)
-    select p_origin, (c ->> 'cut')::bigint, c -> 'frontier', p_newest from jsonb_array_elements(p_contexts) as c
-    on conflict (node, cut) do nothing;
+    perform syncagent._foretell(p_origin, p_contexts, p_newest);
     return syncagent._relays(p_origin);
 end
 $$;
@@ -221,7 +235,7 @@ create function syncagent.stage_{id}() returns void
     as $$
 begin
     if to_regclass('pg_temp.stage_{id}') is null then
-        create temp table stage_{id} (_stamp uuid, _cut bigint, _deleted boolean, {stage_columns});
+        create temp table stage_{id} (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {stage_columns});
     else
         perform syncagent._empty('pg_temp.stage_{id}');
     end if;
@@ -237,6 +251,11 @@ begin
 end
 $$;
 
+$sql$ $template$;
+
+create function syncagent._judge_template() returns text
+    language sql immutable
+    as $template$ select $sql$
 create function syncagent.judge_{id}(p_origin integer, p_retry boolean) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp {pinned}
@@ -374,6 +393,11 @@ begin
 end
 $$;
 
+$sql$ $template$;
+
+create function syncagent._write_template() returns text
+    language sql immutable
+    as $template$ select $sql$
 create function syncagent.await_{id}(p_milliseconds integer) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -405,8 +429,8 @@ create function syncagent.unpark_{id}(p_node integer, p_keys uuid[]) returns voi
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})
-    select nullif(p.stamp, syncagent._implicit(p.key)), p.cut, false, (p.image::syncagent.row_{id}).*
+    insert into pg_temp.stage_{id} (_stamp, _cut, _deleted {more_names}, {stage_names})
+    select nullif(p.stamp, syncagent._implicit(p.key)), p.cut, false {more_of_parked}, (p.image::syncagent.row_{id}).*
     from syncagent.parked_row p where p.relation = {id} and p.node = p_node and p.key = any (p_keys);
 end
 $$;
@@ -499,12 +523,12 @@ begin
     {check_deferrable}
 
     if v_plain < v_staged and exists (select from syncagent.version_{id}) then
-        update syncagent.version_{id} v set stamp = s._stamp, node = p_origin, cut = s._cut, deleted = s._deleted
+        update syncagent.version_{id} v set stamp = s._stamp, node = {version_node}, cut = {version_cut}, deleted = s._deleted {set_registers}
         from {stage} s left join pg_temp.verdict d on d.key = s._key and d.loses
         where v.key = s._key and s._stamp is not null and (d.key is null or d.reason is not null);
     end if;
     insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
-    select s._key, s._stamp, p_origin, s._cut, s._deleted {s_key_columns}
+    select s._key, s._stamp, {version_node}, {version_cut}, s._deleted {s_key_columns}
     from {stage} s
     left join syncagent.version_{id} v on v.key = s._key
     left join pg_temp.verdict d on d.key = s._key and d.loses
@@ -537,14 +561,14 @@ begin
           and not exists (
             select from pg_temp.verdict d where d.key = s._key and d.loses and (d.kind <> 'parked' or d.reason is not null));
     end if;
-    insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, shown, sqlstate, reason)
-    select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), p_origin, coalesce(s._cut, 0),
-           (select (x.*)::text from (select {stage_as_table}) as x), (select to_jsonb(x.*) from (select {stage_as_table}) as x),
+    insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, registers, shown, sqlstate, reason)
+    select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), {version_node}, coalesce({version_cut}, 0),
+           (select (x.*)::text from (select {stage_as_table}) as x), {parked_registers}, (select to_jsonb(x.*) from (select {stage_as_table}) as x),
            d.sqlstate, d.reason
     from pg_temp.verdict d join {stage} s on s._key = d.key
     where d.reason is not null
     on conflict (relation, key) do update
-        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, shown = excluded.shown,
+        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, registers = excluded.registers, shown = excluded.shown,
             sqlstate = excluded.sqlstate, reason = excluded.reason;
     return v_taken;
 end

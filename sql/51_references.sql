@@ -146,7 +146,7 @@ begin
         on conflict (id) do nothing $sql$, v_tokens) using v_back, v_me.node, v_me.tail, v_keys;
     insert into pg_temp.yielded (relation, key, odd)
     select b.relation, b.key, b.odd from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_back)
-    on conflict do nothing;
+    on conflict (relation, key) do update set columns = null;   -- it is all new
     delete from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_keys);
     return cardinality(v_back);
 end

@@ -195,9 +195,9 @@ begin
         if v_count < (select count(*) from pg_temp.collision c where c.due and c.tid is not null) then
             raise exception 'a row of % that is to yield was written meanwhile', v_tokens ->> 'title' using errcode = 'SA101';
         end if;
-        insert into pg_temp.yielded (relation, key, odd)
-        select p_relation, c.loser, c.odd from pg_temp.collision c where c.due
-        on conflict do nothing;
+        insert into pg_temp.yielded as y (relation, key, odd, columns)
+        select distinct on (c.loser) p_relation, c.loser, c.odd, case v_table.strategy when 'lww-column' then array[r.column_name] end from pg_temp.collision c where c.due order by c.loser
+        on conflict (relation, key) do update set columns = y.columns || excluded.columns;
         update pg_temp.collision c set due = false where c.due;
     end loop;
     return v_settled;
@@ -215,10 +215,10 @@ begin
     if not exists (select from pg_temp.yielded) then
         return 0;
     end if;
-    insert into syncagent.log (xid, relation, op, hlc, keys, odd)
-    select pg_current_xact_id(), y.relation, 'U', syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end
-    from (select y.*, (row_number() over (partition by y.relation order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
-    group by y.relation, y.chunk;
+    insert into syncagent.log (xid, relation, op, hlc, keys, odd, columns)
+    select pg_current_xact_id(), y.relation, 'U', syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end, y.columns
+    from (select y.*, (row_number() over (partition by y.relation, y.columns order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
+    group by y.relation, y.columns, y.chunk;
     select count(*) into v_rows from pg_temp.yielded;
     perform syncagent._empty('pg_temp.yielded');
     return v_rows;

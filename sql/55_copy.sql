@@ -26,6 +26,7 @@ create table syncagent.copied_table (
     derived     boolean not null,
     stride      integer,
     bucket      text not null,
+    strategy    text not null,
     columns     name[] not null,
     filled      boolean not null default false,
     unique (schema_name, table_name)
@@ -57,6 +58,7 @@ create table syncagent.copied_parked (
     node     integer not null,
     cut      bigint not null,
     image    text not null,
+    registers jsonb,
     shown    jsonb not null,
     sqlstate text not null,
     reason   text not null,
@@ -84,6 +86,7 @@ begin
     from syncagent.copied_table c cross join lateral unnest(c.key_columns) with ordinality as k (name, n)
     join pg_attribute a on a.attrelid = format('%I.%I', c.schema_name, c.table_name)::regclass and a.attname = k.name
     where c.id = p_id and c.derived;
+    v_keys := coalesce(v_keys, '') || (select case c.strategy when 'lww-column' then ', registers jsonb' else '' end from syncagent.copied_table c where c.id = p_id);
     execute format('create table syncagent.copied_version_%s (key uuid not null, stamp uuid not null, node integer not null, cut bigint,'
                    ' deleted boolean not null%s, rest boolean not null)', p_id, coalesce(v_keys, ''));
 end
@@ -115,11 +118,11 @@ begin
         from syncagent.copied_version_{copied} v
         where not v.rest or not exists (select from {table} t where {t_eq_v})
         order by v.key, v.rest
-        on conflict (key) do update set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
+        on conflict (key) do update set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted {excluded_registers}
         $sql$, syncagent._tokens(p_relation) || jsonb_build_object('copied', p_id));
     get diagnostics v_rows = row_count;
-    insert into syncagent.parked_row (relation, key, stamp, node, cut, image, shown, sqlstate, reason, since)
-    select distinct on (c.key) p_relation, c.key, c.stamp, c.node, c.cut, c.image, c.shown, c.sqlstate, c.reason, c.since
+    insert into syncagent.parked_row (relation, key, stamp, node, cut, image, registers, shown, sqlstate, reason, since)
+    select distinct on (c.key) p_relation, c.key, c.stamp, c.node, c.cut, c.image, c.registers, c.shown, c.sqlstate, c.reason, c.since
     from syncagent.copied_parked c where c.relation = p_id order by c.key, c.stamp desc
     on conflict do nothing;
     return v_rows;
@@ -226,10 +229,11 @@ begin
                 where e.relation = {id} and (e.xid >= l.xmax or e.xid = any (l.xip))
             ) as f {decode_odd}
             union all
-            select v.key {doubt_null} {version_key_columns} from syncagent.settling s join syncagent.version_{id} v on v.key = s.key where s.relation = {id}
+            select v.key {doubt_null} {doubt_keys} from syncagent.settling s join syncagent.version_{id} v on v.key = s.key where s.relation = {id}
         )$sql$, v_tokens || case when v_table.derived
-            then jsonb_build_object('doubt_entry', 'k.key, k.odd', 'doubt_columns', ', o.*', 'doubt_null', ', null')
-            else jsonb_build_object('doubt_entry', 'k.key', 'doubt_columns', '', 'doubt_null', '') end);
+            then jsonb_build_object('doubt_entry', 'k.key, k.odd', 'doubt_columns', ', o.*', 'doubt_null', ', null',
+                'doubt_keys', (select string_agg(format(', v.k%s', k), '' order by k) from generate_subscripts(v_table.key_columns, 1) as k))
+            else jsonb_build_object('doubt_entry', 'k.key', 'doubt_columns', '', 'doubt_null', '', 'doubt_keys', '') end);
     v_outside := syncagent._render('not exists (select from doubt {alias} where {t_eq_f})',
         v_tokens || jsonb_build_object('alias', case when v_table.derived then 'o' else 'f' end));
     if p_node is null then
@@ -237,7 +241,7 @@ begin
             select v.key, v.stamp, v.node, v.cut, v.deleted {version_key_columns}, true as rest from syncagent.version_{id} v
             where not exists (select from {table} t where {t_eq_v}) and not exists (select from doubt d where d.key = v.key)$sql$, v_tokens);
         parked := v_doubt || syncagent._render($sql$
-            select {id}, p.key, p.stamp, p.node, p.cut, p.image, p.shown, p.sqlstate, p.reason, p.since from syncagent.parked_row p
+            select {id}, p.key, p.stamp, p.node, p.cut, p.image, p.registers, p.shown, p.sqlstate, p.reason, p.since from syncagent.parked_row p
             left join syncagent.version_{id} v on v.key = p.key
             where p.relation = {id} and not exists (select from {table} t where {t_eq_p}) and not exists (select from doubt d where d.key = p.key)$sql$, v_tokens);
         return next;
@@ -251,17 +255,17 @@ begin
         select v.key, v.stamp, v.node, v.cut, v.deleted {version_key_columns_v}, false as rest
         from syncagent.version_{id} v join only {node} t on {t_eq_v} where {range} and {outside}$sql$,
         v_tokens || jsonb_build_object('version_key_columns_v', coalesce((select string_agg(format(', v.k%s', k), '' order by k)
-            from generate_subscripts(v_table.key_columns, 1) as k where v_table.derived), '')));
+            from generate_subscripts(v_table.key_columns, 1) as k where v_table.derived), '') || (v_tokens ->> 'v_registers')));
     if lapsed then
         versions := versions || syncagent._render($sql$
             union all
-            select {key}, null, null, null, false {key_columns_t}, false from only {node} t
+            select {key}, null, null, null, false {key_columns_t} {null_registers}, false from only {node} t
             where {range} and {outside} and {since} and not exists (select from syncagent.version_{id} v where {t_eq_v})$sql$,
             v_tokens || jsonb_build_object('since', syncagent._written_since(v_horizon),
                                            'key_columns_t', case when v_table.derived then ', ' || (v_tokens ->> 'key_columns') else '' end));
     end if;
     parked := v_doubt || syncagent._render($sql$
-        select {id}, p.key, p.stamp, p.node, p.cut, p.image, p.shown, p.sqlstate, p.reason, p.since from syncagent.parked_row p
+        select {id}, p.key, p.stamp, p.node, p.cut, p.image, p.registers, p.shown, p.sqlstate, p.reason, p.since from syncagent.parked_row p
         left join syncagent.version_{id} v on v.key = p.key join only {node} t on {t_eq_p} where p.relation = {id} and {range} and {outside}$sql$, v_tokens);
     return next;
 end

@@ -71,16 +71,16 @@ begin
         -- A cut that nobody has is undone: its writes are in the log again, each with its own clock. What was first of a key decides
         -- whether it was born here.
         execute syncagent._render($sql$
-            insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+            insert into syncagent.log (xid, relation, op, hlc, keys {odd_column}, columns)
             select (2 + $3 + dense_rank() over (order by v.stamp))::text::xid8, {id},
-                   (case when v.deleted then 'D' when u.born then 'I' else 'U' end)::"char",
-                   syncagent._hlc(v.stamp), array_agg(v.key) {odd_of_version}
-            from syncagent.version_{id} v
+                   (case when v.deleted then 'D' when u.born or v.columns = '{""}' then 'I' else 'U' end)::"char",
+                   syncagent._hlc(v.stamp), array_agg(v.key) {odd_of_version}, case when v.columns <> '{""}' and not v.deleted then v.columns end
+            from {own_versions} v
             join (select k.key, (array_agg(c.born order by c.cut))[1] as born
                   from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
                   where c.node = $1 and c.relation = {id} and c.cut > $2 group by k.key) as u on u.key = v.key
             where v.node = $1 and v.cut > $2
-            group by v.stamp, v.deleted, u.born
+            group by v.stamp, v.deleted, u.born, v.columns
             $sql$, syncagent._tokens(r.id)) using v_site.node, p_cut, v_kept;
         execute syncagent._render($sql$
             insert into syncagent.log (xid, relation, op, hlc, keys)
@@ -291,6 +291,7 @@ declare
     v_again  boolean;
 begin
     select s.seen_before into v_before from syncagent.local_site s;
+    perform set_config('syncagent.context', coalesce((select c.frontier from syncagent.copy_state c), '{}')::text, true);
     perform syncagent._own(p_relation, 0, 0);
     create temp table if not exists dropped_key (key uuid);
     perform syncagent._empty('pg_temp.dropped_key');
@@ -306,7 +307,7 @@ begin
         insert into syncagent.version_{id} as w (key, stamp, node, cut, deleted {version_key_columns})
         select v.key, v.stamp, v.node, v.cut, v.deleted {version_key_columns} from pg_temp.listed v
         where ($1 or v.rest and not v.deleted) and not exists (select from pg_temp.own_key o where o.key = v.key)
-        on conflict (key) do update set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
+        on conflict (key) do update set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted {excluded_registers}
         $sql$, v_tokens) using p_same;
     if p_same then
         return query select 0::bigint, 0::bigint, 0::bigint;
@@ -334,7 +335,7 @@ begin
     -- What our own write has replaced, it had seen; an insert had seen nothing.
     execute syncagent._render($sql$
         create temp table staged on commit drop as
-        select s._key, s._deleted, {s_columns}, v.stamp as _stamp, coalesce(v.cut, 0) as _cut, coalesce(v.node, $1) as _node,
+        select s._key, s._deleted, {s_columns}, v.stamp as _stamp, coalesce(v.cut, 0) as _cut, coalesce(v.node, $1) as _node {v_registers_named},
                o.key is null and {same_here} as _same
         from {stage} s left join pg_temp.listed v on v.key = s._key left join pg_temp.own_key o on o.key = s._key
         where o.key is null
@@ -344,14 +345,14 @@ begin
     execute syncagent._render($sql$
         insert into syncagent.version_{id} as w (key, stamp, node, cut, deleted {version_key_columns})
         select v.key, v.stamp, v.node, v.cut, v.deleted {version_key_columns} from pg_temp.listed v join pg_temp.staged s on s._key = v.key and s._same
-        on conflict (key) do update set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
+        on conflict (key) do update set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted {excluded_registers}
         $sql$, v_tokens);
     execute 'delete from pg_temp.staged s where s._same';
     -- Each origin's versions by themselves, as if they came in its batch.
     for v_origin in execute 'select distinct _node from pg_temp.staged order by 1' loop
         execute syncagent._render('truncate pg_temp.stage_{id}', v_tokens);
-        execute syncagent._render('insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})'
-                                  ' select s._stamp, s._cut, s._stamp is not null and coalesce(s._deleted, false), {s_columns} from pg_temp.staged s where s._node = $1', v_tokens) using v_origin;
+        execute syncagent._render('insert into pg_temp.stage_{id} (_stamp, _cut, _deleted {more_names}, {stage_names})'
+                                  ' select s._stamp, s._cut, s._stamp is not null and coalesce(s._deleted, false) {more_of_staged}, {s_columns} from pg_temp.staged s where s._node = $1', v_tokens) using v_origin;
         perform syncagent._empty('pg_temp.verdict');
         execute format('select syncagent.judge_%s($1, false)', p_relation) into v_count using v_origin;
         v_conflicts := v_conflicts + v_count;

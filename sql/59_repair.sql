@@ -40,17 +40,27 @@ create function syncagent._unsettled(p_relation integer, p_keys uuid[]) returns 
 $$;
 comment on function syncagent._unsettled is 'those of some keys of a table that are written and in no cut yet, or whose newest version is parked: the table does not have it';
 
+create function syncagent._entry_columns(p_table syncagent.replicated) returns text[]
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select '{key,stamp,node,cut,deleted}'::text[]
+        || case when p_table.derived then array(select format('k%s', k) from generate_subscripts(p_table.key_columns, 1) as k order by k) else '{}' end
+        || case when p_table.strategy = 'lww-column' then '{registers}'::text[] else '{}' end || '{rest}'::text[]
+$$;
+comment on function syncagent._entry_columns is 'what is sent of a table''s version entries, in this order';
+
 create function syncagent._listing(p_schema name, p_table name, p_keys uuid[],
-                                   out relation integer, out columns text[], out keys integer, out frontier jsonb, out rows text, out versions text)
+                                   out relation integer, out columns text[], out entries text[], out frontier jsonb, out rows text, out versions text)
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_tokens jsonb;
 begin
-    select r.id, r.columns::text[], case when r.derived then cardinality(r.key_columns) else 0 end, syncagent._tokens(r.id)
+    select r.id, r.columns::text[], syncagent._entry_columns(r), syncagent._tokens(r.id)
         || jsonb_build_object('only', case c.relkind when 'p' then '' else 'only' end, 'wanted', quote_literal(p_keys::text) || '::uuid[]')
-    into relation, columns, keys, v_tokens
+    into relation, columns, entries, v_tokens
     from syncagent.replicated r join pg_class c on c.oid = r.relation where r.schema_name = p_schema and r.table_name = p_table;
     if not found then
         raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table) using errcode = 'SA104';
@@ -143,7 +153,7 @@ begin
 
     execute syncagent._render($sql$
         create temp table staged on commit drop as
-        select s._key, s._deleted, {s_columns}, l.stamp as _stamp, coalesce(l.cut, 0) as _cut, coalesce(l.node, $1) as _node
+        select s._key, s._deleted, {s_columns}, l.stamp as _stamp, coalesce(l.cut, 0) as _cut, coalesce(l.node, $1) as _node {l_registers}
         from {stage} s join pg_temp.mending m on m.key = s._key left join pg_temp.listed l on l.key = s._key
         $sql$, v_tokens) using p_node;
     execute syncagent._render($sql$
@@ -155,8 +165,8 @@ begin
     -- Each origin's versions by themselves, as if they came in its batch.
     for v_origin in select distinct s._node from pg_temp.staged s order by 1 loop
         execute syncagent._render('truncate pg_temp.stage_{id}', v_tokens);
-        execute syncagent._render('insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})'
-                                  ' select s._stamp, s._cut, s._stamp is not null and coalesce(s._deleted, false), {s_columns} from pg_temp.staged s where s._node = $1', v_tokens) using v_origin;
+        execute syncagent._render('insert into pg_temp.stage_{id} (_stamp, _cut, _deleted {more_names}, {stage_names})'
+                                  ' select s._stamp, s._cut, s._stamp is not null and coalesce(s._deleted, false) {more_of_staged}, {s_columns} from pg_temp.staged s where s._node = $1', v_tokens) using v_origin;
         perform syncagent._empty('pg_temp.verdict');
         perform syncagent._write_carefully(p_relation, v_origin, false);
         v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);

@@ -38,6 +38,12 @@ BucketOption = Annotated[
         " for those of thousands a second. The same at each site."
     ),
 ]
+StrategyOption = Annotated[
+    Literal["lww", "lww-column"],
+    typer.Option(
+        help="What becomes of a row that two sites write at once: the later write wins the row, or each of its columns."
+    ),
+]
 ExcludeOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -68,6 +74,7 @@ def attach(
         bool, typer.Option("--derive-key", help="Accept primary keys that are not one uuid column.")
     ] = False,
     stride: StrideOption = None,
+    strategy: StrategyOption = "lww",
     bucket: BucketOption = "hour",
     on_unique: OnUniqueOption = None,
     on_foreign_key: OnForeignKeyOption = None,
@@ -98,7 +105,9 @@ def attach(
         constraints.refuse_unknown(connection, {table.oid: table.name for table in chosen}, policies)
         judged = preflight.of(connection, chosen, strided=stride is not None)
         others = _ask_others(
-            connection, chosen, {"derive": derive_key, "ship": ship, "stride": stride, "bucket": bucket}
+            connection,
+            chosen,
+            {"derive": derive_key, "ship": ship, "stride": stride, "bucket": bucket, "strategy": strategy},
         )
         if dry_run:
             foretell(judged, as_json, others)
@@ -113,6 +122,7 @@ def attach(
             stride=stride,
             bucket=bucket,
             policies=policies,
+            strategy=strategy,
             patience=lock_timeout,
             on_wait=lambda held: render.say(f"waiting: {held}"),
         )

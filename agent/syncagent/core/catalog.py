@@ -20,6 +20,7 @@ from syncagent.core import limits
 from syncagent.core.batch import Table
 from syncagent.core.forest import Bucket
 from syncagent.core.membership import Peer
+from syncagent.core.merge import Strategy
 from syncagent.errors import ProtocolError
 
 State = Literal["joining", "member"]
@@ -86,6 +87,7 @@ class Attachment(msgspec.Struct, frozen=True, order=True):
     stride: int | None = None
     bucket: Bucket = "hour"
     policies: tuple[tuple[str, Policy], ...] = ()
+    strategy: Strategy = "lww"
 
 
 class Inspected(msgspec.Struct, frozen=True):

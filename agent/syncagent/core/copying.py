@@ -14,6 +14,7 @@ from syncagent.core import limits
 from syncagent.core.batch import Table
 from syncagent.core.forest import Bucket
 from syncagent.core.invitation import Admission, Returning
+from syncagent.core.merge import Strategy
 from syncagent.errors import ProtocolError
 
 ROWS, VERSIONS, PARKED = 0, 1, 2
@@ -67,6 +68,7 @@ class CopiedTable(msgspec.Struct, frozen=True):
     bytes: int
     ranges: tuple[Range, ...]
     bucket: Bucket = "hour"
+    strategy: Strategy = "lww"
 
     @property
     def names(self) -> list[str]:
@@ -112,12 +114,12 @@ class RangeAsked(msgspec.Struct, frozen=True):
 
 
 class RangeHead(msgspec.Struct, frozen=True):
-    """What the streams that follow hold, all read in `snapshot`. `columns` are those of the rows, `keys` says how many
-    key columns an entry carries; the lanes are the fingerprint of the rows. `same`: the rows are held, and left out. `lapsed`: the joiner had; then rows which
+    """What the streams that follow hold, all read in `snapshot`. `columns` are those of the rows, `entries` those of
+    their version entries; the lanes are the fingerprint of the rows. `same`: the rows are held, and left out. `lapsed`: the joiner had; then rows which
     were changed since have an entry, also if nothing else is known of them."""
 
     columns: tuple[str, ...]
-    keys: int
+    entries: tuple[str, ...]
     rows: int
     lanes: tuple[int, int]
     versions: int

@@ -19,6 +19,8 @@ from syncagent.core import stamp as stamps
 from syncagent.core.frontier import Frontier
 
 Op = Literal["insert", "update", "delete"]
+Strategy = Literal["lww", "lww-column"]
+"""The larger stamp wins the row; or, within the row's life, each column."""
 
 
 @dataclass(frozen=True, slots=True)

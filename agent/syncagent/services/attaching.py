@@ -123,7 +123,12 @@ class Attaching:
         """What every other site says about tables that are to be attached."""
         attachments = tuple(
             Attachment(
-                Table(*given["table"]), given["derive"], given["ship"], given["stride"], given["bucket"]
+                Table(*given["table"]),
+                given["derive"],
+                given["ship"],
+                given["stride"],
+                given["bucket"],
+                strategy=given["strategy"],
             )
             for given in request.arguments["tables"]
         )

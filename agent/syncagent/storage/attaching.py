@@ -45,7 +45,7 @@ class PostgresTables:
     def _attached(self) -> dict[Attachment, bool]:
         with site_of(self._dsn) as connection:
             rows = connection.execute(
-                "select schema_name::text as schema, table_name::text as name, derived, shipped, stride, bucket, agreed,"
+                "select schema_name::text as schema, table_name::text as name, derived, shipped, stride, bucket, strategy, agreed,"
                 " (select jsonb_agg(jsonb_build_array(key, value) order by key) from jsonb_each_text(policies)) as policies"
                 " from syncagent.replicated order by id"
             ).fetchall()
@@ -57,6 +57,7 @@ class PostgresTables:
                 row["stride"],
                 row["bucket"],
                 tuple((name, policy) for name, policy in row["policies"] or ()),
+                row["strategy"],
             ): row["agreed"]
             for row in rows
         }
@@ -73,6 +74,7 @@ class PostgresTables:
                 stride=attachment.stride,
                 bucket=attachment.bucket,
                 policies=attachment.policies,
+                strategy=attachment.strategy,
                 patience=_PATIENCE,
                 on_wait=_nobody_listens,
             )

@@ -35,7 +35,7 @@ from syncagent.storage.session import working
 
 _AHEAD = 1024
 """Pages that others may have made ready before a transaction began, and that it then filled."""
-_PARKED = ["relation", "key", "stamp", "node", "cut", "image", "shown", "sqlstate", "reason", "since"]
+_PARKED = ["relation", "key", "stamp", "node", "cut", "image", "registers", "shown", "sqlstate", "reason", "since"]
 _WAIT_MS = 5000
 """Nobody else uses the tables of a site that joins; whoever looks at one is waited for."""
 _context = msgspec.json.Decoder(dict[int, int])
@@ -89,7 +89,7 @@ class PostgresCopier:
             return None
         tables, waiting, rows, done = [], [], 0, 0
         for row in await session.fetch(
-            "select id, schema_name, table_name, key_columns::text[] as keys, derived, stride, bucket, columns::text[] as columns"
+            "select id, schema_name, table_name, key_columns::text[] as keys, derived, stride, bucket, strategy, columns::text[] as columns"
             " from syncagent.copied_table order by id"
         ):
             table, ranges = Table(row["schema_name"], row["table_name"]), []
@@ -118,6 +118,7 @@ class PostgresCopier:
                     0,
                     tuple(ranges),
                     row["bucket"],
+                    row["strategy"],
                 )
             )
         plan = CopyPlan(
@@ -188,7 +189,7 @@ class PostgresCopier:
         put = Put(head.rows)
         async with self._session() as session, session.transaction():
             found = await session.fetchrow(
-                "select c.id, c.columns::text[] as columns, case when c.derived then cardinality(c.key_columns) else 0 end as keys, r.rows,"
+                "select c.id, c.columns::text[] as columns, r.rows,"
                 " (select x.id from syncagent.replicated x where c.filled and x.schema_name = c.schema_name and x.table_name = c.table_name) as filled,"
                 " (select s.donor from syncagent.copy_state s) as donor"
                 " from syncagent.copied_table c join syncagent.copied_range r on r.relation = c.id and r.number = $3"
@@ -201,7 +202,7 @@ class PostgresCopier:
                 raise RefusedError(
                     f"{part} is not wanted here (any more)", hint="is another join at work here?"
                 )
-            if sorted(found["columns"]) != sorted(head.columns) or found["keys"] != head.keys:
+            if sorted(found["columns"]) != sorted(head.columns):
                 raise RefusedError(
                     f"table {part.table} has other columns at the donor than when the copy began",
                     detail=f"then: {', '.join(found['columns'])}; now: {', '.join(head.columns)}",
@@ -216,7 +217,7 @@ class PostgresCopier:
                     f"copied_version_{found['id']}",
                     schema_name="syncagent",
                     source=spool.read(copying.VERSIONS),
-                    columns=reconciler.entry(head),
+                    columns=list(head.entries),
                     format="binary",
                 )
             if head.parked:
@@ -411,8 +412,8 @@ async def _enter(session: asyncpg.Connection, number: int, table: CopiedTable, *
     if filled:
         await _attach(session, table)
     await session.execute(
-        "insert into syncagent.copied_table (id, schema_name, table_name, key_columns, derived, stride, columns, filled, bucket)"
-        " values ($1, $2::text, $3::text, $4::text[]::name[], $5, $6, $7::text[]::name[], $8, $9)",
+        "insert into syncagent.copied_table (id, schema_name, table_name, key_columns, derived, stride, columns, filled, bucket, strategy)"
+        " values ($1, $2::text, $3::text, $4::text[]::name[], $5, $6, $7::text[]::name[], $8, $9, $10)",
         number,
         table.table.schema,
         table.table.name,
@@ -422,6 +423,7 @@ async def _enter(session: asyncpg.Connection, number: int, table: CopiedTable, *
         table.names,
         filled,
         table.bucket,
+        table.strategy,
     )
     await session.executemany(
         "insert into syncagent.copied_range (relation, number, node_schema, node_name, low, high, estimate)"
@@ -459,10 +461,11 @@ async def _attach(session: asyncpg.Connection, table: CopiedTable) -> int:
                 hint="make the primary keys before the copy is concluded",
             )
         known = await session.fetchval(
-            "select syncagent._attach($1::text::regclass, $2, false, $3, $4)",
+            "select syncagent._attach($1::text::regclass, $2, false, $3, $4, p_strategy => $5)",
             name,
             table.derived,
             table.stride,
             table.bucket,
+            table.strategy,
         )
     return int(known)

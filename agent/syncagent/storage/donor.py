@@ -108,7 +108,7 @@ class PostgresDonor:
                     )
                 }
             tables = await session.fetch(
-                "select r.id, r.relation::oid::bigint as oid, r.schema_name, r.table_name, r.key_columns::text[] as keys, r.derived, r.bucket,"
+                "select r.id, r.relation::oid::bigint as oid, r.schema_name, r.table_name, r.key_columns::text[] as keys, r.derived, r.bucket, r.strategy,"
                 " (select min(s.every) from syncagent.stride s where s.relation = r.id) as stride"
                 " from syncagent.replicated r join pg_class c on c.oid = r.relation order by r.id"
             )
@@ -161,6 +161,7 @@ class PostgresDonor:
             sum(node["bytes"] for node in nodes),
             tuple(ranges),
             row["bucket"],
+            row["strategy"],
         )
 
     async def _bounds(
@@ -255,7 +256,7 @@ class PostgresDonor:
             )
             await session.execute(locked)
         found = await session.fetchrow(
-            "select r.id, r.columns::text[] as columns, case when r.derived then cardinality(r.key_columns) else 0 end as keys, q.*,"
+            "select r.id, r.columns::text[] as columns, syncagent._entry_columns(r) as entries, q.*,"
             " pg_current_snapshot()::text as snapshot"
             " from syncagent.replicated r join pg_class c on c.oid = r.relation"
             " cross join lateral syncagent._copy_queries(r.id, to_regclass(quote_ident($3::text) || '.' || quote_ident($4::text)), $5, $6, $7) as q"
@@ -285,7 +286,7 @@ class PostgresDonor:
         parked = await staging.read_out(session, found["parked"], spool, copying.PARKED)
         return RangeHead(
             tuple(found["columns"]),
-            found["keys"],
+            tuple(found["entries"]),
             rows,
             lanes,
             versions,

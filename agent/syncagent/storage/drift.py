@@ -234,7 +234,8 @@ def _triggers(connection: Connection, relation: int) -> Iterator[Finding]:
         join pg_class c on c.oid = n.node and c.relkind <> 'f' join pg_namespace s on s.oid = c.relnamespace
         left join pg_trigger t on t.tgrelid = c.oid and not t.tgisinternal and t.tgname ~ '^syncagent_'
           and (t.tgname = 'syncagent_truncate' or t.tgfoid = any (array[
-              to_regproc(format('syncagent.capture_%%s', r.id)), to_regproc(format('syncagent.capture_%%s_key', r.id))]::oid[]))
+              to_regproc(format('syncagent.capture_%%s', r.id)), to_regproc(format('syncagent.capture_%%s_key', r.id)),
+              to_regproc(format('syncagent.capture_%%s_columns', r.id))]::oid[]))
         where r.id = %s order by n.node = r.relation desc, 1
         """,
         (relation,),

@@ -16,11 +16,6 @@ from syncagent.storage import staging
 _NODE = "to_regclass(quote_ident($2::text) || '.' || quote_ident($3::text))"
 
 
-def entry(head: RangeHead) -> list[str]:
-    """The columns in which entries of the version table travel."""
-    return ["key", "stamp", "node", "cut", "deleted", *(f"k{n}" for n in range(1, head.keys + 1)), "rest"]
-
-
 async def held(session: asyncpg.Connection, relation: int, part: Range) -> Held | None:
     """What is here of a range; None of entries without a row."""
     if part.node is None:
@@ -82,7 +77,7 @@ async def reconcile(
         await session.copy_to_table(
             "listed",
             source=spool.read(copying.VERSIONS),
-            columns=entry(head),
+            columns=list(head.entries),
             format="binary",
         )
     row = await session.fetchrow(

@@ -49,7 +49,7 @@ class PostgresRepairs:
                     if lock is not None:
                         await session.execute(lock)
                     found = await session.fetchrow(
-                        "select columns, keys, frontier::text as frontier, rows, versions from syncagent._listing($1, $2, $3)",
+                        "select columns, entries, frontier::text as frontier, rows, versions from syncagent._listing($1, $2, $3)",
                         table.schema,
                         table.name,
                         list(keys),
@@ -62,12 +62,9 @@ class PostgresRepairs:
             await spool.close()
             raise
         sizes = spool.sizes()
-        columns = (
-            "key", "stamp", "node", "cut", "deleted", *(f"k{n + 1}" for n in range(found["keys"])), "rest"
-        )  # fmt: skip
         streams = (
             Stream(table, "plain", tuple(found["columns"]), rows, sizes[_ROWS]),
-            Stream(table, "entries", columns, entries, sizes[_ENTRIES]),
+            Stream(table, "entries", tuple(found["entries"]), entries, sizes[_ENTRIES]),
         )
         context = CutContext(0, _context.decode(found["frontier"]))
         return BatchHeader(self._node, 0, 0, request, (context,), 0, streams, listing=request), spool

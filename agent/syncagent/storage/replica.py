@@ -58,6 +58,10 @@ class PostgresReplica:
                 for header, spool in parts if attempt >= _ROWS_FIRST else ():
                     await self._take_refused(await self._stage(header, spool))
                 await turn.enter_async_context(self._alone())
+                for header, _ in parts:  # what was written at once is told apart by all their contexts
+                    await self._session.fetchval(
+                        "select syncagent._foretell($1, $2::text::jsonb, $3)", *_contexts(header)
+                    )
                 for header, spool in parts:
                     staged = await self._stage(header, spool)
                     total += await self._merge(staged, attempt=attempt, careful=careful, settle=False)
@@ -142,11 +146,7 @@ class PostgresReplica:
         session, header = self._session, staged.header
         await session.fetchval("select syncagent._plan_for(null, $1)", header.rows)
         record = await session.fetchval(
-            "select syncagent._apply_begin($1, $2, $3::text::jsonb, $4)",
-            header.origin,
-            header.after,
-            _encoder.encode(header.contexts).decode(),
-            header.newest,
+            "select syncagent._apply_begin($1, $2::text::jsonb, $3, $4)", *_contexts(header), header.after
         )
         if header.contexts[0].cut <= header.after:
             await session.fetchval("select syncagent._skip($1, $2)", staged.relations, header.after)
@@ -181,6 +181,10 @@ class PostgresReplica:
         )
         assert result is not None
         return Applied(result["taken"] + copied, result["conflicts"], result["parked"])
+
+
+def _contexts(header: BatchHeader) -> tuple[int, str, int]:
+    return header.origin, _encoder.encode(header.contexts).decode(), header.newest
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from psycopg.types.json import Jsonb
 
 from syncagent.core.catalog import Policy
 from syncagent.core.forest import Bucket
+from syncagent.core.merge import Strategy
 from syncagent.errors import Contended, RefusedError, UsageError
 from syncagent.storage import constraints, drift
 from syncagent.storage.commands import Connection
@@ -235,13 +236,14 @@ def attach(
     stride: int | None,
     bucket: Bucket,
     policies: Sequence[tuple[str, Policy]],
+    strategy: Strategy,
     patience: float,
     on_wait: OnWait,
 ) -> list[Attached]:
     """Attach all or none. Contended, naming who is in the way, after `patience` seconds."""
 
     def work() -> list[Attached]:
-        return [_attach(connection, table, derive, ship, stride, bucket, policies) for table in tables]
+        return [_attach(connection, table, derive, ship, stride, bucket, policies, strategy) for table in tables]
 
     return _patiently(connection, [table.oid for table in tables], _WRITERS, work, patience, on_wait)
 
@@ -263,11 +265,12 @@ def _attach(
     stride: int | None,
     bucket: Bucket,
     policies: Sequence[tuple[str, Policy]],
+    strategy: Strategy,
 ) -> Attached:
     only = "" if table.partitioned else "only "
     connection.execute(f"lock table {only}{table.name} in share row exclusive mode".encode())
     made = connection.execute(
-        "select syncagent._attach(%s::oid::regclass, %s, %s, %s, %s, %s) as id",
+        "select syncagent._attach(%s::oid::regclass, %s, %s, %s, %s, %s, %s) as id",
         (
             table.oid,
             derive,
@@ -275,6 +278,7 @@ def _attach(
             stride,
             bucket,
             Jsonb(constraints.of_table(connection, table.oid, policies)),
+            strategy,
         ),
     ).fetchone()
     assert made is not None

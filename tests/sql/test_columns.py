@@ -1,0 +1,268 @@
+"""`lww-column`: what two sites write at once in two columns of a row stays, at every site."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from tests.sql.column_schedule import SCHEMA, Run
+from tests.sql.conftest import Pair, Sites
+from tests.support.lab import Change, Laboratory, Site, cross, exchange, key, quiet, same, ship
+
+ITEM = """create table item (id uuid primary key, name text, price int, note text);
+    comment on table item is 'lww-column'"""
+
+
+async def items(site: Site) -> list[tuple[object, ...]]:
+    return await site.rows("select name, price, note from item order by id")
+
+
+async def stocked(*sites: Site) -> None:
+    await sites[0].do(f"insert into item values ('{key(1)}', 'nut', 1, 'old'), ('{key(2)}', 'bolt', 2, 'old')")
+    await exchange(*sites)
+
+
+async def test_two_columns_of_a_row_written_at_once(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await a.do(f"update item set price = 10 where id = '{key(1)}'")
+    await b.do(f"update item set note = 'new' where id = '{key(1)}'")
+    await cross(a, b)
+    for site in (a, b):
+        assert await items(site) == [("nut", 10, "new"), ("bolt", 2, "old")]
+        assert await site.conflicts() == []
+    await same("item", a, b)
+    await quiet(a, b)
+    for site in (a, b):
+        await site.compact()
+        assert await site.versions("item") == {}
+
+
+async def test_one_column_written_at_once(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await a.do(f"update item set price = 10, note = 'a' where id = '{key(1)}'")
+    await b.clock_ahead(1)
+    await b.do(f"update item set price = 20, name = 'nail' where id = '{key(1)}'")
+    await cross(a, b)
+    for site in (a, b):
+        assert await items(site) == [("nail", 20, "a"), ("bolt", 2, "old")]
+    told = "select kind, strategy, winner, loser, losing_image ->> 'price', winning_image ->> 'price' from syncagent.conflict"
+    assert await a.rows(told) == await b.rows(told) == [("update/update", "lww-column", "site2", "site1", "10", "20")]
+
+
+async def test_one_value_written_at_once_is_no_conflict(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    for site in (a, b):
+        await site.do(f"update item set price = 10 where id = '{key(1)}'")
+    await cross(a, b)
+    assert await a.conflicts() == await b.conflicts() == []
+
+
+async def test_a_column_that_is_set_to_what_it_is_was_not_written(sites: Sites, pair: Pair) -> None:
+    """As object-relational mappers do, which send every column."""
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await a.do("update item set price = price + 10")
+    await b.clock_ahead(1)
+    await b.do(
+        f"update item set name = 'nut', price = 1, note = 'new' where id = '{key(1)}'",
+        f"update item set name = 'bolt', price = 2, note = 'old' where id = '{key(2)}'",
+    )
+    assert await b.one("select sum(cardinality(keys)) from syncagent.log") == 1
+    await cross(a, b)
+    for site in (a, b):
+        assert await items(site) == [("nut", 11, "new"), ("bolt", 12, "old")]
+        assert await site.conflicts() == []
+
+
+async def test_a_delete_ends_a_row_whatever_is_written_later(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await a.do(f"delete from item where id = '{key(1)}'")
+    await b.clock_ahead(1)
+    await b.do(f"update item set price = 10 where id = '{key(1)}'")
+    await cross(a, b)
+    for site in (a, b):
+        assert await items(site) == [("bolt", 2, "old")]
+        assert await site.rows("select kind, winner, losing_image ->> 'price' from syncagent.conflict") == [
+            ("delete/update", "site1", "10")
+        ]
+
+
+async def test_a_newer_life_wins_whole(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await a.do(
+        f"delete from item where id = '{key(1)}'", f"insert into item values ('{key(1)}', 'screw', 7, 'again')"
+    )
+    await b.clock_ahead(1)
+    await b.do(f"update item set price = 10 where id = '{key(1)}'")
+    await cross(a, b)
+    for site in (a, b):
+        assert await items(site) == [("screw", 7, "again"), ("bolt", 2, "old")]
+        assert await site.rows("select kind, losing_image ->> 'price' from syncagent.conflict") == [("update/update", "10")]
+    for site in (a, b):
+        await site.compact()
+        assert await site.versions("item") == {}
+    await b.do(f"update item set price = 8 where id = '{key(1)}'")
+    await a.do(f"update item set note = 'still' where id = '{key(1)}'")
+    await cross(a, b)
+    assert await items(a) == await items(b) == [("screw", 8, "still"), ("bolt", 2, "old")]
+
+
+async def test_a_write_that_no_cut_has_meets_a_batch(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await a.do(f"update item set price = 10, name = 'nail' where id = '{key(1)}'")
+    batch = await a.batch(b)
+    await b.clock_ahead(1)
+    await b.do(
+        f"update item set price = 20 where id = '{key(1)}'",
+        f"update item set note = 'new' where id = '{key(1)}'",
+    )
+    await b.apply(batch)
+    assert await items(b) == [("nail", 20, "new"), ("bolt", 2, "old")]
+    await quiet(a, b)
+    assert await items(a) == [("nail", 20, "new"), ("bolt", 2, "old")]
+    assert await b.conflicts() == ["update/update"]
+
+
+async def test_who_has_all_columns_hands_them_on(sites: Sites, pair: Pair) -> None:
+    a, b, c = await sites(ITEM, *pair, pair[0])
+    await stocked(a, b, c)
+    await a.do(f"update item set price = 10 where id = '{key(1)}'")
+    await ship(a, b)
+    await b.do(f"update item set note = 'new' where id = '{key(1)}'")
+    await c.do(f"update item set name = 'nail' where id = '{key(1)}'")
+    await quiet(c, b, a)
+    for site in (a, b, c):
+        assert await items(site) == [("nail", 10, "new"), ("bolt", 2, "old")]
+        assert await site.conflicts() == []
+
+
+async def test_what_is_known_of_a_row_goes_together(sites: Sites, pair: Pair) -> None:
+    """The newest write of a row may be everywhere while an older one, of another column, is not."""
+    a, b, c = await sites(ITEM, *pair, pair[0])
+    await stocked(a, b, c)
+    await a.do(f"update item set price = 10 where id = '{key(1)}'")
+    await b.clock_ahead(1)
+    await b.do(f"update item set note = 'new' where id = '{key(1)}'")
+    for _ in range(3):  # all but what a wrote
+        for origin, receiver in ((b, a), (b, c), (c, b), (c, a)):
+            batch = await origin.batch(receiver)
+            if await receiver.ready(batch.header):
+                await receiver.apply(batch)
+    await a.cut()
+    await a.compact()
+    assert len(await a.versions("item")) == 1
+    await quiet(a, b, c)
+    for site in (a, b, c):
+        assert await items(site) == [("nut", 10, "new"), ("bolt", 2, "old")]
+
+
+async def test_columns_without_an_equality(sites: Sites, pair: Pair) -> None:
+    schema = "create table item (id uuid primary key, a json, b point, c circle, d box, e numeric); comment on table item is 'lww-column'"
+    a, b = await sites(schema, *pair)
+    await a.do(f"insert into item values ('{key(1)}', '{{}}', '(1,1)', '<(1,1),1>', '((0,0),(1,1))', 1.0)")
+    await exchange(a, b)
+    await a.do("update item set a = '{ }', d = '((0,0),(0.5,2))'")  # of one area
+    await b.do("update item set b = '(2,2)', c = '<(0,0),1>', e = 1.00")
+    await cross(a, b)
+    await same("item", a, b)
+    assert await a.rows("select a::text, b::text, c::text, d::text, e::text from item") == [
+        ("{ }", "(2,2)", "<(0,0),1>", "(0.5,2),(0,0)", "1.00")
+    ]
+
+
+PARTED = """create table item (a int, b text, price int, "Note q" text, primary key (a, b)) partition by range (a);
+    create table item_low (price int, b text not null, "Note q" text, a int not null);
+    alter table item attach partition item_low for values from (0) to (10);
+    create table item_high partition of item for values from (10) to (20);
+    comment on table item is 'lww-column'"""
+
+
+async def test_odd_keys_and_partitions(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(PARTED, *pair)
+    await a.do("insert into item select n, 'x', n, 'old' from generate_series(1, 19) n")
+    await exchange(a, b)
+    await a.do("update item set price = -1 where a = 5", "update item_high set price = -2", "update item set a = 15, b = 'moved' where a = 6")
+    await b.do("update item_low set \"Note q\" = 'new'", "update item set \"Note q\" = 'new' where a = 12")
+    await cross(a, b)
+    await same("item", a, b)
+    assert await a.rows("select * from item where a in (5, 12) or b = 'moved' order by a, b") == [
+        (5, "x", -1, "new"), (12, "x", -2, "new"), (15, "moved", 6, "old")]  # fmt: skip
+
+
+async def test_a_bulk_update(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await a.do("insert into item select syncagent.uuid7(), 'n' || n, n, 'old' from generate_series(1, 25000) n")
+    await exchange(a, b)
+    await a.do("update item set price = -price")
+    await b.do("update item set note = 'new' where price % 2 = 0", "update item set name = 'odd', note = 'odd' where price % 2 = 1")
+    await cross(a, b)
+    await same("item", a, b)
+    assert await a.rows("select name = 'odd', note, count(*), max(price) from item group by 1, 2 order by 1") == [
+        (False, "new", 12500, -2), (True, "odd", 12500, -1)]  # fmt: skip
+    assert await a.conflicts() == []
+
+
+async def test_a_row_that_no_site_can_hold_waits_for_whoever_mends_it(sites: Sites, pair: Pair) -> None:
+    """Each column was right where it was written; together they are not."""
+    schema = ITEM.replace("note text", "note text, check (price < 15 or note <> 'cheap')")
+    a, b = await sites(schema, *pair)
+    await stocked(a, b)
+    await a.do(f"update item set price = 20 where id = '{key(1)}'")
+    await b.do(f"update item set note = 'cheap' where id = '{key(1)}'")
+    await cross(a, b)
+    assert await a.parked() == await b.parked() != []
+    await a.do(f"update item set name = 'nail' where id = '{key(1)}'")
+    await quiet(a, b)
+    assert [row["name"] for row, _ in await b.parked()] == ["nail"]
+    await b.do(f"update item set note = 'dear' where id = '{key(1)}'")
+    for _ in range(2):
+        await quiet(a, b)
+        for site in (a, b):
+            await site.store.replica.retry_parked()
+    assert await a.parked() == await b.parked() == []
+    assert await items(a) == await items(b) == [("nail", 20, "dear"), ("bolt", 2, "old")]
+
+
+async def test_a_value_that_a_row_yields_leaves_its_other_columns(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM.replace("name text", "name text unique"), *pair)
+    await stocked(a, b)
+    await a.do(f"update item set name = 'nail' where id = '{key(1)}'")
+    await b.do(f"update item set name = 'nail', price = 5 where id = '{key(2)}'")
+    batch = await b.batch(a)
+    await a.do(f"update item set note = 'new' where id = '{key(2)}'")
+    await a.apply(batch)
+    await quiet(a, b)
+    assert await items(a) == await items(b) == [("nail", 1, "old"), (None, 5, "new")]
+
+
+async def test_one_key_inserted_twice(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await a.do(f"insert into item values ('{key(1)}', 'nut', 1, 'a')")
+    await b.do(f"insert into item values ('{key(1)}', 'nut', 2, 'b')")
+    await cross(a, b)
+    assert await items(a) == await items(b) == [("nut", 2, "b")]
+    assert "insert/insert" in await a.conflicts() + await b.conflicts()
+
+
+async def schedule(laboratory: Laboratory, pair: Pair, seed: int, changes: Sequence[Change] = ()) -> None:
+    async with laboratory.sites(SCHEMA, *pair, pair[seed % 2], changes=changes) as sites:
+        run = Run(seed, sites)
+        try:
+            await run.run(70)
+        except BaseException:
+            sys.stdout.write("\n".join(run.trace) + f"\nSEED={seed}\n")
+            raise
+
+
+@pytest.mark.soak
+async def test_random_schedules(
+    laboratory: Laboratory, pair: Pair, seed: int, runs: Callable[[int, int], int]
+) -> None:
+    for number in range(seed, seed + runs(3, 200)):
+        await schedule(laboratory, pair, number)
