@@ -96,7 +96,11 @@ class Run:
     async def notice(self, site: Site) -> set[UUID]:
         """Keys whose delete this site has seen, be it forgotten by now."""
         found = {row[0] for row in await site.rows("select key from syncagent.version_1 where deleted")}
-        mine = {write.key for write in self.writes.values() if write.end and stamp.unpack(write.stamp).node == site.node}
+        mine = {
+            write.key
+            for write in self.writes.values()
+            if write.end and stamp.unpack(write.stamp).node == site.node
+        }
         self.buried.setdefault(site.node, set()).update(found | mine)
         return self.buried[site.node]
 
@@ -108,11 +112,19 @@ class Run:
     async def insert(self, site: Site, key: UUID, seen: frozenset[int]) -> None:
         number = len(self.writes) + 1
         await self.done(
-            site, f"insert into item values ('{key}', {number}, {number}, {number}, {number})", key, number, COLUMNS, seen
+            site,
+            f"insert into item values ('{key}', {number}, {number}, {number}, {number})",
+            key,
+            number,
+            COLUMNS,
+            seen,
         )
 
     async def update(self, site: Site, key: UUID, row: Sequence[int]) -> None:
-        number, columns = len(self.writes) + 1, tuple(self.rnd.sample(COLUMNS, self.rnd.choice([1, 1, 1, 2, 3])))
+        number, columns = (
+            len(self.writes) + 1,
+            tuple(self.rnd.sample(COLUMNS, self.rnd.choice([1, 1, 1, 2, 3]))),
+        )
         changes = ", ".join(f"{column} = {number}" for column in columns)
         seen = frozenset().union(*(self.past(row[1 + COLUMNS.index(column)]) for column in columns))
         await self.done(site, f"update item set {changes} where id = '{key}'", key, row[0], columns, seen)
@@ -125,7 +137,15 @@ class Run:
         return self.writes[number].seen | {number}
 
     async def done(
-        self, site: Site, statement: str, key: UUID, life: int, columns: tuple[str, ...], seen: frozenset[int], *, end: bool = False
+        self,
+        site: Site,
+        statement: str,
+        key: UUID,
+        life: int,
+        columns: tuple[str, ...],
+        seen: frozenset[int],
+        *,
+        end: bool = False,
     ) -> None:
         number = len(self.writes) + 1
         await site.do(statement)
@@ -163,10 +183,16 @@ class Run:
     async def judge(self) -> None:
         tables = [{row[0]: row[1:] for row in await site.rows("select * from item")} for site in self.sites]
         for table in tables:
-            apart = {key: (table.get(key), tables[0].get(key)) for key in self.keys if table.get(key) != tables[0].get(key)}
+            apart = {
+                key: (table.get(key), tables[0].get(key))
+                for key in self.keys
+                if table.get(key) != tables[0].get(key)
+            }
             assert not apart, f"the sites differ: {apart}"
         expected = self.rows()
-        assert tables[0].keys() == expected.keys(), f"resurrected, or lost: {tables[0].keys() ^ expected.keys()}"
+        assert tables[0].keys() == expected.keys(), (
+            f"resurrected, or lost: {tables[0].keys() ^ expected.keys()}"
+        )
         for key, row in expected.items():
             assert tables[0][key] == row, f"a write of {key} was lost"
         await self.judge_conflicts(expected)
@@ -174,11 +200,18 @@ class Run:
     def rows(self) -> dict[UUID, tuple[int, ...]]:
         found = {}
         for key in self.keys:
-            lives = [write for write in self.writes.values() if write.key == key and write.life == write.number]
+            lives = [
+                write for write in self.writes.values() if write.key == key and write.life == write.number
+            ]
             last = max(lives, key=lambda write: write.stamp)
-            inside = [write for write in self.writes.values() if write.key == key and write.life == last.number]
+            inside = [
+                write for write in self.writes.values() if write.key == key and write.life == last.number
+            ]
             if not any(write.end for write in inside):
-                newest = [max((w for w in inside if column in w.columns), key=lambda w: w.stamp) for column in COLUMNS]
+                newest = [
+                    max((w for w in inside if column in w.columns), key=lambda w: w.stamp)
+                    for column in COLUMNS
+                ]
                 found[key] = (last.number, *(write.number for write in newest))
         return found
 

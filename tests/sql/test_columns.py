@@ -18,7 +18,9 @@ async def items(site: Site) -> list[tuple[object, ...]]:
 
 
 async def stocked(*sites: Site) -> None:
-    await sites[0].do(f"insert into item values ('{key(1)}', 'nut', 1, 'old'), ('{key(2)}', 'bolt', 2, 'old')")
+    await sites[0].do(
+        f"insert into item values ('{key(1)}', 'nut', 1, 'old'), ('{key(2)}', 'bolt', 2, 'old')"
+    )
     await exchange(*sites)
 
 
@@ -48,7 +50,11 @@ async def test_one_column_written_at_once(sites: Sites, pair: Pair) -> None:
     for site in (a, b):
         assert await items(site) == [("nail", 20, "a"), ("bolt", 2, "old")]
     told = "select kind, strategy, winner, loser, losing_image ->> 'price', winning_image ->> 'price' from syncagent.conflict"
-    assert await a.rows(told) == await b.rows(told) == [("update/update", "lww-column", "site2", "site1", "10", "20")]
+    assert (
+        await a.rows(told)
+        == await b.rows(told)
+        == [("update/update", "lww-column", "site2", "site1", "10", "20")]
+    )
 
 
 async def test_one_value_written_at_once_is_no_conflict(sites: Sites, pair: Pair) -> None:
@@ -95,14 +101,17 @@ async def test_a_newer_life_wins_whole(sites: Sites, pair: Pair) -> None:
     a, b = await sites(ITEM, *pair)
     await stocked(a, b)
     await a.do(
-        f"delete from item where id = '{key(1)}'", f"insert into item values ('{key(1)}', 'screw', 7, 'again')"
+        f"delete from item where id = '{key(1)}'",
+        f"insert into item values ('{key(1)}', 'screw', 7, 'again')",
     )
     await b.clock_ahead(1)
     await b.do(f"update item set price = 10 where id = '{key(1)}'")
     await cross(a, b)
     for site in (a, b):
         assert await items(site) == [("screw", 7, "again"), ("bolt", 2, "old")]
-        assert await site.rows("select kind, losing_image ->> 'price' from syncagent.conflict") == [("update/update", "10")]
+        assert await site.rows("select kind, losing_image ->> 'price' from syncagent.conflict") == [
+            ("update/update", "10")
+        ]
     for site in (a, b):
         await site.compact()
         assert await site.versions("item") == {}
@@ -187,7 +196,11 @@ async def test_odd_keys_and_partitions(sites: Sites, pair: Pair) -> None:
     a, b = await sites(PARTED, *pair)
     await a.do("insert into item select n, 'x', n, 'old' from generate_series(1, 19) n")
     await exchange(a, b)
-    await a.do("update item set price = -1 where a = 5", "update item_high set price = -2", "update item set a = 15, b = 'moved' where a = 6")
+    await a.do(
+        "update item set price = -1 where a = 5",
+        "update item_high set price = -2",
+        "update item set a = 15, b = 'moved' where a = 6",
+    )
     await b.do("update item_low set \"Note q\" = 'new'", "update item set \"Note q\" = 'new' where a = 12")
     await cross(a, b)
     await same("item", a, b)
@@ -197,10 +210,15 @@ async def test_odd_keys_and_partitions(sites: Sites, pair: Pair) -> None:
 
 async def test_a_bulk_update(sites: Sites, pair: Pair) -> None:
     a, b = await sites(ITEM, *pair)
-    await a.do("insert into item select syncagent.uuid7(), 'n' || n, n, 'old' from generate_series(1, 25000) n")
+    await a.do(
+        "insert into item select syncagent.uuid7(), 'n' || n, n, 'old' from generate_series(1, 25000) n"
+    )
     await exchange(a, b)
     await a.do("update item set price = -price")
-    await b.do("update item set note = 'new' where price % 2 = 0", "update item set name = 'odd', note = 'odd' where price % 2 = 1")
+    await b.do(
+        "update item set note = 'new' where price % 2 = 0",
+        "update item set name = 'odd', note = 'odd' where price % 2 = 1",
+    )
     await cross(a, b)
     await same("item", a, b)
     assert await a.rows("select name = 'odd', note, count(*), max(price) from item group by 1, 2 order by 1") == [

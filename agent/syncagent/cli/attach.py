@@ -117,12 +117,14 @@ def attach(
         done = storage.attach(
             connection,
             chosen,
-            derive=derive_key,
-            ship=ship,
-            stride=stride,
-            bucket=bucket,
-            policies=policies,
-            strategy=strategy,
+            storage.Terms(
+                derive=derive_key,
+                ship=ship,
+                stride=stride,
+                bucket=bucket,
+                policies=policies,
+                strategy=strategy,
+            ),
             patience=lock_timeout,
             on_wait=lambda held: render.say(f"waiting: {held}"),
         )

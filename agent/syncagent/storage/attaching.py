@@ -69,12 +69,14 @@ class PostgresTables:
             tables.attach(
                 connection,
                 chosen,
-                derive=attachment.derive,
-                ship=attachment.ship,
-                stride=attachment.stride,
-                bucket=attachment.bucket,
-                policies=attachment.policies,
-                strategy=attachment.strategy,
+                tables.Terms(
+                    derive=attachment.derive,
+                    ship=attachment.ship,
+                    stride=attachment.stride,
+                    bucket=attachment.bucket,
+                    policies=attachment.policies,
+                    strategy=attachment.strategy,
+                ),
                 patience=_PATIENCE,
                 on_wait=_nobody_listens,
             )

@@ -35,7 +35,19 @@ from syncagent.storage.session import working
 
 _AHEAD = 1024
 """Pages that others may have made ready before a transaction began, and that it then filled."""
-_PARKED = ["relation", "key", "stamp", "node", "cut", "image", "registers", "shown", "sqlstate", "reason", "since"]
+_PARKED = [
+    "relation",
+    "key",
+    "stamp",
+    "node",
+    "cut",
+    "image",
+    "registers",
+    "shown",
+    "sqlstate",
+    "reason",
+    "since",
+]
 _WAIT_MS = 5000
 """Nobody else uses the tables of a site that joins; whoever looks at one is waited for."""
 _context = msgspec.json.Decoder(dict[int, int])

@@ -227,23 +227,25 @@ def refuse_obstacles(candidates: Sequence[Candidate]) -> None:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """How tables are attached: see `syncagent attach`."""
+
+    derive: bool
+    ship: bool
+    stride: int | None
+    bucket: Bucket
+    policies: Sequence[tuple[str, Policy]]
+    strategy: Strategy
+
+
 def attach(
-    connection: Connection,
-    tables: Sequence[Candidate],
-    *,
-    derive: bool,
-    ship: bool,
-    stride: int | None,
-    bucket: Bucket,
-    policies: Sequence[tuple[str, Policy]],
-    strategy: Strategy,
-    patience: float,
-    on_wait: OnWait,
+    connection: Connection, tables: Sequence[Candidate], terms: Terms, *, patience: float, on_wait: OnWait
 ) -> list[Attached]:
     """Attach all or none. Contended, naming who is in the way, after `patience` seconds."""
 
     def work() -> list[Attached]:
-        return [_attach(connection, table, derive, ship, stride, bucket, policies, strategy) for table in tables]
+        return [_attach(connection, table, terms) for table in tables]
 
     return _patiently(connection, [table.oid for table in tables], _WRITERS, work, patience, on_wait)
 
@@ -257,28 +259,19 @@ def _with_partitions(connection: Connection, oids: Sequence[int]) -> list[int]:
     return [row["oid"] for row in rows]
 
 
-def _attach(
-    connection: Connection,
-    table: Candidate,
-    derive: bool,
-    ship: bool,
-    stride: int | None,
-    bucket: Bucket,
-    policies: Sequence[tuple[str, Policy]],
-    strategy: Strategy,
-) -> Attached:
+def _attach(connection: Connection, table: Candidate, terms: Terms) -> Attached:
     only = "" if table.partitioned else "only "
     connection.execute(f"lock table {only}{table.name} in share row exclusive mode".encode())
     made = connection.execute(
         "select syncagent._attach(%s::oid::regclass, %s, %s, %s, %s, %s, %s) as id",
         (
             table.oid,
-            derive,
-            ship,
-            stride,
-            bucket,
-            Jsonb(constraints.of_table(connection, table.oid, policies)),
-            strategy,
+            terms.derive,
+            terms.ship,
+            terms.stride,
+            terms.bucket,
+            Jsonb(constraints.of_table(connection, table.oid, terms.policies)),
+            terms.strategy,
         ),
     ).fetchone()
     assert made is not None
@@ -289,7 +282,9 @@ def _attach(
         (made["id"],),
     ).fetchone()
     assert row is not None
-    return Attached(table.name, row["key"], row["derived"], row["rows"] if ship else None, row["numbered"])
+    return Attached(
+        table.name, row["key"], row["derived"], row["rows"] if terms.ship else None, row["numbered"]
+    )
 
 
 def attached(connection: Connection, names: Sequence[str]) -> dict[int, str]:
