@@ -5890,8 +5890,8 @@ begin
 
     return query
     select 'written', syncagent._site_name(v_me), to_timestamp(l.hlc / 4096000.0), null::uuid, null::bigint,
-           format('%s in transaction %s, in no cut yet',
-                  case l.op when 'I' then 'inserted' when 'U' then 'updated' else 'deleted' end, l.xid)
+           format('%s%s in transaction %s, in no cut yet',
+                  case l.op when 'I' then 'inserted' when 'U' then 'updated' else 'deleted' end, ' ' || array_to_string(l.columns, ', '), l.xid)
     from syncagent.log l
     where l.relation = v_row.relation and v_row.key = any (l.keys) and (l.xid >= v_last.xmax or l.xid = any (v_last.xip))
     order by l.hlc desc;
@@ -5912,6 +5912,12 @@ begin
             from (select) as one
             left join syncagent.frontier f on f.node = v_version.node
             left join syncagent.frontier x on x.node = m.node), 0);
+        return query   -- by column, if the table's strategy is
+        select case e.key when '' then 'inserted' else format('column %s', e.key) end, syncagent._site_name((e.value ->> 1)::integer),
+               syncagent.stamp_time((e.value ->> 0)::uuid), (e.value ->> 0)::uuid, (e.value ->> 2)::bigint,
+               case e.key when '' then 'what was written before is of a row that was deleted' else 'its newest write' end
+        from jsonb_each(to_jsonb(v_version) -> 'registers') as e
+        order by 4 desc, 1;
     end if;
 
     if not v_known then

@@ -16,6 +16,7 @@ from tests.support.postgres import Servers
 
 PAGE = Path(__file__).parents[2] / "docs" / "conflicts.md"
 MEET = "-- the two meet"
+BY_COLUMN = "-- attached with --strategy lww-column"
 _BLOCK = re.compile(r"(?<=```text\n)(?:create|berlin=>|tokyo=>).*?(?=```)", re.DOTALL)
 _TYPED = re.compile(r"(berlin|tokyo)=> (.*)")
 
@@ -42,7 +43,7 @@ async def _block(text: str, berlin: Site, tokyo: Site) -> list[str]:
     said = []
     for line in text.splitlines():
         typed = _TYPED.fullmatch(line)
-        if line.startswith("create table"):
+        if line.startswith("create table") or line == BY_COLUMN:
             said.append(line)
         elif line == MEET:
             said.append(line)
@@ -61,6 +62,8 @@ async def perform(page: str, laboratory: Laboratory, servers: Servers) -> str:
     pieces, last = [], 0
     for block in _BLOCK.finditer(page):
         schema = [line for line in block[0].splitlines() if line.startswith("create table")]
+        if BY_COLUMN in block[0]:  # see the laboratory
+            schema.append(f"comment on table {schema[-1].split()[2]} is 'lww-column';")
         async with laboratory.sites("\n".join(schema), servers.of(18), servers.of(18)) as (berlin, tokyo):
             for site in (berlin, tokyo):
                 await site.do(

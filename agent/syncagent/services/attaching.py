@@ -71,11 +71,16 @@ class Attaching:
         catalog = self._elections.catalog
         trouble = []
         local = {attachment.table: agreed for attachment, agreed in here.items()}
-        policies = {attachment.table: attachment.policies for attachment in here}
+        ours = {attachment.table: attachment for attachment in here}
         for attachment in catalog.attached:
             if attachment.table not in local:
                 trouble += await self._try(attachment)
-            elif not local[attachment.table] or policies[attachment.table] != attachment.policies:
+            elif ours[attachment.table].strategy != attachment.strategy:
+                trouble.append(
+                    f"table {attachment.table} has the strategy {ours[attachment.table].strategy} here,"
+                    f" and {attachment.strategy} in the cluster: detach it here, and it is attached anew"
+                )
+            elif not local[attachment.table] or ours[attachment.table].policies != attachment.policies:
                 await self._tables.agree(attachment)
         for table, agreed in local.items():
             if agreed and table not in catalog.tables:

@@ -119,9 +119,15 @@ def _inspected(connection: Connection, attachment: Attachment) -> Inspected:
     oid = tables.exactly(connection, attachment.table.schema, attachment.table.name)
     if oid is None:
         return Inspected(attachment.table, ("the table is not there",), ("create it as it is here",), None)
-    if connection.execute(
-        "select from syncagent.replicated where relation = %s::bigint::oid", (oid,)
-    ).rowcount:
+    known = connection.execute(
+        "select strategy from syncagent.replicated where relation = %s::bigint::oid", (oid,)
+    ).fetchone()
+    if known is not None and known["strategy"] != attachment.strategy:
+        problem = f"it is attached there with the strategy {known['strategy']}"
+        return Inspected(
+            attachment.table, (problem,), (f"attach it with --strategy {known['strategy']}",), None
+        )
+    if known is not None:
         return Inspected(attachment.table, (), (), None)
     candidate = tables.candidate(connection, oid, derive=attachment.derive)
     row = connection.execute(
