@@ -132,6 +132,17 @@ async def test_what_is_missing_comes_back(laboratory: Laboratory, pair: Pair) ->
         ) == [("item", 2), ("line", 2), ("part", 1)]
 
 
+async def test_cuts_that_held_nothing_hold_no_repair_up(laboratory: Laboratory, pair: Pair) -> None:
+    """At rest nobody asks for them."""
+    async with laboratory.sites(SCHEMA, *pair) as (a, b):
+        await populate(a, b)
+        await a.cut()
+        await behind(b, f"delete from item where id = '{KEYS[0]}'")
+        await scrub(b)
+        assert [row.cause for row in await mend(b, a)] == ["missing"]
+        await alike(a, b)
+
+
 async def test_a_newer_version_is_lost_and_comes_back(laboratory: Laboratory, pair: Pair) -> None:
     """Its entry is still here, at a site that received it, and at the one that wrote it."""
     async with laboratory.sites(SCHEMA, pair[0], pair[1], pair[0]) as (a, b, c):

@@ -47,7 +47,8 @@ class BatchHeader(msgspec.Struct, frozen=True):
     """`newest` is the largest clock (hlc) of any stamp in the batch, 0 if there is none; `needed` the last cut of
     the origin that says something. `relayed` names other origins: a batch of each went before this one, read under the
     same snapshot, and is applied with it or not at all; `unable` those that were asked for, and are not whole here.
-    `listing`: this is no batch, but what was asked for by this request, at the frontier that is its only context."""
+    `listing`: this is no batch, but what was asked for by this request, at the frontier that is its last context; of the first each
+    entry is the last cut that held anything."""
 
     origin: int
     after: int

@@ -49,7 +49,7 @@ class PostgresRepairs:
                     if lock is not None:
                         await session.execute(lock)
                     found = await session.fetchrow(
-                        "select columns, entries, frontier::text as frontier, rows, versions from syncagent._listing($1, $2, $3)",
+                        "select columns, entries, frontier::text as frontier, needed::text as needed, rows, versions from syncagent._listing($1, $2, $3)",
                         table.schema,
                         table.name,
                         list(keys),
@@ -66,8 +66,11 @@ class PostgresRepairs:
             Stream(table, "plain", tuple(found["columns"]), rows, sizes[_ROWS]),
             Stream(table, "entries", tuple(found["entries"]), entries, sizes[_ENTRIES]),
         )
-        context = CutContext(0, _context.decode(found["frontier"]))
-        return BatchHeader(self._node, 0, 0, request, (context,), 0, streams, listing=request), spool
+        contexts = (
+            CutContext(0, _context.decode(found["needed"])),
+            CutContext(0, _context.decode(found["frontier"])),
+        )
+        return BatchHeader(self._node, 0, 0, request, contexts, 0, streams, listing=request), spool
 
     async def take(
         self,
@@ -85,10 +88,11 @@ class PostgresRepairs:
                 await session.execute("lock table syncagent.merge_lock in exclusive mode")
                 relation = await self._stage(session, header, spool)
                 done = await session.fetchrow(
-                    "select * from syncagent._repair($1, $2, $3::text::jsonb, $4, $5, $6, $7)",
+                    "select * from syncagent._repair($1, $2, $3::text::jsonb, $4::text::jsonb, $5, $6, $7, $8)",
                     relation,
                     header.origin,
                     msgspec.json.encode(header.context).decode(),
+                    msgspec.json.encode(header.contexts[0].frontier).decode(),
                     [found.key for found in wrong],
                     [found.content_here and found.content_here[0] for found in wrong],
                     [found.content_here and found.content_here[1] for found in wrong],
