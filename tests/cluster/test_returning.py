@@ -131,7 +131,7 @@ def test_a_site_restored_from_a_backup_returns(
         for name in "abcdefgh":
             berlin.execute(INSERT, (name,))
         berlin.execute("insert into stock select 'c' || i, i from generate_series(1, 1000) i")
-        berlin.ask("attach", "--all", "--derive-key")
+        berlin.ask("attach", "--all", "--derive-key", "--strategy", "lww-column")
         for site in (tokyo, lima):
             site.join(berlin)
             site.start()

@@ -28,7 +28,9 @@ create table event (id uuid not null, day date not null, what json) partition by
 create table event_2025 partition of event for values from ('2025-01-01') to ('2026-01-01');
 create table event_2026 (day date not null, what json, id uuid not null);
 alter table event attach partition event_2026 for values from ('2026-01-01') to ('2027-01-01');
-create table nothing (id uuid not null, n integer)
+create table nothing (id uuid not null, n integer);
+comment on table customer is 'lww-column';
+comment on table line is 'lww-column'
 """
 KEYS = """
 alter table customer add primary key (id);

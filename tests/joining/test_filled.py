@@ -12,7 +12,8 @@ from tests.support.lab import exchange, key, same
 TABLES = """
 create table item (id uuid primary key, name text not null unique, note text);
 create table stock (code text primary key, pieces integer not null);
-create table empty (id uuid primary key, n integer)
+create table empty (id uuid primary key, n integer);
+comment on table stock is 'lww-column'
 """
 HERE = f"""
 insert into item values ('{key(1)}', 'equal', null), ('{key(2)}', 'larger here', 'z'), ('{key(3)}', 'smaller here', 'a'),
