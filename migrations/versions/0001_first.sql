@@ -153,11 +153,11 @@ create table syncagent.parked_row (
     node     integer not null,
     cut      bigint not null,
     image    text not null,
-    registers jsonb,
     shown    jsonb not null,
     sqlstate text not null,
     reason   text not null,
     since    timestamptz not null default clock_timestamp(),
+    registers jsonb,
     primary key (relation, key)
 );
 comment on table syncagent.parked_row is 'rows that arrived and break a constraint here; retried after every batch';
