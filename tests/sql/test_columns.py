@@ -1,10 +1,12 @@
 """`lww-column`: what two sites write at once in two columns of a row stays, at every site."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 
 import pytest
 
+from syncagent.embedded import Server
 from tests.sql.column_schedule import SCHEMA, Run
 from tests.sql.conftest import Pair, Sites
 from tests.support.lab import Change, Laboratory, Site, cross, exchange, key, quiet, same, ship
@@ -158,11 +160,11 @@ async def test_what_is_known_of_a_row_goes_together(sites: Sites, pair: Pair) ->
     await a.do(f"update item set price = 10 where id = '{key(1)}'")
     await b.clock_ahead(1)
     await b.do(f"update item set note = 'new' where id = '{key(1)}'")
-    for _ in range(3):  # all but what a wrote
-        for origin, receiver in ((b, a), (b, c), (c, b), (c, a)):
-            batch = await origin.batch(receiver)
-            if await receiver.ready(batch.header):
-                await receiver.apply(batch)
+    for origin, others in ((b, (a, c)), (c, (a, b))) * 2:  # all but what a wrote
+        cut = await origin.cut(*others)
+        assert cut is not None
+        for receiver, shipment in zip(others, cut.shipments, strict=True):
+            await receiver.apply(shipment)
     await a.cut()
     await a.compact()
     assert len(await a.versions("item")) == 1
@@ -251,8 +253,9 @@ async def test_a_value_that_a_row_yields_leaves_its_other_columns(sites: Sites, 
     a, b = await sites(ITEM.replace("name text", "name text unique"), *pair)
     await stocked(a, b)
     await a.do(f"update item set name = 'nail' where id = '{key(1)}'")
-    await b.do(f"update item set name = 'nail', price = 5 where id = '{key(2)}'")
+    await b.do(f"update item set name = 'nail' where id = '{key(2)}'")
     batch = await b.batch(a)
+    await b.do(f"update item set price = 5 where id = '{key(2)}'")
     await a.do(f"update item set note = 'new' where id = '{key(2)}'")
     await a.apply(batch)
     await quiet(a, b)
@@ -284,3 +287,76 @@ async def test_random_schedules(
 ) -> None:
     for number in range(seed, seed + runs(3, 200)):
         await schedule(laboratory, pair, number)
+
+
+COLUMNS = "52_columns.sql"
+RULES: dict[str, tuple[Change, Callable[[Sites, Pair], Awaitable[None]]]] = {
+    "what is known of a row goes together": (
+        (
+            "30_capture.sql",
+            "'all_stable', ' and syncagent._all_stable(v.registers, p_stable)'",
+            "'all_stable', ''",
+        ),
+        test_what_is_known_of_a_row_goes_together,
+    ),
+    "a column is that of the larger stamp": (
+        (
+            COLUMNS,
+            "coalesce((e.value ->> 0)::uuid > (m.mine -> e.key ->> 0)::uuid, true)) as newer",
+            "true) as newer",
+        ),
+        test_a_write_that_no_cut_has_meets_a_batch,
+    ),
+    "a write that no cut has is known": (
+        (COLUMNS, "left join unfolded u on u.key = s._key", "left join unfolded u on false"),
+        test_a_write_that_no_cut_has_meets_a_batch,
+    ),
+    "a delete ends a life": (
+        (
+            COLUMNS,
+            "when l.my_end then 'mine'\n",
+            "when l.my_end then case when l.my_stamp >= l.their_stamp then 'mine' else 'theirs' end\n",
+        ),
+        test_a_delete_ends_a_row_whatever_is_written_later,
+    ),
+    "a newer life wins": (
+        (
+            COLUMNS,
+            "case when l.my_life >= l.their_life then 'mine'",
+            "case when l.my_stamp >= l.their_stamp then 'mine'",
+        ),
+        test_a_newer_life_wins_whole,
+    ),
+    "a column that is set to what it was is not written": (
+        ("30_capture.sql", "case when row(o.%1$I)::record *<> row(t.%1$I)::record then %1$L end", "%1$L"),
+        test_a_column_that_is_set_to_what_it_is_was_not_written,
+    ),
+    "a row that yields writes one column": (
+        (
+            "53_constraints.sql",
+            "case v_table.strategy when 'lww-column' then array[r.column_name] end",
+            "null",
+        ),
+        test_a_value_that_a_row_yields_leaves_its_other_columns,
+    ),
+    "a row that waits is merged on": (
+        (
+            "30_capture.sql",
+            "when m.waits and %2$L <> all (m.above) then m.q%1$s else m.t%1$s end",
+            "else m.t%1$s end",
+        ),
+        test_a_row_that_no_site_can_hold_waits_for_whoever_mends_it,
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+async def test_a_rule_left_out_is_noticed(laboratory: Laboratory, pair: Pair, rule: str) -> None:
+    change, test = RULES[rule]
+    async with AsyncExitStack() as stack:
+
+        async def broken(schema: str, *servers: Server) -> list[Site]:
+            return await stack.enter_async_context(laboratory.sites(schema, *servers, changes=(change,)))
+
+        with pytest.raises(AssertionError):
+            await test(broken, (pair[0], pair[0]))
