@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import forest, orders, workloads
+from bench import forest, orders, strategies, workloads
 from bench.capture import capture, transactions
 from bench.drain import drain
 from bench.join import join
@@ -33,6 +33,7 @@ _DRAINED = {
     "update-txn": (Workload(200_000, workloads.update_txn), "200,000 updates, one a transaction"),
     "insert-bulk": (Workload(400_000, workloads.insert_bulk), "one insert of 400,000 rows"),
     "update-bulk": (Workload(300_000, workloads.update_bulk), "one update of 300,000 rows"),
+    "hot-rows": (Workload(200_000, workloads.update_hot), "200,000 updates of 1,000 rows, one a transaction"),
 }
 _CAPTURED = {
     "insert-txn": (Workload(100_000, workloads.insert_txn), "100,000 inserts, one a transaction"),
@@ -50,6 +51,17 @@ BENCHMARKS: dict[str, Benchmark] = {
         f"capture-{name}": Benchmark(f"what the origin's server pays for: {about}", _of(capture, workload))
         for name, (workload, about) in _CAPTURED.items()
     },
+    "drain-conflicts": Benchmark(
+        "100,000 rows, each written at both sites, get to the other; against rows written at one",
+        strategies.conflicts,
+    ),
+    "columns-txn": Benchmark(
+        "processor time of an update of 3 columns of 7, merged by column; against by row",
+        _of(strategies.columns, _DRAINED["update-txn"][0]),
+    ),
+    "columns-bulk": Benchmark(
+        "the same, all rows in one update", _of(strategies.columns, _DRAINED["update-bulk"][0])
+    ),
     "capture-tps": Benchmark("transactions a second of the application, synchronous commit", transactions),
     "lag": Benchmark("from a commit to its sight at the other site, at 200 transactions a second", lag),
     "join": Benchmark(

@@ -21,7 +21,7 @@ def drain(lab: Lab, name: str, workload: Workload) -> Line:
     readings: dict[str, list[Reading]] = {Ours.name: [], Native.name: []}
     for run, make in lab.turns(Native, Ours):
         system = make()
-        reading = _once(lab, system, workload, rows)
+        reading = once(lab, system, workload, rows)
         readings[system.name].append(reading)
         lab.say(f"{name} {run + 1}/{lab.runs} {system.name}: {rows / reading.wall:,.0f} rows/s")
     rates = {who: [rows / reading.wall for reading in seen] for who, seen in readings.items()}
@@ -40,7 +40,8 @@ def drain(lab: Lab, name: str, workload: Workload) -> Line:
     )
 
 
-def _once(lab: Lab, system: System, workload: Workload, rows: int) -> Reading:
+def once(lab: Lab, system: System, workload: Workload, rows: int) -> Reading:
+    """A backlog written and drained; both sites equal at the end."""
     with lab.replicating(system) as stage:
         stage.settle()
         system.pause()

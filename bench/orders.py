@@ -34,6 +34,9 @@ values (new_key(), gen_random_uuid(), :i, 12.5, 'new', rpad('note ', 80, 'x'));
 UPDATE = """\\set i random(1, {seeds})
 update orders set n = n + 1, total = total + 1.5, updated_at = now() where id = seed_key(:i);
 """
+UPDATE_HOT = """\\set i random(1, 1000)
+update orders set n = n + 1, total = total + 1.5, updated_at = now() where id = seed_key(:i);
+"""
 INSERT_ALL = """
 insert into orders (id, customer, n, total, status, note)
 select new_key(), gen_random_uuid(), i, 12.5, 'bulk', rpad('note ' || i, 80, 'y') from generate_series(1, {rows}) i"""
@@ -51,3 +54,7 @@ def schema(major: int, seeds: int) -> str:
     """The table with its first rows, for a server of this version."""
     key = _KEY_18 if major >= 18 else _KEY
     return f"{_SCHEMA};{key};{_SEED.format(seeds=seeds)}"
+
+
+UPDATE_SOME = "update orders set n = n + {by}, total = total + {by} where status = 'seed' and n > {above} and n <= {above} + {rows}"
+"""So many seeded rows, which have their number as `n`; once."""

@@ -73,11 +73,16 @@ class Ours:
     name = "syncagent"
 
     def __init__(
-        self, listen: int | None = None, dialled: int | None = None, tables: Sequence[str] = ()
+        self,
+        listen: int | None = None,
+        dialled: int | None = None,
+        tables: Sequence[str] = (),
+        strategy: str = "lww",
     ) -> None:
         """`listen`: port of the origin's agent; `dialled`: where the receiver finds it, if not there. Then the
         origin does not dial. `tables` are attached beside the one that is measured."""
         self._listen, self._dialled, self._tables = listen, dialled, tables
+        self._strategy = strategy
         self._members: list[Member] = []
 
     def start(self, stage: Stage) -> None:
@@ -99,7 +104,7 @@ class Ours:
         self._members.append(b)
         b.run()
         b.await_agent()
-        a.verb("attach", "orders", *self._tables, "--existing", "keep")
+        a.verb("attach", "orders", *self._tables, "--existing", "keep", "--strategy", self._strategy)
         stage.check = self._check
         for backwards in (True, False):
             stage.await_row(stage.mark(backwards=backwards), backwards=backwards)
@@ -108,14 +113,14 @@ class Ours:
         for member in self._members:
             member.check()
 
-    def pause(self) -> None:
-        self._ask("pause")
+    def pause(self, site: int = 1) -> None:
+        self._ask("pause", site)
 
-    def resume(self) -> None:
-        self._ask("resume")
+    def resume(self, site: int = 1) -> None:
+        self._ask("resume", site)
 
-    def _ask(self, verb: str) -> None:
-        with site_of(self._stage.dsns[1]) as connection:
+    def _ask(self, verb: str, site: int) -> None:
+        with site_of(self._stage.dsns[site]) as connection:
             ask(connection, verb, {"peers": []}, seconds=_ANSWER_SECONDS)
 
     def member(self, site: int) -> Member:

@@ -48,6 +48,7 @@ def at_once(statement: str) -> Callable[[Stage, int], None]:
 
 insert_txn = _by_transactions(orders.INSERT)
 update_txn = _by_transactions(orders.UPDATE)
+update_hot = _by_transactions(orders.UPDATE_HOT)
 insert_bulk = at_once(orders.INSERT_ALL)
 update_bulk = at_once(orders.UPDATE_ALL)
 
