@@ -26,7 +26,7 @@ help: ## show this list
 venv: $(READY) ## make .venv with everything the other targets need
 
 $(READY): pyproject.toml constraints.txt
-	$(call environment,$(VENV),demo$(comma)test$(comma)dev)
+	$(call environment,$(VENV),demo$(comma)test$(comma)deploy$(comma)docs$(comma)dev)
 
 # An environment in the folder $(1) with the extras $(2).
 define environment
@@ -83,6 +83,12 @@ $(HEAVY)/.ready: pyproject.toml constraints.txt
 .PHONY: bench
 bench: $(READY) ## the benchmarks, against PostgreSQL's own replication
 	@$(BIN)/syncagent bench
+
+.PHONY: docs
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(READY) ## the documentation as a site, in build/site; a link that leads nowhere fails
+	@$(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
 
 .PHONY: extension
 extension: $(READY) ## write the SQL side as an extension, to build/extension
