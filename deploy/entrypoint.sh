@@ -49,7 +49,7 @@ fi
 found() {
   say "$SITE_NAME becomes the first site of a cluster"
   syncagent init --dsn "$dsn" --name "$SITE_NAME" --listen "$listen" --advertise "$advertise" >&2
-  [ -z "$invitations" ] || rm -f "$invitations"/*.token "$invitations"/*.request
+  [ -z "$invitations" ] || rm -f "$invitations"/*.token  # of a cluster that is gone
 }
 
 # The token is kept until the site is a member: whoever was killed between the two asks with the same one again.
@@ -83,7 +83,7 @@ serve() {
     for wanted in "$invitations"/*.request; do
       invited=${wanted%.request}.token
       if [ -e "$wanted" ] && [ ! -s "$invited" ]; then
-        syncagent invite >"$invited.new" 2>/dev/null && mv "$invited.new" "$invited" || rm -f "$invited.new"
+        if syncagent invite >"$invited.new" 2>/dev/null; then mv "$invited.new" "$invited"; fi
       fi
     done
     sleep 1

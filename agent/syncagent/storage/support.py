@@ -119,9 +119,9 @@ _LOOKS_SECRET = (
     re.compile(r"\bsa1-[A-Za-z0-9_-]{8,}"),
     re.compile(r"(?<=://)[^\s/@:\"']*:[^\s@]+(?=@)"),
     re.compile(
-        r"(?i)(?<![a-z])(?:passw(?:or)?d|passphrase|secret|token)\\?[\"']?\s*[=:]\s*\\?(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s,;\"'}]+)"
+        r"(?i)(?:passw(?:or)?d|passphrase|secret|token)\\?[\"']?\s*[=:]\s*\\?(?:'[^'\n]*'|\"[^\"\n]*\"|[^\s,;\"'}]+)"
     ),
-    re.compile(r"(?i)(?<![a-z])password\s+(?:E|U&)?'(?:[^'\n]|'')*'"),
+    re.compile(r"(?i)password\s+(?:E|U&)?'(?:[^'\n]|'')*'"),
 )
 """Keys, tokens, the login of a URL, and what is said to be a password, by a program or in SQL."""
 
