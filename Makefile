@@ -68,6 +68,14 @@ soak: $(READY) ## the seeded tests with their full counts, kept in docs/proof/; 
 test-matrix: $(READY) ## the tests on PostgreSQL 14 to 18; fetches the versions that are missing
 	@$(BIN)/pytest --quiet $(SHARED) --majors 14,15,16,17,18 $(ARGS)
 
+.PHONY: test-pythons
+test-pythons: $(READY) ## the wheel on each Python that it names and this machine has: installed, imported, shown
+	@$(BIN)/python -m tests.support.interpreters
+
+.PHONY: newcomer
+newcomer: $(READY) ## type what README.md says, in a clone of what is committed, without caches; FULL=1 with make test
+	@$(BIN)/python -m tests.support.newcomer
+
 .PHONY: demo
 demo: $(READY) ## three sites on this machine: load, conflicts, a cut, a heal, a proof
 	@$(BIN)/syncagent demo
