@@ -1,14 +1,14 @@
 #!/bin/sh
 # Run once by the PostgreSQL image in an empty data directory: a database, the owner of its tables, and the agent's role with
-# the rights that docs/managed_postgres.md lists, no superuser.
-set -eu
-AGENT_PASSWORD_FILE=$(dirname "$POSTGRES_PASSWORD_FILE")/agent
-export AGENT_PASSWORD_FILE
+# the rights that docs/managed_postgres.md lists, no superuser. SITE_NAME and AGENT_PASSWORD_FILE are given.
 
 run() { psql --set ON_ERROR_STOP=1 --no-psqlrc --quiet --username "${POSTGRES_USER:-postgres}" --dbname "$1"; }
 
-# psql reads the password from its file: it is in no command line.
-run "${POSTGRES_DB:-postgres}" <<'SQL'
+# A subshell: the image may read this file into its own shell.
+make_database() (
+  set -eu
+  # psql reads the password from its file: it is in no command line.
+  run "${POSTGRES_DB:-postgres}" <<'SQL'
 \set password `cat "$AGENT_PASSWORD_FILE"`
 create role shop_owner nologin;
 create role syncagent login password :'password';
@@ -18,16 +18,14 @@ grant pg_read_all_stats to syncagent;
 create database shop owner shop_owner;
 grant create on database shop to syncagent;
 SQL
-
-run shop <<'SQL'
+  run shop <<'SQL'
 set role shop_owner;
 create schema shop;
 alter database shop set search_path = shop, public;
 SQL
-
-# The first site brings the table; the others get it as they join.
-[ "${SITE_NAME:-}" = berlin ] || exit 0
-run shop <<'SQL'
+  # The first site brings the table; the others get it as they join.
+  if [ "$SITE_NAME" = berlin ]; then
+    run shop <<'SQL'
 set role shop_owner;
 create table shop.item (
     id uuid primary key,
@@ -35,3 +33,7 @@ create table shop.item (
     price numeric(10, 2) not null check (price >= 0)
 );
 SQL
+  fi
+)
+
+make_database

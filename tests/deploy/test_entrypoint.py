@@ -61,7 +61,7 @@ class Container:
                 "PGPORT": str(self.server.port),
                 "PGPASSWORD": self.server.password,
                 "SITE_NAME": self.name,
-                "POSTGRES_PASSWORD_FILE": str(self.secrets / "database" / "superuser"),
+                "AGENT_PASSWORD_FILE": str(self.secrets / "database" / "agent"),
             },
         )
 
@@ -168,11 +168,11 @@ def test_three_sites_come_up_joined_and_again(containers: list[Container], tmp_p
     berlin, tokyo, lima = containers
     for container in (lima, tokyo, berlin):  # nobody may rely on an order
         container.start()
-    until((lima.home / "joining.json").exists, "lima is being admitted")
+    until((lima.home / "joining.json").exists, "lima is being admitted", 90)
     lima.kill()
     lima.start()
     for container in containers:
-        until(lambda container=container: joined(container), f"{container.name} is joined", 90)  # type: ignore[misc]
+        until(lambda container=container: joined(container), f"{container.name} is joined", 120)  # type: ignore[misc]
     tell_no_secret(containers, tmp_path)
 
     for number, container in enumerate(containers):
@@ -199,6 +199,7 @@ def all_have(containers: list[Container], rows: int) -> None:
         until(
             lambda container=container: container.execute("select count(*) from shop.item") == [(rows,)],  # type: ignore[misc]
             f"{container.name} has {rows} rows",
+            90,
         )
 
 
