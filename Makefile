@@ -26,7 +26,7 @@ help: ## show this list
 venv: $(READY) ## make .venv with everything the other targets need
 
 $(READY): pyproject.toml constraints.txt
-	$(call environment,$(VENV),demo$(comma)test$(comma)deploy$(comma)docs$(comma)dev)
+	$(call environment,$(VENV),demo$(comma)test$(comma)dev)
 
 # An environment in the folder $(1) with the extras $(2).
 define environment
@@ -94,9 +94,18 @@ bench: $(READY) ## the benchmarks, against PostgreSQL's own replication
 
 .PHONY: docs
 docs: export NO_MKDOCS_2_WARNING := 1
-docs: $(READY) ## the documentation as a site, in build/site; a link that leads nowhere fails
+docs: $(VENV)/.docs ## the documentation as a site, in build/site; a link that leads nowhere fails
 	@$(BIN)/mkdocs build --quiet
 	@echo "build/site/index.html"
+
+.PHONY: deploy
+deploy: $(VENV)/.deploy ## check deploy/, also against the schemas of Kubernetes
+	@$(BIN)/pytest --quiet tests/deploy $(ARGS)
+
+# What few need: an extra of its own, beside what is there.
+$(VENV)/.docs $(VENV)/.deploy: $(VENV)/.%: $(READY)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@touch $@
 
 .PHONY: extension
 extension: $(READY) ## write the SQL side as an extension, to build/extension

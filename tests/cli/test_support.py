@@ -68,6 +68,7 @@ def secretive(site: Site) -> Site:
     (site.home / "agent.log").write_text(
         f"cannot connect with {dsn}\npassword: '{PASSWORD}'\njoin --token {TOKEN}\n{key}\nagain: {key.splitlines()[1]}\n"
         "postgresql://other:hunter2@elsewhere/x\nalter role r password 'hunter3'\nPGPASSWORD=hunter4\nall is well\n"
+        f"DETAIL:  Key (name, city)=({ROW}, (Rome)) already exists.\nDETAIL:  Failing row contains (1, {ROW}).\n"
     )
     return site
 

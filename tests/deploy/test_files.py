@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
 import pytest
 import yaml
 
@@ -20,7 +19,7 @@ from syncagent import __version__
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
-KUBERNETES = ("1.28", kubernetes_validate.latest_version())
+KUBERNETES = ("1.28", "1.37.0")
 
 
 def checked(*command: str | Path) -> None:
@@ -141,10 +140,11 @@ def test_the_unit_is_sound_and_exposes_little(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_manifests_fit_the_schemas(version: str) -> None:
+    validator = pytest.importorskip("kubernetes_validate", reason="its schemas are not here: make deploy")
     for path in MANIFESTS:
         if path.name != "kustomization.yaml":
             for document in documents(path):
-                kubernetes_validate.validate(document, version, strict=True)
+                validator.validate(document, version, strict=True)
 
 
 def test_kustomization_lists_every_manifest() -> None:

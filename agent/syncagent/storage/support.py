@@ -125,6 +125,12 @@ _LOOKS_SECRET = (
 )
 """Keys, tokens, the login of a URL, and what is said to be a password, by a program or in SQL."""
 
+_QUOTES_ROWS = (
+    re.compile(r"(?<=\)=\()[^\n]*?(?=\) (?:already exists|is not present|is still referenced|conflicts))"),
+    re.compile(r"(?<=Failing row contains \()[^\n\"]*"),
+)
+"""Errors of the server in which values of rows stand."""
+
 
 class Scrubber:
     """Knows this site's secrets, and what secrets look like."""
@@ -139,7 +145,7 @@ class Scrubber:
         for secret in self._known:
             count += text.count(secret)
             text = text.replace(secret, HIDDEN)
-        for pattern in _LOOKS_SECRET:
+        for pattern in (*_LOOKS_SECRET, *_QUOTES_ROWS):
             text, found = pattern.subn(HIDDEN, text)
             count += found
         return text, count
