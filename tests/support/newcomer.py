@@ -59,7 +59,8 @@ class Newcomer:
             text=True,
             check=False,
         )
-        sys.stdout.write(f"{time.monotonic() - began:6.1f} s  {shlex.join(map(str, command))[:150]}\n")
+        typed = re.sub(r"sa1-\S+", "sa1-…", shlex.join(map(str, command)))
+        sys.stdout.write(f"{time.monotonic() - began:6.1f} s  {typed[:150]}\n")
         sys.stdout.flush()
         if done.returncode:
             raise SystemExit(f"it ended with {done.returncode}:\n{done.stdout}")
