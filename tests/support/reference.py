@@ -135,7 +135,7 @@ def sql_side(database: Database) -> str:
         "# SQL: views and functions\n",
         _MADE
         + "All in schema `syncagent`. Who may: *all* is everybody, *readers* are roles that `grant_reader` was called for, *agent* is the role that",
-        "owns the SQL side, and its members. Names that begin with an underscore are the agent's own. [Errors and rights](sql_side.md).\n",
+        "owns the SQL side, and its members. Names that begin with an underscore are the agent's own. [Errors and rights](../../sql/README.md).\n",
         "## Views\n",
         "For readers.\n",
     ]
