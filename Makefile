@@ -68,6 +68,14 @@ soak: $(READY) ## the seeded tests with their full counts, kept in docs/proof/; 
 test-matrix: $(READY) ## the tests on PostgreSQL 14 to 18; fetches the versions that are missing
 	@$(BIN)/pytest --quiet $(SHARED) --majors 14,15,16,17,18 $(ARGS)
 
+.PHONY: test-pythons
+test-pythons: $(READY) ## the wheel on each Python that it names and this machine has: installed, imported, shown
+	@$(BIN)/python -m tests.support.interpreters
+
+.PHONY: newcomer
+newcomer: $(READY) ## type what README.md says, in a clone of what is committed, without caches; FULL=1 with make test
+	@$(BIN)/python -m tests.support.newcomer
+
 .PHONY: demo
 demo: $(READY) ## three sites on this machine: load, conflicts, a cut, a heal, a proof
 	@$(BIN)/syncagent demo
@@ -83,6 +91,21 @@ $(HEAVY)/.ready: pyproject.toml constraints.txt
 .PHONY: bench
 bench: $(READY) ## the benchmarks, against PostgreSQL's own replication
 	@$(BIN)/syncagent bench
+
+.PHONY: docs
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.docs ## the documentation as a site, in build/site; a link that leads nowhere fails
+	@$(BIN)/mkdocs build --quiet
+	@echo "build/site/index.html"
+
+.PHONY: deploy
+deploy: $(VENV)/.deploy ## check deploy/, also against the schemas of Kubernetes
+	@$(BIN)/pytest --quiet tests/deploy $(ARGS)
+
+# What few need: an extra of its own, beside what is there.
+$(VENV)/.docs $(VENV)/.deploy: $(VENV)/.%: $(READY)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@touch $@
 
 .PHONY: extension
 extension: $(READY) ## write the SQL side as an extension, to build/extension

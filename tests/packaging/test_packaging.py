@@ -1,9 +1,11 @@
 """What is published holds everything, and works where the repository is not."""
 
+import email
 import subprocess
 import sys
 import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,21 @@ def test_sdist_holds_every_file_of_the_bundled_folders(dist: Path) -> None:
     for folder in BUNDLED:
         assert tracked(folder) <= names
     assert {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} <= names
+
+
+def test_wheel_is_small_and_says_what_it_is_for(dist: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    assert wheel.stat().st_size < 2_000_000
+    with zipfile.ZipFile(wheel) as files:
+        names = files.namelist()
+        (about,) = (files.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"syncagent"}
+    said = email.message_from_string(about)
+    assert said["Requires-Python"] == ">=3.11"
+    assert "demo" in said.get_all("Provides-Extra", [])
+    pythons = {line.rpartition(" ")[2] for line in said.get_all("Classifier", []) if ":: 3." in line}
+    assert pythons == {"3.11", "3.12", "3.13", "3.14"}
+    assert "make demo" in said.get_payload()  # the page of a package index is the README
 
 
 def test_wheel_finds_its_files_without_the_repository(installed: Path) -> None:

@@ -24,6 +24,8 @@ class Member:
         self.name, self.database = name, database
         self.home, self.log = folder / name, folder / f"{name}.log"
         self.address = f"127.0.0.1:{free_port()}"
+        self.environment: dict[str, str] = {}
+        """Of its verbs and its agent, beside that of the test."""
         self._agent: subprocess.Popen[bytes] | None = None
 
     def verb(self, *arguments: str, token: str | None = None) -> "subprocess.CompletedProcess[str]":
@@ -35,7 +37,7 @@ class Member:
             text=True,
             check=False,
             timeout=120,
-            env=environment | ({"SYNCAGENT_TOKEN": token} if token else {}),
+            env=environment | self.environment | ({"SYNCAGENT_TOKEN": token} if token else {}),
         )
 
     def ask(self, *arguments: str, token: str | None = None) -> Any:
@@ -75,6 +77,7 @@ class Member:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                env=os.environ | self.environment,
             )
         until(
             lambda: self.scalar("select syncagent._agent_runs()") or self.ended(), f"the agent of {self.name}"

@@ -1,4 +1,4 @@
-"""`docs/join.md` as a script: what is typed there is done, and what is answered must be what the page says.
+"""`docs/tutorial.md` as a script: what is typed there is done, and what is answered must be what the page says.
 
 `python -m tests.support.transcript` writes the answers into the page. Times, counts, digests and tokens
 differ from run to run, and are not compared.
@@ -19,7 +19,7 @@ from tests.support.fleet import Member, fleet
 from tests.support.postgres import Servers
 from tests.support.waiting import until
 
-PAGE = Path(__file__).parents[2] / "docs" / "join.md"
+PAGE = Path(__file__).parents[2] / "docs" / "tutorial.md"
 _COMMAND = re.compile(r"(\w+)\$ (?:SYNCAGENT_TOKEN=\S+ )?(\w+) (.*)")
 _WORDS = re.compile(r'"([^"]*)"|(\S+)')
 _SOMETIMES = ("copying: ", "waiting for ")
@@ -38,7 +38,8 @@ class Script:
         self.members = members
         self._token = ""
         self._running = 0
-        self._real = {f"{name}.example.org:7400": member.address for name, member in members.items()}
+        self._conflict = ""
+        self._real = {f"localhost:740{n}": member.address for n, member in enumerate(members.values(), 1)}
 
     def do(self, command: str) -> str:
         """What is answered, as the page shows it."""
@@ -46,6 +47,12 @@ class Script:
         assert found is not None, command
         member, program = self.members[found[1]], found[2]
         words = [quoted or plain for quoted, plain in _WORDS.findall(found[3])]
+        if program == "export":
+            return ""
+        if program == "kill":
+            member.stop(kill=True)
+            self._running -= 1
+            return ""
         if program == "psql":
             return self._psql(member, words[-1])
         if words[0] == "run":
@@ -61,14 +68,15 @@ class Script:
             return str(done.fetchall()[0][0]) if done.description else str(done.statusmessage)
 
     def _run(self, member: Member) -> str:
+        before = len(member.log.read_text()) if member.log.exists() else 0
         member.start(as_json=False)
         self._running += 1
-        line = until(lambda: re.search(r".*running.*", member.log.read_text()), "it says so")
+        line = until(lambda: re.search(r".*running.*", member.log.read_text()[before:]), "it says so")
         assert line is not None
         return self._shown(member, line[0])
 
     def _syncagent(self, member: Member, words: list[str]) -> str:
-        typed = [self._real.get(word, word) for word in words]
+        typed = [self._real.get(word, self._conflict if word == "ID" else word) for word in words]
         typed = [member.database.dsn if word.startswith("postgresql:") else word for word in typed]
         done = subprocess.run(
             [sys.executable, "-m", "syncagent", *typed],
@@ -87,13 +95,15 @@ class Script:
         assert done.returncode == 0, done.stdout
         if token := re.search(r"^sa1-\S+", done.stdout, re.MULTILINE):
             self._token = token[0]
+        if words[:2] == ["conflicts", "list"]:
+            self._conflict = done.stdout.splitlines()[1].split()[0]
         return self._shown(member, done.stdout)
 
     def _shown(self, member: Member, text: str) -> str:
         """With the names of the page."""
         for name, address in self._real.items():
             text = text.replace(address, name)
-        return text.replace(str(member.home), "/var/lib/syncagent").strip()
+        return text.replace(str(member.home.parent), "/home/ada/tutorial").strip()
 
 
 def performed(page: str, script: Script) -> Iterator[str]:
@@ -107,13 +117,14 @@ def performed(page: str, script: Script) -> Iterator[str]:
             yield line
         elif _COMMAND.fullmatch(line):
             yield line
-            yield from script.do(line).splitlines()
+            yield from (answer.rstrip() for answer in script.do(line).splitlines())
 
 
 def compared(page: str) -> list[str]:
     """What must be the same in every run."""
     page = re.sub(r"sa1-\S+", "TOKEN", page)
     page = re.sub(r"\b[0-9a-f]{64}\b", "SHA-256", page)
+    page = re.sub(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){1,3}(-[0-9a-f]{12})?\b", "ID", page)
     page = re.sub(r"\d{4}-\d\d-\d\d[T ][\d:.]+Z?", "TIME", page)
     page = re.sub(r"[+-]?\d[\d.,]*", "#", page)
     page = re.sub(r"\brows?\b", "rows", page)

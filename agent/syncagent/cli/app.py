@@ -36,6 +36,7 @@ from syncagent.cli.rejoin import rejoin
 from syncagent.cli.repair import repair
 from syncagent.cli.run import run
 from syncagent.cli.status import status
+from syncagent.cli.support import support_bundle
 from syncagent.cli.tables import tables
 from syncagent.cli.verify import verify
 from syncagent.cli.wait import wait
@@ -93,6 +94,7 @@ for _verb in (
     remove,
     rejoin,
     doctor,
+    support_bundle,
     demo,
     bench,
 ):

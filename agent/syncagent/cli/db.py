@@ -36,12 +36,18 @@ def upgrade(
     """Raise the SQL side to this agent's version, and make generated functions and triggers what they should be."""
     from syncagent.errors import RefusedError
     from syncagent.storage import migrations, tables
-    from syncagent.storage.commands import connected
+    from syncagent.storage.commands import agent_runs, connected
 
     with connected(dsn_of(home, dsn)) as connection:
         if migrations.installed(connection) is None:
             raise RefusedError(
                 "syncagent is not installed in this database", hint="syncagent init, or syncagent db install"
+            )
+        if migrations.installed(connection) != migrations.newest() and agent_runs(connection):
+            raise RefusedError(
+                "an agent of the version before is running for this site",
+                detail="It knows only the SQL side that it was made for. What the application writes while no agent runs is shipped afterwards.",
+                hint="stop it, then: syncagent db upgrade",
             )
         with connection.transaction():
             before, after = migrations.upgrade(connection)

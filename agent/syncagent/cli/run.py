@@ -67,15 +67,23 @@ def _check(dsn: str) -> None:
 
 async def _run(settings: "Settings") -> None:
     import asyncio
+    import os
     import signal
 
     from syncagent import node
+    from syncagent.cli.manager import Manager
 
+    manager = Manager(os.environ)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await node.run(settings, stop=stop)
+    life = loop.create_task(manager.live())
+    try:
+        await node.run(settings, stop=stop, on_ready=manager.ready)
+    finally:
+        life.cancel()
+        manager.say("STOPPING=1")
 
 
 def talk_on_stderr(*, as_json: bool, only_trouble: bool = False) -> None:

@@ -22,6 +22,8 @@ _LOG_BYTES = 256 * 1024 * 1024
 _OPEN_SECONDS = 300
 """A transaction open for longer keeps the log and the versions from shrinking."""
 _CLOCK_SECONDS = 1.0
+_BEHIND_SECONDS = 300
+"""Who has lacked something for longer is not merely slow."""
 
 
 def examine(connection: Connection, dsn: str, max_skew: float | None) -> list[Finding]:
@@ -36,6 +38,7 @@ def examine(connection: Connection, dsn: str, max_skew: float | None) -> list[Fi
         *found,
         *drift.drift(connection),
         *_agent(connection, max_skew or limits.MAX_CLOCK_SKEW),
+        *_peers(connection),
         *_open_transactions(connection),
         *_foreign_keys(connection),
         *_other_triggers(connection),
@@ -45,19 +48,29 @@ def examine(connection: Connection, dsn: str, max_skew: float | None) -> list[Fi
     ]
 
 
-def stranger(connection: Connection, site: UUID, incarnation: UUID) -> Finding | None:
-    """The database is not the one of the home."""
+def identity(connection: Connection, site: UUID, incarnation: UUID, sha256: str | None) -> Iterator[Finding]:
+    """Whether the database is the one of the home, and the cluster knows the home's certificate."""
     if drift.version(connection):
-        return None
+        return
     row = connection.execute("select name, site, incarnation from syncagent.local_site").fetchone()
-    if row and (row["site"], row["incarnation"]) == (site, incarnation):
-        return None
-    who = f"is site {row['name']}" if row else "is no site"
-    return Finding(
-        "error",
-        f"the database of this home's dsn {who}: not the home's own",
-        "correct the dsn, or use the right home",
-    )
+    if row is None or (row["site"], row["incarnation"]) != (site, incarnation):
+        who = f"is site {row['name']}" if row else "is no site"
+        yield Finding(
+            "error",
+            f"the database of this home's dsn {who}: not the home's own",
+            "correct the dsn, or use the right home",
+        )
+        return
+    listed = connection.execute(
+        "select m.sha256 from syncagent.member m join syncagent.local_site s on s.node = m.node"
+    ).fetchone()
+    if sha256 is not None and listed and sha256 not in listed["sha256"]:
+        yield Finding(
+            "error",
+            f"the cluster lists another certificate of this site than the home holds ({', '.join(listed['sha256']) or 'none'}):"
+            " every peer refuses it",
+            "restore key.pem and certificate.pem of this home; if they are lost, `syncagent remove` this site at another one",
+        )
 
 
 def _between(connection: Connection, dsn: str) -> Iterator[Finding]:
@@ -180,6 +193,29 @@ def _agent(connection: Connection, max_skew: float) -> Iterator[Finding]:
             "warning",
             f"this site's stamps run {lead['seconds']:.1f} s ahead of its clock: a clock was, or is, wrong",
         )
+
+
+def _peers(connection: Connection) -> Iterator[Finding]:
+    """What the others have of us, and what was found when they were compared with us."""
+    for row in connection.execute(
+        "select name, behind_rows, behind_seconds from syncagent.status"
+        " where not is_self and behind_seconds > %s order by node",
+        (_BEHIND_SECONDS,),
+    ).fetchall():
+        yield Finding(
+            "warning",
+            f"{row['name']} lacks {row['behind_rows'] or 0:,} rows of this site, and has for {row['behind_seconds'] / 60:.0f} min",
+            f"syncagent doctor, at {row['name']}",
+        )
+    for row in connection.execute(
+        "select distinct on (site) site, at, equal, tables, times from syncagent.proof order by site, at desc"
+    ).fetchall():
+        if not row["equal"]:
+            yield Finding(
+                "warning",
+                f"{row['site']} and this site were not equal when they were compared last, {row['at']:%Y-%m-%d %H:%M:%S %Z}",
+                "syncagent verify, and then syncagent repair --dry-run",
+            )
 
 
 def _open_transactions(connection: Connection) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ Severity = Literal["error", "warning", "note"]
 
 _FUNCTION = re.compile(r"^create function syncagent\.(\w+)\(", re.MULTILINE)
 _RELATION = re.compile(r"^create (?:table|view|sequence) syncagent\.(\w+)\b(?!\{)", re.MULTILINE)
+_MADE = r"^create function syncagent\.{name}\(.*?\bas (\$\w*\$).*?\1;"
 _TRIGGERS = (
     "syncagent_insert",
     "syncagent_update",
@@ -30,12 +31,25 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True)
+class Fix:
+    """What `doctor --fix` does about a finding, and to what: a file, a trigger of a table, a function."""
+
+    kind: Literal["make private", "make anew", "enable", "restore"]
+    name: str = ""
+    trigger: str = ""
+
+
+@dataclass(frozen=True)
 class Finding:
-    """Something that is not as it should be, and the command that mends it."""
+    """Something that is not as it should be, and the command that mends it. Without a `fix` that is a decision."""
 
     severity: Severity
     what: str
     mend: str | None = None
+    fix: Fix | None = None
+
+
+_ANEW = Fix("make anew")
 
 
 def version(connection: Connection) -> list[Finding]:
@@ -53,7 +67,7 @@ def drift(connection: Connection) -> list[Finding]:
 
 def _fixed(connection: Connection) -> Iterator[Finding]:
     """The objects that every site has."""
-    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(resources.sql().glob("*.sql")))
+    text = _text()
     mend = "restore it from `syncagent db sql`"
     relations = {
         row["relname"]
@@ -71,10 +85,12 @@ def _fixed(connection: Connection) -> Iterator[Finding]:
         if name in bodies and not _stands_in(text, bodies[name]["prosrc"], "$$", "$template$")
     ]
     yield from _together([name for name in wanted if name not in bodies], "", "missing", mend)
-    yield from _together(changed, "", "not as this version has made it", mend)
+    yield from _together(
+        changed, "", "not as this version has made it", mend, Fix("restore", " ".join(changed))
+    )
 
 
-def _together(names: list[str], of: str, how: str, mend: str) -> Iterator[Finding]:
+def _together(names: list[str], of: str, how: str, mend: str, fix: Fix | None = None) -> Iterator[Finding]:
     """One finding for functions that share a fate."""
     if not names:
         return
@@ -82,8 +98,21 @@ def _together(names: list[str], of: str, how: str, mend: str) -> Iterator[Findin
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     one = len(names) == 1
     yield Finding(
-        "error", f"function{'' if one else 's'} {shown}{more}{of} {'is' if one else 'are'} {how}", mend
+        "error", f"function{'' if one else 's'} {shown}{more}{of} {'is' if one else 'are'} {how}", mend, fix
     )
+
+
+def _text() -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(resources.sql().glob("*.sql")))
+
+
+def restoring(name: str) -> list[str]:
+    """The statements that make a function of every site what it should be, whatever it is."""
+    found = _MADE.format(name=re.escape(name))
+    return [
+        made[0].replace("create function", "create or replace function", 1)
+        for made in re.finditer(found, _text(), re.DOTALL | re.MULTILINE)
+    ]
 
 
 def _bodies(connection: Connection) -> dict[str, dict[str, Any]]:
@@ -144,6 +173,7 @@ def _generated(connection: Connection) -> Iterator[Finding]:
             "warning",
             f"{row['node']} is no partition of {row['root']} any more, and still has its triggers",
             _REGENERATE,
+            _ANEW,
         )
 
 
@@ -207,6 +237,7 @@ def _functions(
             "error",
             f"the functions of {table['name']} were made for another version or for other constraints",
             _REGENERATE,
+            _ANEW,
         )
         return
     wanted = _FUNCTION.findall(text["functions"])
@@ -220,8 +251,9 @@ def _functions(
         )
     ]
     of = f" of {table['name']}"
-    yield from _together([name for name in wanted if name not in bodies], of, "missing", _REGENERATE)
-    yield from _together(changed, of, "not as this version has made it", _REGENERATE)
+    lost = [name for name in wanted if name not in bodies]
+    yield from _together(lost, of, "missing", _REGENERATE, _ANEW)
+    yield from _together(changed, of, "not as this version has made it", _REGENERATE, _ANEW)
 
 
 def _triggers(connection: Connection, relation: int) -> Iterator[Finding]:
@@ -244,9 +276,8 @@ def _triggers(connection: Connection, relation: int) -> Iterator[Finding]:
     for name, found in nodes.items():
         missing = [trigger for trigger in _TRIGGERS if trigger not in found]
         for trigger in missing:
-            yield Finding(
-                "error", f"trigger {trigger} of {name} is missing: writes are not replicated", _REGENERATE
-            )
+            what = f"trigger {trigger} of {name} is missing: writes are not replicated"
+            yield Finding("error", what, _REGENERATE, _ANEW)
         for trigger in _TRIGGERS:
             how = {
                 "D": "disabled: writes are not replicated",
@@ -258,6 +289,7 @@ def _triggers(connection: Connection, relation: int) -> Iterator[Finding]:
                     "error",
                     f"trigger {trigger} of {name} is {how}",
                     f"alter table {name} enable trigger {trigger}",
+                    Fix("enable", name, trigger),
                 )
 
 

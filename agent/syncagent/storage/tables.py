@@ -355,6 +355,18 @@ def regenerate(connection: Connection, *, patience: float, on_wait: OnWait) -> i
     return len({relation for relation, _, _ in stale} | {stray["relation"] for stray in strays})
 
 
+def enable(connection: Connection, table: str, trigger: str, *, patience: float, on_wait: OnWait) -> None:
+    """Let a trigger of ours fire again; `table` is named as in SQL."""
+    oid = resolve(connection, table)
+    row = connection.execute(
+        "select format('alter table %%s enable trigger %%I', %s::bigint::oid::regclass, %s::text) as statement",
+        (oid, trigger),
+    ).fetchone()
+    assert row is not None
+    statement = row["statement"].encode()
+    _patiently(connection, [oid], _ANYBODY, lambda: connection.execute(statement), patience, on_wait)
+
+
 # ---- locks
 
 

@@ -1,0 +1,150 @@
+"""An upgrade, site by site, from what an older version has left: the application writes on, both versions replicate, nothing is lost."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from syncagent import settings as configuration
+from syncagent.embedded import free_port
+from syncagent.settings import Settings
+from syncagent.storage import drift, migrations, tables
+from syncagent.storage.commands import connected
+from syncagent.transport.tls import Credentials
+from tests.support import releases
+from tests.support.fleet import Member, fleet
+from tests.support.founding import found_together
+from tests.support.postgres import Servers
+from tests.support.waiting import until
+
+
+class Application:
+    """Inserts a row every few milliseconds, and notes how long each took."""
+
+    def __init__(self, member: Member) -> None:
+        self._dsn = member.database.dsn
+        self._stop = threading.Event()
+        self.slowest, self.rows = 0.0, 0
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._write)
+
+    def _write(self) -> None:
+        try:
+            with psycopg.connect(self._dsn, autocommit=True) as connection:
+                while not self._stop.wait(0.01):
+                    began = time.monotonic()
+                    connection.execute(
+                        "insert into item values (syncagent.uuid7(), 'meanwhile ' || %s, 1)", (self.rows,)
+                    )
+                    self.slowest, self.rows = max(self.slowest, time.monotonic() - began), self.rows + 1
+        except psycopg.Error as error:
+            self.error = error
+
+    def __enter__(self) -> "Application":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def settle(member: Member) -> tuple[str, str, str]:
+    """A home for a database that is a site: dsn, address, certificate."""
+    ((site, name, node, incarnation),) = member.execute(
+        "select site, name, node, incarnation from syncagent.local_site"
+    )
+    member.home.mkdir(mode=0o700)
+    credentials = Credentials.provide(member.home, name)
+    member.address = f"127.0.0.1:{free_port()}"
+    configuration.write(
+        Settings(
+            home=member.home,
+            name=name,
+            node=node,
+            site=site,
+            incarnation=incarnation,
+            dsn=member.database.dsn,
+            listen=member.address,
+        )
+    )
+    return member.database.dsn, member.address, credentials.sha256
+
+
+@pytest.fixture
+def sites(servers: Servers, tmp_path: Path) -> Iterator[list[Member]]:
+    """Two sites of the oldest version, as their dumps have kept them."""
+    first = migrations.revisions()[0]
+    with fleet(tmp_path, "", servers.of(18), servers.of(15)) as members:
+        for node, member in enumerate(members, 1):
+            releases.restore(releases.kept(servers, first, node), member.database)
+            with connected(member.database.dsn) as connection, connection.transaction():
+                migrations.upgrade(connection)
+            with connected(member.database.dsn) as connection:
+                tables.regenerate(connection, patience=5, on_wait=lambda _: None)
+                assert drift.drift(connection) == []
+        found_together([settle(member) for member in members])
+        yield members
+
+
+def rows(member: Member) -> list[tuple[Any, ...]]:
+    return member.execute("select * from item order by id")
+
+
+def equal(members: list[Member]) -> None:
+    until(lambda: rows(members[0]) == rows(members[1]), "both have the same rows")
+
+
+def test_one_site_after_the_other(sites: list[Member], tmp_path: Path) -> None:
+    berlin, tokyo = sites
+    upgraded = {"PYTHONPATH": str(releases.next_version(tmp_path / "next"))}
+    newer = f"{int(migrations.newest()) + 1:04}"
+    for member in sites:
+        member.start()
+    equal(sites)  # what the old agents had not seen, they see now
+    assert len(rows(berlin)) == releases.ROWS + 2 - 2
+    assert berlin.scalar("select count(*) from syncagent.conflict where kind = 'update/update'") == 1
+
+    berlin.environment = upgraded
+    assert "an agent of the version before is running" in berlin.refused("db", "upgrade")
+    with Application(berlin) as application:
+        berlin.stop()
+        done = berlin.ask("db", "upgrade")
+        assert done == {"before": migrations.newest(), "version": newer, "tables": 1}
+        berlin.environment = {}
+        assert "newer than this agent" in berlin.refused("status")
+        berlin.environment = upgraded
+        berlin.start()
+        until(lambda: application.rows > 20 or application.error, "the application writes on")
+    assert application.error is None
+    assert application.slowest < 5
+    assert berlin.ask("db", "check")["findings"] == []
+
+    # One version apart, both ways.
+    tokyo.execute("insert into item values (syncagent.uuid7(), 'to the newer one', 1)")
+    tokyo.execute("update item set price = 3000 where name = 'item 3'")
+    equal(sites)
+    assert berlin.scalar("select price from item where name = 'item 3'") == 3000
+    assert application.rows == tokyo.scalar("select count(*) from item where name like 'meanwhile%%'")
+    agents = {member.name: member.scalar("select version from syncagent.agent_state") for member in sites}
+    assert agents["berlin"].startswith("99.")
+    assert not agents["tokyo"].startswith("99.")
+    assert berlin.verb("verify").returncode == 0
+
+    tokyo.stop()
+    tokyo.environment = upgraded
+    tokyo.ask("db", "upgrade")
+    tokyo.start()
+    tokyo.execute("delete from item where name = 'item 4'")
+    equal(sites)
+
+
+def test_what_is_released_is_kept() -> None:
+    """Its dump is there, so that the way from it to the present is tried for ever."""
+    for revision in releases.released():
+        for node in releases.SITES:
+            assert releases.path(revision, node).exists(), "python -m tests.support.releases, at that release"
