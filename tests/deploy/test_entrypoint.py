@@ -113,6 +113,16 @@ class Container:
     def execute(self, statement: str) -> list[tuple[Any, ...]]:
         return self.database.execute(statement)
 
+    def probe(self) -> int:
+        """As the image's health check asks."""
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "SYNCAGENT_HOME": str(self.home),
+        }
+        return subprocess.run(
+            [sys.executable, DEPLOY / "probe.py"], env=_CLEAN | environment, capture_output=True, check=False
+        ).returncode
+
     def processes(self) -> Iterator[Path]:
         """The folders in /proc of its processes."""
         assert self._process is not None
@@ -169,11 +179,13 @@ def test_three_sites_come_up_joined_and_again(containers: list[Container], tmp_p
     for container in (lima, tokyo, berlin):  # nobody may rely on an order
         container.start()
     until((lima.home / "joining.json").exists, "lima is being admitted", 90)
+    assert lima.probe() == 1
     lima.kill()
     lima.start()
     for container in containers:
         until(lambda container=container: joined(container), f"{container.name} is joined", 120)  # type: ignore[misc]
     tell_no_secret(containers, tmp_path)
+    assert berlin.probe() == 0
 
     for number, container in enumerate(containers):
         container.execute(
@@ -184,6 +196,7 @@ def test_three_sites_come_up_joined_and_again(containers: list[Container], tmp_p
     for container in (berlin, lima):
         assert container.stop() == 0
         until(lambda container=container: not [*container.processes()], "nothing of it is left")  # type: ignore[misc]
+    assert berlin.probe() == 1
     logs = [container.log.read_text() for container in containers]
     for container in (berlin, lima):
         container.start()
