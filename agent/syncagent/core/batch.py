@@ -47,7 +47,8 @@ class BatchHeader(msgspec.Struct, frozen=True):
     """`newest` is the largest clock (hlc) of any stamp in the batch, 0 if there is none; `needed` the last cut of
     the origin that says something. `relayed` names other origins: a batch of each went before this one, read under the
     same snapshot, and is applied with it or not at all; `unable` those that were asked for, and are not whole here.
-    `listing`: this is no batch, but what was asked for by this request, at the frontier that is its only context."""
+    `listing`: this is no batch, but what was asked for by this request, at the frontier that is its only context. `schema` is the
+    epoch of the schema whose shape the rows have."""
 
     origin: int
     after: int
@@ -60,6 +61,7 @@ class BatchHeader(msgspec.Struct, frozen=True):
     relayed: tuple[int, ...] = ()
     unable: tuple[int, ...] = ()
     listing: UUID | None = None
+    schema: int = 0
 
     @property
     def context(self) -> dict[int, int]:
