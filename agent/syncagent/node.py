@@ -34,6 +34,7 @@ from syncagent.services.attaching import Attaching
 from syncagent.services.clocks import Clocks
 from syncagent.services.cutter import Cutter
 from syncagent.services.elections import Elections
+from syncagent.services.evolving import Evolving
 from syncagent.services.exchange import Exchange
 from syncagent.services.fingerprints import Fingerprints
 from syncagent.services.housekeeper import Housekeeper
@@ -48,6 +49,7 @@ from syncagent.storage import blueprint as blueprints
 from syncagent.storage.attaching import PostgresTables
 from syncagent.storage.donor import PostgresDonor
 from syncagent.storage.high_water import HighWater
+from syncagent.storage.schema.doing import PostgresShapes
 from syncagent.storage.store import PostgresStore, opened
 from syncagent.transport.admission import Gate
 from syncagent.transport.copying import (
@@ -266,13 +268,13 @@ async def _assemble(
     network = _network(settings, catalog, spools, keyring, exchange, elections, clock)
     keyring.on_turn = network.use
     await network.know((*roster.peers, *lapsed_of(catalog)), removed_from(catalog))
-    attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange)
+    attaching = await _attaching(settings, desk, store, elections, exchange)
     membership = Membership(desk, elections, exchange, network, settings.addresses)
     renewal = Renewal(desk, elections, exchange, keyring, settings.address)
 
     async def follow(catalog: Catalog) -> None:
         await membership.follow(catalog)
-        attaching.bell.ring()
+        attaching.changed()
         renewal.bell.ring()
 
     elections.on_change = follow
@@ -296,7 +298,7 @@ async def _assemble(
         renewal.run,
         lapsing.run,
         fingerprints.run,
-        attaching.run,
+        *attaching.loops,
         cutter.run,
         applier.run,
         exchange.ask,
@@ -307,6 +309,15 @@ async def _assemble(
         housekeeper.serve,
     ]
     return _Parts(network, exchange, membership, roster, loops)
+
+
+async def _attaching(
+    settings: Settings, desk: Desk, store: PostgresStore, elections: Elections, exchange: Exchange
+) -> Attaching:
+    """The tables of this site, which follow the catalog, and their shape, which follows it before them."""
+    evolving = Evolving(desk, PostgresShapes(settings.dsn), elections, exchange, store.keeper)
+    await evolving.load()
+    return Attaching(desk, PostgresTables(settings.dsn), elections, exchange, evolving)
 
 
 def _network(

@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 51_references.sql, 52_columns.sql, 53_constraints.sql, 54_resolve.sql, 55_copy.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 51_references.sql, 52_columns.sql, 53_constraints.sql, 54_resolve.sql, 55_copy.sql, 56_schema_changes.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -29,9 +29,11 @@ create table syncagent.local_site (
     node_before integer,
     seen_before jsonb,
     compacted   jsonb not null default '{}',
-    collected   jsonb not null default '{}'
+    collected   jsonb not null default '{}',
+    schema_epoch bigint not null default 0,
+    schema_floor bigint not null default 0
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; fingerprint is how rows are compared, as agreed; node_before and seen_before are its number and its frontier before it returned, until it has its rows; entries that are gone were of these cuts at most, tombstones among them of those collected';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; fingerprint is how rows are compared, as agreed; node_before and seen_before are its number and its frontier before it returned, until it has its rows; entries that are gone were of these cuts at most, tombstones among them of those collected; schema_epoch is the last step of a schema change done here, schema_floor the oldest whose rows can be read';
 
 create table syncagent.replicated (
     id          integer generated always as identity primary key,
@@ -48,11 +50,13 @@ create table syncagent.replicated (
     stride      integer,
     bucket      text not null default 'hour' check (bucket in ('minute', 'hour', 'day')),
     policies   jsonb not null default '{}',
+    fills       jsonb not null default '{}',
+    filling     boolean not null default false,
     agreed      boolean not null default false,
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and policies are how it was attached; agreed once the catalog has it';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and policies are how it was attached; fills is what rows have in columns that a schema change has added, as SQL, where they come from a site before it; filling while rows get their value in such a column; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,
@@ -262,6 +266,28 @@ create table syncagent.member (
     witness  boolean not null default false,
     admitted bigint not null default 0
 );
+create table syncagent.schema_record (
+    place    integer primary key,
+    id       uuid not null,
+    name     text not null,
+    state    text not null,
+    phase    text,
+    site     text not null,
+    asked_at timestamptz not null,
+    steps    integer not null,
+    let_go   integer not null,
+    upto     bigint not null,
+    failures jsonb not null,
+    sql      text not null
+);
+comment on table syncagent.schema_record is 'schema changes as agreed, in their order: upto is the step, of all changes, that the last one let go of it has; failures are sites that cannot do one, and why';
+
+create table syncagent.revision_data (
+    revision text primary key,
+    done_at  timestamptz not null default clock_timestamp()
+);
+comment on table syncagent.revision_data is 'revisions of the application whose data was written at this site';
+
 create table syncagent.lapsed (
     node    integer primary key,
     horizon xid8
@@ -2075,7 +2101,7 @@ $$;
 comment on function syncagent._conflict_id is 'the same for every site that meets the same pair of versions';
 
 create function syncagent._stage(p_schema name, p_table name, p_form text, p_columns name[], p_fresh boolean)
-    returns table (relation integer, stage text, stage_columns text[], schema_name name, table_name name)
+    returns table (relation integer, stage text, stage_columns text[], schema_name name, table_name name, whole boolean)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     set client_min_messages = warning
@@ -2089,25 +2115,25 @@ begin
         raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
     end if;
-    if p_form <> 'keys' and not (p_columns @> v_table.columns and p_columns <@ v_table.columns) then
+    if p_form <> 'keys' and not syncagent._fits(v_table, p_columns) then
         raise exception 'table %.% has other columns here than at the origin', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104',
                   detail = format('here: %s; there: %s', array_to_string(v_table.columns, ', '), array_to_string(p_columns, ', ')),
-                  hint = 'give both sites the same columns, then detach and attach the table where they changed';
+                  hint = 'columns are changed with `syncagent schema apply`; else give both sites the same, then detach and attach the table';
     end if;
     if p_fresh then
-        execute format('select syncagent.stage_%s()', v_table.id);
+        perform syncagent._fit_stage(v_table, p_columns);
     end if;
     return query
     select v_table.id, format('stage_%s', v_table.id),
            case when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] || case when v_table.strategy = 'lww-column' then '{_node,_at,_registers}'::text[] else '{}' end
                 else '{}' end
            || array(select 'c' || array_position(v_table.columns, u.c) from unnest(p_columns) with ordinality as u (c, n) order by n),
-           n.nspname, c.relname
+           n.nspname, c.relname, p_form = 'keys' or p_columns @> v_table.columns
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
 end
 $$;
-comment on function syncagent._stage is 'make the staging table of a stream, emptied if fresh; its name, its columns in the order of the stream, and the table';
+comment on function syncagent._stage is 'make the staging table of a stream, emptied if fresh; its name, its columns in the order of the stream, the table, and whether no column is lacking';
 
 create function syncagent._may_copy(p_relation integer, p_lowest uuid) returns boolean
     language plpgsql stable
@@ -3454,7 +3480,7 @@ declare
     v_seen pg_snapshot;
 begin
     perform syncagent._empty('pg_temp.verdict');
-    execute format('select syncagent.stage_%s()', p_relation);
+    perform syncagent._fit_stage(r, r.columns) from syncagent.replicated r where r.id = p_relation;
     execute format('select syncagent.unpark_%s($1, $2)', p_relation) using p_node, p_keys;
     v_seen := pg_current_snapshot();
     execute format('select syncagent.judge_%s($1, true)', p_relation) using p_node;
@@ -4282,6 +4308,203 @@ begin
 end
 $$;
 comment on function syncagent._copied_sequence is 'let a sequence here go on where the donor''s stands, with this site''s own share of the numbers';
+
+-- Schema changes: an attached table whose columns or name have changed goes on under its number.
+--
+-- The agent does a step of a change in one transaction: the application's DDL, `_reshape`, `_schema_reached`. It holds `merge_lock`
+-- from its beginning, so no cut and no merge sees a table in one shape and its functions in another. Rows of the epoch before,
+-- which lack a column, are given what `replicated.fills` says: the constant that every row got when the column was added. What
+-- other sites write before they do the step comes to the same, for at those sites the same constant is put there.
+
+create function syncagent._columns_now(p_table regclass) returns name[]
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select array(select a.attname from pg_attribute a
+                 where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
+$$;
+comment on function syncagent._columns_now is 'the columns of a table that travel, as it is now';
+
+create function syncagent._touched() returns setof integer
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select distinct r.id
+    from pg_locks l join syncagent.replicated r on r.relation = coalesce(pg_partition_root(l.relation::regclass), l.relation)
+    where l.pid = pg_backend_pid() and l.locktype = 'relation' and l.granted
+      and l.mode in ('ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+$$;
+comment on function syncagent._touched is 'attached tables that this transaction has locked for more than rows';
+
+create function syncagent._reshape(p_renamed jsonb, p_fills jsonb, p_all boolean) returns integer
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_count  integer := 0;
+    v_before name[];
+    v_now    name[];
+    v_made   boolean;
+    r        record;
+begin
+    for r in
+        select t.*, n.nspname, c.relname from syncagent.replicated t
+        join pg_class c on c.oid = t.relation join pg_namespace n on n.oid = c.relnamespace
+        where p_all or t.id in (select syncagent._touched()) order by t.id
+    loop
+        v_now := syncagent._columns_now(r.relation);
+        select array_agg(coalesce(x.after, case when u.name <> all (v_now) or not exists (   -- dropped, and its name taken
+                select from jsonb_to_recordset(p_renamed) as y (schema name, "table" name, after name)
+                where (y.schema, y."table", y.after) = (r.nspname, r.relname, u.name)) then u.name end) order by u.n) into v_before
+        from unnest(r.columns) with ordinality as u (name, n)
+        left join jsonb_to_recordset(p_renamed) as x (schema name, "table" name, before name, after name)
+            on (x.schema, x."table", x.before) = (r.nspname, r.relname, u.name);
+        v_made := v_now <> r.columns or (r.nspname, r.relname) <> (r.schema_name, r.table_name);
+        if v_made then
+            perform syncagent._rename(r.id, r.nspname, r.relname, p_renamed);
+            update syncagent.replicated t set columns = v_now, fills = (
+                select coalesce(jsonb_object_agg(f.name, f.value), '{}')
+                from (
+                    select coalesce(v_before[array_position(r.columns, e.key::name)], e.key) as name, e.value from jsonb_each(r.fills) as e
+                    union all
+                    select f."column", to_jsonb(f.value) from jsonb_to_recordset(p_fills) as f (schema name, "table" name, "column" text, value text)
+                    where (f.schema, f."table") = (r.nspname, r.relname)
+                ) as f where f.name = any (v_now))
+            where t.id = r.id;
+            perform syncagent._remake_row_type(r.id, v_before, v_now);
+        end if;
+        if v_made or (syncagent._text(r.id)).hash <> r.text_hash then
+            perform syncagent._generate(r.id);
+            v_count := v_count + 1;
+        end if;
+    end loop;
+    return v_count;
+end
+$$;
+comment on function syncagent._reshape is 'let what belongs to attached tables follow what this transaction has made of them, or to all tables; renamed are columns, fills what rows lack that come from sites before the change; returns how many tables were made anew';
+
+create function syncagent._rename(p_id integer, p_schema name, p_table name, p_renamed jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_table syncagent.replicated;
+begin
+    select * into strict v_table from syncagent.replicated where id = p_id;
+    update syncagent.replicated t set schema_name = p_schema, table_name = p_table,
+        key_columns = (select array_agg(coalesce(x.after, k.name) order by k.n)
+                       from unnest(t.key_columns) with ordinality as k (name, n)
+                       left join jsonb_to_recordset(p_renamed) as x (schema name, "table" name, before name, after name)
+                           on (x.schema, x."table", x.before) = (p_schema, p_table, k.name))
+    where t.id = p_id;
+    update syncagent.conflict_record c set schema_name = p_schema, table_name = p_table
+    where (c.schema_name, c.table_name) = (v_table.schema_name, v_table.table_name) and (p_schema, p_table) <> (c.schema_name, c.table_name);
+    update syncagent.stride s set column_name = x.after
+    from jsonb_to_recordset(p_renamed) as x (schema name, "table" name, before name, after name)
+    where s.relation = p_id and (x.schema, x."table", x.before) = (p_schema, p_table, s.column_name);
+end
+$$;
+comment on function syncagent._rename is 'an attached table or some of its columns have other names now';
+
+create function syncagent._remake_row_type(p_id integer, p_before name[], p_now name[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb := syncagent._tokens(p_id);
+    v_fills  jsonb := (select fills from syncagent.replicated where id = p_id);
+    v_values text[];   -- of the new columns, from the image o of the old ones
+begin
+    select array_agg(case when array_position(p_before, u.name) is not null then format('o.c%s', array_position(p_before, u.name))
+                          else format('(%s)', coalesce(v_fills ->> u.name::text, 'null')) end order by u.n)
+    into v_values from unnest(p_now) with ordinality as u (name, n);
+    execute format('alter type syncagent.row_%s rename to row_%1$s_before', p_id);
+    execute syncagent._render('create type syncagent.row_{id} as ({stage_columns})', v_tokens);
+    execute format('update syncagent.parked_row p set'
+                   ' image = (select row(%2$s)::syncagent.row_%1$s::text from (select (p.image::syncagent.row_%1$s_before).*) as o),'
+                   ' shown = (select to_jsonb(x.*) from (select %3$s from (select (p.image::syncagent.row_%1$s_before).*) as o) as x)'
+                   ' where p.relation = %1$s',
+                   p_id, array_to_string(v_values, ', '),
+                   (select string_agg(format('%s as %I', v_values[u.n], u.name), ', ' order by u.n) from unnest(p_now) with ordinality as u (name, n)));
+    execute format('drop type syncagent.row_%s_before', p_id);
+end
+$$;
+comment on function syncagent._remake_row_type is 'the type of a row of an attached table, for its columns of now; parked rows are brought to it';
+
+create function syncagent._filling(p_schema name, p_table name, p_begins boolean) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    update syncagent.replicated r set filling = p_begins where (r.schema_name, r.table_name) = (p_schema, p_table) and r.filling <> p_begins;
+    if found and not p_begins then
+        perform syncagent._forest_fell(array[p_schema], array[p_table]);   -- no mark says which rows were filled
+    end if;
+end
+$$;
+comment on function syncagent._filling is 'rows of a table are about to be filled, or are all filled: its tree is computed from the rows again';
+
+create function syncagent._schema_reached(p_epoch bigint, p_floor bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    update syncagent.local_site s set schema_epoch = p_epoch, schema_floor = p_floor where s.schema_epoch < p_epoch;
+    if not found then
+        raise exception 'this site has done step % of the schema''s changes already', p_epoch
+            using errcode = 'SA103', hint = 'another agent may have run for this site';
+    end if;
+end
+$$;
+comment on function syncagent._schema_reached is 'the last statement of a step: this site is at this epoch, and reads batches no older than the floor';
+
+-- Batches of the epoch before --------------------------------------------------------------------------------------
+
+create function syncagent._fits(p_table syncagent.replicated, p_columns name[]) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select p_columns <@ p_table.columns
+        and not exists (select from unnest(p_table.columns) as u (name) where u.name <> all (p_columns) and not p_table.fills ? u.name::text)
+$$;
+comment on function syncagent._fits is 'whether rows with these columns can be taken: they lack none but those that were added by a schema change';
+
+create function syncagent._fit_stage(p_table syncagent.replicated, p_columns name[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    set client_min_messages = warning
+    as $$
+declare
+    v_stage  regclass := to_regclass(format('pg_temp.stage_%s', p_table.id));
+    r        record;
+begin
+    -- a session that was there before the table changed
+    if v_stage is not null and (select array_agg(format_type(a.atttypid, -1) order by a.attnum) from pg_attribute a
+                                where a.attrelid = v_stage and a.attname !~ '^_' and a.attnum > 0 and not a.attisdropped)
+            is distinct from (select array_agg(format_type(a.atttypid, -1) order by a.attnum) from pg_attribute a
+                              where a.attrelid = to_regclass(format('syncagent.row_%s', p_table.id)) and a.attnum > 0) then
+        execute format('drop table pg_temp.stage_%s', p_table.id);
+    end if;
+    execute format('select syncagent.stage_%s()', p_table.id);
+    if p_table.fills = '{}' then
+        return;
+    end if;
+    for r in
+        select e.key, coalesce(e.value #>> '{}', 'null') as value, array_position(p_table.columns, e.key::name) as n,
+               e.key::name <> all (p_columns) as lacking, a.atthasdef as filled
+        from jsonb_each(p_table.fills) as e
+        join pg_attribute a on a.attrelid = to_regclass(format('pg_temp.stage_%s', p_table.id))
+            and a.attname = format('c%s', array_position(p_table.columns, e.key::name))
+    loop
+        if r.lacking then
+            execute format('alter table pg_temp.stage_%s alter column c%s set default %s', p_table.id, r.n, r.value);
+        elsif r.filled then
+            execute format('alter table pg_temp.stage_%s alter column c%s drop default', p_table.id, r.n);
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._fit_stage is 'empty the staging table of an attached table, made anew where that has changed; columns that are lacking get what all rows got then';
 
 -- A site that holds rows already: it was set back by a restore and returns, or it joins with tables that are filled.
 --
@@ -5274,8 +5497,10 @@ create function syncagent._forest_standing() returns table (relation integer, sc
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select r.id, r.schema_name, r.table_name, f.shape, f.bucket, f.prefixes * syncagent._width(f.bucket, false), f.built * syncagent._width(f.bucket, true)
-    from syncagent.forest f join syncagent.replicated r on r.id = f.relation join pg_class c on c.oid = r.relation
+    -- while a schema change is carried out, rows are equal only where it has got equally far, and not while they are filled
+    select r.id, r.schema_name, r.table_name, concat_ws('/', f.shape, s.schema_epoch, case when r.filling then s.node end), f.bucket,
+           f.prefixes * syncagent._width(f.bucket, false), f.built * syncagent._width(f.bucket, true)
+    from syncagent.forest f join syncagent.replicated r on r.id = f.relation join pg_class c on c.oid = r.relation cross join syncagent.local_site s
 $$;
 comment on function syncagent._forest_standing is 'tables that have a tree, and below which positions its buckets are sealed, without a time and with one';
 
@@ -5724,6 +5949,13 @@ comment on function syncagent._open is 'whether the row that had to yield a valu
 
 -- The views -------------------------------------------------------------------------------------------------
 
+create view syncagent.schema_change as
+select r.id, r.name, r.state, r.phase, r.asked_at, r.site as asked_at_site, r.steps, r.let_go as steps_let_go,
+       greatest(r.let_go - greatest(r.upto - s.schema_epoch, 0), 0)::integer as steps_done_here, r.failures, r.sql
+from syncagent.schema_record r cross join syncagent.local_site s
+order by r.place;
+comment on view syncagent.schema_change is 'changes of the schema, in their order: state is open, back, done or aborted; failures says which site cannot do its next step, and why';
+
 create view syncagent.replicated_table as
 select format('%I.%I', coalesce(n.nspname, r.schema_name), coalesce(c.relname, r.table_name)) as table_name,
        r.key_columns::text[] as key_columns, r.derived, r.strategy, r.bucket, r.columns::text[] as columns,
@@ -6015,7 +6247,7 @@ create function syncagent.grant_reader(p_role regrole) returns void
     as $$
 begin
     execute format('grant usage on schema syncagent to %s', p_role);
-    execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
+    execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table, syncagent.schema_change,'
                    ' syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text),'
                    ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'

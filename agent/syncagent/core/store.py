@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from syncagent.core.arrival import Position
+from syncagent.core.attachment import Attachment, Inspected
 from syncagent.core.batch import BatchHeader, Table
-from syncagent.core.catalog import Attachment, Catalog, Inspected
+from syncagent.core.catalog import Catalog
 from syncagent.core.comparison import Difference, Outcome
 from syncagent.core.copying import At, CopyPlan, EndHead, Held, Range, RangeHead
 from syncagent.core.forest import Digest, Span
@@ -23,6 +24,7 @@ from syncagent.core.raft.machine import Ready
 from syncagent.core.raft.messages import Membership, Snapshot
 from syncagent.core.raft.storage import Memory
 from syncagent.core.repair import Cause
+from syncagent.core.schema import Move
 
 
 @dataclass(frozen=True)
@@ -188,6 +190,17 @@ class Tables(Protocol):
 
     async def inspect(self, attachments: Sequence[Attachment]) -> list[Inspected]:
         """The preflight of each. Changes nothing."""
+
+
+class Shapes(Protocol):
+    """The application's schema, here, as far as schema changes have brought it."""
+
+    async def standing(self) -> tuple[int, int]:
+        """The epoch, and the oldest whose batches can be read."""
+
+    async def do(self, move: Move, floor: int, tell: Callable[[str], None]) -> None:
+        """A step, and the epoch that it leads to; `tell` hears, from any thread, how far one is that takes long. Raises Contended if locks were not to be had; else what the server, or the
+        rows, have against it: nothing of it was done then."""
 
 
 @dataclass(frozen=True)

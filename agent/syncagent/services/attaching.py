@@ -11,12 +11,14 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from syncagent.core.attachment import Attachment, Inspected, Policy
 from syncagent.core.batch import Table
-from syncagent.core.catalog import Attach, Attachment, Catalog, Constrain, Detach, Inspected, Policy
+from syncagent.core.catalog import Attach, Catalog, Constrain, Detach
 from syncagent.core.store import Request, Tables
 from syncagent.core.wire import Inspect, Report
 from syncagent.errors import SyncagentError, Undecided, Unreachable
 from syncagent.services.elections import Elections
+from syncagent.services.evolving import Evolving
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Bell, Desk
 
@@ -32,11 +34,14 @@ _AWAY = "no link: it follows when it comes back"
 class Attaching:
     """`trouble` says what keeps a table from being attached here; `epoch` is the catalog whose tables are."""
 
-    def __init__(self, desk: Desk, tables: Tables, elections: Elections, exchange: Exchange) -> None:
-        self._desk, self._tables = desk, tables
+    def __init__(
+        self, desk: Desk, tables: Tables, elections: Elections, exchange: Exchange, evolving: Evolving
+    ) -> None:
+        self._desk, self._tables, self.evolving = desk, tables, evolving
         self._elections, self._exchange = elections, exchange
         self._reports: dict[UUID, asyncio.Future[Report]] = {}
         self.bell = Bell()
+        evolving.on_done = self.bell.ring
         self.trouble: str | None = None
         self.epoch = 0
         exchange.on_report = self._reported
@@ -46,7 +51,14 @@ class Attaching:
             "attached": self._attached,
             "detach": self._detach,
             "constrain": self._constrain,
+            **evolving.verbs,
         }
+        self.loops = (self.run, evolving.run, evolving.lead)
+
+    def changed(self) -> None:
+        """The catalog has."""
+        self.bell.ring()
+        self.evolving.changed()
 
     async def run(self) -> None:
         """For ever: what is here follows the catalog."""
@@ -63,6 +75,8 @@ class Attaching:
         if self._elections.is_witness:
             self._done(self._elections.catalog)
             return
+        if self.evolving.is_behind:
+            return  # a step that was let go does to tables here what the catalog says of them already
         here = await self._tables.attached()
         new = [attachment for attachment, agreed in here.items() if not agreed]
         if missing := [known for known in new if known.table not in self._elections.catalog.tables]:
