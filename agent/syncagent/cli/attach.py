@@ -44,6 +44,12 @@ StrategyOption = Annotated[
         help="What becomes of a row that two sites write at once: the later write wins the row, or each of its columns."
     ),
 ]
+EveryOption = Annotated[
+    bool, typer.Option("--all", envvar="SYNCAGENT_ATTACH_ALL", help="Every table that is not attached.")
+]
+SchemaOption = Annotated[
+    str | None, typer.Option(help="With --all: only tables of this schema.", show_default=False)
+]
 ExcludeOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -63,12 +69,8 @@ def attach(
         list[str] | None, typer.Argument(help="Tables, named as in SQL.", show_default=False)
     ] = None,
     *,
-    every: Annotated[
-        bool, typer.Option("--all", envvar="SYNCAGENT_ATTACH_ALL", help="Every table that is not attached.")
-    ] = False,
-    schema: Annotated[
-        str | None, typer.Option(help="With --all: only tables of this schema.", show_default=False)
-    ] = None,
+    every: EveryOption = False,
+    schema: SchemaOption = None,
     exclude: ExcludeOption = None,
     derive_key: Annotated[
         bool, typer.Option("--derive-key", help="Accept primary keys that are not one uuid column.")
