@@ -27,9 +27,11 @@ create table syncagent.local_site (
     node_before integer,
     seen_before jsonb,
     compacted   jsonb not null default '{}',
-    collected   jsonb not null default '{}'
+    collected   jsonb not null default '{}',
+    schema_epoch bigint not null default 0,
+    schema_floor bigint not null default 0
 );
-comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; fingerprint is how rows are compared, as agreed; node_before and seen_before are its number and its frontier before it returned, until it has its rows; entries that are gone were of these cuts at most, tombstones among them of those collected';
+comment on table syncagent.local_site is 'this site; tail is the lower half of every stamp of this incarnation: variant, node, 46 bits of its hash; trimmed is the last cut whose keys are forgotten; joining until it is a member, copied once its rows are here; fingerprint is how rows are compared, as agreed; node_before and seen_before are its number and its frontier before it returned, until it has its rows; entries that are gone were of these cuts at most, tombstones among them of those collected; schema_epoch is the last step of a schema change done here, schema_floor the oldest whose rows can be read';
 
 create table syncagent.replicated (
     id          integer generated always as identity primary key,
@@ -46,11 +48,12 @@ create table syncagent.replicated (
     stride      integer,
     bucket      text not null default 'hour' check (bucket in ('minute', 'hour', 'day')),
     policies   jsonb not null default '{}',
+    fills       jsonb not null default '{}',
     agreed      boolean not null default false,
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and policies are how it was attached; agreed once the catalog has it';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and policies are how it was attached; fills is what rows have in columns that a schema change has added, as SQL, where they come from a site before it; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,

@@ -20,7 +20,7 @@ $$;
 comment on function syncagent._conflict_id is 'the same for every site that meets the same pair of versions';
 
 create function syncagent._stage(p_schema name, p_table name, p_form text, p_columns name[], p_fresh boolean)
-    returns table (relation integer, stage text, stage_columns text[], schema_name name, table_name name)
+    returns table (relation integer, stage text, stage_columns text[], schema_name name, table_name name, whole boolean)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     set client_min_messages = warning
@@ -34,25 +34,25 @@ begin
         raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
     end if;
-    if p_form <> 'keys' and not (p_columns @> v_table.columns and p_columns <@ v_table.columns) then
+    if p_form <> 'keys' and not syncagent._fits(v_table, p_columns) then
         raise exception 'table %.% has other columns here than at the origin', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104',
                   detail = format('here: %s; there: %s', array_to_string(v_table.columns, ', '), array_to_string(p_columns, ', ')),
-                  hint = 'give both sites the same columns, then detach and attach the table where they changed';
+                  hint = 'columns are changed with `syncagent schema apply`; else give both sites the same, then detach and attach the table';
     end if;
     if p_fresh then
-        execute format('select syncagent.stage_%s()', v_table.id);
+        perform syncagent._fit_stage(v_table, p_columns);
     end if;
     return query
     select v_table.id, format('stage_%s', v_table.id),
            case when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] || case when v_table.strategy = 'lww-column' then '{_node,_at,_registers}'::text[] else '{}' end
                 else '{}' end
            || array(select 'c' || array_position(v_table.columns, u.c) from unnest(p_columns) with ordinality as u (c, n) order by n),
-           n.nspname, c.relname
+           n.nspname, c.relname, p_form = 'keys' or p_columns @> v_table.columns
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
 end
 $$;
-comment on function syncagent._stage is 'make the staging table of a stream, emptied if fresh; its name, its columns in the order of the stream, and the table';
+comment on function syncagent._stage is 'make the staging table of a stream, emptied if fresh; its name, its columns in the order of the stream, the table, and whether no column is lacking';
 
 create function syncagent._may_copy(p_relation integer, p_lowest uuid) returns boolean
     language plpgsql stable

@@ -285,7 +285,7 @@ declare
     v_seen pg_snapshot;
 begin
     perform syncagent._empty('pg_temp.verdict');
-    execute format('select syncagent.stage_%s()', p_relation);
+    perform syncagent._fit_stage(r, r.columns) from syncagent.replicated r where r.id = p_relation;
     execute format('select syncagent.unpark_%s($1, $2)', p_relation) using p_node, p_keys;
     v_seen := pg_current_snapshot();
     execute format('select syncagent.judge_%s($1, true)', p_relation) using p_node;

@@ -8,11 +8,11 @@ from msgspec.structs import replace
 
 from syncagent.core import catalog as catalogs
 from syncagent.core import limits
+from syncagent.core.attachment import Attachment
 from syncagent.core.batch import Table
 from syncagent.core.catalog import (
     Admit,
     Attach,
-    Attachment,
     Catalog,
     Command,
     Confirm,

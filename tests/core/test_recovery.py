@@ -8,8 +8,9 @@ import pytest
 
 from syncagent.core import catalog as catalogs
 from syncagent.core import limits, recovery
+from syncagent.core.attachment import Attachment
 from syncagent.core.batch import Table
-from syncagent.core.catalog import Attach, Attachment, Catalog, Command, Proposal, Remove, Site
+from syncagent.core.catalog import Attach, Catalog, Command, Proposal, Remove, Site
 from syncagent.core.raft.machine import Machine
 from syncagent.core.raft.messages import Membership, Message, founded
 from syncagent.core.raft.storage import Memory

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.model import columns, model, references, siblings, txmodel, txmodel_directed, unique
+from tests.model import columns, model, references, schema, siblings, txmodel, txmodel_directed, unique
 
 FULL = 20_000
 
@@ -82,6 +82,24 @@ REFERENCES_BREAKS = {
     "older": (0, "diverged"),
     "ignored": (0, "an orphan"),
 }
+SCHEMA_BREAKS = {
+    "newer": (19, "diverged"),
+    "far": (1, "more than one phase apart"),
+    "held": (17, "more than one phase apart"),
+    "gate": (1, "contracted without a member"),
+    "contract": (24, "contracted without a member"),
+    "torn": (33, "diverged"),
+    "early": (0, "diverged"),
+    "stamp": (16, "write was lost"),
+    "captured": (16, "nobody wrote"),
+    "null": (8, "diverged"),
+    "keep": (45, "diverged"),
+    "volatile": (8, "diverged"),
+    "late": (213, "a hole is read"),
+    "leap": (19, "diverged"),
+    "twice": (1, "more than one phase apart"),
+    "back": (1409, "a hole is read"),
+}
 SINGLY = {"again"}
 """Noticed in runs whose pulls are not coalesced."""
 DIRECTED_BREAKS = set(txmodel_directed.SCHEDULES)
@@ -93,6 +111,7 @@ def test_every_broken_rule_is_tried():
     assert SIBLINGS_BREAKS.keys() == siblings.BREAKS.keys()
     assert UNIQUE_BREAKS.keys() == unique.BREAKS.keys()
     assert REFERENCES_BREAKS.keys() == references.BREAKS.keys()
+    assert SCHEMA_BREAKS.keys() == schema.BREAKS.keys()
     assert TXMODEL_BREAKS.keys() | DIRECTED_BREAKS == txmodel.BREAKS.keys()
 
 
@@ -145,6 +164,13 @@ def test_references_hold(seed: int, runs: Callable[[int, int], int]):
 
 
 @pytest.mark.soak
+def test_schema_changes_hold(seed: int, runs: Callable[[int, int], int]):
+    stats = played(schema, seed, runs(150, 5_000))
+    met = ["waited", "asked again", "relayed", "killed in a step", "taken back", "rows filled", "waited for, to contract"]
+    assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
+
+
+@pytest.mark.soak
 def test_a_site_that_was_set_back_returns(seed: int, runs: Callable[[int, int], int]):
     stats = played(model, seed, runs(80, FULL), returning=True)
     assert stats["own writes"] or os.environ.get("SEED"), stats
@@ -175,10 +201,10 @@ def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
 
 @pytest.mark.parametrize(("program", "rule"), [
     *((columns, rule) for rule in COLUMNS_BREAKS), *((siblings, rule) for rule in SIBLINGS_BREAKS), *((unique, rule) for rule in UNIQUE_BREAKS),
-    *((references, rule) for rule in REFERENCES_BREAKS),
+    *((references, rule) for rule in REFERENCES_BREAKS), *((schema, rule) for rule in SCHEMA_BREAKS),
 ], ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2])
 def test_a_rule_of_a_strategy_left_out_is_noticed(monkeypatch, program, rule: str):
-    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, unique: UNIQUE_BREAKS, references: REFERENCES_BREAKS}[program][rule]
+    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, unique: UNIQUE_BREAKS, references: REFERENCES_BREAKS, schema: SCHEMA_BREAKS}[program][rule]
     program.run(number, Counter(), coalesced=True)
     monkeypatch.setattr(program, "BROKEN", rule)
     with pytest.raises(AssertionError, match=what):

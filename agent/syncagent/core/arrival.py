@@ -4,7 +4,7 @@ Invariant: an entry is one transaction at its receiver, whatever it holds.
 """
 
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 from syncagent.core.batch import BatchHeader
@@ -67,3 +67,27 @@ def check(header: BatchHeader) -> None:
             f"node {header.origin} sent a batch ({header.after}, {header.upto}] with the contexts of {len(cuts)} cuts",
             hint="both sites must run the same version of syncagent; then restart the agent at the origin",
         )
+
+
+Reason = Literal[
+    "none",
+    "unlinked",
+    "paused",
+    "refused",
+    "asked",
+    "relayed",
+    "causal",
+    "schema",
+    "clock",
+    "deferred",
+    "next",
+    "applying",
+]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What an origin's stream waits for, in words a status line can show."""
+
+    reason: Reason
+    text: str

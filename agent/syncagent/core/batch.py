@@ -48,7 +48,8 @@ class BatchHeader(msgspec.Struct, frozen=True):
     the origin that says something. `relayed` names other origins: a batch of each went before this one, read under the
     same snapshot, and is applied with it or not at all; `unable` those that were asked for, and are not whole here.
     `listing`: this is no batch, but what was asked for by this request, at the frontier that is its last context; of the first each
-    entry is the last cut that held anything."""
+    entry is the last cut that held anything. `schema` is
+    the epoch of the schema whose shape the rows have."""
 
     origin: int
     after: int
@@ -61,6 +62,7 @@ class BatchHeader(msgspec.Struct, frozen=True):
     relayed: tuple[int, ...] = ()
     unable: tuple[int, ...] = ()
     listing: UUID | None = None
+    schema: int = 0
 
     @property
     def context(self) -> dict[int, int]:

@@ -17,16 +17,15 @@ import msgspec
 from msgspec.structs import replace
 
 from syncagent.core import limits
+from syncagent.core import schema as schemas
+from syncagent.core.attachment import Attachment, Policy
 from syncagent.core.batch import Table
-from syncagent.core.forest import Bucket
 from syncagent.core.membership import Peer
-from syncagent.core.merge import Strategy
+from syncagent.core.schema import Schema, SchemaCommand
 from syncagent.errors import ProtocolError
 
 State = Literal["joining", "member"]
 FingerprintKind = Literal["hash", "sha256"]
-Policy = Literal["keep-both", "restore-parent", "report"]
-"""Of two rows with one value one yields it; a row that others refer to comes back; or a person is to decide."""
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,28 +76,6 @@ class Invitation(msgspec.Struct, frozen=True):
     used_by: UUID | None = None
 
 
-class Attachment(msgspec.Struct, frozen=True, order=True):
-    """A table that is replicated everywhere, and how: see `syncagent attach`. `policies`: of constraints by name; others
-    keep both rows, and restore parents."""
-
-    table: Table
-    derive: bool = False
-    ship: bool = True
-    stride: int | None = None
-    bucket: Bucket = "hour"
-    policies: tuple[tuple[str, Policy], ...] = ()
-    strategy: Strategy = "lww"
-
-
-class Inspected(msgspec.Struct, frozen=True):
-    """What a site found about a table that is to be attached. `rows`: those it has, about; None: it is attached."""
-
-    table: Table
-    problems: tuple[str, ...]
-    hints: tuple[str, ...]
-    rows: int | None
-
-
 class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     """Everything agreed. `epoch` is the index of the last entry that changed it; stamps up to `accepted` (hlc) are taken although
     no clock has come so far."""
@@ -112,6 +89,7 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     attached: tuple[Attachment, ...] = ()
     fingerprint: FingerprintKind = "hash"
     accepted: int = 0
+    schema: Schema = Schema()
 
     def peers_of(self, me: int) -> tuple[Peer, ...]:
         return tuple(
@@ -133,6 +111,11 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def tables(self) -> dict[Table, Attachment]:
         return {attachment.table: attachment for attachment in self.attached}
+
+    @property
+    def holders(self) -> dict[int, str]:
+        """Sites with rows, by number."""
+        return {node: site.name for node, site in self.sites.items() if not site.witness}
 
     def named(self, name: str) -> Site | None:
         return next((site for site in self.sites.values() if site.name == name), None)
@@ -242,6 +225,7 @@ Command = (
     | Constrain
     | Fingerprint
     | Accept
+    | SchemaCommand
 )
 
 
@@ -295,6 +279,19 @@ def _applied(catalog: Catalog, index: int, command: Command) -> tuple[Catalog, O
             return replace(catalog, fingerprint=command.kind), Outcome()
         case Accept():
             return replace(catalog, accepted=max(catalog.accepted, command.clock)), Outcome()
+        case _:
+            return _schema(catalog, command)
+
+
+def _schema(catalog: Catalog, command: SchemaCommand) -> tuple[Catalog, Outcome]:
+    joining = [site.name for site in catalog.sites.values() if site.state == "joining"]
+    result = schemas.apply(catalog.schema, command, catalog.holders, joining)
+    if result.refused is not None:
+        return catalog, Outcome(refused=result.refused, hint=result.hint)
+    after = replace(catalog, schema=result.schema)
+    if (step := result.released) is not None:
+        after = replace(after, attached=schemas.attached_after(step, catalog.attached))
+    return after, Outcome()
 
 
 def _attached(catalog: Catalog, command: Attach | Detach | Constrain) -> tuple[Attachment, ...]:
@@ -305,14 +302,8 @@ def _attached(catalog: Catalog, command: Attach | Detach | Constrain) -> tuple[A
         case Detach():
             return tuple(known for known in catalog.attached if known.table not in command.tables)
         case Constrain():
-            return tuple(
-                replace(
-                    known, policies=tuple(sorted((dict(known.policies) | dict(command.policies)).items()))
-                )
-                if known.table == command.table
-                else known
-                for known in catalog.attached
-            )
+            changed = catalog.tables[command.table].under(command.policies)
+            return tuple(sorted((catalog.tables | {command.table: changed}).values()))
 
 
 def _invite(catalog: Catalog, command: Invite) -> tuple[Catalog, Outcome]:
@@ -364,6 +355,8 @@ def _refusal(catalog: Catalog, command: Admit) -> Outcome | None:
             refused=f"the cluster has a site {command.name} already",
             hint="choose another --name; if that site is gone for good: `syncagent remove` it first",
         )
+    if catalog.schema.open is not None:
+        return _CHANGING
     if catalog.next_node > limits.MAX_NODE:
         return _NO_NUMBER
     everybody: list[Site | Gone] = [*catalog.sites.values(), *catalog.gone.values()]
@@ -376,6 +369,9 @@ def _refusal(catalog: Catalog, command: Admit) -> Outcome | None:
     return None
 
 
+_CHANGING = Outcome(
+    refused="a schema change is under way", hint="when it is over: `syncagent schema status` at a member"
+)
 _NO_NUMBER = Outcome(
     refused=f"all {limits.MAX_NODE} node numbers have been given",
     hint="a cluster that has had so many sites must be set up anew",
@@ -387,6 +383,8 @@ def _return(catalog: Catalog, index: int, command: Return) -> tuple[Catalog, Out
     for site in catalog.sites.values():
         if site.incarnation == command.incarnation:
             return catalog, Outcome(site.node)  # it asked again
+    if catalog.schema.open is not None:
+        return catalog, _CHANGING
     gone = catalog.gone.get(command.node)
     before = gone.lapsed if gone else catalog.sites.get(command.node)
     left, outcome = _remove(catalog, index, Remove(command.node))

@@ -19,6 +19,7 @@ Calling sequence. Events go in, decisions come out; nothing is remembered outsid
     inbox = Inbox(me, origins)
     dropped = inbox.loaded(positions)         # after every connect to the database: what it has applied
     inbox.linked(origin) / inbox.unlinked(origin)                   # a link came up / went away
+    inbox.reshaped(epoch, floor)              # the schema of this site has changed: what is newer waits, what is too old is dropped
     inbox.told(peer, frontier)                # what a linked peer says that it has applied: it may be the better relay
     for origin, want in inbox.wants(now): send                      # after ANY event, and when wake_in passes
     inbox.receiving(origin, now)              # optional: bytes of the asked batch are coming in
@@ -40,40 +41,18 @@ caller's own (a spool); whatever the inbox drops is returned for closing.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 from msgspec.structs import replace
 
 from syncagent.core import clock, frontier, limits, stamp
-from syncagent.core.arrival import START, Entry, Position, check
+from syncagent.core.arrival import START, Entry, Position, Waiting, check
 from syncagent.core.batch import BatchHeader
 from syncagent.core.routes import Routes
 from syncagent.core.wire import Relay, Want
 from syncagent.errors import ProtocolError
 
 P = TypeVar("P")
-
-Reason = Literal[
-    "none",
-    "unlinked",
-    "paused",
-    "refused",
-    "asked",
-    "relayed",
-    "causal",
-    "clock",
-    "deferred",
-    "next",
-    "applying",
-]
-
-
-@dataclass(frozen=True)
-class Waiting:
-    """What an origin's stream waits for, in words a status line can show."""
-
-    reason: Reason
-    text: str
 
 
 @dataclass
@@ -107,6 +86,7 @@ class Inbox(Generic[P]):
         self.me = me
         self._max_skew = max_skew
         self._accepted = 0
+        self._schema = self._floor = 0
         self._positions: dict[int, Position] | None = None  # None: the database was not read yet
         self._origins: dict[int, _Origin[P]] = {node: _Origin() for node in origins}
         self._applying: list[Entry[P]] = []
@@ -153,6 +133,23 @@ class Inbox(Generic[P]):
     def _at(self, node: int) -> _Origin[P]:
         known = (self._positions or {}).get(node, START)
         return self._origins.setdefault(node, _Origin(applied=known))
+
+    def reshaped(self, epoch: int, floor: int) -> list[P]:
+        """The schema is at this epoch here; rows of older ones than `floor` cannot be read any more, and are asked for again."""
+        self._schema, self._floor = epoch, floor
+        dropped: list[P] = []
+        for origin in self._origins.values():
+            if any(self.is_outgrown(entry.header) for entry in origin.held if entry not in self._applying):
+                dropped += [p for entry in origin.held if entry not in self._applying for p in entry.payloads]
+                origin.held = [entry for entry in origin.held if entry in self._applying]
+                origin.asked = None
+        for origin in self._origins.values():
+            dropped += self._rechain(origin)
+        return dropped
+
+    def is_outgrown(self, header: BatchHeader) -> bool:
+        """Its rows have a shape that is too old to be read here."""
+        return header.schema < self._floor
 
     # ---- who there is
 
@@ -384,6 +381,10 @@ class Inbox(Generic[P]):
         origin, (newest, node) = self._origins[entry.origin], entry.newest
         if any(self._origins[part.origin].paused for part, _ in entry.parts):
             return Waiting("paused", "paused by the operator")
+        if entry.header.schema > self._schema:
+            return Waiting(
+                "schema", f"waits until this site has done step {entry.header.schema} of the schema's changes"
+            )
         if self._excess(newest, wall):
             ahead = stamp.to_seconds(newest - wall)
             return Waiting("clock", f"held: the clock of node {node} is {ahead:.1f} s ahead of ours")

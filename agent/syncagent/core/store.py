@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from syncagent.core.arrival import Position
+from syncagent.core.attachment import Attachment, Inspected
 from syncagent.core.batch import BatchHeader, Table
-from syncagent.core.catalog import Attachment, Catalog, Inspected
+from syncagent.core.catalog import Catalog
 from syncagent.core.comparison import Difference, Outcome
 from syncagent.core.copying import At, CopyPlan, EndHead, Held, Range, RangeHead
 from syncagent.core.forest import Digest, Span

@@ -14,8 +14,8 @@ from uuid import UUID
 
 import msgspec
 
+from syncagent.core.attachment import Attachment, Inspected
 from syncagent.core.batch import BatchHeader, Table
-from syncagent.core.catalog import Attachment, Inspected
 from syncagent.core.questions import Answer, Question
 from syncagent.errors import ProtocolError
 
@@ -83,7 +83,8 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 
     `epoch`: the catalog this site works by; `attached`: the one whose tables it has attached, `trouble` what keeps
     it from that. `steady`: its agent runs for good, not only until it has joined. `links` are the nodes it has links with, so
-    that whoever has none with one of them knows whom to send a Letter through.
+    that whoever has none with one of them knows whom to send a Letter through. `schema`: the epoch of its schema; None: its agent
+    knows of none.
     """
 
     frontier: dict[int, int]
@@ -94,6 +95,7 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     trouble: str | None = None
     steady: bool = True
     links: tuple[int, ...] = ()
+    schema: int | None = None
 
 
 class Mark(msgspec.Struct, frozen=True, tag=True):

@@ -11,8 +11,9 @@ from uuid import UUID, uuid4
 
 import msgspec
 
+from syncagent.core.attachment import Attachment, Inspected, Policy
 from syncagent.core.batch import Table
-from syncagent.core.catalog import Attach, Attachment, Catalog, Constrain, Detach, Inspected, Policy
+from syncagent.core.catalog import Attach, Catalog, Constrain, Detach
 from syncagent.core.store import Request, Tables
 from syncagent.core.wire import Inspect, Report
 from syncagent.errors import SyncagentError, Undecided, Unreachable

@@ -43,6 +43,8 @@ _PATIENCE = 1.0
 """Seconds a small message may take to leave; one that did not is said again later, or its link is dead."""
 _REFUSED_AGAIN = 15.0
 """Seconds after which a refused want is repeated."""
+_OUTGROWN_AGAIN = 1.0
+"""Seconds after which what had too old a shape is asked for again."""
 _SAID_AGAIN = 5.0
 """Seconds after which a site that is reached through another one is told once more how far this one is."""
 _QUEUE = 64
@@ -184,6 +186,9 @@ class Exchange:
                         await spool.close()
                     continue
                 kept.push_async_callback(spool.close)
+                if self._inbox.is_outgrown(header):
+                    self._outgrown(link.peer.node, header)
+                    continue
                 if header.origin != link.peer.node:
                     relayed.append((header, spool))
                     continue
@@ -193,6 +198,16 @@ class Exchange:
                 await kept.aclose()
                 relayed = []
                 self._bells.asks.ring()
+
+    def _outgrown(self, node: int, header: BatchHeader) -> None:
+        """Its shape is too old; it is asked for again, in a newer one once its sender has done its steps."""
+        self._inbox.refused(
+            node,
+            f"that site is at step {header.schema} of the schema's changes",
+            self._clock.now() + _OUTGROWN_AGAIN,
+        )
+        self._bells.asks.ring()
+        self._bells.news.ring()
 
     def epochs(self) -> dict[int, int]:
         """The catalog that each site is known to work by."""

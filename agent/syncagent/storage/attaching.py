@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from psycopg.types.json import Jsonb
 
+from syncagent.core.attachment import Attachment, Inspected
 from syncagent.core.batch import Table
-from syncagent.core.catalog import Attachment, Inspected
 from syncagent.errors import RefusedError, UsageError
 from syncagent.storage import tables
 from syncagent.storage.commands import Connection, site_of

@@ -5,7 +5,7 @@ Invariant: a choice names a constraint that is there, and keep-both is chosen on
 
 from collections.abc import Mapping, Sequence
 
-from syncagent.core.catalog import Policy
+from syncagent.core.attachment import Policy
 from syncagent.errors import RefusedError, UsageError
 from syncagent.storage.commands import Connection
 

@@ -110,7 +110,10 @@ class PostgresOrigin:
             statement = await self._ask("select syncagent._lock_statement()")
             if statement is not None:
                 await session.execute(statement)
-            made = await session.fetchrow("select * from syncagent._fold($1)", force)
+            made = await session.fetchrow(
+                "select f.*, s.schema_epoch from syncagent._fold($1) f cross join syncagent.local_site s",
+                force,
+            )
             here: dict[int, Position] = {}
             unable: list[Group] = []
             if made is not None:
@@ -118,7 +121,8 @@ class PostgresOrigin:
                     row["node"]: Position(row["cut"], row["cut_id"])
                     for row in await session.fetch("select node, cut, cut_id from syncagent.frontier")
                 }
-                unable = [g for g in groups if not await self._read(g, here, spools, shipments)]
+                epoch = made["schema_epoch"]
+                unable = [g for g in groups if not await self._read(g, here, epoch, spools, shipments)]
         except BaseException:
             await transaction.rollback()
             raise
@@ -132,7 +136,12 @@ class PostgresOrigin:
         return cut, bool(made["settle"])
 
     async def _read(
-        self, group: Group, here: Mapping[int, Position], spools: SpoolFactory, shipments: list[Shipment]
+        self,
+        group: Group,
+        here: Mapping[int, Position],
+        epoch: int,
+        spools: SpoolFactory,
+        shipments: list[Shipment],
     ) -> bool:
         """Read the range of one group into a spool, table by table, untouched. False: it is not whole here."""
         session = self._session
@@ -176,6 +185,7 @@ class PostgresOrigin:
             contexts=tuple(CutContext(row["cut"], _context.decode(row["context"])) for row in contexts),
             newest=max(row["newest"] for row in contexts),
             streams=tuple(streams),
+            schema=epoch,
         )
         shipments.append(Shipment(group, header, spool))
         return True

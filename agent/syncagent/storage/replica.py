@@ -112,7 +112,9 @@ class PostgresReplica:
         session = self._session
         plain: list[_Source] = []
         relations: set[int] = set()
-        await session.fetchval("select syncagent._empty('pg_temp.stage_keys')")
+        epoch = await session.fetchval(
+            "select s.schema_epoch from syncagent._empty('pg_temp.stage_keys') cross join syncagent.local_site s"
+        )
         staged = set[Table]()
         for index, stream in enumerate(header.streams):
             target = await session.fetchrow(
@@ -134,7 +136,7 @@ class PostgresReplica:
                 plain.append(source)
             else:
                 await source.stage(session)
-        return _Staged(header, sorted(relations), plain)
+        return _Staged(header, sorted(relations), plain, epoch)
 
     async def _take_refused(self, staged: "_Staged") -> None:
         """Wait for a row that others hold while this transaction holds nothing else."""
@@ -144,7 +146,12 @@ class PostgresReplica:
 
     async def _merge(self, staged: "_Staged", *, attempt: int, careful: bool, settle: bool) -> Applied:
         session, header = self._session, staged.header
-        await session.fetchval("select syncagent._plan_for(null, $1)", header.rows)
+        epoch = await session.fetchval(
+            "select s.schema_epoch from syncagent._plan_for(null, $1) cross join syncagent.local_site s",
+            header.rows,
+        )
+        if epoch != staged.epoch:
+            raise Contended("the schema was changed while the rows of this batch were staged")
         record = await session.fetchval(
             "select syncagent._apply_begin($1, $2::text::jsonb, $3, $4)", *_contexts(header), header.after
         )
@@ -189,11 +196,12 @@ def _contexts(header: BatchHeader) -> tuple[int, str, int]:
 
 @dataclass(frozen=True)
 class _Staged:
-    """A batch whose exact rows are in the staging tables of `relations`."""
+    """A batch whose exact rows are in the staging tables of `relations`, made at this epoch of the schema."""
 
     header: BatchHeader
     relations: list[int]
     plain: list["_Source"]
+    epoch: int
 
 
 class _Source:
@@ -221,8 +229,8 @@ class _Source:
         )
 
     async def may_copy(self, session: asyncpg.Connection) -> bool:
-        """Whether nothing is unsettled here that the rows could meet."""
-        return bool(
+        """Whether nothing is unsettled here that the rows could meet, and they are whole."""
+        return bool(self._target["whole"]) and bool(
             await session.fetchval("select syncagent._may_copy($1, $2)", self.relation, self._stream.lowest)
         )
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from psycopg import errors
 from psycopg.types.json import Jsonb
 
-from syncagent.core.catalog import Policy
+from syncagent.core.attachment import Policy
 from syncagent.core.forest import Bucket
 from syncagent.core.merge import Strategy
 from syncagent.errors import Contended, RefusedError, UsageError

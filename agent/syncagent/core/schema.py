@@ -1,0 +1,369 @@
+"""Schema changes as the sites agree on them: steps in phases, who has done them, and when the next may be let go.
+
+It exists so that every site computes the same from the same entries, and any order of sites that are away, fail or take
+over can be tried without a database.
+
+A change is a list of steps. Each step that is let go is one entry, and raises the *epoch* of the schema by one, for good;
+every site does the steps in their order, each in one transaction with the epoch it reaches. A change is taken back by
+more steps.
+
+Invariants: one change is open at a time; a step is let go once, and only when those that it waits for have done all steps
+before it; what contracts waits for every member but those excluded by name; after that nothing is taken back.
+
+Calling sequence, at the site that leads:
+
+    command = due(schema, members, near)        # after every event; propose it
+    waiting = waited_for(schema, members, near) # whom the next step waits for
+
+and at every site:
+
+    move = next_move(schema, epoch)             # what this site, at this epoch, does next; then it is at move.upto
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import replace
+
+from syncagent.core.attachment import Attachment
+from syncagent.core.batch import Table
+from syncagent.errors import ProtocolError
+
+Phase = Literal["expand", "write-dual", "backfill", "read-new", "contract", "undo"]
+Manner = Literal["transaction", "alone", "survey"]
+"""In one transaction with its epoch; by itself, for it cannot run in one; or only looked at, to be refused if rows stand against it."""
+State = Literal["open", "back", "done", "aborted"]
+
+_KEPT = 50
+"""Changes that are over, and remembered all the same."""
+
+
+class Fill(msgspec.Struct, frozen=True):
+    """What rows of the epoch before have in a column that was added: a constant, as SQL writes it; None: null."""
+
+    table: Table
+    column: str
+    value: str | None
+
+
+class Step(msgspec.Struct, frozen=True, kw_only=True):
+    """`strict`: batches of the epoch before cannot be read any more. `gone` are tables that are dropped, `renamed` those with
+    another name. A survey's statements count the rows that stand against `what`. `undoes` is the epoch this step takes back."""
+
+    phase: Phase
+    what: str
+    locks: str
+    statements: tuple[str, ...] = ()
+    undo: tuple[str, ...] = ()
+    manner: Manner = "transaction"
+    strict: bool = False
+    fills: tuple[Fill, ...] = ()
+    attach: tuple[Attachment, ...] = ()
+    gone: tuple[Table, ...] = ()
+    renamed: tuple[tuple[Table, Table], ...] = ()
+    columns: tuple[tuple[Table, str, str], ...] = ()
+    undoes: int | None = None
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """`at`: when it was asked for, in milliseconds since 1970, at which site; `role` and `path` are those its statements run with.
+    `base` is the epoch before it, `track` its steps that were let go, `ahead` those to come."""
+
+    id: UUID
+    name: str
+    text: str
+    at: int
+    site: str
+    role: str | None
+    path: str
+    auto: bool
+    ahead: tuple[Step, ...]
+    base: int = 0
+    track: tuple[Step, ...] = ()
+    state: State = "open"
+    approved: bool = False
+    excluded: tuple[int, ...] = ()
+    failures: dict[int, str] = {}
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in ("open", "back")
+
+    @property
+    def phase(self) -> Phase | None:
+        """Of the step that was let go last."""
+        return self.track[-1].phase if self.track else None
+
+    @property
+    def upto(self) -> int:
+        """The epoch that its steps have led to."""
+        return self.base + len(self.track)
+
+
+class Schema(msgspec.Struct, frozen=True, kw_only=True):
+    """`reached` is the epoch that each site has said to be at."""
+
+    epoch: int = 0
+    changes: tuple[Change, ...] = ()
+    reached: dict[int, int] = {}
+
+    @property
+    def open(self) -> Change | None:
+        return next((change for change in self.changes if change.is_open), None)
+
+
+# ---- commands
+
+
+class Open(msgspec.Struct, frozen=True, tag=True):
+    """A change, planned."""
+
+    change: Change
+
+
+class Advance(msgspec.Struct, frozen=True, tag=True):
+    """Its next step is let go: the one at this place."""
+
+    change: UUID
+    place: int
+
+
+class Reached(msgspec.Struct, frozen=True, tag=True):
+    """A site has got to this epoch; or cannot do the step after it."""
+
+    node: int
+    epoch: int
+    failure: str | None = None
+
+
+class Approve(msgspec.Struct, frozen=True, tag=True):
+    """Whoever uses the old shape is gone: it may be contracted."""
+
+    change: UUID
+
+
+class Exclude(msgspec.Struct, frozen=True, tag=True):
+    """It does not wait for this site any more."""
+
+    change: UUID
+    node: int
+
+
+class Abort(msgspec.Struct, frozen=True, tag=True):
+    """Take back what was done of it."""
+
+    change: UUID
+
+
+class Close(msgspec.Struct, frozen=True, tag=True):
+    """All its steps are done."""
+
+    change: UUID
+
+
+SchemaCommand = Open | Advance | Reached | Approve | Exclude | Abort | Close
+
+
+def attached_after(step: Step, attached: Iterable[Attachment]) -> tuple[Attachment, ...]:
+    """The tables that are replicated once a step is let go."""
+    names = dict(step.renamed)
+    kept = [
+        replace(known, table=names.get(known.table, known.table))
+        for known in attached
+        if known.table not in step.gone
+    ]
+    return tuple(sorted((*kept, *step.attach)))
+
+
+class Result(NamedTuple):
+    """The schema after a command; the step it has let go, if any; or why it was refused."""
+
+    schema: Schema
+    released: Step | None = None
+    refused: str | None = None
+    hint: str | None = None
+
+
+def apply(
+    schema: Schema, command: SchemaCommand, members: Mapping[int, str], joining: Sequence[str] = ()
+) -> Result:
+    """`members`: sites with rows, by number; `joining`: those that have not got theirs yet."""
+    match command:
+        case Open() if joining:
+            return Result(
+                schema,
+                refused=f"site {joining[0]} is joining",
+                hint="wait until it has its copy: `syncagent status`",
+            )
+        case Open():
+            return _open(schema, command.change)
+        case Reached():
+            return Result(_reached(schema, command))
+        case Abort():
+            return _abort(schema, command)
+        case Exclude() if command.node not in members:
+            return Result(schema, refused=f"no member with rows has the number {command.node}")
+        case Advance() | Approve() | Exclude() | Close():
+            change = schema.open
+            if change is None or change.id != command.change:
+                return Result(schema)  # it came twice, or late
+            return _changed(schema, change, command, members)
+
+
+def _open(schema: Schema, change: Change) -> Result:
+    if any(known.id == change.id for known in schema.changes):
+        return Result(schema)
+    if (other := schema.open) is not None:
+        return Result(
+            schema,
+            refused=f"another schema change is under way: {other.name}",
+            hint="one at a time: wait for it (`syncagent schema status`), or take it back (`syncagent schema abort`)",
+        )
+    begun = replace(
+        change, base=schema.epoch, track=(), state="open", approved=False, excluded=(), failures={}
+    )
+    return Result(replace(schema, changes=(*schema.changes, begun)))
+
+
+def _reached(schema: Schema, command: Reached) -> Schema:
+    reached = {**schema.reached, command.node: max(command.epoch, schema.reached.get(command.node, 0))}
+    schema = replace(schema, reached=reached)
+    change = schema.open
+    if change is None:
+        return schema
+    failures = {node: why for node, why in change.failures.items() if node != command.node}
+    if command.failure is not None and command.epoch >= reached[command.node]:
+        failures[command.node] = command.failure
+    return _with(schema, replace(change, failures=failures))
+
+
+def _abort(schema: Schema, command: Abort) -> Result:
+    change = next((change for change in schema.changes if change.id == command.change), None)
+    if change is None or change.state in ("back", "aborted"):
+        return Result(schema)
+    if any(step.phase == "contract" for step in change.track) or change.state == "done":
+        return Result(
+            schema,
+            refused=f"{change.name} cannot be taken back: "
+            + ("it is done" if change.state == "done" else "the old shape is being dropped"),
+            hint="write a change that makes it again: `syncagent schema plan`",
+        )
+    undo = tuple(
+        inverse(step, change.base + place) for place, step in reversed(list(enumerate(change.track, 1)))
+    )
+    return Result(_with(schema, replace(change, state="back", ahead=undo, failures={})))
+
+
+def inverse(step: Step, epoch: int) -> Step:
+    """The step that takes this one back."""
+    return Step(
+        phase="undo",
+        what=f"take back: {step.what}",
+        locks=step.locks,
+        statements=step.undo,
+        manner="transaction" if step.manner == "survey" else step.manner,
+        strict=True,
+        gone=tuple(attachment.table for attachment in step.attach),
+        renamed=tuple((new, old) for old, new in step.renamed),
+        columns=tuple((table, new, old) for table, old, new in step.columns),
+        undoes=epoch,
+    )
+
+
+def _changed(
+    schema: Schema, change: Change, command: Advance | Approve | Exclude | Close, members: Mapping[int, str]
+) -> Result:
+    match command:
+        case Advance() if command.place == len(change.track) and change.ahead:
+            step = change.ahead[0]
+            after = replace(change, track=(*change.track, step), ahead=change.ahead[1:])
+            return Result(replace(_with(schema, after), epoch=schema.epoch + 1), step)
+        case Approve():
+            return Result(_with(schema, replace(change, approved=True)))
+        case Exclude():
+            return Result(_with(schema, replace(change, excluded=tuple({*change.excluded, command.node}))))
+        case Close() if not change.ahead:
+            over: State = "aborted" if change.state == "back" else "done"
+            return Result(_pruned(_with(schema, replace(change, state=over, failures={})), members))
+        case _:
+            return Result(schema)  # decided by who did not know what had been
+
+
+def _with(schema: Schema, change: Change) -> Schema:
+    changes = tuple(change if known.id == change.id else known for known in schema.changes)
+    return replace(schema, changes=changes)
+
+
+def _pruned(schema: Schema, members: Mapping[int, str]) -> Schema:
+    """What is over for everybody, but for the newest."""
+    slowest = min((schema.reached.get(node, 0) for node in members), default=schema.epoch)
+    old, new = schema.changes[:-_KEPT], schema.changes[-_KEPT:]
+    return replace(schema, changes=(*(change for change in old if change.upto > slowest), *new))
+
+
+# ---- what is done next
+
+
+def waited_for(schema: Schema, members: Mapping[int, str], near: frozenset[int]) -> dict[int, str]:
+    """Whom the next step waits for, and why. `near`: sites that can be reached."""
+    change = schema.open
+    if change is None:
+        return {}
+    everybody = bool(change.ahead) and change.ahead[0].phase == "contract"
+    waiting = {}
+    for node in members:
+        lag = schema.epoch - schema.reached.get(node, 0)
+        if node in change.failures:
+            waiting[node] = change.failures[node]
+        elif lag > 0 and node in near:
+            waiting[node] = f"has {lag} of the steps still to do"
+        elif lag > 0 and everybody and node not in change.excluded:
+            waiting[node] = f"cannot be reached, and has {lag} of the steps still to do"
+    return waiting
+
+
+def awaits_approval(change: Change) -> bool:
+    """What comes next drops the old shape, and nobody has said yet that it may."""
+    contracts = bool(change.ahead) and change.ahead[0].phase == "contract"
+    return change.state == "open" and contracts and not (change.auto or change.approved)
+
+
+def due(schema: Schema, members: Mapping[int, str], near: frozenset[int]) -> SchemaCommand | None:
+    """What the site that leads proposes now."""
+    change = schema.open
+    if change is None or waited_for(schema, members, near) or awaits_approval(change):
+        return None
+    return Advance(change.id, len(change.track)) if change.ahead else Close(change.id)
+
+
+class Move(NamedTuple):
+    """What a site does to get to an epoch; without a step, nothing is to be done."""
+
+    upto: int
+    step: Step | None
+    change: Change
+
+
+def next_move(schema: Schema, at: int) -> Move | None:
+    """What this site does next. A step that was taken back meanwhile is left out, with all up to its end: it may be the one that
+    cannot be done here."""
+    if at >= schema.epoch:
+        return None
+    for change in schema.changes:
+        if change.base <= at < change.upto:
+            for epoch, step in enumerate(change.track, change.base + 1):
+                if step.undoes == at + 1:
+                    return Move(epoch, None, change)
+            return Move(at + 1, change.track[at - change.base], change)
+    raise ProtocolError(
+        f"step {at + 1} of the schema is not known any more",
+        hint="this site was away for too long: `syncagent remove` it at a member, and let it join again",
+    )
+
+
+def floor_after(move: Move, floor: int) -> int:
+    """The oldest epoch whose batches can be read once the move is made; `floor` was it before."""
+    strict = move.step is None or move.step.strict
+    return move.upto if strict else max(floor, move.upto - 1)
