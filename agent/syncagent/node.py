@@ -34,6 +34,7 @@ from syncagent.services.attaching import Attaching
 from syncagent.services.clocks import Clocks
 from syncagent.services.cutter import Cutter
 from syncagent.services.elections import Elections
+from syncagent.services.evolving import Evolving
 from syncagent.services.exchange import Exchange
 from syncagent.services.fingerprints import Fingerprints
 from syncagent.services.housekeeper import Housekeeper
@@ -48,6 +49,7 @@ from syncagent.storage import blueprint as blueprints
 from syncagent.storage.attaching import PostgresTables
 from syncagent.storage.donor import PostgresDonor
 from syncagent.storage.high_water import HighWater
+from syncagent.storage.schema.doing import PostgresShapes
 from syncagent.storage.store import PostgresStore, opened
 from syncagent.transport.admission import Gate
 from syncagent.transport.copying import (
@@ -266,13 +268,16 @@ async def _assemble(
     network = _network(settings, catalog, spools, keyring, exchange, elections, clock)
     keyring.on_turn = network.use
     await network.know((*roster.peers, *lapsed_of(catalog)), removed_from(catalog))
-    attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange)
+    evolving = Evolving(desk, PostgresShapes(settings.dsn), elections, exchange, store.keeper)
+    await evolving.load()
+    attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange, evolving)
     membership = Membership(desk, elections, exchange, network, settings.addresses)
     renewal = Renewal(desk, elections, exchange, keyring, settings.address)
 
     async def follow(catalog: Catalog) -> None:
         await membership.follow(catalog)
         attaching.bell.ring()
+        evolving.changed()
         renewal.bell.ring()
 
     elections.on_change = follow
@@ -284,6 +289,7 @@ async def _assemble(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, verifier, steady=steady
     )
     housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
+    housekeeper.verbs.update(evolving.verbs)
     housekeeper.verbs.update(applier.verbs | verifier.verbs | repairer.verbs)
     housekeeper.verbs.update(fingerprints.verbs | Clocks(desk, elections).verbs)
     lapsing = Lapsing(desk, store.keeper, exchange, elections, settings.bounds)
@@ -297,6 +303,8 @@ async def _assemble(
         lapsing.run,
         fingerprints.run,
         attaching.run,
+        evolving.run,
+        evolving.lead,
         cutter.run,
         applier.run,
         exchange.ask,

@@ -35,6 +35,7 @@ from syncagent.cli.pause import pause, resume
 from syncagent.cli.rejoin import rejoin
 from syncagent.cli.repair import repair
 from syncagent.cli.run import run
+from syncagent.cli.schema import schema
 from syncagent.cli.status import status
 from syncagent.cli.support import support_bundle
 from syncagent.cli.tables import tables
@@ -104,6 +105,7 @@ for _name, _group in (
     ("parked", parked),
     ("certificate", certificate),
     ("clock", clock),
+    ("schema", schema),
     ("db", db),
 ):
     app.add_typer(_group, name=_name)

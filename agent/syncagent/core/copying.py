@@ -141,7 +141,7 @@ class SequenceAt(msgspec.Struct, frozen=True):
 class EndHead(msgspec.Struct, frozen=True):
     """`reach` is a frontier that covers all the ranges have seen: the joiner's tables are as of one moment once its own
     covers it. `clock` is above every stamp. Entries that are gone at the donor were of cuts up to `compacted`, tombstones among them
-    of those up to `forgotten`."""
+    of those up to `forgotten`. `schema` is the epoch of its schema."""
 
     reach: dict[int, int]
     clock: int
@@ -152,6 +152,7 @@ class EndHead(msgspec.Struct, frozen=True):
     records: int
     compacted: dict[int, int] = {}
     forgotten: dict[int, int] = {}
+    schema: int = 0
 
 
 class Counted(msgspec.Struct, frozen=True):

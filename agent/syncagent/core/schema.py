@@ -50,7 +50,8 @@ class Fill(msgspec.Struct, frozen=True):
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """`strict`: batches of the epoch before cannot be read any more. `gone` are tables that are dropped, `renamed` those with
-    another name. A survey's statements count the rows that stand against `what`. `undoes` is the epoch this step takes back."""
+    another name, `columns` renamed columns. A survey's statements find rows that stand against `what`. `index` is what a step that is
+    done alone makes, `everybody`: it is let go when no member is missing. `undoes` is the epoch this step takes back."""
 
     phase: Phase
     what: str
@@ -64,6 +65,8 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     gone: tuple[Table, ...] = ()
     renamed: tuple[tuple[Table, Table], ...] = ()
     columns: tuple[tuple[Table, str, str], ...] = ()
+    index: str | None = None
+    everybody: bool = False
     undoes: int | None = None
 
 
@@ -311,7 +314,7 @@ def waited_for(schema: Schema, members: Mapping[int, str], near: frozenset[int])
     change = schema.open
     if change is None:
         return {}
-    everybody = bool(change.ahead) and change.ahead[0].phase == "contract"
+    everybody = bool(change.ahead) and (change.ahead[0].everybody or change.ahead[0].phase == "contract")
     waiting = {}
     for node in members:
         lag = schema.epoch - schema.reached.get(node, 0)

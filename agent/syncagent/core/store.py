@@ -24,6 +24,7 @@ from syncagent.core.raft.machine import Ready
 from syncagent.core.raft.messages import Membership, Snapshot
 from syncagent.core.raft.storage import Memory
 from syncagent.core.repair import Cause
+from syncagent.core.schema import Move
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,17 @@ class Tables(Protocol):
 
     async def inspect(self, attachments: Sequence[Attachment]) -> list[Inspected]:
         """The preflight of each. Changes nothing."""
+
+
+class Shapes(Protocol):
+    """The application's schema, here, as far as schema changes have brought it."""
+
+    async def standing(self) -> tuple[int, int]:
+        """The epoch, and the oldest whose batches can be read."""
+
+    async def do(self, move: Move, floor: int) -> None:
+        """A step, and the epoch that it leads to. Raises Contended if locks were not to be had; else what the server, or the
+        rows, have against it: nothing of it was done then."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from syncagent.core.store import Request, Tables
 from syncagent.core.wire import Inspect, Report
 from syncagent.errors import SyncagentError, Undecided, Unreachable
 from syncagent.services.elections import Elections
+from syncagent.services.evolving import Evolving
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Bell, Desk
 
@@ -33,11 +34,14 @@ _AWAY = "no link: it follows when it comes back"
 class Attaching:
     """`trouble` says what keeps a table from being attached here; `epoch` is the catalog whose tables are."""
 
-    def __init__(self, desk: Desk, tables: Tables, elections: Elections, exchange: Exchange) -> None:
-        self._desk, self._tables = desk, tables
+    def __init__(
+        self, desk: Desk, tables: Tables, elections: Elections, exchange: Exchange, evolving: Evolving
+    ) -> None:
+        self._desk, self._tables, self.evolving = desk, tables, evolving
         self._elections, self._exchange = elections, exchange
         self._reports: dict[UUID, asyncio.Future[Report]] = {}
         self.bell = Bell()
+        evolving.on_done = self.bell.ring
         self.trouble: str | None = None
         self.epoch = 0
         exchange.on_report = self._reported
@@ -64,6 +68,8 @@ class Attaching:
         if self._elections.is_witness:
             self._done(self._elections.catalog)
             return
+        if self.evolving.is_behind:
+            return  # a step that was let go does to tables here what the catalog says of them already
         here = await self._tables.attached()
         new = [attachment for attachment, agreed in here.items() if not agreed]
         if missing := [known for known in new if known.table not in self._elections.catalog.tables]:

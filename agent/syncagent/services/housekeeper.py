@@ -68,6 +68,7 @@ class Housekeeper:
         self._roster, self._keeper, self._steady = desk.roster, keeper, steady
         self._exchange, self._cutter, self._applier = exchange, cutter, applier
         self._elections, self._attaching, self._verifier = elections, attaching, verifier
+        self._evolving = attaching.evolving
         self._shown: tuple[list[PeerState], str | None, str | None, int | None] | None = None
         self._trouble: str | None = None
         self._serving: dict[UUID, asyncio.Task[None]] = {}
@@ -121,15 +122,20 @@ class Housekeeper:
                 waiting=self._cutter.waiting,
                 epoch=self._roster.epoch,
                 attached=self._attaching.epoch,
-                trouble=self._attaching.trouble,
+                trouble=self._evolving.trouble or self._attaching.trouble,
                 steady=self._steady,
                 links=tuple(sorted(self._exchange.links)),
+                schema=self._evolving.epoch,
             )
             await self._exchange.gossip(progress)
             shown = (
                 [self._state(peer) for peer in self._roster.peers],
                 self._cutter.waiting,
-                self._trouble or self._attaching.trouble or self._verifier.trouble or self.warning(),
+                self._trouble
+                or self._evolving.trouble
+                or self._attaching.trouble
+                or self._verifier.trouble
+                or self.warning(),
                 self._elections.leader or None,
             )
             if shown != self._shown:

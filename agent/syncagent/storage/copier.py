@@ -348,8 +348,10 @@ class PostgresCopier:
         )
         await session.execute(
             "update syncagent.local_site set copied = true, node_before = null, seen_before = null,"
-            " compacted = syncagent._greatest(compacted, $1::text::jsonb), collected = syncagent._greatest(collected, $2::text::jsonb)",
+            " compacted = syncagent._greatest(compacted, $1::text::jsonb), collected = syncagent._greatest(collected, $2::text::jsonb),"
+            " schema_epoch = $3, schema_floor = $3",
             *(msgspec.json.encode(cuts).decode() for cuts in (head.compacted, head.forgotten)),
+            head.schema,
         )
         return {node: at.cut for node, at in begun.plan.frontier.items()}
 

@@ -324,7 +324,7 @@ class PostgresDonor:
         records = await staging.read_out(session, _RECORDS, spool, copying.RECORDS)
         clock = await session.fetchval("select last_value from syncagent.hlc")
         gone = await session.fetchrow(
-            "select compacted::text as compacted, collected::text as forgotten from syncagent.local_site"
+            "select compacted::text as compacted, collected::text as forgotten, schema_epoch from syncagent.local_site"
         )
         assert gone is not None
         return EndHead(
@@ -345,4 +345,5 @@ class PostgresDonor:
             records,
             _context.decode(gone["compacted"]),
             _context.decode(gone["forgotten"]),
+            gone["schema_epoch"],
         )

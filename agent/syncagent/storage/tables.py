@@ -247,7 +247,7 @@ def attach(
     def work() -> list[Attached]:
         return [_attach(connection, table, terms) for table in tables]
 
-    return _patiently(connection, [table.oid for table in tables], _WRITERS, work, patience, on_wait)
+    return patiently(connection, [table.oid for table in tables], _WRITERS, work, patience, on_wait)
 
 
 def _with_partitions(connection: Connection, oids: Sequence[int]) -> list[int]:
@@ -330,7 +330,7 @@ def detach(connection: Connection, tables: Mapping[int, str], *, patience: float
 
     merge_lock = _oid(connection, "syncagent.merge_lock")
     assert merge_lock is not None
-    _patiently(connection, [*tables, merge_lock], _ANYBODY, work, patience, on_wait)
+    patiently(connection, [*tables, merge_lock], _ANYBODY, work, patience, on_wait)
 
 
 def regenerate(connection: Connection, *, patience: float, on_wait: OnWait) -> int:
@@ -351,7 +351,7 @@ def regenerate(connection: Connection, *, patience: float, on_wait: OnWait) -> i
 
     if stale or strays:
         oids = [*(oid for _, oid, _ in stale), *(stray["node"] for stray in strays)]
-        _patiently(connection, oids, _ANYBODY, work, patience, on_wait)
+        patiently(connection, oids, _ANYBODY, work, patience, on_wait)
     return len({relation for relation, _, _ in stale} | {stray["relation"] for stray in strays})
 
 
@@ -370,7 +370,7 @@ def enable(connection: Connection, table: str, trigger: str, *, patience: float,
 # ---- locks
 
 
-def _patiently(
+def patiently(
     connection: Connection,
     oids: Sequence[int],
     compatible: Sequence[str],

@@ -1,0 +1,312 @@
+"""`syncagent schema`: changes of the application's schema, carried through all sites in phases, while they write."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from syncagent.cli import render
+from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, seconds
+from syncagent.errors import RefusedError, UsageError
+
+if TYPE_CHECKING:
+    from syncagent.core.forest import Bucket
+    from syncagent.storage.commands import Connection
+    from syncagent.storage.schema.planning import Plan
+
+_ASK = 30.0
+"""Seconds the agent may take to have something agreed."""
+
+schema = typer.Typer(
+    help="Changes of the schema, carried through all sites in phases while they write.", no_args_is_help=True
+)
+
+FileArgument = Annotated[
+    str, typer.Argument(metavar="FILE", help="A file of SQL statements; - for standard input.")
+]
+RoleOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The role that the statements run as, at every site. [default: the agent's]", show_default=False
+    ),
+]
+NewStrideOption = Annotated[
+    int | None,
+    typer.Option("--stride", min=2, help="For tables that are made: every site draws every so many numbers."),
+]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(parser=seconds, metavar="SPAN", help="How long to wait; the change goes on all the same."),
+]
+
+
+@schema.command()
+def plan(
+    file: FileArgument,
+    *,
+    role: RoleOption = None,
+    stride: NewStrideOption = None,
+    home: HomeOption = None,
+    dsn: DsnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a change would do, in which phases and under which locks, and what of it is refused and why. Changes nothing."""
+    from syncagent.storage.commands import site_of
+
+    with site_of(dsn_of(home, dsn)) as connection:
+        planned = _planned(connection, file, role, stride)
+    if as_json:
+        render.json(_as_json(planned))
+    else:
+        _show(planned)
+    if planned.refusals:
+        raise typer.Exit(1)
+
+
+@schema.command()
+def apply(
+    file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILE]", help="A file of SQL statements; - for standard input.", show_default=False
+        ),
+    ] = None,
+    *,
+    auto: Annotated[
+        bool,
+        typer.Option(
+            "--auto", help="Drop the old shape as soon as every site has the new one, without asking again."
+        ),
+    ] = False,
+    contract: Annotated[
+        bool,
+        typer.Option(
+            "--contract", help="Of the change under way: nobody needs the old shape any more, drop it."
+        ),
+    ] = False,
+    exclude: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SITE", help="Of the change under way: do not wait for this site.", show_default=False
+        ),
+    ] = None,
+    role: RoleOption = None,
+    stride: NewStrideOption = None,
+    timeout: TimeoutOption = "10m",  # type: ignore[assignment]
+    home: HomeOption = None,
+    dsn: DsnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry a change through all sites, or bring on the one under way."""
+    from syncagent.storage.commands import site_of
+    from syncagent.storage.requests import ask, require_agent
+
+    if (file is None) == (not contract and exclude is None):
+        raise UsageError(
+            "name a file"
+            if file is None
+            else "a file is a new change; --contract and --exclude are about the one under way",
+            hint="syncagent schema apply FILE, or: syncagent schema apply --contract",
+        )
+    with site_of(dsn_of(home, dsn)) as connection:
+        require_agent(connection)
+        if file is not None:
+            planned = _planned(connection, file, role, stride)
+            _refuse(planned)
+            verb, asked = "schema-open", {"change": _change(connection, planned, role, auto)}
+        elif exclude is not None:
+            verb, asked = "schema-exclude", {"site": exclude, "contract": contract}
+        else:
+            verb, asked = "schema-approve", {}
+        opened = ask(connection, verb, asked, seconds=_ASK)["id"]
+        _await(connection, opened, timeout, as_json)
+
+
+@schema.command()
+def status(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOption = False) -> None:
+    """Show the change under way: its steps, and whom it waits for."""
+    from syncagent.storage.commands import site_of
+    from syncagent.storage.schema import telling
+
+    with site_of(dsn_of(home, dsn)) as connection:
+        found = telling.status(connection)
+    if as_json:
+        render.json(found)
+        return
+    late = {site: epoch for site, epoch in found["sites"].items() if epoch < found["epoch"]}
+    if found["change"] is None:
+        render.show(f"no schema change is under way; {found['epoch']} steps so far")
+    else:
+        _tell(found["change"])
+    for site, epoch in late.items():
+        render.show(f"{site} is at step {epoch} of {found['epoch']}")
+
+
+@schema.command()
+def abort(
+    change: Annotated[
+        str | None, typer.Argument(help="Its id. [default: the one under way]", show_default=False)
+    ] = None,
+    *,
+    timeout: TimeoutOption = "10m",  # type: ignore[assignment]
+    home: HomeOption = None,
+    dsn: DsnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take back what was done of a change, at every site: until it drops the old shape."""
+    from syncagent.storage.commands import site_of
+    from syncagent.storage.requests import ask
+
+    with site_of(dsn_of(home, dsn)) as connection:
+        opened = ask(connection, "schema-abort", {} if change is None else {"id": change}, seconds=_ASK)["id"]
+        _await(connection, opened, timeout, as_json)
+
+
+@schema.command()
+def history(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOption = False) -> None:
+    """List the changes so far, the newest first."""
+    from syncagent.storage.commands import site_of
+    from syncagent.storage.schema import telling
+
+    with site_of(dsn_of(home, dsn)) as connection:
+        found = telling.history(connection)
+    if as_json:
+        render.json(found)
+        return
+    if not found:
+        render.say("the schema was not changed yet")
+        return
+    rows = [
+        (one["id"], one["name"], one["state"], len(one["steps"]), one["site"], one["asked_at"])
+        for one in found
+    ]
+    render.show(render.grid(rows, ("change", "name", "state", ">steps", "from", "asked at")))
+
+
+# ---- a plan
+
+
+def _planned(connection: "Connection", file: str, role: str | None, stride: int | None) -> "Plan":
+    from syncagent.storage.schema import planning
+
+    if file == "-":
+        text, name = sys.stdin.read(), "standard input"
+    else:
+        path = Path(file)
+        try:
+            text, name = path.read_text(encoding="utf-8"), path.name
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{file} cannot be read: {error}", hint="a file of SQL in UTF-8, or -") from None
+    bucket: Bucket = "hour"
+    found = planning.plan(connection, text, name, role=role, stride=stride, bucket=bucket, patience=_ASK)
+    if not found.steps and not found.refusals:
+        raise UsageError(
+            f"there is no statement in {name}", hint="write SQL, each statement ended by a semicolon"
+        )
+    return found
+
+
+def _show(planned: "Plan") -> None:
+    if planned.steps:
+        rows = [(one.step.phase, one.line, one.step.what, one.step.locks) for one in planned.steps]
+        render.show(render.grid(rows, ("phase", ">line", "what", "locks")))
+    if planned.refusals:
+        refused = [(one.line, one.text, one.reason, one.form) for one in planned.refusals]
+        render.show("", render.grid(refused, (">line", "refused", "why", "a form that can")))
+
+
+def _as_json(planned: "Plan") -> dict[str, Any]:
+    return {
+        "name": planned.name,
+        "steps": [
+            {
+                "phase": one.step.phase,
+                "line": one.line,
+                "what": one.step.what,
+                "locks": one.step.locks,
+                "statements": one.step.statements,
+                "undo": one.step.undo,
+            }
+            for one in planned.steps
+        ],
+        "refusals": planned.refusals,
+    }
+
+
+def _refuse(planned: "Plan") -> None:
+    if planned.refusals:
+        raise RefusedError(
+            f"{planned.name} cannot be carried to every site, so nothing of it is",
+            detail="\n".join(f"line {one.line}: {one.reason}" for one in planned.refusals),
+            hint="\n".join(f"line {one.line}: {one.form}" for one in planned.refusals),
+        )
+
+
+def _change(connection: "Connection", planned: "Plan", role: str | None, auto: bool) -> Any:
+    import msgspec
+
+    from syncagent.storage.schema import planning
+
+    row = connection.execute(
+        "select current_setting('search_path') as path, (select name from syncagent.local_site) as site"
+    ).fetchone()
+    assert row is not None
+    change = planning.change_of(
+        planned, at=int(time.time() * 1000), site=row["site"], role=role, path=row["path"], auto=auto
+    )
+    return msgspec.to_builtins(change)
+
+
+# ---- a change
+
+
+def _await(connection: "Connection", change: str, timeout: float, as_json: bool) -> None:
+    """Until it is over, or a person has to do something about it: then exit 1 says so."""
+    from syncagent.storage.requests import ask
+    from syncagent.storage.schema import telling
+
+    answer = ask(
+        connection,
+        "schema-wait",
+        {"id": change, "timeout": timeout},
+        seconds=timeout,
+        on_progress=_progress(),
+    )
+    found = next(one for one in telling.history(connection) if one["id"] == change)
+    if as_json:
+        render.json(found | {"waiting": answer["waiting"]})
+    else:
+        _tell(found)
+        for site, why in answer["waiting"].items():
+            render.show(f"{site}: {why}")
+    if found["failures"] or (answer["waiting"] and answer["state"] in ("open", "back")):
+        render.say("go on when that is mended: it is tried again by itself; or back: syncagent schema abort")
+        raise typer.Exit(1)
+    if found["state"] == "waits for approval":
+        render.say(
+            "when nobody needs the old shape any more: syncagent schema apply --contract; or: syncagent schema abort"
+        )
+
+
+def _progress() -> Any:
+    said = [""]
+
+    def say(text: str) -> None:
+        if text != said[0]:
+            render.say(text)
+            said[0] = text
+
+    return say
+
+
+def _tell(change: dict[str, Any]) -> None:
+    render.show(f"{change['name']}: {change['state']}")
+    rows = [
+        (step["phase"], step["what"], step["locks"], step["state"], ", ".join(step["missing"]))
+        for step in change["steps"]
+    ]
+    render.show(render.grid(rows, ("phase", "what", "locks", "state", "missing")))
+    for site, why in change["failures"].items():
+        render.show(f"cannot be done at {site}: {why}")

@@ -1,0 +1,1 @@
+"""Schema changes and this site's database: SQL that is read, planned as steps, and done."""

@@ -1,0 +1,185 @@
+"""Steps of schema changes, done here.
+
+Invariant: what a step does to the database and the epoch it leads to are one transaction. What cannot run in one (an index
+that is made concurrently, a constraint that is validated) is done before it, and is done again, or found done, after a crash.
+While it waits for a lock it holds none.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import psycopg
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from syncagent.core.schema import Change, Move, Step
+from syncagent.errors import RefusedError
+from syncagent.storage import tables
+from syncagent.storage.commands import Connection, border, site_of
+
+_PATIENCE = 20.0
+"""Seconds to try for a lock; then it is said who is in the way, and tried again."""
+_SHOWN = 3
+_CONCURRENTLY = "index concurrently"
+"""What a plan writes where a statement waits for others and runs in no transaction."""
+
+_SETTINGS = {
+    "timezone": "UTC",
+    "datestyle": "ISO, MDY",
+    "intervalstyle": "postgres",
+    "client_min_messages": "warning",
+}
+"""So that a constant is the same everywhere."""
+
+
+class PostgresShapes:
+    """The Shapes of the services: short connections of their own, in threads."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    async def standing(self) -> tuple[int, int]:
+        return await asyncio.to_thread(self._standing)
+
+    async def do(self, move: Move, floor: int) -> None:
+        await asyncio.to_thread(self._do, move, floor)
+
+    def _standing(self) -> tuple[int, int]:
+        with site_of(self._dsn) as connection:
+            row = connection.execute("select schema_epoch, schema_floor from syncagent.local_site").fetchone()
+        assert row is not None
+        return row["schema_epoch"], row["schema_floor"]
+
+    def _do(self, move: Move, floor: int) -> None:
+        with site_of(self._dsn) as connection:
+            do(connection, move, floor)
+
+
+def do(connection: Connection, move: Move, floor: int) -> None:
+    """See Shapes."""
+
+    def work() -> None:
+        connection.execute("lock table syncagent.merge_lock in exclusive mode")
+        if move.step is not None:
+            _run(connection, move.step, move.change)
+        connection.execute("select syncagent._schema_reached(%s, %s)", (move.upto, floor))
+
+    with border():
+        if move.step is not None and move.step.manner == "survey":
+            _survey(connection, move.step, move.change)
+        if move.step is not None and move.step.manner == "alone":
+            _alone(connection, move.step, move.change)
+        _patiently(connection, work)
+
+
+def _patiently(connection: Connection, work: Callable[[], None]) -> None:
+    merge_lock = tables.exactly(connection, "syncagent", "merge_lock")
+    attached = connection.execute("select relation::oid::bigint as oid from syncagent.replicated").fetchall()
+    oids = [row["oid"] for row in attached] + ([merge_lock] if merge_lock else [])
+    tables.patiently(connection, oids, (), work, _PATIENCE, lambda _held: None)
+
+
+def _run(connection: Connection, step: Step, change: Change) -> None:
+    """What a step does inside its transaction, but for the epoch."""
+    for table in step.gone:
+        oid = tables.exactly(connection, table.schema, table.name)
+        if oid is not None:
+            connection.execute("select syncagent._detach(%s::bigint::oid::regclass)", (oid,))
+    if step.manner == "transaction":
+        with _as_asked(connection, change, local=True):
+            for statement in step.statements:
+                connection.execute(statement.encode())
+    connection.execute("select syncagent._cover(s.relation, s.node) from syncagent._strays() as s where not s.gone")
+    for attachment in step.attach:
+        oid = tables.exactly(connection, attachment.table.schema, attachment.table.name)
+        connection.execute(
+            "update syncagent.replicated set agreed = true where id ="
+            " syncagent._attach(%s::bigint::oid::regclass, %s, %s, %s, %s, '{}')",
+            (oid, attachment.derive, attachment.ship, attachment.stride, attachment.bucket),
+        )
+    renamed = [
+        {"schema": table.schema, "table": table.name, "before": before, "after": after}
+        for table, before, after in step.columns
+    ]
+    fills = [
+        {"schema": fill.table.schema, "table": fill.table.name, "column": fill.column, "value": fill.value}
+        for fill in step.fills
+    ]
+    connection.execute(
+        "select syncagent._reshape(%s, %s, %s)", (Jsonb(renamed), Jsonb(fills), step.manner == "alone")
+    )
+
+
+@contextmanager
+def _as_asked(connection: Connection, change: Change, *, local: bool) -> Iterator[None]:
+    """With the role and the search path of whoever asked for the change."""
+    before = connection.execute("select current_setting('search_path') as path").fetchone()
+    assert before is not None
+    for name, value in {**_SETTINGS, "search_path": change.path}.items():
+        connection.execute("select set_config(%s, %s, %s)", (name, value, local))
+    if change.role is not None:
+        connection.execute(
+            sql.SQL("set {} role {}").format(sql.SQL("local" if local else ""), sql.Identifier(change.role))
+        )
+    yield
+    if change.role is not None:
+        connection.execute("reset role")
+    connection.execute("select set_config('search_path', %s, %s)", (before["path"], local))
+
+
+def _survey(connection: Connection, step: Step, change: Change) -> None:
+    """Raises RefusedError if rows stand against what is to hold for all of them."""
+    found: list[str] = []
+    with _as_asked(connection, change, local=False):
+        for statement in step.statements:
+            rows = connection.execute(
+                f"select * from ({statement}) as s limit {_SHOWN + 1}".encode()
+            ).fetchall()
+            found += [", ".join(f"{name} {value}" for name, value in row.items()) for row in rows]
+    if found:
+        more = " and more" if len(found) > _SHOWN else ""
+        raise RefusedError(
+            f"rows stand against it: {'; '.join(found[:_SHOWN])}{more}",
+            hint="mend them, and it is tried again by itself; or `syncagent schema abort`",
+        )
+
+
+def _alone(connection: Connection, step: Step, change: Change) -> None:
+    """Statements that wait for others without being in their way, each by itself."""
+    if step.index is not None and _is_made(connection, step.index):
+        return
+    for statement in step.statements:
+        with _as_asked(connection, change, local=False):
+            try:
+                if _CONCURRENTLY in statement.lower():
+                    connection.execute(statement.encode())
+                else:
+                    _patiently(connection, partial(_execute, connection, statement))
+            except psycopg.Error:
+                if step.index is not None and not connection.closed:
+                    _drop_invalid(connection, step.index)
+                raise
+
+
+def _execute(connection: Connection, statement: str) -> None:
+    connection.execute(statement.encode())
+
+
+def _is_made(connection: Connection, index: str) -> bool:
+    """Whether the index is there; one that a crash has left half made is taken away."""
+    row = connection.execute(
+        "select i.indisvalid as valid from pg_index i where i.indexrelid = to_regclass(%s)", (index,)
+    ).fetchone()
+    if row is not None and not row["valid"]:
+        _drop_invalid(connection, index)
+        return False
+    return row is not None
+
+
+def _drop_invalid(connection: Connection, index: str) -> None:
+    if connection.execute(
+        "select from pg_index i where i.indexrelid = to_regclass(%s) and not i.indisvalid", (index,)
+    ).rowcount:
+        connection.execute(f"drop index concurrently {index}".encode())

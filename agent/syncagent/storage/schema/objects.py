@@ -1,0 +1,352 @@
+"""What is made, replaced, renamed and dropped as a whole: how each statement becomes steps."""
+
+from collections.abc import Callable
+
+from postgast import pg_query_pb2 as grammar
+from psycopg import sql
+
+from syncagent.core.batch import Table
+from syncagent.core.schema import Step
+from syncagent.storage.schema import reading
+from syncagent.storage.schema.columns import BRIEF, SHARED
+from syncagent.storage.schema.looking import Against, Look
+from syncagent.storage.schema.reading import Statement
+
+NONE = "none of a table"
+_MAX_NAME = 63
+
+Rule = Callable[[Look, Statement], list[Step]]
+
+
+def _name(*parts: str) -> str:
+    return sql.Identifier(*parts).as_string()
+
+
+def create_table(look: Look, statement: Statement) -> list[Step]:
+    relation = statement.node.relation
+    if relation.relpersistence != "p":
+        raise Against("it would be there for a session, or until a crash", "a permanent table")
+    name = look.named(relation)
+    look.connection.execute(statement.text.encode())
+    oid = look.one("select to_regclass(%s)::oid::bigint", name)
+    look.made.add(oid)
+    row = look.connection.execute(
+        "select n.nspname::text as schema, c.relname::text as name, c.relispartition as part from pg_class c"
+        " join pg_namespace n on n.oid = c.relnamespace where c.oid = %s::bigint::oid",
+        (oid,),
+    ).fetchone()
+    assert row is not None
+    quoted = _name(row["schema"], row["name"])
+    attach = () if row["part"] else (look.attachment(oid, quoted),)
+    what = f"partition {quoted}" if row["part"] else f"table {quoted}, attached"
+    locks = "ACCESS EXCLUSIVE of the partitioned table, for a moment" if row["part"] else NONE
+    undo = (f"drop table if exists {quoted}",)
+    return [
+        Step(phase="expand", what=what, locks=locks, statements=(statement.text,), undo=undo, attach=attach)
+    ]
+
+
+def create_index(look: Look, statement: Statement) -> list[Step]:
+    node = statement.node
+    table = look.known(node.relation)
+    if not node.idxname:
+        columns = [part.index_elem.name or "expr" for part in node.index_params]
+        node.idxname = "_".join((table.table.name, *columns, "idx"))[:_MAX_NAME]
+    index = _name(table.table.schema, node.idxname)
+    if look.one("select to_regclass(%s)::text", index):
+        raise Against(f"there is an index {index} already", "another name")
+    what = f"index {node.idxname} of {table.sql}"
+    if table.new:
+        node.concurrent = False
+        text = reading.written("index_stmt", node)
+        look.connection.execute(text.encode())
+        return [Step(phase="expand", what=f"{what}, which is new", locks=NONE, statements=(text,))]
+    if table.partitioned:
+        raise Against(
+            "an index of a partitioned table cannot be made beside writes", "make it at each site by hand"
+        )
+    node.concurrent, node.if_not_exists = True, False
+    undo = (f"drop index concurrently if exists {index}",)
+    text = reading.written("index_stmt", node)
+    return [
+        Step(
+            phase="expand",
+            what=what,
+            locks=SHARED,
+            statements=(text,),
+            undo=undo,
+            manner="alone",
+            index=index,
+        )
+    ]
+
+
+def comment(look: Look, statement: Statement) -> list[Step]:
+    look.connection.execute(statement.text.encode())
+    return [Step(phase="expand", what="comment", locks=NONE, statements=(statement.text,))]
+
+
+def function(look: Look, statement: Statement) -> list[Step]:
+    name = statement.node.funcname[-1].string.sval
+    query = (
+        "select p.oid::bigint as oid, p.oid::regprocedure::text as signature, p.prokind::text as kind, pg_get_functiondef(p.oid) as made"
+        " from pg_proc p where p.proname = %s and p.prokind in ('f', 'p', 'w') and p.pronamespace <> 'pg_catalog'::regnamespace"
+    )
+    before = {row["oid"]: row["made"] for row in look.connection.execute(query.encode(), (name,)).fetchall()}
+    look.connection.execute(statement.text.encode())
+    undo = []
+    for row in look.connection.execute(query.encode(), (name,)).fetchall():
+        if row["oid"] not in before:
+            undo.append(
+                f"drop {'procedure' if row['kind'] == 'p' else 'function'} if exists {row['signature']}"
+            )
+        elif before[row["oid"]] != row["made"]:
+            undo.append(before[row["oid"]])
+    return [
+        Step(
+            phase="expand",
+            what=f"function {name}",
+            locks=NONE,
+            statements=(statement.text,),
+            undo=tuple(undo),
+        )
+    ]
+
+
+def view(look: Look, statement: Statement) -> list[Step]:
+    name = look.named(statement.node.view)
+    before = look.one(
+        "select pg_get_viewdef(c.oid) from pg_class c where c.oid = to_regclass(%s) and c.relkind = 'v'", name
+    )
+    look.connection.execute(statement.text.encode())
+    undo = [f"drop view if exists {name}"]
+    if before is not None:
+        undo.append(f"create view {name} as {before}")
+    return [
+        Step(
+            phase="expand",
+            what=f"view {name}",
+            locks=f"{BRIEF}, of the view",
+            statements=(statement.text,),
+            undo=tuple(undo),
+        )
+    ]
+
+
+def enum_value(look: Look, statement: Statement) -> list[Step]:
+    """For itself: the transaction that adds a value cannot use it."""
+    node = statement.node
+    name = _name(*(part.string.sval for part in node.type_name))
+    if node.old_val:
+        look.connection.execute(statement.text.encode())
+        undo = f"alter type {name} rename value {_text(node.new_val)} to {_text(node.old_val)}"
+        what = f"value {node.old_val} of {name} is {node.new_val}"
+        return [
+            Step(
+                phase="contract",
+                what=what,
+                locks=NONE,
+                statements=(statement.text,),
+                undo=(undo,),
+                strict=True,
+            )
+        ]
+    if not look.one("select to_regtype(%s)::text", name):
+        raise Against(f"there is no type {name}", "name it with its schema")
+    look.connection.execute(statement.text.encode())
+    added = (
+        statement.text
+        if node.skip_if_new_val_exists
+        else statement.text.replace(" value ", " value if not exists ", 1)
+    )
+    return [
+        Step(
+            phase="expand",
+            what=f"value {node.new_val} of {name}",
+            locks=NONE,
+            statements=(added,),
+            manner="alone",
+        )
+    ]
+
+
+def _text(value: str) -> str:
+    return sql.Literal(value).as_string()
+
+
+_DROPS = {
+    "create_enum_stmt": ("type", "type_name"),
+    "composite_type_stmt": ("type", "typevar"),
+    "create_domain_stmt": ("domain", "domainname"),
+    "create_seq_stmt": ("sequence", "sequence"),
+    "create_schema_stmt": ("schema", "schemaname"),
+}
+
+
+def made(look: Look, statement: Statement) -> list[Step]:
+    """A type, a domain, a sequence, a schema: nothing is there that could be in the way."""
+    kind, field = _DROPS[statement.kind]
+    value = getattr(statement.node, field)
+    if kind == "sequence" and value.relpersistence != "p":
+        raise Against("it would be there for a session", "a permanent sequence")
+    if kind == "schema" and statement.node.schema_elts:
+        raise Against(
+            "tables inside of CREATE SCHEMA", "create schema, then create table: statements of their own"
+        )
+    if isinstance(value, str):
+        name = _name(value)
+    else:
+        name = (
+            look.named(value) if hasattr(value, "relname") else _name(*(part.string.sval for part in value))
+        )
+    look.connection.execute(statement.text.encode())
+    undo = (f"drop {kind} if exists {name}",)
+    return [Step(phase="expand", what=f"{kind} {name}", locks=NONE, statements=(statement.text,), undo=undo)]
+
+
+def trigger(look: Look, statement: Statement) -> list[Step]:
+    table = look.known(statement.node.relation)
+    look.connection.execute(statement.text.encode())
+    name = statement.node.trigname
+    undo = (f"drop trigger if exists {_name(name)} on {table.sql}",)
+    what = f"trigger {name} of {table.sql}"
+    return [
+        Step(
+            phase="expand",
+            what=what,
+            locks="SHARE ROW EXCLUSIVE, for a moment",
+            statements=(statement.text,),
+            undo=undo,
+        )
+    ]
+
+
+def grant(look: Look, statement: Statement) -> list[Step]:
+    look.connection.execute(statement.text.encode())
+    return [Step(phase="expand", what="rights", locks=NONE, statements=(statement.text,))]
+
+
+def rename(look: Look, statement: Statement) -> list[Step]:
+    node = statement.node
+    kind = reading.object_kind(node.rename_type)
+    if kind not in ("COLUMN", "TABLE"):
+        raise Against(
+            f"the name of a {kind.lower()} is not changed at all sites", "do it at each site by hand"
+        )
+    table = look.known(node.relation)
+    if kind == "COLUMN":
+        look.column(table, node.subname)
+    look.connection.execute(statement.text.encode())
+    if kind == "COLUMN":
+        columns = ((table.table, node.subname, node.newname),)
+        what = f"column {node.subname} of {table.sql} is {node.newname}"
+        return [
+            Step(
+                phase="contract",
+                what=what,
+                locks=BRIEF,
+                statements=(statement.text,),
+                strict=True,
+                columns=columns,
+            )
+        ]
+    renamed = ((table.table, Table(table.table.schema, node.newname)),)
+    what = f"table {table.sql} is {node.newname}"
+    return [
+        Step(
+            phase="contract",
+            what=what,
+            locks=BRIEF,
+            statements=(statement.text,),
+            strict=True,
+            renamed=renamed,
+        )
+    ]
+
+
+_DROPPED = {
+    "TABLE": "table",
+    "VIEW": "view",
+    "FUNCTION": "function",
+    "PROCEDURE": "procedure",
+    "TYPE": "type",
+    "DOMAIN": "domain",
+    "SEQUENCE": "sequence",
+    "TRIGGER": "trigger",
+    "SCHEMA": "schema",
+}
+
+
+def drop(look: Look, statement: Statement) -> list[Step]:
+    kind = reading.object_kind(statement.node.remove_type)
+    if kind == "INDEX":
+        return _drop_index(look, statement)
+    if kind not in _DROPPED:
+        raise Against(f"DROP {kind} is not carried to all sites", "do it at each site by hand")
+    if statement.node.behavior == grammar.DROP_CASCADE:
+        raise Against(
+            "CASCADE takes what hangs on it, which may differ from site to site",
+            "a statement for each of them",
+        )
+    gone = []
+    if kind == "TABLE":
+        for one in statement.node.objects:
+            names = [part.string.sval for part in one.list.items]
+            relation = grammar.RangeVar(relname=names[-1], schemaname="".join(names[:-1]))
+            table = look.known(relation)
+            look.connection.execute("select syncagent._detach(%s::bigint::oid)", (table.oid,))
+            gone.append(table.table)
+    look.connection.execute(statement.text.encode())
+    locks = BRIEF if kind in ("TABLE", "TRIGGER") else NONE
+    what = f"drop {_DROPPED[kind]}" + (f" {', '.join(map(str, gone))}" if gone else "")
+    return [
+        Step(
+            phase="contract",
+            what=what,
+            locks=locks,
+            statements=(statement.text,),
+            strict=bool(gone),
+            gone=tuple(gone),
+        )
+    ]
+
+
+def _drop_index(look: Look, statement: Statement) -> list[Step]:
+    steps = []
+    for one in statement.node.objects:
+        name = _name(*(part.string.sval for part in one.list.items))
+        before = look.one("select pg_get_indexdef(to_regclass(%s))", name)
+        if before is None:
+            raise Against(f"there is no index {name}", "name it with its schema")
+        undo = before.replace(" INDEX ", " INDEX CONCURRENTLY ", 1)
+        quoted = look.one(
+            "select format('%%I.%%I', n.nspname, c.relname) from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where c.oid = to_regclass(%s)",
+            name,
+        )
+        steps.append(
+            Step(
+                phase="expand",
+                what=f"drop index {name}",
+                locks=SHARED,
+                statements=(f"drop index concurrently if exists {quoted}",),
+                undo=(undo,),
+                manner="alone",
+            )
+        )
+    return steps
+
+
+RULES: dict[str, Rule] = {
+    "create_stmt": create_table,
+    "index_stmt": create_index,
+    "comment_stmt": comment,
+    "create_function_stmt": function,
+    "view_stmt": view,
+    "alter_enum_stmt": enum_value,
+    **dict.fromkeys(_DROPS, made),
+    "create_trig_stmt": trigger,
+    "grant_stmt": grant,
+    "rename_stmt": rename,
+    "drop_stmt": drop,
+}

@@ -1,0 +1,177 @@
+"""From SQL to steps: what runs in which phase, under which locks, and what cannot be carried to every site.
+
+The plan is a rehearsal: each statement is tried in the site's database after those before it, and at the end all of it is rolled
+back. So what the server has against a statement is said here, and what a default comes to is what the server says.
+
+Invariant: nothing is changed; locks are asked for as politely as when it is done.
+"""
+
+from dataclasses import dataclass
+from uuid import uuid4
+
+import psycopg
+from psycopg import errors, sql
+
+from syncagent.core.forest import Bucket
+from syncagent.core.schema import Change, Phase, Step
+from syncagent.storage import tables
+from syncagent.storage.commands import Connection, border
+from syncagent.storage.schema import columns, objects, reading
+from syncagent.storage.schema.looking import Against, Look
+from syncagent.storage.schema.reading import Statement
+
+_ORDER: tuple[Phase, ...] = ("expand", "write-dual", "backfill", "read-new", "contract")
+_DATA = (
+    "insert_stmt",
+    "update_stmt",
+    "delete_stmt",
+    "merge_stmt",
+    "copy_stmt",
+    "truncate_stmt",
+    "select_stmt",
+)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A step, and the line of the statement that it comes from."""
+
+    line: int
+    step: Step
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A statement that cannot be carried to every site: where it stands, why, and a form that can."""
+
+    line: int
+    text: str
+    reason: str
+    form: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`steps` in the order in which they are done."""
+
+    name: str
+    text: str
+    steps: tuple[Planned, ...]
+    refusals: tuple[Refusal, ...]
+
+
+class _Enough(Exception):
+    """The rehearsal is over: roll it back."""
+
+
+def plan(
+    connection: Connection,
+    text: str,
+    name: str,
+    *,
+    role: str | None,
+    stride: int | None,
+    bucket: Bucket,
+    patience: float,
+) -> Plan:
+    """UsageError where it is no SQL; Contended where a lock was not to be had."""
+    statements = reading.statements(text, name)
+    found: list[Plan] = []
+
+    def rehearse() -> None:
+        if role is not None:
+            connection.execute(sql.SQL("set local role {}").format(sql.Identifier(role)))
+        look = Look(connection, stride, bucket)
+        steps: list[Planned] = []
+        refusals: list[Refusal] = []
+        for statement in statements:
+            try:
+                steps += [Planned(statement.line, step) for step in _tried(look, statement)]
+            except Against as against:
+                refusals.append(Refusal(statement.line, statement.text, against.reason, against.form))
+        ordered = sorted(steps, key=lambda planned: _ORDER.index(planned.step.phase))
+        found.append(Plan(name, text, tuple(ordered), tuple(refusals)))
+        raise _Enough
+
+    with border():
+        try:
+            tables.patiently(connection, _attached(connection), (), rehearse, patience, lambda _held: None)
+        except _Enough:
+            pass
+    return found[-1]
+
+
+def _attached(connection: Connection) -> list[int]:
+    rows = connection.execute("select relation::oid::bigint as oid from syncagent.replicated").fetchall()
+    return [row["oid"] for row in rows]
+
+
+def _tried(look: Look, statement: Statement) -> list[Step]:
+    """Its steps; what it does stays for the statements after it, unless it is refused."""
+    if statement.kind in _DATA:
+        raise Against(
+            "it is about rows, which replicate by themselves",
+            "run it at one site, before or after the change",
+        )
+    if statement.kind == "transaction_stmt":
+        raise Against("every step is a transaction of its own", "leave it out")
+    try:
+        with look.connection.transaction():
+            if statement.kind == "alter_table_stmt":
+                return columns.parts(look, statement.node)
+            if statement.kind in objects.RULES:
+                return objects.RULES[statement.kind](look, statement)
+    except (errors.LockNotAvailable, errors.DeadlockDetected):
+        raise
+    except psycopg.Error as error:
+        if error.sqlstate is None:
+            raise
+        raise Against(
+            error.diag.message_primary or str(error),
+            error.diag.message_hint or "see what is there at this site",
+        ) from error
+    kind = statement.kind.removesuffix("_stmt").replace("_", " ")
+    raise Against(
+        f"a statement of this kind ({kind}) is not carried to all sites", "run it at each site by hand"
+    )
+
+
+def change_of(planned: Plan, *, at: int, site: str, role: str | None, path: str, auto: bool) -> Change:
+    """What is asked of the cluster: expanding statements that follow each other are one step."""
+    steps: list[Step] = []
+    for step in (one.step for one in planned.steps):
+        if steps and _join(steps[-1], step):
+            steps[-1] = _joined(steps[-1], step)
+        else:
+            steps.append(step)
+    return Change(
+        id=uuid4(),
+        name=planned.name,
+        text=planned.text,
+        at=at,
+        site=site,
+        role=role,
+        path=path,
+        auto=auto,
+        ahead=tuple(steps),
+    )
+
+
+def _join(one: Step, other: Step) -> bool:
+    return (
+        one.phase == other.phase == "expand"
+        and one.manner == other.manner == "transaction"
+        and not (one.strict or other.strict)
+    )
+
+
+def _joined(one: Step, other: Step) -> Step:
+    return Step(
+        phase=one.phase,
+        what=f"{one.what}; {other.what}",
+        locks=one.locks if one.locks == other.locks else f"{one.locks}; {other.locks}",
+        statements=(*one.statements, *other.statements),
+        undo=(*other.undo, *one.undo),
+        fills=(*one.fills, *other.fills),
+        attach=(*one.attach, *other.attach),
+    )
