@@ -150,7 +150,9 @@ async def test_parked_rows_are_in_the_new_shape(sites: Sites, pair: Pair) -> Non
     await b.do("alter table item add constraint small check (value < 10)")
     await a.do(f"insert into item values ('{key(1)}', 20, 'a, \"b\"')")
     await ship(a, b)
-    await fleet.carry("alter table item add column size int default 7; alter table item rename column note to remark")
+    await fleet.carry(
+        "alter table item add column size int default 7; alter table item rename column note to remark"
+    )
     assert [image for image, _ in await b.parked()] == [
         {"id": key(1), "value": 20, "remark": 'a, "b"', "x": 1.00, "size": 7}
     ]
@@ -162,7 +164,7 @@ async def test_parked_rows_are_in_the_new_shape(sites: Sites, pair: Pair) -> Non
 async def test_what_is_contracted_is_not_read_from_before(sites: Sites, pair: Pair) -> None:
     a, b = await sites(SCHEMA, *pair)
     fleet = Fleet(a, b)
-    await fleet.open("alter table item drop column note")
+    await fleet.open("alter table item drop column x")
     fleet.let_go()
     await fleet.follow(a)
     assert fleet._at[a.node] == (1, 1)
@@ -204,9 +206,18 @@ async def test_names_change(sites: Sites, pair: Pair) -> None:
 
 
 CONSTRAINTS = {
-    "not null": ("alter table item alter column note set not null", "update item set note = '' where note is null"),
-    "check": ("alter table item add constraint some check (value > 0)", "update item set value = 1 where value < 1"),
-    "unique": ("alter table item add constraint one unique (value)", "update item set value = 5 where note is null"),
+    "not null": (
+        "alter table item alter column note set not null",
+        "update item set note = '' where note is null",
+    ),
+    "check": (
+        "alter table item add constraint positive check (value > 0)",
+        "update item set value = 1 where value < 1",
+    ),
+    "unique": (
+        "alter table item add constraint one unique (value)",
+        "update item set value = 5 where note is null",
+    ),
     "foreign key": (
         "alter table part add constraint of_item foreign key (item) references item (id)",
         "update part set item = null",
@@ -233,7 +244,11 @@ async def test_a_constraint_holds_everywhere_or_says_which_rows_stand_against_it
     while fleet.let_go():
         await fleet.follow(a, b)
     await exchange(a, b)
-    assert dumped(Database(a.server, a.name), pair[0]) == dumped(Database(b.server, b.name), pair[0]) or pair[0] is not pair[1]
+    newest = max(pair, key=lambda server: server.binaries.major)
+    here, there = (dumped(Database(site.server, site.name), newest) for site in (a, b))
+    assert all(
+        "Type: VIEW" in entry for entry in here ^ there
+    )  # each version writes a view's query in its own way
     await same("item", a, b)
     for site in (a, b):
         assert await site.rows("select * from pg_constraint where not convalidated") == []
@@ -247,7 +262,7 @@ async def test_what_was_done_is_taken_back(sites: Sites, pair: Pair) -> None:
     await fleet.open(
         """
         create table visit (id uuid primary key); create type mood as enum ('good');
-        alter table item add column size int default 7, add column mood mood, alter column x set default 2, add constraint some check (value > 0);
+        alter table item add column size int default 7, add column mood mood, alter column x set default 2, add constraint positive check (value > 0);
         create index item_value on item (value);
         create or replace function twice(n int) returns int language sql immutable as 'select n + n';
         create or replace view notes as select id, note, value from item;
@@ -274,13 +289,18 @@ async def test_a_step_that_fails_changes_nothing(sites: Sites, pair: Pair) -> No
     """An index that could not be made is not left half made; a table that one site has keeps the others."""
     a, b = await sites(SCHEMA, *pair)
     fleet = Fleet(a, b)
-    await b.do("create table visit (id uuid primary key, own text)", "insert into visit values (syncagent.uuid7(), 'mine')")
+    await b.do(
+        "create table visit (id uuid primary key, own text)",
+        "insert into visit values (syncagent.uuid7(), 'mine')",
+    )
     await fleet.open("alter table item add column size int; create table visit (id uuid primary key)")
     fleet.let_go()
     await fleet.follow(a)
     with pytest.raises(DatabaseError, match='"visit" already exists'):
         await fleet.follow(b)
-    assert await b.rows("select schema_epoch, (select count(*) from pg_attribute where attname = 'size') from syncagent.local_site") == [(0, 0)]
+    assert await b.rows(
+        "select schema_epoch, (select count(*) from pg_attribute where attrelid = 'item'::regclass and attname = 'size') from syncagent.local_site"
+    ) == [(0, 0)]
     fleet.take_back()
     while fleet.let_go():
         await fleet.follow(a, b)
@@ -300,7 +320,7 @@ async def test_a_step_is_done_once(sites: Sites, pair: Pair) -> None:
         await fleet.follow(a)
     change = fleet.schema.changes[0]
     again = replace(change.track[0], statements=())
-    with connected(a.dsn) as connection, pytest.raises(DatabaseError, match="moved under|done step"):
+    with connected(a.dsn) as connection, pytest.raises(DatabaseError, match=r"moved under"):
         doing.do(connection, schemas.Move(1, again, change), 0)
 
 
@@ -317,6 +337,7 @@ REFUSED = {
     "alter table item drop constraint item_pkey": "primary key",
     "alter table item add check (value > 0)": "no name",
     "alter table other add column n int": "there is no table",
+    "alter table alone add column n int": "is not attached",
     "alter table notes add column n int": "no table",
     "alter table item set unlogged": "not carried",
     "update item set value = 1": "about rows",
@@ -332,7 +353,8 @@ REFUSED = {
 
 
 async def test_what_cannot_be_carried_is_refused_with_a_form_that_can(sites: Sites, pair: Pair) -> None:
-    (a,) = await sites(SCHEMA + ";create table alone (id int)", pair[1])
+    (a,) = await sites(SCHEMA, pair[1])
+    await a.do("create table alone (id int)")
     before = dumped(Database(a.server, a.name))
     fleet = Fleet(a)
     found = await asyncio.to_thread(fleet.planned, "\n\n".join(f"{text};" for text in REFUSED))

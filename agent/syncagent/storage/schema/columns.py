@@ -250,7 +250,7 @@ def _breaking(look: Look, table: Known, name: str) -> str:
                        string_agg(format('p.%%I = t.%%I', b.attname, a.attname), ' and ' order by u.o) as same
                 from unnest(c.conkey, c.confkey) with ordinality as u (mine, theirs, o)
                 join pg_attribute a on a.attrelid = c.conrelid and a.attnum = u.mine
-                left join pg_attribute b on b.attrelid = c.confrelid and b.attnum = u.theirs) as f
+                join pg_attribute b on b.attrelid = c.confrelid and b.attnum = u.theirs) as f
             where c.conrelid = %s::bigint::oid and c.conname = %s
             """,
             table.oid,

@@ -91,13 +91,17 @@ def _run(connection: Connection, step: Step, change: Change) -> None:
         with _as_asked(connection, change, local=True):
             for statement in step.statements:
                 connection.execute(statement.encode())
-    connection.execute("select syncagent._cover(s.relation, s.node) from syncagent._strays() as s where not s.gone")
+    connection.execute(
+        "select syncagent._cover(s.relation, s.node) from syncagent._strays() as s where not s.gone"
+    )
     for attachment in step.attach:
         oid = tables.exactly(connection, attachment.table.schema, attachment.table.name)
         connection.execute(
-            "update syncagent.replicated set agreed = true where id ="
-            " syncagent._attach(%s::bigint::oid::regclass, %s, %s, %s, %s, '{}')",
+            "select syncagent._attach(%s::bigint::oid::regclass, %s, %s, %s, %s, '{}')",
             (oid, attachment.derive, attachment.ship, attachment.stride, attachment.bucket),
+        )
+        connection.execute(
+            "update syncagent.replicated set agreed = true where relation = %s::bigint::oid", (oid,)
         )
     renamed = [
         {"schema": table.schema, "table": table.name, "before": before, "after": after}

@@ -32,6 +32,10 @@ _DATA = (
 )
 
 
+_FOR_THEMSELVES = ("type ", "domain ")
+"""What columns hang on: it can be taken back once nothing that is generated for a table knows of those any more."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """A step, and the line of the statement that it comes from."""
@@ -162,6 +166,8 @@ def _join(one: Step, other: Step) -> bool:
         one.phase == other.phase == "expand"
         and one.manner == other.manner == "transaction"
         and not (one.strict or other.strict)
+        and not one.what.startswith(_FOR_THEMSELVES)
+        and not other.what.startswith(_FOR_THEMSELVES)
     )
 
 
