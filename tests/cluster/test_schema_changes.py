@@ -1,9 +1,10 @@
 """Schema changes go through a fleet that writes: nothing is lost, nobody is left behind, and all ends equal."""
 
 import json
+import time
 from typing import Any
 
-from tests.support.cluster import Cluster, Laboratory, Site
+from tests.support.cluster import Cluster, Laboratory, Site, leader
 from tests.support.dumps import dumped
 from tests.support.load import committed, load, share, verify
 from tests.support.waiting import until
@@ -66,7 +67,7 @@ def test_changes_under_load_with_a_site_away(laboratory: Laboratory, seed: int) 
                 "--auto",
                 "--timeout",
                 "3s",
-                text="alter table customer drop column note",
+                text="alter table customer drop column vip",
                 expect=1,
             )
             assert "tokyo" in waits["waiting"]
@@ -84,3 +85,51 @@ def test_changes_under_load_with_a_site_away(laboratory: Laboratory, seed: int) 
         assert lima.execute("select size from item where id = -1") == [(3,)]
         assert [one["state"] for one in change(tokyo, "history")] == ["done", "done", "done"]
         assert change(tokyo, "status")["change"] is None
+
+
+def test_what_cannot_be_done_at_one_site_goes_on_or_back(laboratory: Laboratory) -> None:
+    """Other data, an object of that name, a lock that is held, agents killed meanwhile: a clear state, and a command on or back."""
+    with laboratory.cluster(18, 15, 18) as cluster:
+        cluster.start()
+        berlin, tokyo, lima = cluster
+        cluster.exchange(LONG)
+
+        tokyo.execute("insert into item values (1, 'twice', 0), (2, 'twice', 0)")
+        found = change(berlin, "apply", text="alter table item add constraint one unique (name)", expect=1)
+        assert "twice" in found["failures"]["tokyo"]
+        tokyo.execute("update item set name = 'once' where id = 2")
+        until(lambda: change(lima, "status")["change"] is None, "it goes on by itself", LONG)
+
+        tokyo.execute("create table visit (own text)")
+        found = change(
+            berlin,
+            "apply",
+            text="create table visit (id uuid primary key); alter table item add column size int",
+            expect=1,
+        )
+        assert "already exists" in found["failures"]["tokyo"]
+        assert change(lima, "abort")["state"] == "aborted"
+        until(lambda: len(epochs(cluster)) == 1, "all are at one step", LONG)
+        assert [site.scalar("select to_regclass('visit')::text") for site in cluster] == [None, "visit", None]
+        tokyo.execute("drop table visit")
+
+        with lima.connect() as holder:
+            holder.execute("lock table item in access share mode")
+            found = change(
+                berlin, "apply", "--timeout", "25s", text="alter table item add column size int", expect=1
+            )
+            assert "lima" in found["waiting"]
+            first = until(lambda: leader(*cluster), "a leader", LONG)
+            assert first is not None
+            first.kill()
+            began = time.monotonic()
+            lima.execute("insert into item values (3, 'meanwhile', 0)")
+            assert time.monotonic() - began < 1.0, "the application waited for the change"
+            first.start()
+            berlin.kill() if first is not berlin else tokyo.kill()
+        for site in cluster:
+            if not site.runs:
+                site.start()
+        until(lambda: change(tokyo, "history")[0]["state"] == "done", "it is done", LONG)
+        until(lambda: len(epochs(cluster)) == 1, "all are at one step", LONG)
+        alike(cluster)

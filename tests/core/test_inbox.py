@@ -1,6 +1,7 @@
 """What a receiver asks for, and which batch it applies next."""
 
 import pytest
+from msgspec.structs import replace
 
 from syncagent.core import clock, limits, stamp
 from syncagent.core.arrival import Entry
@@ -341,3 +342,21 @@ def test_a_database_that_was_put_back_asks_from_there(inbox: Box) -> None:
     assert inbox.loaded({}) == ["2:1-2"]
     assert asked(inbox) == {A: (0, None)}
     assert not inbox.arrived(batch(A, 2, 3), "asked for before")
+
+
+# ---- the schema
+
+
+def test_what_is_newer_waits_for_the_step_and_what_is_too_old_is_asked_for_again(inbox: Box) -> None:
+    arrive(inbox, replace(batch(A, 0, 1), schema=2), replace(batch(B, 0, 1), schema=1))
+    inbox.reshaped(1, 0)
+    assert apply(inbox) == f"{B}:0-1"
+    assert inbox.pick(0.0, WALL) is None
+    assert reason(inbox, A) == "schema"
+    assert inbox.reshaped(2, 1) == []
+    assert apply(inbox) == f"{A}:0-1"
+    arrive(inbox, replace(batch(A, 1, 2), schema=2))
+    assert inbox.reshaped(4, 3) == [f"{A}:1-2"]
+    assert asked(inbox)[A] == (1, cut_id(A, 1))
+    assert inbox.is_outgrown(replace(batch(A, 1, 2), schema=2))
+    assert not inbox.is_outgrown(replace(batch(A, 1, 2), schema=3))

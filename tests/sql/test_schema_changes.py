@@ -13,9 +13,11 @@ from syncagent.storage.commands import connected
 from syncagent.storage.schema import doing, planning
 from syncagent.storage.schema.planning import Plan
 from tests.sql.conftest import Pair, Sites
+from tests.support import schema_page
 from tests.support.databases import Database
 from tests.support.dumps import dumped
-from tests.support.lab import Site, exchange, key, same, ship
+from tests.support.lab import Laboratory, Site, exchange, key, same, ship
+from tests.support.postgres import Servers
 
 SCHEMA = """
     create table item (id uuid primary key, value int, note text, x numeric(6, 2) default 1);
@@ -367,3 +369,10 @@ async def test_what_cannot_be_carried_is_refused_with_a_form_that_can(sites: Sit
     assert dumped(Database(a.server, a.name)) == before
     with pytest.raises(UsageError, match=r"change.sql, line 3: syntax error at or near \"tabel\""):
         await asyncio.to_thread(fleet.planned, "select 1;\n\nalter tabel x;")
+
+
+async def test_the_page_says_what_is_planned(laboratory: Laboratory, servers: Servers) -> None:
+    page = schema_page.PAGE.read_text()
+    assert await schema_page.perform(page, laboratory, servers) == page, (
+        "if that is meant: python -m tests.support.schema_page"
+    )
