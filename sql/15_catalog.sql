@@ -30,6 +30,22 @@ create table syncagent.member (
     witness  boolean not null default false,
     admitted bigint not null default 0
 );
+create table syncagent.schema_record (
+    place    integer primary key,
+    id       uuid not null,
+    name     text not null,
+    state    text not null,
+    phase    text,
+    site     text not null,
+    asked_at timestamptz not null,
+    steps    integer not null,
+    let_go   integer not null,
+    upto     bigint not null,
+    failures jsonb not null,
+    sql      text not null
+);
+comment on table syncagent.schema_record is 'schema changes as agreed, in their order: upto is the step, of all changes, that the last one let go of it has; failures are sites that cannot do one, and why';
+
 create table syncagent.lapsed (
     node    integer primary key,
     horizon xid8

@@ -125,6 +125,13 @@ comment on function syncagent._open is 'whether the row that had to yield a valu
 
 -- The views -------------------------------------------------------------------------------------------------
 
+create view syncagent.schema_change as
+select r.id, r.name, r.state, r.phase, r.asked_at, r.site as asked_at_site, r.steps, r.let_go as steps_let_go,
+       greatest(r.let_go - greatest(r.upto - s.schema_epoch, 0), 0)::integer as steps_done_here, r.failures, r.sql
+from syncagent.schema_record r cross join syncagent.local_site s
+order by r.place;
+comment on view syncagent.schema_change is 'changes of the schema, in their order: state is open, back, done or aborted; failures says which site cannot do its next step, and why';
+
 create view syncagent.replicated_table as
 select format('%I.%I', coalesce(n.nspname, r.schema_name), coalesce(c.relname, r.table_name)) as table_name,
        r.key_columns::text[] as key_columns, r.derived, r.strategy, r.bucket, r.columns::text[] as columns,
@@ -416,7 +423,7 @@ create function syncagent.grant_reader(p_role regrole) returns void
     as $$
 begin
     execute format('grant usage on schema syncagent to %s', p_role);
-    execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table,'
+    execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table, syncagent.schema_change,'
                    ' syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text),'
                    ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'

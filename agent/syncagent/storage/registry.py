@@ -16,6 +16,7 @@ from syncagent.core.catalog import Catalog
 from syncagent.core.raft.machine import Ready
 from syncagent.core.raft.messages import Entry, HardState, Membership, Snapshot, founded
 from syncagent.core.raft.storage import Memory
+from syncagent.core.schema import Schema
 from syncagent.errors import DatabaseError
 from syncagent.storage.borders import border
 from syncagent.storage.commands import Connection
@@ -34,6 +35,7 @@ class PostgresRegistry:
         self._session = session
         self.memory = Memory()
         self._told: Catalog | None = None
+        self._shown: Schema | None = None
 
     def current(self, index: int, catalog: Catalog) -> Catalog:
         """What to work by: the catalog as of this entry, or the one this site was admitted with if that is newer."""
@@ -109,6 +111,9 @@ class PostgresRegistry:
     async def _project(self, index: int, catalog: Catalog, membership: Membership) -> None:
         current = self.current(index, catalog)
         await self._session.execute(_PROJECT, *_projection(current, membership))
+        if current.schema != self._shown:
+            await self._session.execute(_SCHEMA, _schema(current))
+            self._shown = current.schema
         if current is catalog and self._told is not None:
             await self._session.execute("update syncagent.raft_state set told = null")
             self._told = None
@@ -158,6 +163,43 @@ select g.node, g.name, g.address, string_to_array(g.sha256, ' '), g.state, g.vot
 on conflict (node) do update set name = excluded.name, address = excluded.address, sha256 = excluded.sha256,
     state = excluded.state, votes = excluded.votes, witness = excluded.witness, admitted = excluded.admitted
 """
+
+
+_SCHEMA = """
+with given as (
+    select * from jsonb_to_recordset($1::text::jsonb) as g (place integer, id uuid, name text, state text, phase text, site text,
+        asked_at double precision, steps integer, let_go integer, upto bigint, failures jsonb, sql text)
+), gone as (
+    delete from syncagent.schema_record r where not exists (select from given g where g.place = r.place)
+)
+insert into syncagent.schema_record
+select g.place, g.id, g.name, g.state, g.phase, g.site, to_timestamp(g.asked_at), g.steps, g.let_go, g.upto, g.failures, g.sql from given g
+on conflict (place) do update set id = excluded.id, name = excluded.name, state = excluded.state, phase = excluded.phase,
+    site = excluded.site, asked_at = excluded.asked_at, steps = excluded.steps, let_go = excluded.let_go, upto = excluded.upto,
+    failures = excluded.failures, sql = excluded.sql
+"""
+
+
+def _schema(catalog: Catalog) -> str:
+    """Its changes, for people."""
+    rows = [
+        {
+            "place": place,
+            "id": change.id,
+            "name": change.name,
+            "state": change.state,
+            "phase": change.phase,
+            "site": change.site,
+            "asked_at": change.at / 1000,
+            "steps": len(change.track) + len(change.ahead),
+            "let_go": len(change.track),
+            "upto": change.upto,
+            "failures": {catalog.name(node): why for node, why in change.failures.items()},
+            "sql": change.text,
+        }
+        for place, change in enumerate(catalog.schema.changes)
+    ]
+    return msgspec.json.encode(rows).decode()
 
 
 def _projection(catalog: Catalog, membership: Membership) -> Sequence[object]:
