@@ -49,11 +49,12 @@ create table syncagent.replicated (
     bucket      text not null default 'hour' check (bucket in ('minute', 'hour', 'day')),
     policies   jsonb not null default '{}',
     fills       jsonb not null default '{}',
+    filling     boolean not null default false,
     agreed      boolean not null default false,
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and policies are how it was attached; fills is what rows have in columns that a schema change has added, as SQL, where they come from a site before it; agreed once the catalog has it';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and policies are how it was attached; fills is what rows have in columns that a schema change has added, as SQL, where they come from a site before it; filling while rows get their value in such a column; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,

@@ -42,7 +42,9 @@ begin
         where p_all or t.id in (select syncagent._touched()) order by t.id
     loop
         v_now := syncagent._columns_now(r.relation);
-        select array_agg(coalesce(x.after, u.name) order by u.n) into v_before
+        select array_agg(coalesce(x.after, case when u.name <> all (v_now) or not exists (   -- dropped, and its name taken
+                select from jsonb_to_recordset(p_renamed) as y (schema name, "table" name, after name)
+                where (y.schema, y."table", y.after) = (r.nspname, r.relname, u.name)) then u.name end) order by u.n) into v_before
         from unnest(r.columns) with ordinality as u (name, n)
         left join jsonb_to_recordset(p_renamed) as x (schema name, "table" name, before name, after name)
             on (x.schema, x."table", x.before) = (r.nspname, r.relname, u.name);
@@ -117,6 +119,19 @@ begin
 end
 $$;
 comment on function syncagent._remake_row_type is 'the type of a row of an attached table, for its columns of now; parked rows are brought to it';
+
+create function syncagent._filling(p_schema name, p_table name, p_begins boolean) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    update syncagent.replicated r set filling = p_begins where (r.schema_name, r.table_name) = (p_schema, p_table) and r.filling <> p_begins;
+    if found and not p_begins then
+        perform syncagent._forest_fell(array[p_schema], array[p_table]);   -- no mark says which rows were filled
+    end if;
+end
+$$;
+comment on function syncagent._filling is 'rows of a table are about to be filled, or are all filled: its tree is computed from the rows again';
 
 create function syncagent._schema_reached(p_epoch bigint, p_floor bigint) returns void
     language plpgsql volatile

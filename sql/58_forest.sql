@@ -614,8 +614,10 @@ create function syncagent._forest_standing() returns table (relation integer, sc
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select r.id, r.schema_name, r.table_name, f.shape, f.bucket, f.prefixes * syncagent._width(f.bucket, false), f.built * syncagent._width(f.bucket, true)
-    from syncagent.forest f join syncagent.replicated r on r.id = f.relation join pg_class c on c.oid = r.relation
+    -- while a schema change is carried out, rows are equal only where it has got equally far, and not while they are filled
+    select r.id, r.schema_name, r.table_name, concat_ws('/', f.shape, s.schema_epoch, case when r.filling then s.node end), f.bucket,
+           f.prefixes * syncagent._width(f.bucket, false), f.built * syncagent._width(f.bucket, true)
+    from syncagent.forest f join syncagent.replicated r on r.id = f.relation join pg_class c on c.oid = r.relation cross join syncagent.local_site s
 $$;
 comment on function syncagent._forest_standing is 'tables that have a tree, and below which positions its buckets are sealed, without a time and with one';
 

@@ -51,11 +51,12 @@ create table syncagent.replicated (
     bucket      text not null default 'hour' check (bucket in ('minute', 'hour', 'day')),
     policies   jsonb not null default '{}',
     fills       jsonb not null default '{}',
+    filling     boolean not null default false,
     agreed      boolean not null default false,
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and policies are how it was attached; fills is what rows have in columns that a schema change has added, as SQL, where they come from a site before it; agreed once the catalog has it';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and policies are how it was attached; fills is what rows have in columns that a schema change has added, as SQL, where they come from a site before it; filling while rows get their value in such a column; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,
@@ -3863,7 +3864,9 @@ begin
         where p_all or t.id in (select syncagent._touched()) order by t.id
     loop
         v_now := syncagent._columns_now(r.relation);
-        select array_agg(coalesce(x.after, u.name) order by u.n) into v_before
+        select array_agg(coalesce(x.after, case when u.name <> all (v_now) or not exists (   -- dropped, and its name taken
+                select from jsonb_to_recordset(p_renamed) as y (schema name, "table" name, after name)
+                where (y.schema, y."table", y.after) = (r.nspname, r.relname, u.name)) then u.name end) order by u.n) into v_before
         from unnest(r.columns) with ordinality as u (name, n)
         left join jsonb_to_recordset(p_renamed) as x (schema name, "table" name, before name, after name)
             on (x.schema, x."table", x.before) = (r.nspname, r.relname, u.name);
@@ -3938,6 +3941,19 @@ begin
 end
 $$;
 comment on function syncagent._remake_row_type is 'the type of a row of an attached table, for its columns of now; parked rows are brought to it';
+
+create function syncagent._filling(p_schema name, p_table name, p_begins boolean) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    update syncagent.replicated r set filling = p_begins where (r.schema_name, r.table_name) = (p_schema, p_table) and r.filling <> p_begins;
+    if found and not p_begins then
+        perform syncagent._forest_fell(array[p_schema], array[p_table]);   -- no mark says which rows were filled
+    end if;
+end
+$$;
+comment on function syncagent._filling is 'rows of a table are about to be filled, or are all filled: its tree is computed from the rows again';
 
 create function syncagent._schema_reached(p_epoch bigint, p_floor bigint) returns void
     language plpgsql volatile
@@ -4991,8 +5007,10 @@ create function syncagent._forest_standing() returns table (relation integer, sc
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select r.id, r.schema_name, r.table_name, f.shape, f.bucket, f.prefixes * syncagent._width(f.bucket, false), f.built * syncagent._width(f.bucket, true)
-    from syncagent.forest f join syncagent.replicated r on r.id = f.relation join pg_class c on c.oid = r.relation
+    -- while a schema change is carried out, rows are equal only where it has got equally far, and not while they are filled
+    select r.id, r.schema_name, r.table_name, concat_ws('/', f.shape, s.schema_epoch, case when r.filling then s.node end), f.bucket,
+           f.prefixes * syncagent._width(f.bucket, false), f.built * syncagent._width(f.bucket, true)
+    from syncagent.forest f join syncagent.replicated r on r.id = f.relation join pg_class c on c.oid = r.relation cross join syncagent.local_site s
 $$;
 comment on function syncagent._forest_standing is 'tables that have a tree, and below which positions its buckets are sealed, without a time and with one';
 

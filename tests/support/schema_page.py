@@ -50,7 +50,13 @@ def _planned(dsn: str, table: str) -> str:
         def row(found: re.Match[str]) -> str:
             statement = found["statement"]
             plan = planning.plan(
-                connection, statement, "page", role=None, stride=None, bucket="hour", patience=5
+                connection,
+                statement.replace(" ⏎ ", "\n"),
+                "page",
+                role=None,
+                stride=None,
+                bucket="hour",
+                patience=5,
             )
             return _said(plan, statement)
 

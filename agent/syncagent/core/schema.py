@@ -32,8 +32,9 @@ from syncagent.core.batch import Table
 from syncagent.errors import ProtocolError
 
 Phase = Literal["expand", "write-dual", "backfill", "read-new", "contract", "undo"]
-Manner = Literal["transaction", "alone", "survey"]
-"""In one transaction with its epoch; by itself, for it cannot run in one; or only looked at, to be refused if rows stand against it."""
+Manner = Literal["transaction", "alone", "survey", "fill"]
+"""In one transaction with its epoch; by itself, for it cannot run in one; only looked at, to be refused if rows stand against it; or
+rows get their value, portion by portion."""
 State = Literal["open", "back", "done", "aborted"]
 
 _KEPT = 50
@@ -46,6 +47,14 @@ class Fill(msgspec.Struct, frozen=True):
     table: Table
     column: str
     value: str | None
+
+
+class Filling(msgspec.Struct, frozen=True):
+    """Rows without a value in this column get that of an expression over the row."""
+
+    table: Table
+    column: str
+    value: str
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +75,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     renamed: tuple[tuple[Table, Table], ...] = ()
     columns: tuple[tuple[Table, str, str], ...] = ()
     index: str | None = None
+    filling: Filling | None = None
     everybody: bool = False
     undoes: int | None = None
 
@@ -266,7 +276,7 @@ def inverse(step: Step, epoch: int) -> Step:
         what=f"take back: {step.what}",
         locks=step.locks,
         statements=step.undo,
-        manner="transaction" if step.manner == "survey" else step.manner,
+        manner="alone" if step.manner == "alone" else "transaction",
         strict=True,
         gone=tuple(attachment.table for attachment in step.attach),
         renamed=tuple((new, old) for old, new in step.renamed),

@@ -198,8 +198,8 @@ class Shapes(Protocol):
     async def standing(self) -> tuple[int, int]:
         """The epoch, and the oldest whose batches can be read."""
 
-    async def do(self, move: Move, floor: int) -> None:
-        """A step, and the epoch that it leads to. Raises Contended if locks were not to be had; else what the server, or the
+    async def do(self, move: Move, floor: int, tell: Callable[[str], None]) -> None:
+        """A step, and the epoch that it leads to; `tell` hears, from any thread, how far one is that takes long. Raises Contended if locks were not to be had; else what the server, or the
         rows, have against it: nothing of it was done then."""
 
 

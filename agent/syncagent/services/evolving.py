@@ -7,6 +7,7 @@ after it is done here.
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -79,7 +80,7 @@ class Evolving:
         while (move := schemas.next_move(self._elections.catalog.schema, self.epoch)) is not None:
             floor = schemas.floor_after(move, self._floor)
             try:
-                await self._shapes.do(move, floor)
+                await self._shapes.do(move, floor, partial(self._tell, asyncio.get_running_loop()))
             except Unreachable:
                 raise
             except Contended as error:
@@ -96,6 +97,10 @@ class Evolving:
             self._desk.bells.ring()
             self.on_done()
         await self._report(None)
+
+    def _tell(self, loop: asyncio.AbstractEventLoop, progress: str) -> None:
+        """From the thread that works."""
+        loop.call_soon_threadsafe(self._say, progress)
 
     def _say(self, trouble: str | None) -> None:
         self.trouble = trouble

@@ -7,13 +7,9 @@ import postgast
 from psycopg import sql
 
 from syncagent.core.schema import Fill, Step
-from syncagent.storage.schema import reading
-from syncagent.storage.schema.looking import Against, Known, Look
+from syncagent.storage.schema import reading, types
+from syncagent.storage.schema.looking import BRIEF, READS, ROWS, SHARED, Against, Known, Look
 
-BRIEF = "ACCESS EXCLUSIVE, for a moment"
-SHARED = "SHARE UPDATE EXCLUSIVE: reads and writes go on"
-ROWS = "SHARE ROW EXCLUSIVE, for a moment"
-READS = "ACCESS SHARE: reads and writes go on"
 _SMALL = 16 * 1024 * 1024
 """Bytes up to which a table may be written anew under its lock."""
 
@@ -344,13 +340,12 @@ def _drop_constraint(look: Look, table: Known, command: Any, text: str) -> list[
 
 
 def _type(look: Look, table: Known, command: Any, text: str) -> list[Step]:
-    """Only where no row is written anew: varchar(20) to text, numeric(8, 2) to numeric(12, 2)."""
+    """At once where no row is written anew: varchar(20) to text, numeric(8, 2) to numeric(12, 2). Else beside the old one."""
     before = look.column(table, command.name)
-    form = f"add column {command.name}_new of that type; `update` it in portions at one site; write both; then drop {command.name}"
     if look.is_key(table, command.name):
-        raise Against("the type of a key column stays", form)
+        raise Against("the type of a key column stays", "another table, and the rows copied")
     if getattr(command, "def").column_def.HasField("raw_default"):
-        raise Against("USING writes every row anew, under the table's lock and at each site by itself", form)
+        return types.change(look, table, command)
     copy = "create temp table syncagent_tried (like {} including all) on commit drop"
     look.connection.execute(sql.SQL(copy).format(sql.Identifier(table.table.schema, table.table.name)))
     node = look.one("select relfilenode from pg_class where oid = 'pg_temp.syncagent_tried'::regclass")
@@ -363,7 +358,7 @@ def _type(look: Look, table: Known, command: Any, text: str) -> list[Step]:
     )
     look.connection.execute("drop table pg_temp.syncagent_tried")
     if not same:
-        raise Against("every row would be written anew, under the table's lock", form)
+        return types.change(look, table, command)
     look.connection.execute(text.encode())
     undo = f"alter table {table.sql} alter column {_name(command.name)} type {before['type']}"
     what = f"type of {command.name} of {table.sql}"

@@ -14,10 +14,11 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from syncagent.core.schema import Change, Move, Step
+from syncagent.core.schema import Change, Filling, Move, Step
 from syncagent.errors import RefusedError
 from syncagent.storage import tables
 from syncagent.storage.commands import Connection, border, site_of
+from syncagent.storage.schema.filling import fill
 
 _PATIENCE = 20.0
 """Seconds to try for a lock; then it is said who is in the way, and tried again."""
@@ -43,8 +44,8 @@ class PostgresShapes:
     async def standing(self) -> tuple[int, int]:
         return await asyncio.to_thread(self._standing)
 
-    async def do(self, move: Move, floor: int) -> None:
-        await asyncio.to_thread(self._do, move, floor)
+    async def do(self, move: Move, floor: int, tell: Callable[[str], None]) -> None:
+        await asyncio.to_thread(self._do, move, floor, tell)
 
     def _standing(self) -> tuple[int, int]:
         with site_of(self._dsn) as connection:
@@ -52,12 +53,12 @@ class PostgresShapes:
         assert row is not None
         return row["schema_epoch"], row["schema_floor"]
 
-    def _do(self, move: Move, floor: int) -> None:
+    def _do(self, move: Move, floor: int, tell: Callable[[str], None]) -> None:
         with site_of(self._dsn) as connection:
-            do(connection, move, floor)
+            do(connection, move, floor, tell)
 
 
-def do(connection: Connection, move: Move, floor: int) -> None:
+def do(connection: Connection, move: Move, floor: int, tell: Callable[[str], None]) -> None:
     """See Shapes."""
 
     def work() -> None:
@@ -71,7 +72,18 @@ def do(connection: Connection, move: Move, floor: int) -> None:
             _survey(connection, move.step, move.change)
         if move.step is not None and move.step.manner == "alone":
             _alone(connection, move.step, move.change)
+        if move.step is not None and move.step.filling is not None:
+            filling = move.step.filling
+            _filling(connection, filling, begins=True)
+            with _as_asked(connection, move.change, local=False):
+                fill(connection, filling, tell)
         _patiently(connection, work)
+
+
+def _filling(connection: Connection, filling: Filling, *, begins: bool) -> None:
+    connection.execute(
+        "select syncagent._filling(%s, %s, %s)", (filling.table.schema, filling.table.name, begins)
+    )
 
 
 def _patiently(connection: Connection, work: Callable[[], None]) -> None:
@@ -103,6 +115,8 @@ def _run(connection: Connection, step: Step, change: Change) -> None:
         connection.execute(
             "update syncagent.replicated set agreed = true where relation = %s::bigint::oid", (oid,)
         )
+    if step.filling is not None:
+        _filling(connection, step.filling, begins=False)
     renamed = [
         {"schema": table.schema, "table": table.name, "before": before, "after": after}
         for table, before, after in step.columns

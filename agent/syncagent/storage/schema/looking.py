@@ -1,5 +1,6 @@
 """What the plan of a schema change must know of the database, and how it says no."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,11 @@ from syncagent.core.batch import Table
 from syncagent.core.forest import Bucket
 from syncagent.storage import tables
 from syncagent.storage.commands import Connection
+
+BRIEF = "ACCESS EXCLUSIVE, for a moment"
+SHARED = "SHARE UPDATE EXCLUSIVE: reads and writes go on"
+ROWS = "SHARE ROW EXCLUSIVE, for a moment"
+READS = "ACCESS SHARE: reads and writes go on"
 
 
 class Against(Exception):
@@ -39,6 +45,8 @@ class Look:
     stride: int | None
     bucket: Bucket
     made: set[int] = field(default_factory=set)
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """What comments before the statement say."""
 
     def one(self, query: str, *values: object) -> Any:
         """The first column of the first row; None if there is none."""

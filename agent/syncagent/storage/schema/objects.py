@@ -8,8 +8,7 @@ from psycopg import sql
 from syncagent.core.batch import Table
 from syncagent.core.schema import Step
 from syncagent.storage.schema import reading
-from syncagent.storage.schema.columns import BRIEF, SHARED
-from syncagent.storage.schema.looking import Against, Look
+from syncagent.storage.schema.looking import BRIEF, SHARED, Against, Look
 from syncagent.storage.schema.reading import Statement
 
 NONE = "none of a table"

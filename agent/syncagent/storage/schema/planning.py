@@ -119,6 +119,7 @@ def _tried(look: Look, statement: Statement) -> list[Step]:
         )
     if statement.kind == "transaction_stmt":
         raise Against("every step is a transaction of its own", "leave it out")
+    look.notes = statement.notes
     try:
         with look.connection.transaction():
             if statement.kind == "alter_table_stmt":

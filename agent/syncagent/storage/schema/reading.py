@@ -3,7 +3,9 @@
 Invariant: nothing is decided here, and nothing is looked up; what does not parse is one error that shows where.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import postgast
@@ -14,12 +16,17 @@ from syncagent.errors import UsageError
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement: the line it begins at, its text, the kind of its node and the node."""
+    """One statement: the line it begins at, its text, the kind of its node and the node. `notes` are what comments before it say: a
+    line `-- down: EXPRESSION` is the note `down`."""
 
     line: int
     text: str
     kind: str
     node: Any
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+_NOTE = re.compile(r"(?m)^\s*--\s*(down|new):\s*(\S.*?)\s*$")
 
 
 def statements(text: str, name: str) -> list[Statement]:
@@ -31,29 +38,29 @@ def statements(text: str, name: str) -> list[Statement]:
         raise UsageError(
             f"{name}, line {line}: {error.message}", hint=f"there: {text.splitlines()[line - 1].strip()}"
         ) from None
-    data = text.encode()
+    data, before = text.encode(), 0
     found = []
     for raw in parsed.stmts:
-        start, length = raw.stmt_location, raw.stmt_len or len(data) - raw.stmt_location
-        piece = data[start : start + length].decode()
-        bare = _without_comments(piece)
-        line = data[:start].count(b"\n") + 1 + piece[: piece.find(bare[:1]) if bare else 0].count("\n")
+        end = raw.stmt_location + (raw.stmt_len or len(data) - raw.stmt_location)
+        piece = data[before:end].decode().lstrip("; \t\n\r")
+        comments = _COMMENTS.match(piece)
+        begins = end - len(piece.encode()) + len(comments[0].encode()) if comments else end
         kind = raw.stmt.WhichOneof("node")
-        found.append(Statement(line + _skipped(piece), bare, kind, getattr(raw.stmt, kind)))
+        found.append(
+            Statement(
+                data[:begins].count(b"\n") + 1,
+                data[begins:end].decode().strip(),
+                kind,
+                getattr(raw.stmt, kind),
+                dict(_NOTE.findall(piece[: len(comments[0])] if comments else "")),
+            )
+        )
+        before = end
     return found
 
 
-def _skipped(piece: str) -> int:
-    """Lines of comments before the first word, beyond blank ones."""
-    count, lines = 0, piece.lstrip().splitlines()
-    while count < len(lines) and (lines[count].lstrip().startswith("--") or not lines[count].strip()):
-        count += 1
-    return count
-
-
-def _without_comments(piece: str) -> str:
-    lines = piece.lstrip().splitlines()
-    return "\n".join(lines[_skipped(piece) :]).strip()
+_COMMENTS = re.compile(r"(?:\s|--[^\n]*(?:\n|$)|/\*.*?\*/)*", re.DOTALL)
+"""What may stand before a statement."""
 
 
 def written(kind: str, node: Any) -> str:
@@ -67,6 +74,19 @@ def whole(kind: str, node: Any) -> "postgast.ParseResult":
     raw = result.stmts.add()
     getattr(raw.stmt, kind).CopyFrom(node)
     return result
+
+
+def expression(node: Any) -> str:
+    """An expression as SQL."""
+    select = grammar.SelectStmt()
+    select.target_list.add().res_target.val.CopyFrom(node)
+    return written("select_stmt", select).removeprefix("SELECT ")
+
+
+def parsed_expression(text: str) -> Any:
+    """UsageError where it is none."""
+    (statement,) = statements(f"select {text}", "the expression")
+    return statement.node.target_list[0].res_target.val
 
 
 def calls(node: Any) -> set[str]:
