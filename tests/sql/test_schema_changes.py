@@ -68,11 +68,24 @@ class Fleet:
         assert self.schema.open is not None
         self._tell(Abort(self.schema.open.id))
 
-    async def follow(self, *sites: Site) -> None:
-        """These sites do all that was let go."""
+    def at(self, site: Site) -> tuple[int, int]:
+        """Its epoch, and the oldest whose batches it can read."""
+        return self._at[site.node]
+
+    def lead(self) -> None:
+        """As the site that leads, when all can be reached and have said how far they are."""
+        for node, (epoch, _) in self._at.items():
+            self._tell(schemas.Reached(node, epoch))
+        if (command := schemas.due(self.schema, self._members, frozenset(self._members))) is not None:
+            self._tell(command)
+
+    async def follow(self, *sites: Site, most: int = 1000) -> None:
+        """These sites do what was let go: all of it, or so many steps."""
         for site in sites:
             at, floor = self._at[site.node]
-            while (move := schemas.next_move(self.schema, at)) is not None:
+            for _ in range(most):
+                if (move := schemas.next_move(self.schema, at)) is None:
+                    break
                 floor = schemas.floor_after(move, floor)
                 with connected(site.dsn) as connection:
                     await asyncio.to_thread(doing.do, connection, move, floor, lambda _: None)
@@ -169,7 +182,7 @@ async def test_what_is_contracted_is_not_read_from_before(sites: Sites, pair: Pa
     await fleet.open("alter table item drop column x")
     fleet.let_go()
     await fleet.follow(a)
-    assert fleet._at[a.node] == (1, 1)
+    assert fleet.at(a) == (1, 1)
     await b.do(f"insert into item values ('{key(1)}', 1, 'gone')")
     with pytest.raises(DatabaseError, match="other columns"):
         await ship(b, a)
@@ -329,7 +342,7 @@ async def test_what_was_done_is_taken_back(sites: Sites, pair: Pair) -> None:
         await fleet.follow(a)
     assert dumped(Database(a.server, a.name)) == before
     await fleet.follow(b)
-    assert fleet._at[a.node] == fleet._at[b.node]
+    assert fleet.at(a) == fleet.at(b)
     await b.do(f"insert into item (id, value) values ('{key(2)}', 1)")
     await exchange(a, b)
     assert len(await same("item", a, b)) == 2
