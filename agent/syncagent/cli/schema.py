@@ -281,7 +281,7 @@ def _await(connection: "Connection", change: str, timeout: float, as_json: bool)
         _tell(found)
         for site, why in answer["waiting"].items():
             render.show(f"{site}: {why}")
-    if found["failures"] or (answer["waiting"] and answer["state"] in ("open", "back")):
+    if answer["waiting"] and answer["state"] in ("open", "back"):
         render.say("go on when that is mended: it is tried again by itself; or back: syncagent schema abort")
         raise typer.Exit(1)
     if found["state"] == "waits for approval":

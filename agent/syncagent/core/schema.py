@@ -291,7 +291,7 @@ def _changed(
     match command:
         case Advance() if command.place == len(change.track) and change.ahead:
             step = change.ahead[0]
-            after = replace(change, track=(*change.track, step), ahead=change.ahead[1:])
+            after = replace(change, track=(*change.track, step), ahead=change.ahead[1:], failures={})
             return Result(replace(_with(schema, after), epoch=schema.epoch + 1), step)
         case Approve():
             return Result(_with(schema, replace(change, approved=True)))
@@ -325,8 +325,11 @@ def waited_for(schema: Schema, members: Mapping[int, str], near: frozenset[int])
     if change is None:
         return {}
     everybody = bool(change.ahead) and (change.ahead[0].everybody or change.ahead[0].phase == "contract")
+    left_out = change.ahead[0].undoes or 0 if change.ahead else 0
     waiting = {}
     for node in members:
+        if schema.reached.get(node, 0) < left_out:
+            continue  # what is taken back next it has not done: it leaves it out, and nothing before that keeps it
         lag = schema.epoch - schema.reached.get(node, 0)
         if node in change.failures:
             waiting[node] = change.failures[node]

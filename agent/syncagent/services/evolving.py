@@ -170,8 +170,9 @@ class Evolving:
             change = _named(catalog, request.arguments["id"])
             waiting = self._waiting(catalog)
             over = not change.is_open or (schemas.awaits_approval(change) and not waiting)
-            if over or change.failures or self._desk.clock.now() >= until:
-                return {"state": change.state, "waiting": waiting, "failures": bool(change.failures)}
+            stuck = any(catalog.name(node) in waiting for node in change.failures)
+            if over or stuck or self._desk.clock.now() >= until:
+                return {"state": change.state, "waiting": waiting}
             if (now := _told(change, waiting)) != said:
                 said = now
                 await self._keeper.say(request.id, said)
