@@ -8,7 +8,7 @@ from psycopg import sql
 
 from syncagent.core.schema import Fill, Step
 from syncagent.storage.schema import reading, types
-from syncagent.storage.schema.looking import BRIEF, READS, ROWS, SHARED, Against, Known, Look
+from syncagent.storage.schema.looking import BRIEF, READS, ROWS, SHARED, Against, Known, Look, found_twice
 
 _SMALL = 16 * 1024 * 1024
 """Bytes up to which a table may be written anew under its lock."""
@@ -267,18 +267,10 @@ def _unique(look: Look, table: Known, constraint: Any) -> list[Step]:
         look.column(table, column)
     listed, name = ", ".join(map(_name, columns)), _name(constraint.conname)
     index = _name(table.table.schema, constraint.conname)
-    given = " and ".join(f"{_name(column)} is not null" for column in columns)
-    twice = f"select {listed}, count(*) as rows from {table.sql} where {given} group by {listed} having count(*) > 1"
     what = f"constraint {constraint.conname} of {table.sql}"
     drop = f"alter table {table.sql} drop constraint if exists {name}"
     return [
-        Step(
-            phase="expand",
-            what=f"{what}: values that are there twice",
-            locks=READS,
-            statements=(twice,),
-            manner="survey",
-        ),
+        found_twice(table, columns, what),
         Step(
             phase="write-dual",
             what=f"{what}: its index",

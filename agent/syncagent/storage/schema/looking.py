@@ -9,6 +9,7 @@ from psycopg import sql
 from syncagent.core.attachment import Attachment
 from syncagent.core.batch import Table
 from syncagent.core.forest import Bucket
+from syncagent.core.schema import Step
 from syncagent.storage import tables
 from syncagent.storage.commands import Connection
 
@@ -155,3 +156,17 @@ class Look:
             self.stride if numbered else None,
             self.bucket,
         )
+
+
+def found_twice(table: Known, columns: list[str], what: str) -> Step:
+    """The step that looks for values that are there twice."""
+    listed = ", ".join(sql.Identifier(column).as_string() for column in columns)
+    given = " and ".join(f"{sql.Identifier(column).as_string()} is not null" for column in columns)
+    twice = f"select {listed}, count(*) as rows from {table.sql} where {given} group by {listed} having count(*) > 1"
+    return Step(
+        phase="expand",
+        what=f"{what}: values that are there twice",
+        locks=READS,
+        statements=(twice,),
+        manner="survey",
+    )

@@ -8,7 +8,7 @@ from psycopg import sql
 from syncagent.core.batch import Table
 from syncagent.core.schema import Step
 from syncagent.storage.schema import reading
-from syncagent.storage.schema.looking import BRIEF, SHARED, Against, Look
+from syncagent.storage.schema.looking import BRIEF, SHARED, Against, Look, found_twice
 from syncagent.storage.schema.reading import Statement
 
 NONE = "none of a table"
@@ -65,19 +65,19 @@ def create_index(look: Look, statement: Statement) -> list[Step]:
             "an index of a partitioned table cannot be made beside writes", "make it at each site by hand"
         )
     node.concurrent, node.if_not_exists = True, False
-    undo = (f"drop index concurrently if exists {index}",)
-    text = reading.written("index_stmt", node)
-    return [
-        Step(
-            phase="expand",
-            what=what,
-            locks=SHARED,
-            statements=(text,),
-            undo=undo,
-            manner="alone",
-            index=index,
-        )
-    ]
+    made = Step(
+        phase="write-dual" if node.unique else "expand",
+        what=what,
+        locks=SHARED,
+        statements=(reading.written("index_stmt", node),),
+        undo=(f"drop index concurrently if exists {index}",),
+        manner="alone",
+        index=index,
+        everybody=bool(node.unique),
+    )
+    columns = [part.index_elem.name for part in node.index_params]
+    plain = all(columns) and not node.HasField("where_clause")
+    return [found_twice(table, columns, what), made] if node.unique and plain else [made]
 
 
 def comment(look: Look, statement: Statement) -> list[Step]:
