@@ -46,6 +46,12 @@ create table syncagent.schema_record (
 );
 comment on table syncagent.schema_record is 'schema changes as agreed, in their order: upto is the step, of all changes, that the last one let go of it has; failures are sites that cannot do one, and why';
 
+create table syncagent.revision_data (
+    revision text primary key,
+    done_at  timestamptz not null default clock_timestamp()
+);
+comment on table syncagent.revision_data is 'revisions of the application whose data was written at this site';
+
 create table syncagent.lapsed (
     node    integer primary key,
     horizon xid8

@@ -358,5 +358,10 @@ def test_what_is_newer_waits_for_the_step_and_what_is_too_old_is_asked_for_again
     arrive(inbox, replace(batch(A, 1, 2), schema=2))
     assert inbox.reshaped(4, 3) == [f"{A}:1-2"]
     assert asked(inbox)[A] == (1, cut_id(A, 1))
-    assert inbox.is_outgrown(replace(batch(A, 1, 2), schema=2))
-    assert not inbox.is_outgrown(replace(batch(A, 1, 2), schema=3))
+    inbox.arrived(replace(batch(A, 1, 2), schema=4), "applied while the schema changes")
+    entry = pick(inbox)
+    assert inbox.reshaped(6, 5) == []
+    assert inbox.deferred(entry, "it has other columns", 0.0) == ["applied while the schema changes"]
+    assert asked(inbox)[A] == (1, cut_id(A, 1))
+    assert inbox.is_outgrown(replace(batch(A, 1, 2), schema=4))
+    assert not inbox.is_outgrown(replace(batch(A, 1, 2), schema=5))

@@ -46,10 +46,10 @@ class Fleet:
         found = await asyncio.to_thread(self.planned, text)
         assert not found.refusals, found.refusals
         change = planning.change_of(found, at=0, site="site1", role=None, path="public", auto=True)
-        self._tell(Open(change))
+        self.tell(Open(change))
         return change
 
-    def _tell(self, command: schemas.SchemaCommand) -> None:
+    def tell(self, command: schemas.SchemaCommand) -> None:
         result = schemas.apply(self.schema, command, self._members)
         assert result.refused is None, result.refused
         self.schema = result.schema
@@ -59,14 +59,14 @@ class Fleet:
         change = self.schema.open
         assert change is not None
         if not change.ahead:
-            self._tell(Close(change.id))
+            self.tell(Close(change.id))
             return False
-        self._tell(Advance(change.id, len(change.track)))
+        self.tell(Advance(change.id, len(change.track)))
         return True
 
     def take_back(self) -> None:
         assert self.schema.open is not None
-        self._tell(Abort(self.schema.open.id))
+        self.tell(Abort(self.schema.open.id))
 
     def at(self, site: Site) -> tuple[int, int]:
         """Its epoch, and the oldest whose batches it can read."""
@@ -75,9 +75,9 @@ class Fleet:
     def lead(self) -> None:
         """As the site that leads, when all can be reached and have said how far they are."""
         for node, (epoch, _) in self._at.items():
-            self._tell(schemas.Reached(node, epoch))
+            self.tell(schemas.Reached(node, epoch))
         if (command := schemas.due(self.schema, self._members, frozenset(self._members))) is not None:
-            self._tell(command)
+            self.tell(command)
 
     async def follow(self, *sites: Site, most: int = 1000) -> None:
         """These sites do what was let go: all of it, or so many steps."""

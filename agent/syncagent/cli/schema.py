@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from syncagent.cli import render
+from syncagent.cli import render, revisions
 from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, seconds
 from syncagent.errors import RefusedError, UsageError
 
@@ -24,7 +24,16 @@ schema = typer.Typer(
 )
 
 FileArgument = Annotated[
-    str, typer.Argument(metavar="FILE", help="A file of SQL statements; - for standard input.")
+    str | None,
+    typer.Argument(
+        metavar="[FILE]", help="A file of SQL statements; - for standard input.", show_default=False
+    ),
+]
+AlembicOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="ALEMBIC.INI", help="The application's own revisions, instead of a file.", show_default=False
+    ),
 ]
 RoleOption = Annotated[
     str | None,
@@ -44,8 +53,9 @@ TimeoutOption = Annotated[
 
 @schema.command()
 def plan(
-    file: FileArgument,
+    file: FileArgument = None,
     *,
+    alembic: AlembicOption = None,
     role: RoleOption = None,
     stride: NewStrideOption = None,
     home: HomeOption = None,
@@ -55,8 +65,19 @@ def plan(
     """Show what a change would do, in which phases and under which locks, and what of it is refused and why. Changes nothing."""
     from syncagent.storage.commands import site_of
 
+    if (file is None) == (alembic is None):
+        raise UsageError("name a file, or --alembic", hint="syncagent schema plan change.sql")
     with site_of(dsn_of(home, dsn)) as connection:
-        planned = _planned(connection, file, role, stride)
+        if alembic is not None:
+            scripts = revisions.pending(connection, alembic)
+            if not scripts:
+                render.say("every revision is here")
+                return
+            planned = revisions.planned(connection, dsn_of(home, dsn), scripts[0], role, stride)
+            for script in scripts[1:]:
+                render.say(f"afterwards, when this one is done: {script.revision} {script.doc}")
+        else:
+            planned = _planned(connection, str(file), role, stride)
     if as_json:
         render.json(_as_json(planned))
     else:
@@ -67,13 +88,9 @@ def plan(
 
 @schema.command()
 def apply(
-    file: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[FILE]", help="A file of SQL statements; - for standard input.", show_default=False
-        ),
-    ] = None,
+    file: FileArgument = None,
     *,
+    alembic: AlembicOption = None,
     auto: Annotated[
         bool,
         typer.Option(
@@ -103,7 +120,10 @@ def apply(
     from syncagent.storage.commands import site_of
     from syncagent.storage.requests import ask, require_agent
 
-    if (file is None) == (not contract and exclude is None):
+    if alembic is not None and file is None:
+        _carry_revisions(home, dsn, alembic, (role, stride, auto), timeout, as_json)
+        return
+    if alembic is not None or (file is None) == (not contract and exclude is None):
         raise UsageError(
             "name a file"
             if file is None
@@ -259,13 +279,43 @@ def _change(connection: "Connection", planned: "Plan", role: str | None, auto: b
     return msgspec.to_builtins(change)
 
 
+# ---- revisions
+
+
+def _carry_revisions(
+    home: Path | None,
+    dsn: str | None,
+    ini: Path,
+    how: tuple[str | None, int | None, bool],
+    timeout: float,
+    as_json: bool,
+) -> None:
+    """One after the other; the next one is planned when the one before it is done."""
+    from syncagent.storage.commands import site_of
+    from syncagent.storage.requests import ask, require_agent
+
+    role, stride, auto = how
+    with site_of(dsn_of(home, dsn)) as connection:
+        require_agent(connection)
+        for script in revisions.pending(connection, ini):
+            opened = revisions.under_way(connection, script)
+            if opened is None:
+                planned = revisions.planned(connection, dsn_of(home, dsn), script, role, stride)
+                _refuse(planned)
+                change = _change(connection, planned, role, auto)
+                opened = ask(connection, "schema-open", {"change": change}, seconds=_ASK)["id"]
+            answer = revisions.carry(connection, dsn_of(home, dsn), opened, script, timeout, _progress())
+            if _conclude(connection, opened, answer, as_json) != "done":
+                return
+        render.say("every revision is here")
+
+
 # ---- a change
 
 
 def _await(connection: "Connection", change: str, timeout: float, as_json: bool) -> None:
     """Until it is over, or a person has to do something about it: then exit 1 says so."""
     from syncagent.storage.requests import ask
-    from syncagent.storage.schema import telling
 
     answer = ask(
         connection,
@@ -274,9 +324,16 @@ def _await(connection: "Connection", change: str, timeout: float, as_json: bool)
         seconds=timeout,
         on_progress=_progress(),
     )
+    _conclude(connection, change, answer, as_json)
+
+
+def _conclude(connection: "Connection", change: str, answer: dict[str, Any], as_json: bool) -> str:
+    """What became of it; exit 1 if somebody has to do something about it."""
+    from syncagent.storage.schema import telling
+
     found = next(one for one in telling.history(connection) if one["id"] == change)
     if as_json:
-        render.json(found | {"waiting": answer["waiting"]})
+        render.json(found | {"waiting": answer["waiting"]}, line=True)
     else:
         _tell(found)
         for site, why in answer["waiting"].items():
@@ -288,6 +345,7 @@ def _await(connection: "Connection", change: str, timeout: float, as_json: bool)
         render.say(
             "when nobody needs the old shape any more: syncagent schema apply --contract; or: syncagent schema abort"
         )
+    return str(found["state"])
 
 
 def _progress() -> Any:

@@ -29,7 +29,7 @@ Calling sequence. Events go in, decisions come out; nothing is remembered outsid
     entries = inbox.pick_knot(now, wall)      # if there is none: batches to apply together; then, for each,
         dropped = inbox.applied(entry)                              # inbox.batches(entries) was committed
         dropped = inbox.inexact(entry)                              # plain rows met metadata: ask again, exact
-        inbox.deferred(entry, reason, until)                        # rolled back: not before `until`
+        dropped = inbox.deferred(entry, reason, until)              # rolled back: not before `until`
         dropped = inbox.loaded(positions)                           # the connection went away in between
     inbox.peek(now, wall)                     # what pick will give once the current one is applied: stage it
     inbox.wake_in(now, wall)                  # seconds until a decision may change without an event: ask with the
@@ -425,11 +425,12 @@ class Inbox(Generic[P]):
         origin.attempts, origin.apply_after = 0, 0.0
         return dropped
 
-    def deferred(self, entry: Entry[P], reason: str, until: float) -> None:
-        """It could not be applied and nothing was changed. Other origins go on."""
+    def deferred(self, entry: Entry[P], reason: str, until: float) -> list[P]:
+        """It could not be applied and nothing was changed. Other origins go on. Returns what the schema has outgrown meanwhile."""
         origin = self._end(entry)
         origin.attempts += 1
         origin.apply_after, origin.trouble = until, reason
+        return self.reshaped(self._schema, self._floor)
 
     def attempts(self, node: int) -> int:
         """How often the first held batch of this origin was deferred."""

@@ -32,9 +32,9 @@ from syncagent.core.batch import Table
 from syncagent.errors import ProtocolError
 
 Phase = Literal["expand", "write-dual", "backfill", "read-new", "contract", "undo"]
-Manner = Literal["transaction", "alone", "survey", "fill"]
+Manner = Literal["transaction", "alone", "survey", "fill", "data"]
 """In one transaction with its epoch; by itself, for it cannot run in one; only looked at, to be refused if rows stand against it; or
-rows get their value, portion by portion."""
+rows get their value, portion by portion; or rows are written by whoever asked for the change, at one site."""
 State = Literal["open", "back", "done", "aborted"]
 
 _KEPT = 50
@@ -60,7 +60,8 @@ class Filling(msgspec.Struct, frozen=True):
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """`strict`: batches of the epoch before cannot be read any more. `gone` are tables that are dropped, `renamed` those with
     another name, `columns` renamed columns. A survey's statements find rows that stand against `what`. `index` is what a step that is
-    done alone makes, `everybody`: it is let go when no member is missing. `undoes` is the epoch this step takes back."""
+    done alone makes, `everybody`: it is let go when no member is missing. `data`: a revision of the application, and the site that writes its
+    rows. `undoes` is the epoch this step takes back."""
 
     phase: Phase
     what: str
@@ -76,6 +77,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     columns: tuple[tuple[Table, str, str], ...] = ()
     index: str | None = None
     filling: Filling | None = None
+    data: tuple[str, int] | None = None
     everybody: bool = False
     undoes: int | None = None
 
@@ -247,7 +249,8 @@ def _reached(schema: Schema, command: Reached) -> Schema:
     if change is None:
         return schema
     failures = {node: why for node, why in change.failures.items() if node != command.node}
-    if command.failure is not None and command.epoch >= reached[command.node]:
+    move = next_move(schema, command.epoch) if command.epoch >= reached[command.node] else None
+    if command.failure is not None and move is not None and move.step is not None:
         failures[command.node] = command.failure
     return _with(schema, replace(change, failures=failures))
 

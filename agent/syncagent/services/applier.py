@@ -79,7 +79,7 @@ class Applier:
         except Unreachable:
             raise
         except SyncagentError as error:
-            self._defer(entries, error, attempt, who)
+            await self._defer(entries, error, attempt, who)
         else:
             await self._applied(entries, applied)
         finally:
@@ -92,14 +92,17 @@ class Applier:
             return await self._replica.apply(*parts[0], attempt=attempt)
         return await self._replica.apply_knot(parts, attempt=attempt)
 
-    def _defer(
+    async def _defer(
         self, entries: list[Entry[Spool]], error: SyncagentError, attempt: int, who: str | None
     ) -> None:
         most = 0.25 if isinstance(error, Contended) else limits.RETRY_MOST
         pause = backoff.delay(attempt + 1, self._clock.chance(), first=limits.RETRY_FIRST, most=most)
         reason = error.line + (f" (held by {who})" if who else "")
         for entry in entries:
-            self._inbox.deferred(entry, f"refused {attempt + 1} times: {reason}", self._clock.now() + pause)
+            until = self._clock.now() + pause
+            for spool in self._inbox.deferred(entry, f"refused {attempt + 1} times: {reason}", until):
+                await spool.close()
+        self._desk.bells.asks.ring()
 
     async def _applied(self, entries: list[Entry[Spool]], applied: Applied) -> None:
         for entry in entries:

@@ -172,7 +172,7 @@ class Evolving:
             over = not change.is_open or (schemas.awaits_approval(change) and not waiting)
             stuck = any(catalog.name(node) in waiting for node in change.failures)
             if over or stuck or self._desk.clock.now() >= until:
-                return {"state": change.state, "waiting": waiting}
+                return {"state": change.state, "waiting": waiting, "over": over, "stuck": stuck}
             if (now := _told(change, waiting)) != said:
                 said = now
                 await self._keeper.say(request.id, said)

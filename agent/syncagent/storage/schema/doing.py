@@ -15,7 +15,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 from syncagent.core.schema import Change, Filling, Move, Step
-from syncagent.errors import RefusedError
+from syncagent.errors import Contended, RefusedError
 from syncagent.storage import tables
 from syncagent.storage.commands import Connection, border, site_of
 from syncagent.storage.schema.filling import fill
@@ -72,12 +72,27 @@ def do(connection: Connection, move: Move, floor: int, tell: Callable[[str], Non
             _survey(connection, move.step, move.change)
         if move.step is not None and move.step.manner == "alone":
             _alone(connection, move.step, move.change)
+        if move.step is not None and move.step.data is not None:
+            _await_data(connection, *move.step.data)
         if move.step is not None and move.step.filling is not None:
             filling = move.step.filling
             _filling(connection, filling, begins=True)
             with _as_asked(connection, move.change, local=False):
                 fill(connection, filling, tell)
         _patiently(connection, work)
+
+
+def _await_data(connection: Connection, revision: str, node: int) -> None:
+    """At the site that writes them: until they are written."""
+    row = connection.execute(
+        "select s.node = %s and not exists (select from syncagent.revision_data d where d.revision = %s) as missing from syncagent.local_site s",
+        (node, revision),
+    ).fetchone()
+    if row is not None and row["missing"]:
+        raise Contended(
+            f"the rows of revision {revision} are not written yet",
+            hint="`syncagent schema apply --alembic` at this site writes them",
+        )
 
 
 def _filling(connection: Connection, filling: Filling, *, begins: bool) -> None:

@@ -6,6 +6,7 @@ back. So what the server has against a statement is said here, and what a defaul
 Invariant: nothing is changed; locks are asked for as politely as when it is done.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ from syncagent.storage.commands import Connection, border
 from syncagent.storage.schema import columns, objects, reading
 from syncagent.storage.schema.looking import Against, Look
 from syncagent.storage.schema.reading import Statement
+from syncagent.storage.schema.revisions import Revision
 
 _ORDER: tuple[Phase, ...] = ("expand", "write-dual", "backfill", "read-new", "contract")
 _DATA = (
@@ -38,10 +40,11 @@ _FOR_THEMSELVES = ("type ", "domain ")
 
 @dataclass(frozen=True)
 class Planned:
-    """A step, and the line of the statement that it comes from."""
+    """A step, and the line of the statement that it comes from; `place` is that of the statement among all."""
 
     line: int
     step: Step
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,23 @@ def plan(
 ) -> Plan:
     """UsageError where it is no SQL; Contended where a lock was not to be had."""
     statements = reading.statements(text, name)
+    return plan_of(
+        connection, statements, text, name, role=role, stride=stride, bucket=bucket, patience=patience
+    )
+
+
+def plan_of(
+    connection: Connection,
+    statements: Sequence[Statement],
+    text: str,
+    name: str,
+    *,
+    role: str | None,
+    stride: int | None,
+    bucket: Bucket,
+    patience: float,
+) -> Plan:
+    """The plan of statements that were read."""
     found: list[Plan] = []
 
     def rehearse() -> None:
@@ -88,9 +108,9 @@ def plan(
         look = Look(connection, stride, bucket)
         steps: list[Planned] = []
         refusals: list[Refusal] = []
-        for statement in statements:
+        for place, statement in enumerate(statements):
             try:
-                steps += [Planned(statement.line, step) for step in _tried(look, statement)]
+                steps += [Planned(statement.line, step, place) for step in _tried(look, statement)]
             except Against as against:
                 refusals.append(Refusal(statement.line, statement.text, against.reason, against.form))
         ordered = sorted(steps, key=lambda planned: _ORDER.index(planned.step.phase))
@@ -139,6 +159,42 @@ def _tried(look: Look, statement: Statement) -> list[Step]:
     raise Against(
         f"a statement of this kind ({kind}) is not carried to all sites", "run it at each site by hand"
     )
+
+
+def of_revision(planned: Plan, revision: Revision, node: int) -> Plan:
+    """The plan of all that a revision does to the schema, with its rows in their place, and where the site is then."""
+    before = [one for one in planned.steps if one.place < len(revision.before)]
+    after = [one for one in planned.steps if one.place >= len(revision.before)]
+    if revision.data is not None:
+        rows = Step(
+            phase="backfill",
+            what="the rows that the revision writes",
+            locks="those of its statements, at one site",
+            manner="data",
+            data=(revision.id, node),
+            undo=(
+                sql.SQL("delete from syncagent.revision_data where revision = {}")
+                .format(sql.Literal(revision.id))
+                .as_string(),
+            ),
+        )
+        before.append(Planned(revision.data, rows))
+    make = (
+        "create table if not exists alembic_version (version_num varchar(32) not null, constraint alembic_version_pkc primary key (version_num))",
+        "delete from alembic_version",
+    )
+    version = Step(
+        phase=after[-1].step.phase if after else "read-new",
+        what=f"alembic_version is {revision.id}",
+        locks="none of a table",
+        statements=(*make, _version(revision.id)),
+        undo=(*make[1:], *([_version(revision.down)] if revision.down else [])),
+    )
+    return Plan(planned.name, planned.text, (*before, *after, Planned(0, version)), planned.refusals)
+
+
+def _version(revision: str) -> str:
+    return sql.SQL("insert into alembic_version values ({})").format(sql.Literal(revision)).as_string()
 
 
 def change_of(planned: Plan, *, at: int, site: str, role: str | None, path: str, auto: bool) -> Change:

@@ -89,6 +89,14 @@ def parsed_expression(text: str) -> Any:
     return statement.node.target_list[0].res_target.val
 
 
+_BOUND = re.compile(r"%(?:\(\w+\))?s(?:::\w+)?|%%")
+
+
+def unbound(statement: str) -> str:
+    """A statement of a driver with null in the place of every parameter."""
+    return _BOUND.sub(lambda found: "%" if found[0] == "%%" else "null", statement)
+
+
 def calls(node: Any) -> set[str]:
     """The names of functions that an expression calls, as far as they are written; `current_timestamp` and its kin as themselves."""
     found = set()

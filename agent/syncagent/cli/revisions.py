@@ -1,0 +1,99 @@
+"""`syncagent schema plan|apply --alembic`: the application's own revisions, each of them one change."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from syncagent.errors import RefusedError
+
+if TYPE_CHECKING:
+    from alembic.script import Script
+
+    from syncagent.storage.commands import Connection
+    from syncagent.storage.schema.planning import Plan
+
+_LOOK = 1.0
+"""Seconds between two looks at whether its rows are to be written."""
+_PATIENCE = 30.0
+
+
+def pending(connection: "Connection", ini: Path) -> "list[Script]":
+    """The revisions that this site has not got, the oldest first."""
+    from syncagent.storage.schema import revisions
+
+    return revisions.pending(connection, ini)
+
+
+def planned(
+    connection: "Connection", dsn: str, script: "Script", role: str | None, stride: int | None
+) -> "Plan":
+    """What a revision does; those before it are there."""
+    from syncagent.storage.schema import planning, revisions
+
+    revision = revisions.listened(dsn, script)
+    row = connection.execute("select node from syncagent.local_site").fetchone()
+    assert row is not None
+    found = planning.plan_of(
+        connection,
+        (*revision.before, *revision.after),
+        Path(script.path).read_text(encoding="utf-8"),
+        f"{script.revision} {script.doc}",
+        role=role,
+        stride=stride,
+        bucket="hour",
+        patience=_PATIENCE,
+    )
+    return planning.of_revision(found, revision, row["node"])
+
+
+def under_way(connection: "Connection", script: "Script") -> str | None:
+    """The change that carries this revision already, begun by an earlier command."""
+    from syncagent.storage import registry
+
+    change = registry.known(connection).schema.open
+    if change is None or not change.name.startswith(f"{script.revision} "):
+        return None
+    return str(change.id)
+
+
+def carry(
+    connection: "Connection",
+    dsn: str,
+    change: str,
+    script: "Script",
+    timeout: float,
+    on_progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """Until the change is over or stuck; its rows are written when it is their turn."""
+    from syncagent.storage.requests import ask
+    from syncagent.storage.schema import revisions
+
+    until = time.monotonic() + timeout
+    while True:
+        if _are_due(connection, change):
+            on_progress(f"{script.revision}: its rows are written")
+            revisions.run_data(dsn, script)
+        left = until - time.monotonic()
+        answer = ask(
+            connection,
+            "schema-wait",
+            {"id": change, "timeout": max(0.0, min(_LOOK, left))},
+            seconds=_LOOK,
+            on_progress=on_progress,
+        )
+        if answer["over"] or answer["stuck"] or left <= 0:
+            return answer
+
+
+def _are_due(connection: "Connection", change: str) -> bool:
+    """Whether all that comes before its rows is done here."""
+    from syncagent.storage import registry
+
+    found = next((one for one in registry.known(connection).schema.changes if str(one.id) == change), None)
+    here = connection.execute("select node, schema_epoch from syncagent.local_site").fetchone()
+    if found is None or here is None:
+        raise RefusedError("the change is not known here any more", hint="`syncagent schema history`")
+    at = here["schema_epoch"] - found.base
+    step = found.track[at] if 0 <= at < len(found.track) else None
+    return step is not None and step.data is not None and step.data[1] == here["node"]
