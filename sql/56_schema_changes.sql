@@ -169,7 +169,7 @@ declare
 begin
     -- a session that was there before the table changed
     if v_stage is not null and (select array_agg(format_type(a.atttypid, -1) order by a.attnum) from pg_attribute a
-                                where a.attrelid = v_stage and a.attnum > 3 and not a.attisdropped)
+                                where a.attrelid = v_stage and a.attname !~ '^_' and a.attnum > 0 and not a.attisdropped)
             is distinct from (select array_agg(format_type(a.atttypid, -1) order by a.attnum) from pg_attribute a
                               where a.attrelid = to_regclass(format('syncagent.row_%s', p_table.id)) and a.attnum > 0) then
         execute format('drop table pg_temp.stage_%s', p_table.id);

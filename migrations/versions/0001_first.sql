@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 51_references.sql, 53_constraints.sql, 54_resolve.sql, 55_copy.sql, 56_schema_changes.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 51_references.sql, 52_columns.sql, 53_constraints.sql, 54_resolve.sql, 55_copy.sql, 56_schema_changes.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -40,7 +40,7 @@ create table syncagent.replicated (
     relation    regclass not null unique,
     schema_name name not null,
     table_name  name not null,
-    strategy    text not null default 'lww' check (strategy in ('lww')),
+    strategy    text not null default 'lww' check (strategy in ('lww', 'lww-column')),
     key_columns name[] not null,
     derived     boolean not null,
     columns     name[] not null,
@@ -78,10 +78,11 @@ create table syncagent.log (
     op       "char" not null,
     hlc      bigint not null,
     keys     uuid[] not null,
-    odd      text[]
+    odd      text[],
+    columns  name[]
 ) partition by list (((hlc >> 23) & 15));
 alter table syncagent.log alter column keys set storage external;  -- random bits: compressing them is time lost
-comment on table syncagent.log is 'one entry per captured statement: I, U or D and the keys it touched; odd carries the key columns of derived keys';
+comment on table syncagent.log is 'one entry per captured statement: I, U or D and the keys it touched; odd carries the key columns of derived keys; columns are those that an update changed, where the strategy is by column, null if all are new';
 
 do $$
 begin
@@ -125,9 +126,10 @@ create table syncagent.frontier (
     cut_id  uuid,
     context jsonb not null default '{}',
     newest  bigint not null default 0,
+    needed  bigint not null default 0,
     applied_at timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.frontier is 'the last cut applied of every origin, and what that origin had applied when it made it; newest is the largest clock of its writes up to then';
+comment on table syncagent.frontier is 'the last cut applied of every origin, and what that origin had applied when it made it; newest is the largest clock of its writes up to then, needed the last of its cuts that held any: a site at rest may never hear of later ones';
 
 create table syncagent.context (
     node    integer not null,
@@ -155,6 +157,7 @@ create table syncagent.parked_row (
     node     integer not null,
     cut      bigint not null,
     image    text not null,
+    registers jsonb,
     shown    jsonb not null,
     sqlstate text not null,
     reason   text not null,
@@ -546,13 +549,18 @@ $$;
 $sql$ $template$;
 
 -- The same names on every kind of table; `{node}` is the table, or one of the tables of a partitioned one.
-create function syncagent._trigger_template(p_partitioned boolean) returns text
+create function syncagent._trigger_template(p_partitioned boolean, p_columns boolean) returns text
     language sql immutable
     as $template$ select $sql$
 create trigger syncagent_insert after insert on {node}
     referencing new table as changed for each statement execute function syncagent.capture_{id}();
+$sql$ || case when p_columns then $sql$
+create trigger syncagent_update after update on {node}
+    referencing old table as before new table as changed for each statement execute function syncagent.capture_{id}_columns();
+$sql$ else $sql$
 create trigger syncagent_update after update on {node}
     referencing new table as changed for each statement execute function syncagent.capture_{id}();
+$sql$ end || $sql$
 create trigger syncagent_delete after delete on {node}
     referencing old table as changed for each statement execute function syncagent.capture_{id}();
 create trigger syncagent_truncate before truncate on {node}
@@ -610,8 +618,10 @@ declare
     v_unique  name[];  -- columns of unique and exclusion constraints beside the key
     v_n       integer;
     v_parts   boolean;
+    v_by_column boolean;
 begin
     select * into strict v_table from syncagent.replicated where id = p_id;
+    v_by_column := v_table.strategy = 'lww-column';
     select format('%I.%I', n.nspname, c.relname), c.relkind = 'p' into strict v_name, v_parts
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
     v_n := cardinality(v_table.columns);
@@ -646,7 +656,7 @@ begin
             'check_deferrable', case when syncagent._deferrable(v_table.relation)
                 then format('perform syncagent._check_deferrable(%s);', p_id) else '' end,
             'guard', case when v_parts then format('if pg_partition_root(tg_relid) is distinct from %L::regclass then return null; end if;', v_name) else '' end,
-            'title', quote_literal(v_name),
+            'title', quote_literal(v_name), 'stage_key', syncagent._stage_key(v_table),
             'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
             'columns', string_agg(format('%I', c), ', ' order by n),
             'columns_typed', string_agg(format('c%s %s', n, v_types[n]), ', ' order by n),
@@ -673,14 +683,45 @@ begin
                 || ' and s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);'
                 || ' get diagnostics v_rows = row_count;', ''),
             'stage', format('(select s.*, %s as _key from pg_temp.stage_%s s)', syncagent._stage_key(v_table), p_id)
-        ) || case when not v_table.derived then jsonb_build_object(
+        ) || case when v_by_column then jsonb_build_object(
+            'entries', format('(select e.*, syncagent._registers_of(e.op, e.columns, syncagent._stamp(e.tx_hlc, p_tail), p_node, p_cut) as registers'
+                              ' from pg_temp.window_entry e where e.relation = %s offset 0)', p_id),
+            'e_registers', ', e.registers', 'folded_registers', 'syncagent._joined(e.registers)',
+            'more_typed', ', _node integer, _at bigint, _registers jsonb', 'more_names', ', _node, _at, _registers', 'more_null', ', null::integer, null::bigint, null::jsonb',
+            'more_of_version', ', v.node, v.cut, v.registers', 'more_of_parked', ', p.node, p.cut, p.registers', 'more_of_staged', ', s._node, s._cut, s._registers',
+            'version_node', 'coalesce(s._node, p_origin)', 'version_cut', 'case when s._node is null then s._cut else s._at end',
+            'set_registers', ', registers = coalesce(s._registers, ''{}'')', 'excluded_registers', ', registers = excluded.registers',
+            'parked_registers', 's._registers', 'v_registers', ', v.registers', 'v_registers_named', ', v.registers as _registers', 'l_registers', ', l.registers as _registers', 'null_registers', ', ''{}''::jsonb',
+            -- by write, not by row: of one that was deleted its end, else each life and the columns that were written at once
+            'own_versions', format('(select v.key, v.deleted %2$s, r.stamp, r.node, r.cut, r.columns from syncagent.version_%1$s v cross join lateral ('
+                'select x.stamp, x.node, x.cut, array_agg(x.name::name order by x.name) as columns from syncagent._sides(v.key, v.registers, v.deleted, v.stamp, v.node, v.cut) as x'
+                ' group by x.stamp, x.node, x.cut, x.name = '''') as r)', p_id,
+                case when v_table.derived then string_agg(format(', v.k%s', k), '' order by k) filter (where k is not null) else '' end),
+            'all_stable', ' and syncagent._all_stable(v.registers, p_stable)',
+            'changed_columns', coalesce(string_agg(format('case when row(o.%1$I)::record *<> row(t.%1$I)::record then %1$L end', c), ', ' order by n) filter (where k is null), ''),
+            'o_eq_t', string_agg(format('o.%1$I = t.%1$I', c), ' and ' order by k) filter (where k is not null),
+            'o_here', format('o.%I is not null', v_table.key_columns[1]),
+            'combined_columns', coalesce(string_agg(format(
+                ', c%1$s = case when m.newer is null and %2$L <> all (m.above) or %2$L = any (m.newer) then x.c%1$s'
+                ' when m.waits and %2$L <> all (m.above) then m.q%1$s else m.t%1$s end', n, c), '' order by n) filter (where k is null), ''),
+            't_columns_numbered', string_agg(format('t.%I as t%s', c, n), ', ' order by n),
+            'q_columns_numbered', string_agg(format(', q.c%1$s as q%1$s', n), '' order by n),
+            'trace_columns', case when v_table.derived then ', ' || string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null) else '' end || ', j.mine')
+        else jsonb_build_object(
+            'entries', 'pg_temp.window_entry', 'e_registers', '', 'folded_registers', 'null::jsonb',
+            'more_typed', '', 'more_names', '', 'more_null', '', 'more_of_version', '', 'more_of_parked', '', 'more_of_staged', '',
+            'version_node', 'p_origin', 'version_cut', 's._cut', 'set_registers', '', 'excluded_registers', '', 'parked_registers', 'null::jsonb',
+            'v_registers', '', 'v_registers_named', '', 'own_versions', format('(select v.*, null::name[] as columns from syncagent.version_%s v)', p_id), 'l_registers', '', 'null_registers', '', 'all_stable', '')
+        end || case when not v_table.derived then jsonb_build_object(
             'key', format('t.%I', v_table.key_columns[1]), 'pinned', '',
             't_eq_v', format('t.%I = v.key', v_table.key_columns[1]), 't_eq_f', format('t.%I = f.key', v_table.key_columns[1]),
             't_eq_k', format('t.%I = k.key', v_table.key_columns[1]),
             't_key_text', format('t.%I::text', v_table.key_columns[1]), 's_key_text', 's._key::text', 'v_key_text', 'v.key::text',
             'odd_column', '', 'odd_array', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '', 'odd_or_null', 'null::text',
             'max_odd', 'null', 'unnest_entry', 'unnest(e.keys) as k (key)', 'decode_odd', '', 'key_type', '',
-            'version_key_types', '', 'version_key_columns', '', 'folded_key_columns', '', 's_key_columns', '',
+            'version_key_types', case when v_by_column then ', registers jsonb not null default ''{}''' else '' end,
+            'version_key_columns', case when v_by_column then ', registers' else '' end, 'folded_key_columns', case when v_by_column then ', n.registers' else '' end,
+            's_key_columns', case when v_by_column then ', coalesce(s._registers, ''{}'')' else '' end,
             'may_be_implicit', 'syncagent._timed(f.key)', 'key_of_text', 'f.key', 'named', '(select p_key::uuid as key) as f')
         else jsonb_build_object(
             'key', format('syncagent._name_uuid(row(%s)::text)', string_agg(syncagent._spelling(v_bases[n], format('t.%I', c)), ', ' order by k) filter (where k is not null)),
@@ -700,10 +741,11 @@ begin
             'odd_or_null', format('row(%s)::text', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             'decode_odd', format('cross join lateral (select (f.odd::syncagent.key_%s).*) as o', p_id),
             'key_type', format('create type syncagent.key_%s as (%s);', p_id, string_agg(format('k%s %s', k, v_bases[n]), ', ' order by k) filter (where k is not null)),
-            'version_key_types', ', ' || string_agg(format('k%s %s', k, v_bases[n]), ', ' order by k) filter (where k is not null),
-            'version_key_columns', ', ' || string_agg(format('k%s', k), ', ' order by k) filter (where k is not null),
-            'folded_key_columns', ', ' || string_agg(format('o.k%s', k), ', ' order by k) filter (where k is not null),
-            's_key_columns', ', ' || string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null),
+            'version_key_types', ', ' || string_agg(format('k%s %s', k, v_bases[n]), ', ' order by k) filter (where k is not null)
+                || case when v_by_column then ', registers jsonb not null default ''{}''' else '' end,
+            'version_key_columns', ', ' || string_agg(format('k%s', k), ', ' order by k) filter (where k is not null) || case when v_by_column then ', registers' else '' end,
+            'folded_key_columns', ', ' || string_agg(format('o.k%s', k), ', ' order by k) filter (where k is not null) || case when v_by_column then ', n.registers' else '' end,
+            's_key_columns', ', ' || string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null) || case when v_by_column then ', coalesce(s._registers, ''{}'')' else '' end,
             'may_be_implicit', 'false',
             'key_of_text', format('syncagent._name_uuid(row(%s)::text)',
                 string_agg(syncagent._spelling(v_bases[n], format('o.k%s', k)), ', ' order by k) filter (where k is not null)),
@@ -931,14 +973,16 @@ create function syncagent._text(p_id integer, out version text, out functions te
     as $$
 declare
     v_tokens jsonb := syncagent._tokens(p_id);
+    v_by_column boolean := (select r.strategy = 'lww-column' from syncagent.replicated r where r.id = p_id);
 begin
     version := syncagent._render(syncagent._version_template(), v_tokens);
     functions := syncagent._render(replace(   -- no name may end a function's body: _obstacles keeps this quote from them
-        syncagent._capture_template()
+        syncagent._capture_template() || case when v_by_column then syncagent._column_capture_template() else '' end
         || case when exists (select from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id and c.relkind = 'p')
                 then syncagent._moved_template() else syncagent._key_template() end
-        || syncagent._fold_template() || syncagent._settle_template()
-        || syncagent._compact_template() || syncagent._apply_template() || syncagent._bereave_template() || syncagent._inspect_template(),
+        || syncagent._fold_template(v_by_column) || syncagent._settle_template()
+        || syncagent._compact_template() || syncagent._apply_template()
+        || case when v_by_column then syncagent._judge_columns_template() else syncagent._judge_template() end || syncagent._write_template() || syncagent._bereave_template() || syncagent._inspect_template(),
         repeat('$', 2), '$syncagent$'), v_tokens);
     hash := md5(version || functions);
 end
@@ -958,13 +1002,13 @@ begin
         where t.tgname in ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
           and (t.tgrelid = p_table or t.tgrelid in (
             select x.tgrelid from pg_trigger x join pg_proc p on p.oid = x.tgfoid
-            where p.pronamespace = 'syncagent'::regnamespace and p.proname in (format('capture_%s', p_id), format('capture_%s_key', p_id))))
+            where p.pronamespace = 'syncagent'::regnamespace and p.proname in (format('capture_%s', p_id), format('capture_%s_key', p_id), format('capture_%s_columns', p_id))))
     loop
         execute format('drop trigger %I on %I.%I', r.tgname, r.nspname, r.relname);
     end loop;
     for r in
         select p.oid::regprocedure::text as name from pg_proc p
-        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', p_id)
+        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key|_columns)?$', p_id)
     loop
         execute format('drop function %s', r.name);
     end loop;
@@ -979,12 +1023,13 @@ create function syncagent._arm(p_id integer, p_node regclass) returns void
 declare
     v_node        text;
     v_partitioned boolean;
+    v_by_column boolean;
 begin
     select format('%I.%I', n.nspname, c.relname) into strict v_node
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
-    select c.relkind = 'p' into strict v_partitioned
+    select c.relkind = 'p', r.strategy = 'lww-column' into strict v_partitioned, v_by_column
     from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id;
-    execute syncagent._render(syncagent._trigger_template(v_partitioned), syncagent._tokens(p_id) || jsonb_build_object('node', v_node));
+    execute syncagent._render(syncagent._trigger_template(v_partitioned, v_by_column), syncagent._tokens(p_id) || jsonb_build_object('node', v_node));
 end
 $$;
 comment on function syncagent._arm is 'make the triggers of an attached table on it, or on one of its partitions';
@@ -1006,7 +1051,7 @@ begin
     where t.id = p_id order by x.node::oid;
     for r in
         select p.oid::regprocedure::text as name from pg_proc p
-        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key)?$', p_id)
+        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key|_columns)?$', p_id)
     loop
         execute format('revoke all on function %s from public', r.name);
         execute format('comment on function %s is %L', r.name, 'syncagent ' || v_text.hash);
@@ -1089,7 +1134,7 @@ end
 $$;
 comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
 
-create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour', p_policies jsonb default '{}') returns integer
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour', p_policies jsonb default '{}', p_strategy text default 'lww') returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -1114,8 +1159,8 @@ begin
         lock table syncagent.merge_lock in exclusive mode;
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
-    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, policies, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, k.names, not k.uuid,
+    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, policies, strategy, key_columns, derived, columns)
+    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, p_strategy, k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -1340,11 +1385,12 @@ create function syncagent._prepare_session() returns void
     as $$
 begin
     create temp table if not exists window_entry (
-        relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[]);
+        relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[], columns name[]);
     alter table pg_temp.window_entry alter column keys set storage external;
     create temp table if not exists stage_keys (relation integer, cut bigint, keys uuid[]);
     alter table pg_temp.stage_keys alter column keys set storage external;
-    create temp table if not exists folded (key uuid, hlc bigint, implicit boolean, born boolean, gone boolean, odd text);
+    create temp table if not exists folded (
+        key uuid, hlc bigint, first bigint, implicit boolean, born boolean, gone boolean, odd text, registers jsonb);
     create temp table if not exists verdict (
         key uuid, loses boolean, conflict boolean, kind text, incoming uuid, mine uuid, my_node integer,
         absent boolean, trace boolean, unborn boolean, sqlstate text, reason text);
@@ -1352,7 +1398,11 @@ begin
         rule name, loser uuid, key_text text, odd text, losing_stamp uuid, losing_image jsonb, tid tid, leaf oid,
         winner uuid, winner_text text, winning_stamp uuid, winning_image jsonb, due boolean);
     create temp table if not exists bereft (xid xid8, relation integer, key uuid, image text, odd text);
-    create temp table if not exists yielded (relation integer, key uuid, odd text, primary key (relation, key));
+    create temp table if not exists joined (
+        key uuid, plain boolean, entered boolean, fresh boolean, here boolean, waits boolean, above text[], inexact boolean, same boolean, newer text[],
+        outcome text, my_stamp uuid, my_node integer, my_cut bigint, my_end boolean, mine jsonb,
+        their_stamp uuid, their_node integer, their_cut bigint, their_end boolean, theirs jsonb, born_node integer, born_cut bigint, twice boolean);
+    create temp table if not exists yielded (relation integer, key uuid, odd text, columns name[], primary key (relation, key));
 end
 $$;
 comment on function syncagent._prepare_session is 'work tables of one session of the agent';
@@ -1424,19 +1474,21 @@ declare
     v_rows   bigint := 0;
     v_count  bigint;
     v_newest bigint;
+    v_needed bigint;
     v_context jsonb;
     r        record;
 begin
     select * into strict v_site from syncagent.local_site;
     perform syncagent._empty('pg_temp.window_entry');
     insert into pg_temp.window_entry
-    select l.relation, l.xid, l.op, l.hlc, max(l.hlc) over (partition by l.xid), l.keys, l.odd
+    select l.relation, l.xid, l.op, l.hlc, max(l.hlc) over (partition by l.xid), l.keys, l.odd, l.columns
     from syncagent.log l
     where l.xid >= v_last.xmax or l.xid = any (v_last.xip);
     get diagnostics v_count = row_count;
     if v_count = 0 and not p_force then
         return;
     end if;
+    v_needed := case when v_count > 0 then v_number else 0 end;
     if v_count > 1000 then
         analyze pg_temp.window_entry;
     end if;
@@ -1459,8 +1511,8 @@ begin
 
     perform syncagent._plan_for(null, v_rows);
     select coalesce(max(w.hlc), 0) into v_newest from pg_temp.window_entry w;
-    insert into syncagent.frontier (node, cut, cut_id) values (v_site.node, v_number, v_id)
-        on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, applied_at = excluded.applied_at;
+    insert into syncagent.frontier as f (node, cut, cut_id, needed) values (v_site.node, v_number, v_id, v_needed)
+        on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, needed = greatest(f.needed, excluded.needed), applied_at = excluded.applied_at;
     select jsonb_object_agg(f.node, f.cut) into v_context from syncagent.frontier f;
     update syncagent.frontier f set context = v_context where f.node = v_site.node;
     insert into syncagent.context (node, cut, context, newest) values (v_site.node, v_number, v_context, v_newest);
@@ -1471,7 +1523,7 @@ end
 $$;
 comment on function syncagent._fold is 'make a cut in the current snapshot; no row if nothing was written and it is not forced';
 
-create function syncagent._fold_template() returns text
+create function syncagent._fold_template(p_columns boolean) returns text
     language sql immutable
     as $template$ select $sql$
 create function syncagent.fold_{id}(p_cut bigint, p_node integer, p_tail bigint, p_collected uuid) returns bigint
@@ -1487,19 +1539,19 @@ declare
 begin
     -- A key's stamp is that of its last transaction. It was born here if its first entry is an insert and
     -- none is a delete: triggers nest, and then the inner statement logs first.
-    insert into pg_temp.folded (key, hlc, implicit, born, gone, odd)
-    select f.key, f.hlc,
+    insert into pg_temp.folded (key, hlc, first, implicit, born, gone, odd, registers)
+    select f.key, f.hlc, f.first,
            f.new and {may_be_implicit}
                and (f.key < v_least or f.key < syncagent._stamp(f.hlc, p_tail)),   -- most need no stamp of their own
-           f.new, f.gone, f.odd
+           f.new, f.gone, f.odd, f.registers
     from (
         select f.*, f.born and (f.key > p_collected or not {may_be_implicit})
                     and not (v_entries and exists (select from syncagent.version_{id} v where v.key = f.key)) as new
         from (
-        select e.key, max(e.tx_hlc) as hlc,
+        select e.key, max(e.tx_hlc) as hlc, min(e.tx_hlc) as first, {folded_registers} as registers,
                coalesce(min(e.hlc) filter (where e.op = 'I') = min(e.hlc), false) and not bool_or(e.op = 'D') as born,
                bool_or(e.op = 'D') as gone, {max_odd} as odd
-        from (select k.*, e.tx_hlc, e.hlc, e.op from pg_temp.window_entry e cross join lateral {unnest_entry}
+        from (select k.*, e.tx_hlc, e.hlc, e.op {e_registers} from {entries} e cross join lateral {unnest_entry}
               where e.relation = {id} order by k.key) as e
         group by e.key
         ) as f offset 0
@@ -1538,6 +1590,28 @@ begin
         on conflict do nothing;
 
         -- An absence that no delete explains is a loss, not a write. (Two statements cost half of ON CONFLICT.)
+$sql$ || case when p_columns then $sql$
+        update syncagent.version_{id} v
+        set stamp = n.stamp, node = n.node, cut = n.cut, deleted = n.deleted, registers = n.registers
+        from (
+            select f.key, n.*
+            from pg_temp.folded f join syncagent.version_{id} v on v.key = f.key {decode_odd} left join {table} t on {t_eq_f}
+            cross join lateral syncagent._written(v.stamp, v.node, v.cut, v.deleted, v.registers, f.registers,
+                syncagent._stamp(f.hlc, p_tail), syncagent._stamp(f.first, p_tail), p_node, p_cut, not ({t_absent}), f.gone) as n
+            where not f.implicit and (not ({t_absent}) or f.gone)
+        ) as n
+        where v.key = n.key;
+    end if;
+    insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
+    select f.key, n.stamp, n.node, n.cut, n.deleted {folded_key_columns}
+    from pg_temp.folded f {decode_odd}
+    left join {table} t on {t_eq_f}
+    left join syncagent.version_{id} v on v.key = f.key
+    cross join lateral syncagent._written(null, null, null, null, null, f.registers,
+        syncagent._stamp(f.hlc, p_tail), syncagent._stamp(f.first, p_tail), p_node, p_cut, not ({t_absent}), f.gone) as n
+    where not f.implicit and v.key is null and (not ({t_absent}) or f.gone) and n.stamp is not null
+    order by f.key;
+$sql$ else $sql$
         update syncagent.version_{id} v
         set stamp = syncagent._stamp(f.hlc, p_tail), node = p_node, cut = p_cut, deleted = {t_absent}
         from pg_temp.folded f {decode_odd} left join {table} t on {t_eq_f}
@@ -1550,6 +1624,7 @@ begin
     left join syncagent.version_{id} v on v.key = f.key
     where not f.implicit and v.key is null and (not ({t_absent}) or f.gone)
     order by f.key;
+$sql$ end || $sql$
     return v_rows;
 end
 $$;
@@ -1591,9 +1666,27 @@ $$;
 
 -- Rows whose newest version is that node's, with stamp and cut; a live version without its row is a loss.
 create function syncagent.ship_exact_{id}(bigint, bigint, integer)
-    returns table (_stamp uuid, _cut bigint, _deleted boolean, {columns_typed})
+    returns table (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed})
     language sql stable
     as $$
+$sql$ || case when p_columns then $sql$
+    -- A row goes with all its registers, whoever wrote them, in the batch of each who did; its cut is the newest of theirs.
+    with k as materialized (
+        select k.key, max(c.cut) as cut from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
+        where c.node = $3 and c.relation = {id} and c.cut > $1 and c.cut <= $2
+          and (not c.implicit or $3 <> (select node from syncagent.local_site))
+        group by k.key
+    )
+    select v.stamp, k.cut, v.deleted {more_of_version}, {v_columns}
+    from k join syncagent.version_{id} v on v.key = k.key
+    left join {table} t on {t_eq_v} and not v.deleted
+    where (v.deleted or not ({t_absent}))
+      and not exists (select from syncagent.parked_row p where p.relation = {id} and p.key = v.key and p.stamp = v.stamp)
+    union all
+    select v.stamp, k.cut, false {more_of_version}, (p.image::syncagent.row_{id}).*
+    from k join syncagent.version_{id} v on v.key = k.key
+    join syncagent.parked_row p on p.relation = {id} and p.key = v.key and p.stamp = v.stamp
+$sql$ else $sql$
     select v.stamp, v.cut, v.deleted, {v_columns}
     from (
         select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
@@ -1610,14 +1703,15 @@ create function syncagent.ship_exact_{id}(bigint, bigint, integer)
     select v.stamp, v.cut, false, (p.image::syncagent.row_{id}).*
     from syncagent.parked_row p join syncagent.version_{id} v on v.key = p.key and v.stamp = p.stamp
     where p.relation = {id} and p.node = $3 and v.node = $3 and v.cut > $1 and v.cut <= $2
+$sql$ end || $sql$
 $$;
 
 -- Both, for a receiver that must compare rows with implicit stamps as well: their _stamp is null.
 create function syncagent.ship_whole_{id}(bigint, bigint, integer)
-    returns table (_stamp uuid, _cut bigint, _deleted boolean, {columns_typed})
+    returns table (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed})
     language sql stable
     as $$
-    select null::uuid, k.cut, false, {t_columns}
+    select null::uuid, k.cut, false {more_null}, {t_columns}
     from (
         select k.key, max(c.cut) as cut, max(c.cut) filter (where c.implicit) as born
         from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
@@ -1628,7 +1722,7 @@ create function syncagent.ship_whole_{id}(bigint, bigint, integer)
     where k.born = k.cut   -- else its version was dropped, so every site has it
       and not exists (select from syncagent.version_{id} v where v.key = k.key)
     union all
-    select null, max(c.cut), false, (p.image::syncagent.row_{id}).*
+    select null, max(c.cut), false {more_null}, (p.image::syncagent.row_{id}).*
     from syncagent.parked_row p
     join syncagent.cut_keys c on c.node = $3 and c.relation = {id} and c.implicit and c.cut > $1 and c.cut <= $2 and p.key = any (c.keys)
     where p.relation = {id} and p.node = $3 and p.stamp = syncagent._implicit(p.key)
@@ -1836,7 +1930,7 @@ begin
         where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip))
     ), settled as (
         select v.key from syncagent.version_{id} v left join {table} t on {t_eq_v} and not v.deleted
-        where v.cut <= (p_stable ->> v.node::text)::bigint
+        where v.cut <= (p_stable ->> v.node::text)::bigint {all_stable}
           and v.stamp >= syncagent._implicit(v.key)   -- else the mark, or what comes next, would be below the key
           and not (v.deleted and exists (
                 select from syncagent.context c
@@ -2032,7 +2126,8 @@ begin
     end if;
     return query
     select v_table.id, format('stage_%s', v_table.id),
-           case when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] else '{}' end
+           case when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] || case when v_table.strategy = 'lww-column' then '{_node,_at,_registers}'::text[] else '{}' end
+                else '{}' end
            || array(select 'c' || array_position(v_table.columns, u.c) from unnest(p_columns) with ordinality as u (c, n) order by n),
            n.nspname, c.relname, p_form = 'keys' or p_columns @> v_table.columns
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
@@ -2060,7 +2155,22 @@ end
 $$;
 comment on function syncagent._may_copy is 'whether plain rows, of keys not below the lowest, can go straight into the table: nothing here is unsettled that they could meet, and no leaf knows of their keys';
 
-create function syncagent._apply_begin(p_origin integer, p_after bigint, p_contexts jsonb, p_newest bigint) returns boolean
+create function syncagent._foretell(p_origin integer, p_contexts jsonb, p_newest bigint) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    insert into syncagent.context (node, cut, context, newest)
+    select p_origin, (c ->> 'cut')::bigint, c -> 'frontier', p_newest from jsonb_array_elements(p_contexts) as c
+    on conflict (node, cut) do nothing;
+    -- what all of this transaction comes from had seen: of a knot, that is more than each of its parts' origins had
+    perform set_config('syncagent.context', syncagent._greatest(
+        coalesce(nullif(current_setting('syncagent.context', true), ''), '{}')::jsonb, p_contexts -> -1 -> 'frontier')::text, true);
+end
+$$;
+comment on function syncagent._foretell is 'make the contexts of a batch known, before it, or another part of its knot, is merged';
+
+create function syncagent._apply_begin(p_origin integer, p_contexts jsonb, p_newest bigint, p_after bigint) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -2073,15 +2183,13 @@ begin
             using errcode = 'SA103';
     end if;
     perform syncagent._lift(p_newest);
-    insert into syncagent.context (node, cut, context, newest)
-    select p_origin, (c ->> 'cut')::bigint, c -> 'frontier', p_newest from jsonb_array_elements(p_contexts) as c
-    on conflict (node, cut) do nothing;
+    perform syncagent._foretell(p_origin, p_contexts, p_newest);
     return syncagent._relays(p_origin);
 end
 $$;
 comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known; whether its keys are to be recorded';
 
-create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint, p_recorded boolean) returns void
+create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint, p_needed bigint, p_recorded boolean) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -2094,10 +2202,11 @@ begin
     end if;
     update syncagent.context set applied = pg_current_snapshot()
     where node = p_origin and cut > p_after and cut <= p_upto;
-    insert into syncagent.frontier as f (node, cut, cut_id, context, newest)
-    select p_origin, p_upto, p_upto_id, c.context, p_newest from syncagent.context c where c.node = p_origin and c.cut = p_upto
+    insert into syncagent.frontier as f (node, cut, cut_id, context, newest, needed)
+    select p_origin, p_upto, p_upto_id, c.context, p_newest, least(coalesce(nullif(p_needed, 0), p_upto), p_upto) from syncagent.context c where c.node = p_origin and c.cut = p_upto
     on conflict (node) do update
         set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context, newest = greatest(f.newest, excluded.newest),
+            needed = greatest(f.needed, excluded.needed),
             applied_at = clock_timestamp()
         where f.cut = p_after;
     if not found then
@@ -2207,7 +2316,7 @@ create function syncagent.stage_{id}() returns void
     as $$
 begin
     if to_regclass('pg_temp.stage_{id}') is null then
-        create temp table stage_{id} (_stamp uuid, _cut bigint, _deleted boolean, {stage_columns});
+        create temp table stage_{id} (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {stage_columns});
     else
         perform syncagent._empty('pg_temp.stage_{id}');
     end if;
@@ -2223,6 +2332,11 @@ begin
 end
 $$;
 
+$sql$ $template$;
+
+create function syncagent._judge_template() returns text
+    language sql immutable
+    as $template$ select $sql$
 create function syncagent.judge_{id}(p_origin integer, p_retry boolean) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp {pinned}
@@ -2360,6 +2474,11 @@ begin
 end
 $$;
 
+$sql$ $template$;
+
+create function syncagent._write_template() returns text
+    language sql immutable
+    as $template$ select $sql$
 create function syncagent.await_{id}(p_milliseconds integer) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -2391,8 +2510,8 @@ create function syncagent.unpark_{id}(p_node integer, p_keys uuid[]) returns voi
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})
-    select nullif(p.stamp, syncagent._implicit(p.key)), p.cut, false, (p.image::syncagent.row_{id}).*
+    insert into pg_temp.stage_{id} (_stamp, _cut, _deleted {more_names}, {stage_names})
+    select nullif(p.stamp, syncagent._implicit(p.key)), p.cut, false {more_of_parked}, (p.image::syncagent.row_{id}).*
     from syncagent.parked_row p where p.relation = {id} and p.node = p_node and p.key = any (p_keys);
 end
 $$;
@@ -2485,12 +2604,12 @@ begin
     {check_deferrable}
 
     if v_plain < v_staged and exists (select from syncagent.version_{id}) then
-        update syncagent.version_{id} v set stamp = s._stamp, node = p_origin, cut = s._cut, deleted = s._deleted
+        update syncagent.version_{id} v set stamp = s._stamp, node = {version_node}, cut = {version_cut}, deleted = s._deleted {set_registers}
         from {stage} s left join pg_temp.verdict d on d.key = s._key and d.loses
         where v.key = s._key and s._stamp is not null and (d.key is null or d.reason is not null);
     end if;
     insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
-    select s._key, s._stamp, p_origin, s._cut, s._deleted {s_key_columns}
+    select s._key, s._stamp, {version_node}, {version_cut}, s._deleted {s_key_columns}
     from {stage} s
     left join syncagent.version_{id} v on v.key = s._key
     left join pg_temp.verdict d on d.key = s._key and d.loses
@@ -2523,14 +2642,14 @@ begin
           and not exists (
             select from pg_temp.verdict d where d.key = s._key and d.loses and (d.kind <> 'parked' or d.reason is not null));
     end if;
-    insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, shown, sqlstate, reason)
-    select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), p_origin, coalesce(s._cut, 0),
-           (select (x.*)::text from (select {stage_as_table}) as x), (select to_jsonb(x.*) from (select {stage_as_table}) as x),
+    insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, registers, shown, sqlstate, reason)
+    select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), {version_node}, coalesce({version_cut}, 0),
+           (select (x.*)::text from (select {stage_as_table}) as x), {parked_registers}, (select to_jsonb(x.*) from (select {stage_as_table}) as x),
            d.sqlstate, d.reason
     from pg_temp.verdict d join {stage} s on s._key = d.key
     where d.reason is not null
     on conflict (relation, key) do update
-        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, shown = excluded.shown,
+        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, registers = excluded.registers, shown = excluded.shown,
             sqlstate = excluded.sqlstate, reason = excluded.reason;
     return v_taken;
 end
@@ -2685,7 +2804,7 @@ begin
         on conflict (id) do nothing $sql$, v_tokens) using v_back, v_me.node, v_me.tail, v_keys;
     insert into pg_temp.yielded (relation, key, odd)
     select b.relation, b.key, b.odd from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_back)
-    on conflict do nothing;
+    on conflict (relation, key) do update set columns = null;   -- it is all new
     delete from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_keys);
     return cardinality(v_back);
 end
@@ -2713,6 +2832,366 @@ exception when others then
 end
 $$;
 comment on function syncagent._put_back is 'insert rows again that were deleted; whether no constraint refuses them';
+
+-- Strategy `lww-column`: every column of a row is a register of its own, within the row's life.
+--
+-- A row's *life* begins with its insert, or its re-insert after a delete. The version entry of such a table has, beside the
+-- stamp and dot of the row's newest write, its *registers*: of each column that was changed in this life, and of the life
+-- itself under the name '', the entry [stamp, node, cut]; cut is null while no cut has it. They travel with the row and are
+-- dropped with it, once all their dots are stable. Two states of a row are joined: the newer life wins whole; within one
+-- life a delete ends it, whatever the stamps of its columns; else each column is that of the larger stamp.
+--
+-- tests/model/columns.py is this page as a program; docs/decisions/0017-strategies.md says what it found.
+
+create function syncagent._registers_of(p_op "char", p_columns name[], p_stamp uuid, p_node integer, p_cut bigint) returns jsonb
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case when p_op = 'D' then null
+                when p_op = 'I' or p_columns is null then jsonb_build_object('', e.entry)
+                else coalesce((select jsonb_object_agg(c.name, e.entry) from unnest(p_columns) as c (name)), '{}') end
+    from (select jsonb_build_array(p_stamp, p_node, p_cut)) as e (entry)
+$$;
+comment on function syncagent._registers_of is 'the registers that one log entry writes: those of its columns, or a new life';
+
+create function syncagent._joined_registers(p_one jsonb, p_other jsonb) returns jsonb
+    language sql immutable strict
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(jsonb_object_agg(r.name, r.entry), '{}')
+    from (
+        select distinct on (e.key) e.key as name, e.value as entry
+        from (select * from jsonb_each(p_one) union all select * from jsonb_each(p_other)) as e
+        order by e.key, (e.value ->> 0) collate "C" desc, e.value ->> 2 is null   -- of one write, the entry that knows its cut
+    ) as r
+$$;
+comment on function syncagent._joined_registers is 'of each register the entry of the larger stamp';
+
+create aggregate syncagent._joined(jsonb) (sfunc = syncagent._joined_registers, stype = jsonb);
+comment on aggregate syncagent._joined(jsonb) is 'registers of several writes of one row';
+
+create function syncagent._since(p_registers jsonb, p_life jsonb) returns jsonb
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case when p_life is null then p_registers - ''
+                else (select coalesce(jsonb_object_agg(e.key, e.value), '{}') from jsonb_each(p_registers) as e
+                      where e.key <> '' and (e.value ->> 0)::uuid > (p_life ->> 0)::uuid) end
+$$;
+comment on function syncagent._since is 'the columns that were written after a life began';
+
+create function syncagent._life(p_registers jsonb) returns jsonb
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$ select case when p_registers ? '' then jsonb_build_object('', p_registers -> '') else '{}' end $$;
+comment on function syncagent._life is 'the registers without those of columns';
+
+create function syncagent._written(p_stamp uuid, p_node integer, p_cut bigint, p_deleted boolean, p_registers jsonb,
+                                   p_log jsonb, p_new uuid, p_first uuid, p_me integer, p_next bigint, p_alive boolean, p_gone boolean,
+                                   out stamp uuid, out node integer, out cut bigint, out deleted boolean, out registers jsonb)
+    language plpgsql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_life   jsonb := p_log -> '';
+    v_newest record;
+begin
+    stamp := p_stamp; node := p_node; cut := p_cut; deleted := coalesce(p_deleted, false); registers := coalesce(p_registers, '{}');
+    if p_new is null then
+        return;   -- nothing was written here since
+    elsif not p_alive then
+        if p_gone and (stamp is null or p_new >= stamp or not deleted) then
+            registers := syncagent._joined_registers(syncagent._life(registers), syncagent._life(coalesce(p_log, '{}')));
+            stamp := p_new; node := p_me; cut := p_next; deleted := true;
+        end if;
+        return;
+    elsif deleted then
+        if p_new <= stamp then
+            return;   -- it lives under a newer tombstone, and will be written anew
+        end if;
+        if v_life is null or (v_life ->> 0)::uuid <= stamp then
+            v_life := jsonb_build_array(p_new, p_me, p_next);
+        end if;
+        deleted := false; registers := '{}';
+    end if;
+    if v_life ->> 0 = registers -> '' ->> 0 then
+        registers := registers || jsonb_build_object('', v_life);   -- known before a cut had it
+    end if;
+    if v_life is not null and coalesce((v_life ->> 0)::uuid > (registers -> '' ->> 0)::uuid, true) then
+        registers := jsonb_build_object('', v_life) || syncagent._since(p_log, v_life);
+    elsif p_first > stamp or registers = '{}' then
+        registers := registers || syncagent._since(p_log, registers -> '');
+    else
+        registers := syncagent._joined_registers(registers, syncagent._since(p_log, registers -> ''));
+    end if;
+    select e.value into v_newest from jsonb_each(registers) as e order by (e.value ->> 0) collate "C" desc, e.value ->> 2 is null limit 1;
+    if found and coalesce((v_newest.value ->> 0)::uuid >= stamp, true) then
+        stamp := (v_newest.value ->> 0)::uuid; node := (v_newest.value ->> 1)::integer; cut := (v_newest.value ->> 2)::bigint;
+    end if;
+end
+$$;
+comment on function syncagent._written is 'the version entry of a row after the writes of a window: p_log are their registers, p_new and p_first the stamps of the last and the first, p_me and p_next what will be their dot; p_alive: the row is there, p_gone: one of them deleted it';
+
+create function syncagent._same_life(p_mine jsonb, p_theirs jsonb, p_context jsonb, p_settled jsonb) returns boolean
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    -- An entry that was dropped was stable: every site has had that life, and whoever dropped it can only mean that one.
+    select case
+        when p_mine is null and p_theirs is null or p_mine ->> 0 = p_theirs ->> 0 then true
+        when p_mine is null then (p_theirs ->> 2)::bigint <= coalesce((p_settled ->> (p_theirs ->> 1))::bigint, 0)
+        when p_theirs is null then coalesce((p_mine ->> 2)::bigint <= (p_context ->> (p_mine ->> 1))::bigint, false)
+        else false end
+$$;
+comment on function syncagent._same_life is 'whether the lives of two states are one: theirs is of a site that had seen p_context, p_settled is what entries were dropped of here';
+
+create function syncagent._all_stable(p_registers jsonb, p_stable jsonb) returns boolean
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(bool_and(coalesce((e.value ->> 2)::bigint <= (p_stable ->> (e.value ->> 1))::bigint, false)), true)
+    from jsonb_each(p_registers) as e
+$$;
+comment on function syncagent._all_stable is 'whether every site has all of these registers';
+
+create function syncagent._sides(p_key uuid, p_registers jsonb, p_ended boolean, p_stamp uuid, p_node integer, p_cut bigint)
+    returns table (name text, stamp uuid, node integer, cut bigint)
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select e.key, (e.value ->> 0)::uuid, (e.value ->> 1)::integer, (e.value ->> 2)::bigint from jsonb_each(p_registers) as e where not p_ended
+    union all
+    select null, p_stamp, p_node, p_cut where p_ended
+$$;
+comment on function syncagent._sides is 'the writes that a state of a row is made of: its registers, or, under no name, its delete';
+
+-- Templates ------------------------------------------------------------------------------------------------
+
+-- The names of the columns whose bytes an update has changed: not every type has an equality.
+create function syncagent._column_capture_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.capture_{id}_columns() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp set enable_nestloop = off {pinned}
+    as $$
+begin
+    {guard}
+    insert into syncagent.log (xid, relation, op, hlc, keys {odd_column}, columns)
+    select pg_current_xact_id(), {id}, 'U', syncagent._tick(), array_agg(k.key) {odd_agg}, k.columns
+    from (
+        select k.*, (row_number() over (partition by k.columns) - 1) / 10000 as chunk
+        from (
+            select {key} as key {odd_value}, case when {o_here} then array_remove(array[{changed_columns}]::name[], null) end as columns
+            from changed t left join before o on {o_eq_t}
+        ) as k
+        where k.columns is distinct from '{}'   -- nothing was changed
+    ) as k
+    group by k.columns, k.chunk;
+    return null;
+end
+$$;
+$sql$ $template$;
+
+create function syncagent._judge_columns_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.judge_{id}(p_origin integer, p_retry boolean) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp {pinned}
+    as $$
+#variable_conflict use_column
+declare
+    v_last      record := syncagent._last_cut();
+    v_site      syncagent.local_site;
+    v_context   jsonb := coalesce(nullif(current_setting('syncagent.context', true), '')::jsonb, '{}');
+    v_conflicts bigint := 0;
+begin
+    select * into strict v_site from syncagent.local_site;
+    if not exists (select from syncagent.version_{id})
+       and not exists (select from syncagent.log l
+                       where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)))
+       and not exists (select from syncagent._told(p_origin) t join syncagent.cut_keys k on k.node = t.node and k.cut > t.cut
+                       where k.relation = {id} and k.implicit)
+       and not exists (select from {stage} s where s._stamp is null or s._stamp <= syncagent._implicit(s._key)) then
+        return 0;
+    end if;
+    perform syncagent._empty('pg_temp.joined');
+    with unfolded as materialized (
+        select k.key, syncagent._joined(x.registers) as registers, bool_or(x.op = 'D') as gone,
+               syncagent._stamp(max(x.tx_hlc), v_site.tail) as stamp, syncagent._stamp(min(x.tx_hlc), v_site.tail) as first
+        from (
+            select l.keys, l.op, l.tx_hlc,
+                   syncagent._registers_of(l.op, l.columns, syncagent._stamp(l.tx_hlc, v_site.tail), v_site.node, null) as registers
+            from (select l.*, max(l.hlc) over (partition by l.xid) as tx_hlc
+                  from syncagent.log l where l.xid >= v_last.xmax or l.xid = any (v_last.xip)) as l
+            where l.relation = {id} offset 0
+        ) as x cross join lateral unnest(x.keys) as k (key)
+        group by k.key
+    ), born as materialized (
+        select k.key, (array_agg(k.node order by k.node))[1] as node, (array_agg(k.cut order by k.node))[1] as cut
+        from (
+            select u.key, c.node, max(c.cut) as cut
+            from syncagent._told(p_origin) t join syncagent.cut_keys c on c.node = t.node and c.cut > t.cut
+            cross join lateral unnest(c.keys) as u (key)
+            where c.relation = {id} and c.implicit
+            group by u.key, c.node
+        ) as k join {stage} s on s._key = k.key
+        group by k.key
+    ), met as (
+        select s._key as key, s._cut, s._stamp is null as plain, v.key is not null as entered, u.key is not null as fresh,
+               b.node as born_node, b.cut as born_cut, t.ctid is not null as here, p.key is not null as waits, p.stamp as waiting, p.registers as waiting_registers,
+               w.stamp as my_stamp, w.node as my_node, w.cut as my_cut, w.deleted as my_end, w.registers as mine,
+               coalesce(s._stamp, syncagent._implicit(s._key)) as their_stamp, coalesce(s._node, p_origin) as their_node,
+               case when s._node is null then s._cut else s._at end as their_cut, coalesce(s._deleted, false) as their_end,
+               coalesce(s._registers, '{}') as theirs,
+               s._stamp is null and v.key is null and u.key is null and t.ctid is not null as twice
+        from {stage} s
+        left join {table} t on {t_eq_s}
+        left join syncagent.version_{id} v on v.key = s._key
+        left join unfolded u on u.key = s._key
+        left join born b on b.key = s._key
+        left join syncagent.parked_row p on p.relation = {id} and p.key = s._key
+        cross join lateral syncagent._written(v.stamp, v.node, v.cut, v.deleted, v.registers,
+            u.registers, u.stamp, u.first, v_site.node, null, t.ctid is not null, u.gone) as w
+        where (v.key is not null or u.key is not null or t.ctid is not null)
+          and (v.key is not null or u.key is not null or b.key is not null or s._stamp is null or s._stamp <= syncagent._implicit(s._key))
+    ), lives as (
+        select m.*, syncagent._same_life(m.mine -> '', m.theirs -> '', v_context, v_site.compacted) as same,
+               coalesce((m.mine -> '' ->> 0)::uuid, syncagent._implicit(m.key)) as my_life,
+               coalesce((m.theirs -> '' ->> 0)::uuid, syncagent._implicit(m.key)) as their_life,
+               array(select e.key from jsonb_each(m.theirs) as e
+                     where e.key <> '' and coalesce((e.value ->> 0)::uuid > (m.mine -> e.key ->> 0)::uuid, true)) as newer,
+               case when m.waits then array(select e.key from jsonb_each(m.mine) as e   -- written here on top of a row that waits
+                     where e.key <> '' and coalesce((e.value ->> 0)::uuid > (m.waiting_registers -> e.key ->> 0)::uuid, true)) end as above
+        from met m
+    )
+    insert into pg_temp.joined
+    select l.key, l.plain, l.entered, l.fresh, l.here, l.waits, l.above, l._cut is null and (l.entered or l.fresh), l.same, l.newer,
+           case when l.twice then case when w.here < w.there then 'theirs' when w.here > w.there then 'clash' else 'mine' end
+                when not l.same then case when l.my_life >= l.their_life then 'mine' else 'theirs' end
+                when l.my_end and l.their_end then case when l.my_stamp >= l.their_stamp then 'mine' else 'theirs' end
+                when l.my_end then 'mine'
+                when l.their_end then 'theirs'
+                when not (l.here or l.waits) then case when l.newer = '{}' then 'mine' else 'theirs' end   -- the row is lost
+                when p_retry then 'both'
+                when l.newer = '{}' then 'mine'
+                else 'both' end,
+           coalesce(l.my_stamp, syncagent._implicit(l.key)), l.my_node, l.my_cut, l.my_end, l.mine,
+           l.their_stamp, l.their_node, l.their_cut, l.their_end, l.theirs, l.born_node, l.born_cut, l.twice
+    from lives l
+    left join {stage} s on l.twice and s._key = l.key
+    cross join lateral (
+        select case when l.twice then (select row({t_columns})::text collate "C" from {table} t where {t_eq_s}) end,
+               case when l.twice then row({s_columns})::text collate "C" end) as w (here, there);
+    if not found then
+        return 0;
+    end if;
+    if exists (select from pg_temp.joined j where j.inexact) then
+        raise exception 'plain rows of % met metadata', {title} using errcode = 'SA102';
+    end if;
+
+    -- Writes that had not seen each other: of one column, of a life and its end, or of two lives.
+    with pair as materialized (
+        select j.*, o.name, o.stamp as our_stamp, o.node as our_node, o.cut as our_cut, t.stamp as other_stamp, t.node as other_node
+        from pg_temp.joined j
+        cross join lateral (
+            select * from syncagent._sides(j.key, j.mine, j.my_end, j.my_stamp, j.my_node, j.my_cut)
+            union all   -- an insert, as it is here, that the origin had not seen
+            select '', syncagent._implicit(j.key), j.born_node, j.born_cut where j.born_node is not null and not j.my_end and not j.mine ? '') as o
+        join lateral syncagent._sides(j.key, j.theirs, j.their_end, j.their_stamp, j.their_node, j.their_cut) as t
+            on case when not j.same then true
+                    when j.my_end then o.name is null and t.name <> ''
+                    when j.their_end then t.name is null and o.name <> ''
+                    else o.name = t.name and o.name <> '' end
+        left join syncagent.frontier f on f.node = t.node
+        left join syncagent.context theirs on theirs.node = t.node and theirs.cut = t.cut
+        left join syncagent.context ours on ours.node = o.node and ours.cut = o.cut
+        where not j.twice and not (j.my_end and j.their_end and j.same) and o.stamp <> t.stamp and t.cut > coalesce(f.cut, 0)
+          and not coalesce(o.cut <= (theirs.context ->> o.node::text)::bigint, false)
+          and (o.cut is null or coalesce((ours.context ->> t.node::text)::bigint, 0) < t.cut)
+    ), found as (
+        select p.key, p.name, case when p.outcome = 'both' then p.our_stamp > p.other_stamp else p.outcome = 'mine' end as ours,
+               p.our_stamp, p.other_stamp, p.our_node, p.other_node, p.my_end, p.their_end, p.outcome = 'both' as within
+        from pair p where p.outcome = 'both'
+        union all
+        select * from (
+            select distinct on (p.key) p.key, null::text, p.outcome = 'mine', p.our_stamp, p.other_stamp, p.our_node, p.other_node, p.my_end, p.their_end, false
+            from pair p where p.outcome <> 'both' order by p.key, p.our_stamp desc, p.other_stamp desc) as x
+        union all
+        select j.key, null, j.outcome = 'clash', j.my_stamp, j.their_stamp, coalesce(j.born_node, v_site.node), p_origin, false, false, false
+        from pg_temp.joined j where j.twice and j.outcome <> 'mine'
+        union all
+        select j.key, null, true, j.my_stamp, j.their_stamp, j.my_node, j.their_node, j.my_end, false, false
+        from pg_temp.joined j where p_retry and j.outcome = 'mine'
+    ), unborn as (
+        -- these inserts are in a conflict now: they are not what the rows are any more
+        update syncagent.cut_keys c
+        set keys = array(select k.key from unnest(c.keys) as k (key)
+                         where k.key not in (select j.key from pg_temp.joined j where j.born_node is not null and j.outcome = 'theirs') order by k.key)
+        from syncagent._told(p_origin) t
+        where c.node = t.node and c.cut > t.cut and c.relation = {id} and c.implicit
+          and c.keys && array(select j.key from pg_temp.joined j where j.born_node is not null and j.outcome = 'theirs')
+    )
+    insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
+        winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+    select distinct on (1) syncagent._conflict_id({id}, d.key, d.our_stamp, d.other_stamp), {schema_literal}, {table_literal}, d.key, {s_key_text},
+           case when p_retry and not d.within then 'parked' when d.our_stamp = d.other_stamp then 'insert/insert'
+                when d.ours then k.ours || '/' || k.theirs else k.theirs || '/' || k.ours end, 'lww-column',
+           case when d.ours then d.our_stamp else d.other_stamp end, case when d.ours then d.other_stamp else d.our_stamp end,
+           case when d.ours then d.our_node else d.other_node end, case when d.ours then d.other_node else d.our_node end,
+           case when d.ours then i.here else i.there end, case when d.ours then i.there else i.here end
+    from found d
+    join {stage} s on s._key = d.key
+    cross join lateral (select case when d.my_end then 'delete' else 'update' end, case when d.their_end then 'delete' else 'update' end) as k (ours, theirs)
+    cross join lateral (
+        select case when not d.my_end then (select to_jsonb(t.*) from {table} t where {t_eq_s}) end as here,
+               case when not d.their_end then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there) as i
+    where not (d.within and i.here -> d.name = i.there -> d.name)   -- nothing is lost
+      and not (not d.within and d.our_stamp <> d.other_stamp and not d.my_end and not d.their_end and i.here = i.there)
+    order by 1, d.name
+    on conflict (id) do nothing;
+    get diagnostics v_conflicts = row_count;
+
+    insert into pg_temp.verdict (key, loses, conflict, kind, incoming, mine, my_node, absent, trace, unborn)
+    select j.key, true, j.outcome = 'clash' or j.plain and not j.same, case when p_retry then 'parked' else 'update/update' end, j.their_stamp, j.my_stamp, j.my_node, j.my_end, false, false
+    from pg_temp.joined j where j.outcome in ('mine', 'clash');
+
+    -- The fold must find what was decided about writes that it has not seen.
+    insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
+    select j.key, j.my_stamp, j.my_node, j.my_cut, j.my_end {trace_columns}
+    from pg_temp.joined j join {stage} s on s._key = j.key
+    where j.outcome = 'mine' and j.fresh and not j.entered and j.my_node is not null
+    on conflict do nothing;
+
+    update pg_temp.stage_{id} x
+    set _stamp = m.their_stamp, _deleted = false, _node = m.their_node, _at = m.their_cut, _registers = m.theirs
+    from (select s.ctid as tid, j.* from pg_temp.stage_{id} s join pg_temp.joined j on j.key = {stage_key}
+          where j.outcome = 'theirs' and j.plain and j.fresh) as m   -- as above
+    where x.ctid = m.tid;
+    update pg_temp.stage_{id} x
+    set _stamp = (m.newest ->> 0)::uuid, _deleted = false, _node = (m.newest ->> 1)::integer, _at = (m.newest ->> 2)::bigint, _registers = m.registers {combined_columns}
+    from (
+        select s.ctid as tid, case when p_retry then null else j.newer end as newer, j.above, j.waits, r.registers, n.newest, {t_columns_numbered} {q_columns_numbered}
+        from pg_temp.stage_{id} s
+        join pg_temp.joined j on j.key = {stage_key}
+        cross join lateral (select syncagent._joined_registers(j.mine, j.theirs)) as r (registers)
+        cross join lateral (
+            select e.value from (
+                select e.value from jsonb_each(r.registers) as e
+                union all select jsonb_build_array(j.my_stamp, j.my_node, j.my_cut) where j.my_node is not null
+                union all select jsonb_build_array(j.their_stamp, j.their_node, j.their_cut)) as e
+            order by (e.value ->> 0) collate "C" desc, e.value ->> 2 is null limit 1) as n (newest)
+        left join {table} t on {t_eq_s}
+        left join syncagent.parked_row p on p.relation = {id} and p.key = j.key
+        cross join lateral (select (p.image::syncagent.row_{id}).*) as q
+        where j.outcome = 'both'
+    ) as m
+    where x.ctid = m.tid;
+    return v_conflicts;
+end
+$$;
+$sql$ $template$;
 
 -- What applying can run into: rows that break a constraint here.
 --
@@ -2911,9 +3390,9 @@ begin
         if v_count < (select count(*) from pg_temp.collision c where c.due and c.tid is not null) then
             raise exception 'a row of % that is to yield was written meanwhile', v_tokens ->> 'title' using errcode = 'SA101';
         end if;
-        insert into pg_temp.yielded (relation, key, odd)
-        select p_relation, c.loser, c.odd from pg_temp.collision c where c.due
-        on conflict do nothing;
+        insert into pg_temp.yielded as y (relation, key, odd, columns)
+        select distinct on (c.loser) p_relation, c.loser, c.odd, case v_table.strategy when 'lww-column' then array[r.column_name] end from pg_temp.collision c where c.due order by c.loser
+        on conflict (relation, key) do update set columns = y.columns || excluded.columns;
         update pg_temp.collision c set due = false where c.due;
     end loop;
     return v_settled;
@@ -2931,10 +3410,10 @@ begin
     if not exists (select from pg_temp.yielded) then
         return 0;
     end if;
-    insert into syncagent.log (xid, relation, op, hlc, keys, odd)
-    select pg_current_xact_id(), y.relation, 'U', syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end
-    from (select y.*, (row_number() over (partition by y.relation order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
-    group by y.relation, y.chunk;
+    insert into syncagent.log (xid, relation, op, hlc, keys, odd, columns)
+    select pg_current_xact_id(), y.relation, 'U', syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end, y.columns
+    from (select y.*, (row_number() over (partition by y.relation, y.columns order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
+    group by y.relation, y.columns, y.chunk;
     select count(*) into v_rows from pg_temp.yielded;
     perform syncagent._empty('pg_temp.yielded');
     return v_rows;
@@ -3539,6 +4018,7 @@ create table syncagent.copied_table (
     derived     boolean not null,
     stride      integer,
     bucket      text not null,
+    strategy    text not null,
     columns     name[] not null,
     filled      boolean not null default false,
     unique (schema_name, table_name)
@@ -3570,6 +4050,7 @@ create table syncagent.copied_parked (
     node     integer not null,
     cut      bigint not null,
     image    text not null,
+    registers jsonb,
     shown    jsonb not null,
     sqlstate text not null,
     reason   text not null,
@@ -3597,6 +4078,7 @@ begin
     from syncagent.copied_table c cross join lateral unnest(c.key_columns) with ordinality as k (name, n)
     join pg_attribute a on a.attrelid = format('%I.%I', c.schema_name, c.table_name)::regclass and a.attname = k.name
     where c.id = p_id and c.derived;
+    v_keys := coalesce(v_keys, '') || (select case c.strategy when 'lww-column' then ', registers jsonb' else '' end from syncagent.copied_table c where c.id = p_id);
     execute format('create table syncagent.copied_version_%s (key uuid not null, stamp uuid not null, node integer not null, cut bigint,'
                    ' deleted boolean not null%s, rest boolean not null)', p_id, coalesce(v_keys, ''));
 end
@@ -3628,11 +4110,11 @@ begin
         from syncagent.copied_version_{copied} v
         where not v.rest or not exists (select from {table} t where {t_eq_v})
         order by v.key, v.rest
-        on conflict (key) do update set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
+        on conflict (key) do update set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted {excluded_registers}
         $sql$, syncagent._tokens(p_relation) || jsonb_build_object('copied', p_id));
     get diagnostics v_rows = row_count;
-    insert into syncagent.parked_row (relation, key, stamp, node, cut, image, shown, sqlstate, reason, since)
-    select distinct on (c.key) p_relation, c.key, c.stamp, c.node, c.cut, c.image, c.shown, c.sqlstate, c.reason, c.since
+    insert into syncagent.parked_row (relation, key, stamp, node, cut, image, registers, shown, sqlstate, reason, since)
+    select distinct on (c.key) p_relation, c.key, c.stamp, c.node, c.cut, c.image, c.registers, c.shown, c.sqlstate, c.reason, c.since
     from syncagent.copied_parked c where c.relation = p_id order by c.key, c.stamp desc
     on conflict do nothing;
     return v_rows;
@@ -3739,10 +4221,11 @@ begin
                 where e.relation = {id} and (e.xid >= l.xmax or e.xid = any (l.xip))
             ) as f {decode_odd}
             union all
-            select v.key {doubt_null} {version_key_columns} from syncagent.settling s join syncagent.version_{id} v on v.key = s.key where s.relation = {id}
+            select v.key {doubt_null} {doubt_keys} from syncagent.settling s join syncagent.version_{id} v on v.key = s.key where s.relation = {id}
         )$sql$, v_tokens || case when v_table.derived
-            then jsonb_build_object('doubt_entry', 'k.key, k.odd', 'doubt_columns', ', o.*', 'doubt_null', ', null')
-            else jsonb_build_object('doubt_entry', 'k.key', 'doubt_columns', '', 'doubt_null', '') end);
+            then jsonb_build_object('doubt_entry', 'k.key, k.odd', 'doubt_columns', ', o.*', 'doubt_null', ', null',
+                'doubt_keys', (select string_agg(format(', v.k%s', k), '' order by k) from generate_subscripts(v_table.key_columns, 1) as k))
+            else jsonb_build_object('doubt_entry', 'k.key', 'doubt_columns', '', 'doubt_null', '', 'doubt_keys', '') end);
     v_outside := syncagent._render('not exists (select from doubt {alias} where {t_eq_f})',
         v_tokens || jsonb_build_object('alias', case when v_table.derived then 'o' else 'f' end));
     if p_node is null then
@@ -3750,7 +4233,7 @@ begin
             select v.key, v.stamp, v.node, v.cut, v.deleted {version_key_columns}, true as rest from syncagent.version_{id} v
             where not exists (select from {table} t where {t_eq_v}) and not exists (select from doubt d where d.key = v.key)$sql$, v_tokens);
         parked := v_doubt || syncagent._render($sql$
-            select {id}, p.key, p.stamp, p.node, p.cut, p.image, p.shown, p.sqlstate, p.reason, p.since from syncagent.parked_row p
+            select {id}, p.key, p.stamp, p.node, p.cut, p.image, p.registers, p.shown, p.sqlstate, p.reason, p.since from syncagent.parked_row p
             left join syncagent.version_{id} v on v.key = p.key
             where p.relation = {id} and not exists (select from {table} t where {t_eq_p}) and not exists (select from doubt d where d.key = p.key)$sql$, v_tokens);
         return next;
@@ -3764,17 +4247,17 @@ begin
         select v.key, v.stamp, v.node, v.cut, v.deleted {version_key_columns_v}, false as rest
         from syncagent.version_{id} v join only {node} t on {t_eq_v} where {range} and {outside}$sql$,
         v_tokens || jsonb_build_object('version_key_columns_v', coalesce((select string_agg(format(', v.k%s', k), '' order by k)
-            from generate_subscripts(v_table.key_columns, 1) as k where v_table.derived), '')));
+            from generate_subscripts(v_table.key_columns, 1) as k where v_table.derived), '') || (v_tokens ->> 'v_registers')));
     if lapsed then
         versions := versions || syncagent._render($sql$
             union all
-            select {key}, null, null, null, false {key_columns_t}, false from only {node} t
+            select {key}, null, null, null, false {key_columns_t} {null_registers}, false from only {node} t
             where {range} and {outside} and {since} and not exists (select from syncagent.version_{id} v where {t_eq_v})$sql$,
             v_tokens || jsonb_build_object('since', syncagent._written_since(v_horizon),
                                            'key_columns_t', case when v_table.derived then ', ' || (v_tokens ->> 'key_columns') else '' end));
     end if;
     parked := v_doubt || syncagent._render($sql$
-        select {id}, p.key, p.stamp, p.node, p.cut, p.image, p.shown, p.sqlstate, p.reason, p.since from syncagent.parked_row p
+        select {id}, p.key, p.stamp, p.node, p.cut, p.image, p.registers, p.shown, p.sqlstate, p.reason, p.since from syncagent.parked_row p
         left join syncagent.version_{id} v on v.key = p.key join only {node} t on {t_eq_p} where p.relation = {id} and {range} and {outside}$sql$, v_tokens);
     return next;
 end
@@ -3997,7 +4480,7 @@ declare
 begin
     -- a session that was there before the table changed
     if v_stage is not null and (select array_agg(format_type(a.atttypid, -1) order by a.attnum) from pg_attribute a
-                                where a.attrelid = v_stage and a.attnum > 3 and not a.attisdropped)
+                                where a.attrelid = v_stage and a.attname !~ '^_' and a.attnum > 0 and not a.attisdropped)
             is distinct from (select array_agg(format_type(a.atttypid, -1) order by a.attnum) from pg_attribute a
                               where a.attrelid = to_regclass(format('syncagent.row_%s', p_table.id)) and a.attnum > 0) then
         execute format('drop table pg_temp.stage_%s', p_table.id);
@@ -4096,16 +4579,16 @@ begin
         -- A cut that nobody has is undone: its writes are in the log again, each with its own clock. What was first of a key decides
         -- whether it was born here.
         execute syncagent._render($sql$
-            insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
+            insert into syncagent.log (xid, relation, op, hlc, keys {odd_column}, columns)
             select (2 + $3 + dense_rank() over (order by v.stamp))::text::xid8, {id},
-                   (case when v.deleted then 'D' when u.born then 'I' else 'U' end)::"char",
-                   syncagent._hlc(v.stamp), array_agg(v.key) {odd_of_version}
-            from syncagent.version_{id} v
+                   (case when v.deleted then 'D' when u.born or v.columns = '{""}' then 'I' else 'U' end)::"char",
+                   syncagent._hlc(v.stamp), array_agg(v.key) {odd_of_version}, case when v.columns <> '{""}' and not v.deleted then v.columns end
+            from {own_versions} v
             join (select k.key, (array_agg(c.born order by c.cut))[1] as born
                   from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
                   where c.node = $1 and c.relation = {id} and c.cut > $2 group by k.key) as u on u.key = v.key
             where v.node = $1 and v.cut > $2
-            group by v.stamp, v.deleted, u.born
+            group by v.stamp, v.deleted, u.born, v.columns
             $sql$, syncagent._tokens(r.id)) using v_site.node, p_cut, v_kept;
         execute syncagent._render($sql$
             insert into syncagent.log (xid, relation, op, hlc, keys)
@@ -4316,6 +4799,7 @@ declare
     v_again  boolean;
 begin
     select s.seen_before into v_before from syncagent.local_site s;
+    perform set_config('syncagent.context', coalesce((select c.frontier from syncagent.copy_state c), '{}')::text, true);
     perform syncagent._own(p_relation, 0, 0);
     create temp table if not exists dropped_key (key uuid);
     perform syncagent._empty('pg_temp.dropped_key');
@@ -4331,7 +4815,7 @@ begin
         insert into syncagent.version_{id} as w (key, stamp, node, cut, deleted {version_key_columns})
         select v.key, v.stamp, v.node, v.cut, v.deleted {version_key_columns} from pg_temp.listed v
         where ($1 or v.rest and not v.deleted) and not exists (select from pg_temp.own_key o where o.key = v.key)
-        on conflict (key) do update set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
+        on conflict (key) do update set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted {excluded_registers}
         $sql$, v_tokens) using p_same;
     if p_same then
         return query select 0::bigint, 0::bigint, 0::bigint;
@@ -4359,7 +4843,7 @@ begin
     -- What our own write has replaced, it had seen; an insert had seen nothing.
     execute syncagent._render($sql$
         create temp table staged on commit drop as
-        select s._key, s._deleted, {s_columns}, v.stamp as _stamp, coalesce(v.cut, 0) as _cut, coalesce(v.node, $1) as _node,
+        select s._key, s._deleted, {s_columns}, v.stamp as _stamp, coalesce(v.cut, 0) as _cut, coalesce(v.node, $1) as _node {v_registers_named},
                o.key is null and {same_here} as _same
         from {stage} s left join pg_temp.listed v on v.key = s._key left join pg_temp.own_key o on o.key = s._key
         where o.key is null
@@ -4369,14 +4853,14 @@ begin
     execute syncagent._render($sql$
         insert into syncagent.version_{id} as w (key, stamp, node, cut, deleted {version_key_columns})
         select v.key, v.stamp, v.node, v.cut, v.deleted {version_key_columns} from pg_temp.listed v join pg_temp.staged s on s._key = v.key and s._same
-        on conflict (key) do update set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted
+        on conflict (key) do update set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, deleted = excluded.deleted {excluded_registers}
         $sql$, v_tokens);
     execute 'delete from pg_temp.staged s where s._same';
     -- Each origin's versions by themselves, as if they came in its batch.
     for v_origin in execute 'select distinct _node from pg_temp.staged order by 1' loop
         execute syncagent._render('truncate pg_temp.stage_{id}', v_tokens);
-        execute syncagent._render('insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})'
-                                  ' select s._stamp, s._cut, s._stamp is not null and coalesce(s._deleted, false), {s_columns} from pg_temp.staged s where s._node = $1', v_tokens) using v_origin;
+        execute syncagent._render('insert into pg_temp.stage_{id} (_stamp, _cut, _deleted {more_names}, {stage_names})'
+                                  ' select s._stamp, s._cut, s._stamp is not null and coalesce(s._deleted, false) {more_of_staged}, {s_columns} from pg_temp.staged s where s._node = $1', v_tokens) using v_origin;
         perform syncagent._empty('pg_temp.verdict');
         execute format('select syncagent.judge_%s($1, false)', p_relation) into v_count using v_origin;
         v_conflicts := v_conflicts + v_count;
@@ -4459,7 +4943,7 @@ create table syncagent.seal (
     frontier jsonb not null,
     made_at  timestamptz not null default clock_timestamp()
 );
-comment on table syncagent.seal is 'the frontier of this site when buckets were sealed, until every site is known to have got there, and some time longer';
+comment on table syncagent.seal is 'the frontier of this site when buckets were sealed, without cuts that held nothing, until every site is known to have got there, and some time longer';
 
 -- Positions ------------------------------------------------------------------------------------------------------
 
@@ -4617,7 +5101,7 @@ create function syncagent._seal_number() returns bigint
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_frontier jsonb := (select coalesce(jsonb_object_agg(f.node, f.cut), '{}') from syncagent.frontier f);
+    v_frontier jsonb := (select coalesce(jsonb_object_agg(f.node, f.needed), '{}') from syncagent.frontier f);
     v_number   bigint;
 begin
     select s.number into v_number from syncagent.seal s
@@ -5192,17 +5676,27 @@ create function syncagent._unsettled(p_relation integer, p_keys uuid[]) returns 
 $$;
 comment on function syncagent._unsettled is 'those of some keys of a table that are written and in no cut yet, or whose newest version is parked: the table does not have it';
 
+create function syncagent._entry_columns(p_table syncagent.replicated) returns text[]
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select '{key,stamp,node,cut,deleted}'::text[]
+        || case when p_table.derived then array(select format('k%s', k) from generate_subscripts(p_table.key_columns, 1) as k order by k) else '{}' end
+        || case when p_table.strategy = 'lww-column' then '{registers}'::text[] else '{}' end || '{rest}'::text[]
+$$;
+comment on function syncagent._entry_columns is 'what is sent of a table''s version entries, in this order';
+
 create function syncagent._listing(p_schema name, p_table name, p_keys uuid[],
-                                   out relation integer, out columns text[], out keys integer, out frontier jsonb, out rows text, out versions text)
+                                   out relation integer, out columns text[], out entries text[], out frontier jsonb, out rows text, out versions text)
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_tokens jsonb;
 begin
-    select r.id, r.columns::text[], case when r.derived then cardinality(r.key_columns) else 0 end, syncagent._tokens(r.id)
+    select r.id, r.columns::text[], syncagent._entry_columns(r), syncagent._tokens(r.id)
         || jsonb_build_object('only', case c.relkind when 'p' then '' else 'only' end, 'wanted', quote_literal(p_keys::text) || '::uuid[]')
-    into relation, columns, keys, v_tokens
+    into relation, columns, entries, v_tokens
     from syncagent.replicated r join pg_class c on c.oid = r.relation where r.schema_name = p_schema and r.table_name = p_table;
     if not found then
         raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table) using errcode = 'SA104';
@@ -5295,7 +5789,7 @@ begin
 
     execute syncagent._render($sql$
         create temp table staged on commit drop as
-        select s._key, s._deleted, {s_columns}, l.stamp as _stamp, coalesce(l.cut, 0) as _cut, coalesce(l.node, $1) as _node
+        select s._key, s._deleted, {s_columns}, l.stamp as _stamp, coalesce(l.cut, 0) as _cut, coalesce(l.node, $1) as _node {l_registers}
         from {stage} s join pg_temp.mending m on m.key = s._key left join pg_temp.listed l on l.key = s._key
         $sql$, v_tokens) using p_node;
     execute syncagent._render($sql$
@@ -5307,8 +5801,8 @@ begin
     -- Each origin's versions by themselves, as if they came in its batch.
     for v_origin in select distinct s._node from pg_temp.staged s order by 1 loop
         execute syncagent._render('truncate pg_temp.stage_{id}', v_tokens);
-        execute syncagent._render('insert into pg_temp.stage_{id} (_stamp, _cut, _deleted, {stage_names})'
-                                  ' select s._stamp, s._cut, s._stamp is not null and coalesce(s._deleted, false), {s_columns} from pg_temp.staged s where s._node = $1', v_tokens) using v_origin;
+        execute syncagent._render('insert into pg_temp.stage_{id} (_stamp, _cut, _deleted {more_names}, {stage_names})'
+                                  ' select s._stamp, s._cut, s._stamp is not null and coalesce(s._deleted, false) {more_of_staged}, {s_columns} from pg_temp.staged s where s._node = $1', v_tokens) using v_origin;
         perform syncagent._empty('pg_temp.verdict');
         perform syncagent._write_carefully(p_relation, v_origin, false);
         v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
@@ -5628,8 +6122,8 @@ begin
 
     return query
     select 'written', syncagent._site_name(v_me), to_timestamp(l.hlc / 4096000.0), null::uuid, null::bigint,
-           format('%s in transaction %s, in no cut yet',
-                  case l.op when 'I' then 'inserted' when 'U' then 'updated' else 'deleted' end, l.xid)
+           format('%s%s in transaction %s, in no cut yet',
+                  case l.op when 'I' then 'inserted' when 'U' then 'updated' else 'deleted' end, ' ' || array_to_string(l.columns, ', '), l.xid)
     from syncagent.log l
     where l.relation = v_row.relation and v_row.key = any (l.keys) and (l.xid >= v_last.xmax or l.xid = any (v_last.xip))
     order by l.hlc desc;
@@ -5650,6 +6144,12 @@ begin
             from (select) as one
             left join syncagent.frontier f on f.node = v_version.node
             left join syncagent.frontier x on x.node = m.node), 0);
+        return query   -- by column, if the table's strategy is
+        select case e.key when '' then 'inserted' else format('column %s', e.key) end, syncagent._site_name((e.value ->> 1)::integer),
+               syncagent.stamp_time((e.value ->> 0)::uuid), (e.value ->> 0)::uuid, (e.value ->> 2)::bigint,
+               case e.key when '' then 'what was written before is of a row that was deleted' else 'its newest write' end
+        from jsonb_each(to_jsonb(v_version) -> 'registers') as e
+        order by 4 desc, 1;
     end if;
 
     if not v_known then

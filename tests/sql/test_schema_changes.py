@@ -136,6 +136,38 @@ async def test_rows_from_before_a_step_get_what_all_rows_got(sites: Sites, pair:
     assert (await a.batch(b)).header.schema == 1
 
 
+async def test_by_column_what_was_put_into_the_new_column_stays(sites: Sites, pair: Pair) -> None:
+    """A row of before that is newer says nothing of a column it did not have; a row that is new there has the constant."""
+    a, b = await sites(SCHEMA, *pair)
+    for site in (a, b):
+        await site.do(
+            "select syncagent._detach('item')",
+            "select syncagent._attach('item', false, false, p_strategy => 'lww-column')",
+        )
+    fleet = Fleet(a, b)
+    await a.do(f"insert into item values ('{key(1)}', 1)")
+    await exchange(a, b)
+    await fleet.open("alter table item add column size int default 7")
+    fleet.let_go()
+    await fleet.follow(a)
+    await a.do(f"update item set size = 5 where id = '{key(1)}'")
+    await b.do(
+        f"update item set note = 'later' where id = '{key(1)}'", f"insert into item values ('{key(2)}', 2)"
+    )
+    await ship(b, a)
+    assert await a.rows("select value, size, note from item order by value") == [
+        (1, 5, "later"),
+        (2, 7, None),
+    ]
+    await fleet.follow(b)
+    await exchange(a, b)
+    assert len(await same("item", a, b)) == 2
+    found = await asyncio.to_thread(
+        fleet.planned, "alter table item rename column note to remark; alter table item drop column x"
+    )
+    assert ["by column" in refusal.reason for refusal in found.refusals] == [True, True]
+
+
 async def test_a_column_that_is_added_sends_no_row_again(sites: Sites, pair: Pair) -> None:
     a, b = await sites(SCHEMA, *pair)
     fleet = Fleet(a, b)

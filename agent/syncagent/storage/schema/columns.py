@@ -293,6 +293,7 @@ def _unique(look: Look, table: Known, constraint: Any) -> list[Step]:
 
 def _drop_column(look: Look, table: Known, command: Any, text: str) -> list[Step]:
     look.column(table, command.name)
+    look.refuse_by_column(table)
     if look.is_key(table, command.name):
         raise Against(
             f"{command.name} is of the primary key of {table.sql}", "another table, and the rows copied"
@@ -334,6 +335,7 @@ def _drop_constraint(look: Look, table: Known, command: Any, text: str) -> list[
 def _type(look: Look, table: Known, command: Any, text: str) -> list[Step]:
     """At once where no row is written anew: varchar(20) to text, numeric(8, 2) to numeric(12, 2). Else beside the old one."""
     before = look.column(table, command.name)
+    look.refuse_by_column(table)
     if look.is_key(table, command.name):
         raise Against("the type of a key column stays", "another table, and the rows copied")
     if getattr(command, "def").column_def.HasField("raw_default"):

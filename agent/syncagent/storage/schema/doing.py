@@ -124,8 +124,15 @@ def _run(connection: Connection, step: Step, change: Change) -> None:
     for attachment in step.attach:
         oid = tables.exactly(connection, attachment.table.schema, attachment.table.name)
         connection.execute(
-            "select syncagent._attach(%s::bigint::oid::regclass, %s, %s, %s, %s, '{}')",
-            (oid, attachment.derive, attachment.ship, attachment.stride, attachment.bucket),
+            "select syncagent._attach(%s::bigint::oid::regclass, %s, %s, %s, %s, '{}', %s)",
+            (
+                oid,
+                attachment.derive,
+                attachment.ship,
+                attachment.stride,
+                attachment.bucket,
+                attachment.strategy,
+            ),
         )
         connection.execute(
             "update syncagent.replicated set agreed = true where relation = %s::bigint::oid", (oid,)

@@ -112,6 +112,17 @@ class Look:
             raise Against(f"{table.sql} has no column {name}", "see its columns with \\d in psql")
         return row
 
+    def refuse_by_column(self, table: Known) -> None:
+        """What such a table remembers of each column is by the column's name."""
+        if self.one(
+            "select strategy = 'lww-column' from syncagent.replicated where relation = %s::bigint::oid",
+            table.oid,
+        ):
+            raise Against(
+                f"{table.sql} is merged by column, and columns of such a table are only added so far",
+                "detach it, change it at every site by hand, and attach it with --existing keep",
+            )
+
     def bytes(self, table: Known) -> int:
         return int(
             self.one("select sum(pg_relation_size(n)) from syncagent._nodes(%s::bigint::oid) as n", table.oid)

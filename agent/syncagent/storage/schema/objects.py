@@ -234,6 +234,7 @@ def rename(look: Look, statement: Statement) -> list[Step]:
         )
     table = look.known(node.relation)
     if kind == "COLUMN":
+        look.refuse_by_column(table)
         look.column(table, node.subname)
     look.connection.execute(statement.text.encode())
     if kind == "COLUMN":
