@@ -2,8 +2,10 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
+from tests.sql.test_revisions import FIRST, SECOND, application
 from tests.support.cluster import Cluster, Laboratory, Site, leader
 from tests.support.dumps import dumped
 from tests.support.load import committed, load, share, verify
@@ -133,3 +135,39 @@ def test_what_cannot_be_done_at_one_site_goes_on_or_back(laboratory: Laboratory)
         until(lambda: change(tokyo, "history")[0]["state"] == "done", "it is done", LONG)
         until(lambda: len(epochs(cluster)) == 1, "all are at one step", LONG)
         alike(cluster)
+
+
+def test_revisions_and_a_site_that_is_not_waited_for(laboratory: Laboratory, tmp_path: Path) -> None:
+    """Alembic's revisions by one command; what drops the old shape waits for a person, and not for a site that was excluded."""
+    second = SECOND.replace("value", "stock").replace("note", "name")
+    ini = str(application(tmp_path, FIRST, second))
+    with laboratory.cluster(18, 15, 18) as cluster:
+        cluster.start()
+        berlin, tokyo, lima = cluster
+        cluster.exchange(LONG)
+        tokyo.execute("insert into item values (1, 'one', 22)")
+        cluster.converges(LONG)
+        planned = change(berlin, "plan", "--alembic", ini)
+        assert [step["phase"] for step in planned["steps"]] == ["expand", "expand", "backfill", "read-new"]
+        done = berlin.syncagent("schema", "apply", "--alembic", ini, seconds=180)
+        assert done.returncode == 0, done.stderr + done.stdout
+        until(lambda: len(epochs(cluster)) == 1, "all are at one step", LONG)
+        alike(cluster)
+        assert lima.execute("select size, name from item where id = 1") == [(2, "one")]
+        assert [site.scalar("select version_num from alembic_version") for site in cluster] == ["r2"] * 3
+
+        lima.stop()
+        until(lambda: not berlin.peer(lima)["linked"], "lima is away", LONG)
+        found = change(
+            berlin, "apply", "--timeout", "2s", text="alter table customer drop column note", expect=1
+        )
+        assert "lima" in found["waiting"]
+        assert change(tokyo, "apply", "--exclude", "lima")["state"] == "waits for approval"
+        assert change(tokyo, "apply", "--contract")["state"] == "done"
+        tokyo.execute("insert into customer values (syncagent.uuid7(), 'new', 1)")
+        lima.execute("insert into customer values (syncagent.uuid7(), 'away', 1, 'written before')")
+        lima.start()
+        until(lambda: len(epochs(cluster)) == 1, "lima has done it, too", LONG)
+        names = "select name from customer where name in ('new', 'away') order by 1"
+        until(lambda: all(site.execute(names) == [("away",), ("new",)] for site in cluster), "all rows", LONG)
+        assert "is done" in change(berlin, "abort", change(berlin, "history")[0]["id"], expect=1)
