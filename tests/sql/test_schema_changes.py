@@ -108,7 +108,9 @@ async def test_rows_from_before_a_step_get_what_all_rows_got(sites: Sites, pair:
     fleet = Fleet(a, b)
     await a.do(f"insert into item select k::uuid, 1 from unnest('{{{key(1)},{key(2)}}}'::text[]) as k")
     await exchange(a, b)
-    await fleet.open("alter table item add column size int default 7, add column tag text")
+    await fleet.open(
+        "alter table item add column size int default 7, add column tag text, add column part text default '50%'"
+    )
     fleet.let_go()
     await fleet.follow(a)
     await a.do(

@@ -84,7 +84,7 @@ class Evolving:
             except Unreachable:
                 raise
             except Contended as error:
-                self._say(f"step {move.upto} of the schema's changes waits for a lock: {error.line}")
+                self._say(f"step {move.upto} of the schema's changes waits: {error.line}")
                 return
             except SyncagentError as error:
                 self._say(f"step {move.upto} of the schema's changes cannot be done: {error.line}")

@@ -51,7 +51,7 @@ class Look:
 
     def one(self, query: str, *values: object) -> Any:
         """The first column of the first row; None if there is none."""
-        row = self.connection.execute(query.encode(), values).fetchone()
+        row = self.connection.execute(query.encode(), values or None).fetchone()
         return None if row is None else next(iter(row.values()))
 
     def named(self, relation: Any) -> str:

@@ -30,12 +30,12 @@ def create_table(look: Look, statement: Statement) -> list[Step]:
     oid = look.one("select to_regclass(%s)::oid::bigint", name)
     look.made.add(oid)
     row = look.connection.execute(
-        "select n.nspname::text as schema, c.relname::text as name, c.relispartition as part from pg_class c"
+        "select format('%%I.%%I', n.nspname, c.relname) as sql, c.relispartition as part from pg_class c"
         " join pg_namespace n on n.oid = c.relnamespace where c.oid = %s::bigint::oid",
         (oid,),
     ).fetchone()
     assert row is not None
-    quoted = _name(row["schema"], row["name"])
+    quoted = row["sql"]
     attach = () if row["part"] else (look.attachment(oid, quoted),)
     what = f"partition {quoted}" if row["part"] else f"table {quoted}, attached"
     locks = "ACCESS EXCLUSIVE of the partitioned table, for a moment" if row["part"] else NONE
