@@ -268,16 +268,13 @@ async def _assemble(
     network = _network(settings, catalog, spools, keyring, exchange, elections, clock)
     keyring.on_turn = network.use
     await network.know((*roster.peers, *lapsed_of(catalog)), removed_from(catalog))
-    evolving = Evolving(desk, PostgresShapes(settings.dsn), elections, exchange, store.keeper)
-    await evolving.load()
-    attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange, evolving)
+    attaching = await _attaching(settings, desk, store, elections, exchange)
     membership = Membership(desk, elections, exchange, network, settings.addresses)
     renewal = Renewal(desk, elections, exchange, keyring, settings.address)
 
     async def follow(catalog: Catalog) -> None:
         await membership.follow(catalog)
-        attaching.bell.ring()
-        evolving.changed()
+        attaching.changed()
         renewal.bell.ring()
 
     elections.on_change = follow
@@ -289,7 +286,6 @@ async def _assemble(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, verifier, steady=steady
     )
     housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
-    housekeeper.verbs.update(evolving.verbs)
     housekeeper.verbs.update(applier.verbs | verifier.verbs | repairer.verbs)
     housekeeper.verbs.update(fingerprints.verbs | Clocks(desk, elections).verbs)
     lapsing = Lapsing(desk, store.keeper, exchange, elections, settings.bounds)
@@ -302,9 +298,7 @@ async def _assemble(
         renewal.run,
         lapsing.run,
         fingerprints.run,
-        attaching.run,
-        evolving.run,
-        evolving.lead,
+        *attaching.loops,
         cutter.run,
         applier.run,
         exchange.ask,
@@ -315,6 +309,15 @@ async def _assemble(
         housekeeper.serve,
     ]
     return _Parts(network, exchange, membership, roster, loops)
+
+
+async def _attaching(
+    settings: Settings, desk: Desk, store: PostgresStore, elections: Elections, exchange: Exchange
+) -> Attaching:
+    """The tables of this site, which follow the catalog, and their shape, which follows it before them."""
+    evolving = Evolving(desk, PostgresShapes(settings.dsn), elections, exchange, store.keeper)
+    await evolving.load()
+    return Attaching(desk, PostgresTables(settings.dsn), elections, exchange, evolving)
 
 
 def _network(

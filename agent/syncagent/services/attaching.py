@@ -51,7 +51,14 @@ class Attaching:
             "attached": self._attached,
             "detach": self._detach,
             "constrain": self._constrain,
+            **evolving.verbs,
         }
+        self.loops = (self.run, evolving.run, evolving.lead)
+
+    def changed(self) -> None:
+        """The catalog has."""
+        self.bell.ring()
+        self.evolving.changed()
 
     async def run(self) -> None:
         """For ever: what is here follows the catalog."""
