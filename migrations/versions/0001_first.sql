@@ -157,11 +157,11 @@ create table syncagent.parked_row (
     node     integer not null,
     cut      bigint not null,
     image    text not null,
-    registers jsonb,
     shown    jsonb not null,
     sqlstate text not null,
     reason   text not null,
     since    timestamptz not null default clock_timestamp(),
+    registers jsonb,
     primary key (relation, key)
 );
 comment on table syncagent.parked_row is 'rows that arrived and break a constraint here; retried after every batch';
@@ -5687,7 +5687,7 @@ $$;
 comment on function syncagent._entry_columns is 'what is sent of a table''s version entries, in this order';
 
 create function syncagent._listing(p_schema name, p_table name, p_keys uuid[],
-                                   out relation integer, out columns text[], out entries text[], out frontier jsonb, out rows text, out versions text)
+                                   out relation integer, out columns text[], out entries text[], out frontier jsonb, out needed jsonb, out rows text, out versions text)
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
@@ -5703,7 +5703,7 @@ begin
     elsif (select s.joining from syncagent.local_site s) then
         raise exception 'this site is not a member yet: its rows are of later moments than its frontier says' using errcode = 'SA101';
     end if;
-    select coalesce(jsonb_object_agg(f.node, f.cut), '{}') into frontier from syncagent.frontier f;
+    select coalesce(jsonb_object_agg(f.node, f.cut), '{}'), coalesce(jsonb_object_agg(f.node, f.needed), '{}') into frontier, needed from syncagent.frontier f;
     rows := syncagent._render($sql$
         select {t_columns} from {only} {table} t
         where {key} = any ({wanted}) and {key} not in (select syncagent._unsettled({id}, {wanted}))
@@ -5714,9 +5714,9 @@ begin
         where v.key = any ({wanted}) and v.key not in (select syncagent._unsettled({id}, {wanted}))$sql$, v_tokens);
 end
 $$;
-comment on function syncagent._listing is 'what is read of some keys of a table for a peer that repairs: rows, version entries, and the frontier';
+comment on function syncagent._listing is 'what is read of some keys of a table for a peer that repairs: rows, version entries, the frontier, and the last cuts in it that held anything';
 
-create function syncagent._repair(p_relation integer, p_node integer, p_context jsonb,
+create function syncagent._repair(p_relation integer, p_node integer, p_context jsonb, p_needed jsonb,
                                   p_keys uuid[], p_lanes_0 bigint[], p_lanes_1 bigint[], p_cause text)
     returns table (repaired bigint, parked bigint)
     language plpgsql volatile
@@ -5736,7 +5736,7 @@ declare
     v_origin integer;
 begin
     select s.node into strict v_me from syncagent.local_site s;
-    if exists (select from jsonb_each_text(p_context) as e left join syncagent.frontier f on f.node = e.key::integer
+    if exists (select from jsonb_each_text(p_needed) as e left join syncagent.frontier f on f.node = e.key::integer
                   where e.key::integer <> v_me and e.value::bigint > coalesce(f.cut, 0)) then
         raise exception 'the listing holds what has not come here yet' using errcode = 'SA101';
     elsif exists (select from syncagent.local_site s cross join lateral jsonb_each_text(s.collected) as e

@@ -364,7 +364,7 @@ def enable(connection: Connection, table: str, trigger: str, *, patience: float,
     ).fetchone()
     assert row is not None
     statement = row["statement"].encode()
-    _patiently(connection, [oid], _ANYBODY, lambda: connection.execute(statement), patience, on_wait)
+    patiently(connection, [oid], _ANYBODY, lambda: connection.execute(statement), patience, on_wait)
 
 
 # ---- locks
