@@ -338,8 +338,10 @@ def waited_for(schema: Schema, members: Mapping[int, str], near: frozenset[int])
             waiting[node] = change.failures[node]
         elif lag > 0 and node in near:
             waiting[node] = f"has {lag} of the steps still to do"
-        elif lag > 0 and everybody and node not in change.excluded:
-            waiting[node] = f"cannot be reached, and has {lag} of the steps still to do"
+        elif everybody and node not in near and node not in change.excluded:
+            waiting[node] = "cannot be reached" + (
+                f", and has {lag} of the steps still to do" if lag > 0 else ""
+            )
     return waiting
 
 
