@@ -57,7 +57,7 @@ COLUMNS_BREAKS = {
     "stamped": (0, "resurrected"),
     "life": (0, "resurrected"),
     "forgotten": (1, "write was lost"),
-    "seen": (0, "write was lost"),
+    "seen": (3, "write was lost"),
     "stable": (0, "write was lost"),
     "mark": (1, "resurrected"),
 }
