@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from syncagent.errors import Contended, Inexact
-from tests.sql.conftest import Pair, Sites
+from tests.sql.conftest import Pair
 from tests.sql.test_schema_changes import Fleet
 from tests.support.databases import Database
 from tests.support.dumps import dumped
-from tests.support.lab import Site, exchange, patiently, same
+from tests.support.lab import Laboratory, Site, exchange, patiently, same
 
 SCHEMA = "create table item (id uuid primary key, value int, note text)"
 
@@ -114,19 +114,21 @@ class Run:
 
 
 @pytest.mark.soak
-async def test_random_changes(sites: Sites, pair: Pair, seed: int, runs: Callable[[int, int], int]) -> None:
+async def test_random_changes(
+    laboratory: Laboratory, pair: Pair, seed: int, runs: Callable[[int, int], int]
+) -> None:
     newest = max(pair, key=lambda server: server.binaries.major)
     for number in range(seed, seed + runs(1, 50)):
         rnd = random.Random(f"changes {number}")
-        trio = await sites(SCHEMA, *pair, pair[0])
-        run = Run(Fleet(*trio), rnd)
-        try:
-            for _ in range(120):
-                await run.step()
-            await run.rest()
-            await same("item", *trio)
-            first, *others = [dumped(Database(site.server, site.name), newest) for site in trio]
-            assert all(other == first for other in others)
-        except BaseException:
-            print(f"repeat it with SEED={number}; {run.met}; {run.fleet.schema}")  # noqa: T201
-            raise
+        async with laboratory.sites(SCHEMA, *pair, pair[0]) as trio:
+            run = Run(Fleet(*trio), rnd)
+            try:
+                for _ in range(120):
+                    await run.step()
+                await run.rest()
+                await same("item", *trio)
+                first, *others = [dumped(Database(site.server, site.name), newest) for site in trio]
+                assert all(other == first for other in others)
+            except BaseException:
+                print(f"repeat it with SEED={number}; {run.met}; {run.fleet.schema}")  # noqa: T201
+                raise
