@@ -1,39 +1,60 @@
 """What people ask in SQL, and a role that may look and nothing else."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import psycopg
 import pytest
 
-from syncagent import resources
-from tests.support.databases import Database
+from syncagent.embedded import Server
+from tests.support.databases import Database, fresh_database
+from tests.support.lab import installation
 
 VIEWS = ("site", "status", "lag", "replicated_table", "conflict", "parked")
 TREE = "select * from syncagent.forest_of(%s, %s)"
 ROW = "01900000-0000-7000-8000-000000000001"
 OLD = "01900000-0000-7000-8000-000000000002"
+SITE = """
+    create table "T t" (id uuid primary key, v text);
+    create table pairs (b text, a int, v text, primary key (a, b));
+    insert into syncagent.local_site values (true, gen_random_uuid(), 'paris', 1, gen_random_uuid(), syncagent._tail(1, 5));
+    insert into syncagent.member values (1, 'paris'), (2, 'tokyo'), (3, 'lima');
+    insert into syncagent.peer_state (node, linked, frontier, parked, clock_offset) values
+        (2, true, '{"1": 3, "2": 9}', 4, '250 ms'), (3, false, '{}', 0, null);
+    insert into syncagent.frontier (node, cut, context) values
+        (1, 5, '{"1": 5, "2": 8}'), (2, 8, '{"1": 2, "2": 8}'), (3, 1, '{"1": 4, "3": 1}');
+    select syncagent._attach('"T t"', false, false), syncagent._attach('pairs', true, false);
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Callable[[Server], Database]]:
+    """Site paris with peers tokyo and lima, and two tables, to be copied: one on each server."""
+    made: dict[str, Database] = {}
+    with ExitStack() as stack:
+
+        def prepare(server: Server) -> Database:
+            if server.dsn() not in made:
+                database = made[server.dsn()] = stack.enter_context(fresh_database(server))
+                for text in (*installation(()), SITE):
+                    database.execute(text)
+            return made[server.dsn()]
+
+        yield prepare
 
 
 @pytest.fixture
-def here(database: Database) -> Database:
-    """Site paris with peers tokyo and lima, and two tables."""
-    for path in sorted(resources.sql().glob("*.sql")):
-        database.execute(path.read_text())
+def here(
+    server: Server, prepared: Callable[[Server], Database], make_database: Callable[..., Database]
+) -> Database:
+    """A copy, where cuts were made just now."""
+    database = make_database(server, prepared(server).name)
     database.execute(
         """
-        create table "T t" (id uuid primary key, v text);
-        create table pairs (b text, a int, v text, primary key (a, b));
-        insert into syncagent.local_site values (true, gen_random_uuid(), 'paris', 1, gen_random_uuid(), syncagent._tail(1, 5));
-        insert into syncagent.member values (1, 'paris'), (2, 'tokyo'), (3, 'lima');
-        insert into syncagent.peer_state (node, linked, frontier, parked, clock_offset) values
-            (2, true, '{"1": 3, "2": 9}', 4, '250 ms'), (3, false, '{}', 0, null);
-        insert into syncagent.frontier (node, cut, context) values
-            (1, 5, '{"1": 5, "2": 8}'), (2, 8, '{"1": 2, "2": 8}'), (3, 1, '{"1": 4, "3": 1}');
         insert into syncagent.cut (number, id, taken, rows, made_at) values
             (4, gen_random_uuid(), pg_current_snapshot(), 10, now() - interval '10 s'),
-            (5, gen_random_uuid(), pg_current_snapshot(), 7, now() - interval '1 s');
-        select syncagent._attach('"T t"', false, false), syncagent._attach('pairs', true, false);
+            (5, gen_random_uuid(), pg_current_snapshot(), 7, now() - interval '1 s')
         """
     )
     return database
