@@ -68,6 +68,8 @@ _LOOKS = """
         select (t.oid, t.tgenabled)::text from pg_trigger t where not t.tgisinternal
         union all
         select (k.oid, k.conname)::text from pg_constraint k where k.oid >= 16384 and k.conrelid <> 0
+        union all
+        select (d.objoid, d.objsubid, d.description)::text from pg_description d where d.objoid >= 16384
     ) as t (x)
 """
 _EMPTY = """

@@ -50,6 +50,9 @@ EveryOption = Annotated[
 SchemaOption = Annotated[
     str | None, typer.Option(help="With --all: only tables of this schema.", show_default=False)
 ]
+DeriveOption = Annotated[
+    bool, typer.Option("--derive-key", help="Accept primary keys that are not one uuid column.")
+]
 ExcludeOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -72,9 +75,7 @@ def attach(
     every: EveryOption = False,
     schema: SchemaOption = None,
     exclude: ExcludeOption = None,
-    derive_key: Annotated[
-        bool, typer.Option("--derive-key", help="Accept primary keys that are not one uuid column.")
-    ] = False,
+    derive_key: DeriveOption = False,
     stride: StrideOption = None,
     strategy: StrategyOption = "lww",
     bucket: BucketOption = "hour",

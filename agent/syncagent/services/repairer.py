@@ -145,7 +145,7 @@ class Repairer:
         finally:
             del self._waiting[request]
         forms = [(stream.table, stream.form) for stream in header.streams]
-        if forms != [(table, "plain"), (table, "entries")] or len(header.contexts) != 1:
+        if forms != [(table, "plain"), (table, "entries")] or len(header.contexts) != 2:
             await spool.close()
             problem = ProtocolError(f"{link.peer.name} sent a listing of what was not asked for")
             await link.close(problem.line)
