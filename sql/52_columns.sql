@@ -170,6 +170,7 @@ declare
     v_last      record := syncagent._last_cut();
     v_site      syncagent.local_site;
     v_context   jsonb := coalesce(nullif(current_setting('syncagent.context', true), '')::jsonb, '{}');
+    v_rows      bigint;
     v_conflicts bigint := 0;
 begin
     select * into strict v_site from syncagent.local_site;
@@ -249,8 +250,11 @@ begin
     cross join lateral (
         select case when l.twice then (select row({t_columns})::text collate "C" from {table} t where {t_eq_s}) end,
                case when l.twice then row({s_columns})::text collate "C" end) as w (here, there);
-    if not found then
+    get diagnostics v_rows = row_count;
+    if v_rows = 0 then
         return 0;
+    elsif v_rows > 1000 then
+        analyze pg_temp.joined;
     end if;
     if exists (select from pg_temp.joined j where j.inexact) then
         raise exception 'plain rows of % met metadata', {title} using errcode = 'SA102';
