@@ -1,12 +1,14 @@
 """`syncagent run`: the agent, in the foreground."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from syncagent.cli.options import HomeOption, JsonOption, home_of
 
 if TYPE_CHECKING:
+    import asyncio
+
     from syncagent.settings import Settings
 
 _PATIENCE = 15.0
@@ -76,6 +78,7 @@ async def _run(settings: "Settings") -> None:
     manager = Manager(os.environ)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_unheard)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     life = loop.create_task(manager.live())
@@ -84,6 +87,12 @@ async def _run(settings: "Settings") -> None:
     finally:
         life.cancel()
         manager.say("STOPPING=1")
+
+
+def _unheard(loop: "asyncio.AbstractEventLoop", context: dict[str, Any]) -> None:
+    """A connection's end is met, and told, by whoever uses it next; that nobody waited for its last answer is no news."""
+    if not isinstance(context.get("exception"), ConnectionError):
+        loop.default_exception_handler(context)
 
 
 def talk_on_stderr(*, as_json: bool, only_trouble: bool = False) -> None:
