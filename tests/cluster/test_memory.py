@@ -12,6 +12,7 @@ ROWS = 1_000_000
 def test_a_million_rows_on_their_way(laboratory: Laboratory) -> None:
     with laboratory.cluster(18, 18) as cluster:
         a, b = cluster
+        a.fresh = b.fresh = True
         cluster.start()
         cluster.exchange()
         a.execute(

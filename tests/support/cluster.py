@@ -30,6 +30,7 @@ from syncagent.embedded import Server, free_port
 from syncagent.embedded.server import Setting
 from syncagent.storage.commands import site_of
 from syncagent.storage.requests import ask
+from tests.support import nursery
 from tests.support.databases import Database, copying
 from tests.support.founding import found_together
 from tests.support.postgres import binaries
@@ -37,6 +38,7 @@ from tests.support.proxy import Direction, Proxy
 from tests.support.waiting import until
 
 T = TypeVar("T")
+Agent = subprocess.Popen[bytes] | nursery.Process
 
 NAMES = ("berlin", "tokyo", "lima", "oslo", "cairo", "quito", "hanoi")
 _OWN_SERVERS = 3
@@ -168,7 +170,9 @@ class Site:
         self.server.start()
         self.server.execute(copying(self.server, self.database.name, mould.database))
         shutil.copytree(mould.home, self.home)
-        self._agent: subprocess.Popen[bytes] | None = None
+        self._agent: Agent | None = None
+        self.fresh = False
+        """Whether the agent is to be an interpreter of its own, as a person's would be."""
         self.ways: dict[str, Proxy] = {}
         """How each peer dials this site."""
         self.door: str | None = None
@@ -223,10 +227,13 @@ class Site:
         assert self._agent is None, "it runs already"
         self._agent = self.spawn(self.log)
 
-    def spawn(self, log: Path) -> subprocess.Popen[bytes]:
+    def spawn(self, log: Path) -> Agent:
+        words = ("run", "--home", str(self.home), "--json")
         with log.open("ab") as file:
+            if not (self.fresh or self._within):
+                return nursery.start(*words, out=file)
             return subprocess.Popen(
-                [*self._within, sys.executable, "-m", "syncagent", "run", "--home", self.home, "--json"],
+                [*self._within, sys.executable, "-m", "syncagent", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -275,13 +282,7 @@ class Site:
 
     def syncagent(self, *arguments: str, seconds: float = 60) -> "subprocess.CompletedProcess[str]":
         """One verb on this site's home."""
-        return subprocess.run(
-            [sys.executable, "-m", "syncagent", *arguments, "--home", self.home],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=seconds,
-        )
+        return nursery.run(*arguments, "--home", self.home, seconds=seconds)
 
     def attach(self, *tables: str) -> None:
         done = self.syncagent("attach", *tables, "--derive-key")
@@ -554,8 +555,6 @@ class Laboratory:
 
 
 def _ask(*arguments: str) -> Any:
-    done = subprocess.run(
-        [sys.executable, "-m", "syncagent", *arguments], capture_output=True, text=True, check=False
-    )
+    done = nursery.run(*arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from syncagent.embedded import Server, free_port
+from tests.support import nursery
 from tests.support.databases import Database, fresh_database
 from tests.support.waiting import until
 
@@ -25,19 +26,24 @@ class Member:
         self.home, self.log = folder / name, folder / f"{name}.log"
         self.address = f"127.0.0.1:{free_port()}"
         self.environment: dict[str, str] = {}
-        """Of its verbs and its agent, beside that of the test."""
-        self._agent: subprocess.Popen[bytes] | None = None
+        """Of its verbs and its agent, beside that of the test. It may name another version of syncagent: what has one is an
+        interpreter of its own."""
+        self._agent: nursery.Process | subprocess.Popen[bytes] | None = None
 
     def verb(self, *arguments: str, token: str | None = None) -> "subprocess.CompletedProcess[str]":
         """How it ended, whatever it said."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("SYNCAGENT_")}
+        environment |= {"SYNCAGENT_TOKEN": token} if token else {}
+        words = (*arguments, "--home", str(self.home))
+        if not self.environment:
+            return nursery.run(*words, environment=environment)
         return subprocess.run(
-            [sys.executable, "-m", "syncagent", *arguments, "--home", self.home],
+            [sys.executable, "-m", "syncagent", *words],
             capture_output=True,
             text=True,
             check=False,
             timeout=120,
-            env=environment | self.environment | ({"SYNCAGENT_TOKEN": token} if token else {}),
+            env=environment | self.environment,
         )
 
     def ask(self, *arguments: str, token: str | None = None) -> Any:
@@ -72,13 +78,17 @@ class Member:
 
     def start(self, *, as_json: bool = True) -> None:
         with self.log.open("ab") as file:
-            self._agent = subprocess.Popen(
-                [sys.executable, "-m", "syncagent", "run", "--home", self.home, *["--json"] * as_json],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=os.environ | self.environment,
-            )
+            words = ("run", "--home", str(self.home), *["--json"] * as_json)
+            if self.environment:
+                self._agent = subprocess.Popen(
+                    [sys.executable, "-m", "syncagent", *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | self.environment,
+                )
+            else:
+                self._agent = nursery.start(*words, out=file)
         until(
             lambda: self.scalar("select syncagent._agent_runs()") or self.ended(), f"the agent of {self.name}"
         )

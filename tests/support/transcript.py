@@ -6,7 +6,6 @@ differ from run to run, and are not compared.
 
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 import psycopg
 
 from syncagent.embedded import scratch
+from tests.support import nursery
 from tests.support.fleet import Member, fleet
 from tests.support.postgres import Servers
 from tests.support.waiting import until
@@ -78,18 +78,13 @@ class Script:
     def _syncagent(self, member: Member, words: list[str]) -> str:
         typed = [self._real.get(word, self._conflict if word == "ID" else word) for word in words]
         typed = [member.database.dsn if word.startswith("postgresql:") else word for word in typed]
-        done = subprocess.run(
-            [sys.executable, "-m", "syncagent", *typed],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-            timeout=120,
-            env={
+        done = nursery.run(
+            *typed,
+            together=True,
+            environment={
                 **{name: value for name, value in os.environ.items() if not name.startswith("SYNCAGENT_")},
                 "SYNCAGENT_HOME": str(member.home),
                 "SYNCAGENT_TOKEN": self._token,
-                "PYTHONUNBUFFERED": "1",
             },
         )
         assert done.returncode == 0, done.stdout
