@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 import pytest
 
 from syncagent.cli.app import main
-from tests.support.databases import Database
+from syncagent.embedded import Server
+from tests.support import nursery
+from tests.support.databases import Database, fresh_database
 
 
 @dataclass(frozen=True)
@@ -63,9 +67,21 @@ class Site:
         return self.database.execute(statement, parameters or None)
 
 
+@dataclass(frozen=True)
+class Mould:
+    """A site to be copied."""
+
+    database: Database
+    home: Path
+
+
+def _needed(database: Database, home: Path) -> tuple[str, ...]:
+    listen = ("--listen", "127.0.0.1:7400")
+    return ("init", "--dsn", database.dsn, "--name", "paris", *listen, "--home", str(home))
+
+
 def init(cli: Cli, database: Database, home: Path, *more: object) -> Said:
-    needed = ("--dsn", database.dsn, "--name", "paris", "--listen", "127.0.0.1:7400", "--home", home)
-    return cli("init", *needed, *more)
+    return cli(*_needed(database, home), *more)
 
 
 @pytest.fixture
@@ -88,13 +104,49 @@ on_each_of_the_matrix = pytest.mark.usefixtures("matrix_server")
 
 
 @pytest.fixture
-def database(request: pytest.FixtureRequest, make_database: Callable[..., Database]) -> Database:
-    """A fresh, empty database."""
+def asked_server(request: pytest.FixtureRequest) -> Server:
+    """The one of the version that the test is run on."""
     asked = (name for name in ("server", "matrix_server") if name in request.fixturenames)
-    return make_database(request.getfixturevalue(next(asked, "server18")))
+    server: Server = request.getfixturevalue(next(asked, "server18"))
+    return server
 
 
 @pytest.fixture
-def site(database: Database, make_site: Callable[..., Site]) -> Site:
-    """Site paris, node 1, without tables."""
-    return make_site(database)
+def database(asked_server: Server, make_database: Callable[..., Database]) -> Database:
+    """A fresh, empty database."""
+    return make_database(asked_server)
+
+
+@pytest.fixture(scope="session")
+def moulds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Server], Mould]]:
+    """What `init` makes of an empty database, once on each server, to be copied."""
+    made: dict[Path, Mould] = {}
+    with ExitStack() as stack:
+
+        def mould(server: Server) -> Mould:
+            if server.data_dir not in made:
+                database = stack.enter_context(fresh_database(server))
+                home = tmp_path_factory.mktemp("mould") / "home"
+                done = nursery.run(*_needed(database, home))
+                assert done.returncode == 0, done.stderr
+                made[server.data_dir] = Mould(database, home)
+            return made[server.data_dir]
+
+        yield mould
+
+
+@pytest.fixture
+def site(
+    cli: Cli,
+    asked_server: Server,
+    make_database: Callable[..., Database],
+    moulds: Callable[[Server], Mould],
+    tmp_path: Path,
+) -> Site:
+    """Site paris, node 1, without tables: a copy of what `init` made."""
+    mould = moulds(asked_server)
+    database, home = make_database(asked_server, mould.database.name), tmp_path / "home0"
+    shutil.copytree(mould.home, home)
+    settings = home / "config.toml"
+    settings.write_text(settings.read_text().replace(mould.database.dsn, database.dsn))
+    return Site(database, home, cli)
