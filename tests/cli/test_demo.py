@@ -126,7 +126,7 @@ def test_it_moves_at_a_terminal_and_leaves_it_as_it_was(stage: Path) -> None:
 def test_interrupted_it_leaves_nothing(stage: Path, tmp_path: Path) -> None:
     talk = tmp_path / "talk"
     with telling(stage, talk) as demo:
-        until(lambda: "tokyo $ syncagent run" in talk.read_text(), "the agents are started", SECONDS)
+        until(lambda: "lima $ syncagent join" in talk.read_text(), "one agent runs, and a verb", SECONDS)
         demo.send_signal(signal.SIGTERM)
         demo.send_signal(signal.SIGTERM)  # somebody is impatient
         assert demo.wait(60) == 130, talk.read_text()
