@@ -79,8 +79,8 @@ def servers() -> Iterator[Servers]:
 
 @pytest.fixture(scope="session")
 def laboratory() -> Iterator[Laboratory]:
-    """Clusters with real agents, on servers that flush what they acknowledge."""
-    with scratch("syncagent-cluster-") as folder:
+    """Clusters with real agents, on servers that flush what they acknowledge; no test cuts the power."""
+    with scratch("syncagent-cluster-", in_memory()) as folder:
         laboratory = Laboratory(folder, durable=True)
         try:
             yield laboratory
