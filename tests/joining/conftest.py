@@ -38,7 +38,9 @@ def make_join(lab: Laboratory, tmp_path: Path) -> MakeJoin:
         folder.mkdir()
         async with (
             lab.sites(f"{tables};{keys}", *servers, changes=changes) as members,
-            joining(members, server, joiner_tables or tables, keys, folder, changes) as join,
+            joining(
+                members, server, joiner_tables or tables, keys, folder, lab.installed(server, changes)
+            ) as join,
         ):
             yield join
 

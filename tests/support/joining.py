@@ -30,7 +30,7 @@ from syncagent.transport.network import TlsNetwork
 from syncagent.transport.spool import Spools
 from syncagent.transport.tls import Credentials
 from tests.support.databases import fresh_database
-from tests.support.lab import Change, Site, installation
+from tests.support.lab import Site
 
 
 class Clock:
@@ -76,11 +76,10 @@ class Joining:
         tables: str,
         keys: str,
         folder: Path,
-        changes: Sequence[Change],
     ) -> None:
         self.members, self.server, self.dsn, self.folder = list(members), server, dsn, folder
         self.node = len(members) + 1
-        self.tables, self.keys_made_by, self.changes = tables, keys, changes
+        self.tables, self.keys_made_by = tables, keys
         self.stack = AsyncExitStack()
         self.credentials = {name: self._credentials(name) for name in ("donor", "joiner")}
         self.cuts: set[asyncio.Task[object]] = set()
@@ -103,8 +102,6 @@ class Joining:
 
     async def install(self) -> None:
         connection = await asyncpg.connect(self.dsn)
-        for text in installation(self.changes):
-            await connection.execute(text)
         await connection.execute(self.tables)
         await connection.execute(
             f"insert into syncagent.local_site (site, name, node, incarnation, tail) values"
@@ -210,10 +207,11 @@ async def joining(
     tables: str,
     keys: str,
     folder: Path,
-    changes: Sequence[Change] = (),
+    template: str,
 ) -> AsyncIterator[Joining]:
-    with fresh_database(server) as database:
-        join = Joining(members, server, database.dsn, tables, keys, folder, changes)
+    """`template`: a database of the server with the SQL side and nothing else."""
+    with fresh_database(server, template) as database:
+        join = Joining(members, server, database.dsn, tables, keys, folder)
         try:
             await join.install()
             yield join

@@ -363,7 +363,7 @@ class Laboratory:
     def _kind(self, server: Server, schema: str, changes: Sequence[Change]) -> _Kind:
         key = id(server), schema, tuple(changes)
         if key not in self._kinds:
-            name = self._database(server, self._installed(server, changes))
+            name = self._database(server, self.installed(server, changes))
             with psycopg.connect(server.dsn(name), autocommit=True) as connection:
                 connection.execute("set client_min_messages = warning")
                 for statement in (schema, _ATTACH_ALL):
@@ -371,7 +371,7 @@ class Laboratory:
             self._kinds[key] = _Kind(server, name)
         return self._kinds[key]
 
-    def _installed(self, server: Server, changes: Sequence[Change]) -> str:
+    def installed(self, server: Server, changes: Sequence[Change]) -> str:
         """A database with the SQL side and nothing else."""
         key = id(server), tuple(changes)
         if key not in self._bare:
