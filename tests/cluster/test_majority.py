@@ -84,6 +84,7 @@ def test_a_majority_that_is_gone_for_good(laboratory: Laboratory) -> None:
         assert "DANGER" in said.stderr
         until(lambda: roles(tokyo) == {"tokyo": "voter", "lima": "learner"}, "tokyo decides alone")
         tokyo.kill()
+        until(lambda: leads(tokyo) is None, "the server has seen that its agent is gone")
         tokyo.start()
         until(lambda: leads(tokyo) == "tokyo", "after a restart, too")
         assert tokyo.syncagent("invite").returncode == 0

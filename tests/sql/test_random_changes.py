@@ -73,6 +73,7 @@ class Run:
                 f'alter table item drop column "{column}"'
                 if len(columns) > 2
                 else "comment on table item is 'x'",
+                f"comment on table item is 'of {number}'; grant {self.rnd.choice(['select', 'insert'])} on item to public",
                 f'alter table item rename column "{column}" to c{number}',
                 f'-- down: "{column}_new"::text\nalter table item alter column "{column}" type varchar(30) using "{column}"::text'
                 if column in ("value", "note")

@@ -353,7 +353,8 @@ async def test_a_constraint_holds_everywhere_or_says_which_rows_stand_against_it
 
 async def test_what_was_done_is_taken_back(sites: Sites, pair: Pair) -> None:
     """One site had done all of it, the other one nothing yet."""
-    a, b = await sites(SCHEMA, *pair)
+    told = "comment on column item.note is 'free text'; grant select on item to public; grant select on part to pg_monitor"
+    a, b = await sites(f"{SCHEMA};{told}", *pair)
     fleet = Fleet(a, b)
     before = dumped(Database(a.server, a.name))
     await fleet.open(
@@ -365,11 +366,15 @@ async def test_what_was_done_is_taken_back(sites: Sites, pair: Pair) -> None:
         create or replace view notes as select id, note, value from item;
         create view values as select value from item;
         alter table part alter column name type varchar(40);
+        comment on column item.note is 'what else'; comment on type color is 'of what';
+        grant select, insert, update (note) on item to public; revoke execute on function twice(int) from public;
+        grant select on part to pg_monitor with grant option;
         """
     )
     while fleet.schema.open and fleet.schema.open.ahead:
         fleet.let_go()
     await fleet.follow(a)
+    assert dumped(Database(a.server, a.name)) - before
     await a.do(f"insert into item (id, value, size) values ('{key(1)}', 1, 1)")
     fleet.take_back()
     while fleet.let_go():

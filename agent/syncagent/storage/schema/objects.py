@@ -81,8 +81,21 @@ def create_index(look: Look, statement: Statement) -> list[Step]:
 
 
 def comment(look: Look, statement: Statement) -> list[Step]:
+    before = _comments(look)
     look.connection.execute(statement.text.encode())
-    return [Step(phase="expand", what="comment", locks=NONE, statements=(statement.text,))]
+    undo = ()
+    if changed := dict(_comments(look).items() ^ before.items()):
+        statement.node.comment = before.get(next(iter(changed)), "")  # none: `is null`
+        undo = (reading.written("comment_stmt", statement.node),)
+    return [Step(phase="expand", what="comment", locks=NONE, statements=(statement.text,), undo=undo)]
+
+
+def _comments(look: Look) -> dict[tuple[int, int, int], str]:
+    rows = look.connection.execute(
+        "select classoid::bigint as class, objoid::bigint as object, objsubid as part, description from pg_description"
+        " union all select classoid::bigint, objoid::bigint, -1, description from pg_shdescription"
+    ).fetchall()
+    return {(row["class"], row["object"], row["part"]): row["description"] for row in rows}
 
 
 def function(look: Look, statement: Statement) -> list[Step]:
@@ -221,8 +234,38 @@ def trigger(look: Look, statement: Statement) -> list[Step]:
 
 
 def grant(look: Look, statement: Statement) -> list[Step]:
+    before = _rights(look)
     look.connection.execute(statement.text.encode())
-    return [Step(phase="expand", what="rights", locks=NONE, statements=(statement.text,))]
+    after = _rights(look)
+    undo = [f"revoke {right} on {what} from {whom}" for right, what, whom, _ in sorted(after - before)]
+    undo += [
+        f"grant {right} on {what} to {whom}{' with grant option' if passes else ''}"
+        for right, what, whom, passes in sorted(before - after)
+    ]
+    return [Step(phase="expand", what="rights", locks=NONE, statements=(statement.text,), undo=tuple(undo))]
+
+
+def _rights(look: Look) -> set[tuple[str, str, str, bool]]:
+    """Right, on what, of whom, and whether it can be passed on; for all that rights can be given of in a database."""
+    rows = look.connection.execute("""
+        select a.privilege_type || coalesce(o.part, '') as right, o.what, a.is_grantable as passes,
+               case a.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(a.grantee)) end as whom
+        from (
+            select case c.relkind when 'S' then 'sequence ' else 'table ' end || c.oid::regclass as what, null as part,
+                   coalesce(c.relacl, acldefault(case c.relkind when 'S' then 's' else 'r' end::"char", c.relowner)) as rights
+            from pg_class c where c.relkind in ('r', 'p', 'v', 'm', 'f', 'S')
+            union all
+            select 'table ' || t.attrelid::regclass, format(' (%I)', t.attname), t.attacl
+            from pg_attribute t where t.attacl is not null and not t.attisdropped
+            union all
+            select 'routine ' || p.oid::regprocedure, null, coalesce(p.proacl, acldefault('f', p.proowner)) from pg_proc p
+            union all
+            select 'schema ' || n.oid::regnamespace, null, coalesce(n.nspacl, acldefault('n', n.nspowner)) from pg_namespace n
+            union all
+            select 'type ' || t.oid::regtype, null, coalesce(t.typacl, acldefault('T', t.typowner)) from pg_type t
+        ) o cross join aclexplode(o.rights) a
+    """).fetchall()
+    return {(row["right"], row["what"], row["whom"], row["passes"]) for row in rows}
 
 
 def rename(look: Look, statement: Statement) -> list[Step]:
