@@ -83,7 +83,7 @@ def create_index(look: Look, statement: Statement) -> list[Step]:
 def comment(look: Look, statement: Statement) -> list[Step]:
     before = _comments(look)
     look.connection.execute(statement.text.encode())
-    undo = ()
+    undo: tuple[str, ...] = ()
     if changed := dict(_comments(look).items() ^ before.items()):
         statement.node.comment = before.get(next(iter(changed)), "")  # none: `is null`
         undo = (reading.written("comment_stmt", statement.node),)
