@@ -421,11 +421,12 @@ async def play(sites: Sequence[Site], chance: random.Random) -> Story:
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("part")
 async def test_harm_is_mended_whenever_it_is_done(
     laboratory: Laboratory, pair: Pair, seed: int, runs: Callable[[int, int], int]
 ) -> None:
     repaired = 0
-    for run in range(runs(1, 500)):
+    for run in range(runs(1, 50)):
         async with laboratory.sites(SCHEMA, pair[0], pair[1], pair[0]) as sites:
             repaired += (await play(sites, random.Random(seed + run))).repaired
     sys.stdout.write(f"{repaired} rows repaired\n")
