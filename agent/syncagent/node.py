@@ -24,7 +24,7 @@ from syncagent.core.inbox import Inbox
 from syncagent.core.invitation import Returning
 from syncagent.core.membership import Peer
 from syncagent.core.outbox import Outbox
-from syncagent.core.ports import Link, Spool
+from syncagent.core.ports import Link, Observer, Spool, Unobserved
 from syncagent.core.store import Loaded
 from syncagent.core.wire import PROTOCOL, Hello
 from syncagent.errors import SyncagentError
@@ -73,6 +73,15 @@ Loop = Callable[[], Coroutine[Any, Any, None]]
 Arriving = Callable[[Membership], Coroutine[Any, Any, None]]
 
 
+class Window:
+    """What whoever looks at the running agent is given: `observer` hears what it does, and while the agent holds its
+    database `standing` is its role and term in the group that agrees."""
+
+    def __init__(self, observer: Observer | None = None) -> None:
+        self.observer: Observer = observer or Unobserved()
+        self.standing: Callable[[], tuple[str, int]] | None = None
+
+
 class SystemClock:
     """Where time and chance are read."""
 
@@ -92,6 +101,7 @@ async def run(
     stop: asyncio.Event,
     on_ready: Callable[[], None] | None = None,
     arriving: Arriving | None = None,
+    window: Window | None = None,
 ) -> None:
     """Be the agent of a site until `stop` is set. Raises what trying again cannot mend.
 
@@ -103,7 +113,7 @@ async def run(
     while not stop.is_set():
         began = clock.now()
         try:
-            await _unless(stop, _run_once(settings, clock, log, on_ready, arriving))
+            await _unless(stop, _run_once(settings, clock, log, on_ready, arriving, window or Window()))
         except* SyncagentError as group:
             errors = list(_leaves(group))
             if any(isinstance(error, Departed) for error in errors):
@@ -154,6 +164,7 @@ async def _run_once(
     log: structlog.stdlib.BoundLogger,
     on_ready: Callable[[], None] | None,
     arriving: Arriving | None,
+    window: Window,
 ) -> None:
     async with opened(
         settings.dsn,
@@ -166,7 +177,7 @@ async def _run_once(
         (settings.home / "spool").mkdir(mode=0o700, exist_ok=True)
         spools = Spools(settings.home / "spool")
         high_water = HighWater(settings.home, settings.incarnation)
-        parts = await _assemble(settings, store, spools, clock, high_water, steady=arriving is None)
+        parts = await _assemble(settings, store, spools, clock, high_water, window, steady=arriving is None)
         told: dict[str | None, str] = {}
 
         async def on_link(link: Link) -> None:
@@ -192,6 +203,7 @@ async def _run_once(
             listen=settings.listen,
             peers=[peer.name for peer in parts.roster.peers],
         )
+        window.standing = parts.standing
         if on_ready is not None:
             on_ready()
         try:
@@ -201,6 +213,7 @@ async def _run_once(
                 if arriving is not None:
                     group.create_task(arriving(parts.membership))
         finally:
+            window.standing = None
             await parts.network.stop()
             log.info("stopped")
 
@@ -226,6 +239,7 @@ class _Parts(NamedTuple):
     membership: Membership
     roster: Roster
     loops: list[Loop]
+    standing: Callable[[], tuple[str, int]]
 
 
 def _proof(
@@ -245,6 +259,7 @@ async def _assemble(
     spools: Spools,
     clock: SystemClock,
     high_water: HighWater,
+    window: Window,
     *,
     steady: bool,
 ) -> _Parts:
@@ -257,7 +272,7 @@ async def _assemble(
     witness = settings.node in catalog.sites and catalog.sites[settings.node].witness
     roster = Roster(peers_of(catalog, settings.node, settings.addresses), catalog.epoch, witness)
     inbox = _inbox(settings, catalog, roster, loaded, await store.keeper.paused())
-    desk = Desk(settings.node, inbox, Outbox(settings.node), clock, roster)
+    desk = Desk(settings.node, inbox, Outbox(settings.node), clock, roster, observer=window.observer)
     desk.outbox.loaded(
         loaded.last, loaded.last_id, loaded.context, loaded.frontier, loaded.floor, clock.now()
     )
@@ -308,7 +323,7 @@ async def _assemble(
         housekeeper.tell,
         housekeeper.serve,
     ]
-    return _Parts(network, exchange, membership, roster, loops)
+    return _Parts(network, exchange, membership, roster, loops, lambda: elections.standing)
 
 
 async def _attaching(

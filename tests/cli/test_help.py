@@ -19,6 +19,7 @@ HEAVY = {
     "asyncpg",
     "cryptography",
     "msgspec",
+    "prometheus_client",
     "psycopg",
     "sqlalchemy",
     "structlog",

@@ -25,6 +25,14 @@ def run(
             show_default=False,
         ),
     ] = None,
+    http: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Answer health, metrics and state there: on a loopback address in plain HTTP, on others with the site's certificate.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Be the site's agent until SIGTERM or Ctrl-C. Talks on stderr; --json makes each line a JSON object."""
@@ -39,7 +47,7 @@ def run(
         settings = msgspec.structs.replace(settings, dsn=dsn)
     _check(settings.dsn)
     talk_on_stderr(as_json=as_json)
-    asyncio.run(_run(settings))
+    asyncio.run(_run(settings, http))
 
 
 def _check(dsn: str) -> None:
@@ -67,7 +75,7 @@ def _check(dsn: str) -> None:
         time.sleep(0.2)
 
 
-async def _run(settings: "Settings") -> None:
+async def _run(settings: "Settings", http: str | None) -> None:
     import asyncio
     import os
     import signal
@@ -82,9 +90,18 @@ async def _run(settings: "Settings") -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     life = loop.create_task(manager.live())
+    server = None
     try:
-        await node.run(settings, stop=stop, on_ready=manager.ready)
+        if http is not None:
+            from syncagent.web.server import Server
+
+            server = Server(settings, http)
+            await server.start()
+        window = server.window if server is not None else None
+        await node.run(settings, stop=stop, on_ready=manager.ready, window=window)
     finally:
+        if server is not None:
+            await server.stop()
         life.cancel()
         manager.say("STOPPING=1")
 

@@ -119,6 +119,37 @@ class Keyring(Protocol):
         """Those are in use from the next handshake on; the old key is gone."""
 
 
+class Observer(Protocol):
+    """Hears what the services have done, for whoever measures the agent. Never waits, never raises."""
+
+    def cut(self, seconds: float, rows: int) -> None:
+        """A cut was made and committed."""
+
+    def cut_failed(self) -> None: ...
+
+    def sent(self, peer: str, bytes_: int) -> None:
+        """A batch was handed to the link with this peer: raw bytes of its rows."""
+
+    def received(self, peer: str, bytes_: int) -> None: ...
+
+    def applied(self, origin: str, seconds: float, rows: int, conflicts: int, parked: int) -> None:
+        """A batch was merged and committed; of several that went together `seconds` is given once."""
+
+    def refused(self, origin: str) -> None:
+        """A batch could not be applied, and is tried again."""
+
+
+class Unobserved:
+    """Where nobody measures."""
+
+    def cut(self, seconds: float, rows: int) -> None: ...
+    def cut_failed(self) -> None: ...
+    def sent(self, peer: str, bytes_: int) -> None: ...
+    def received(self, peer: str, bytes_: int) -> None: ...
+    def applied(self, origin: str, seconds: float, rows: int, conflicts: int, parked: int) -> None: ...
+    def refused(self, origin: str) -> None: ...
+
+
 class HighWater(Protocol):
     """What others are told of this site, kept outside its database. Durable when a call returns; raises HomeFailed."""
 

@@ -66,7 +66,7 @@ class Applier:
     async def _apply(self, entries: list[Entry[Spool]]) -> None:
         attempt = max(self._inbox.attempts(entry.origin) for entry in entries)
         merging = asyncio.ensure_future(self._merge(entries, attempt))
-        who = None
+        who, began = None, self._clock.now()
         try:
             done, _ = await asyncio.wait([merging], timeout=_LONG if attempt else None)
             if not done:
@@ -81,7 +81,7 @@ class Applier:
         except SyncagentError as error:
             await self._defer(entries, error, attempt, who)
         else:
-            await self._applied(entries, applied)
+            await self._applied(entries, applied, self._clock.now() - began)
         finally:
             merging.cancel()
             await asyncio.gather(merging, return_exceptions=True)  # it has ended, and its end was seen
@@ -100,17 +100,20 @@ class Applier:
         reason = error.line + (f" (held by {who})" if who else "")
         for entry in entries:
             until = self._clock.now() + pause
+            self._desk.observer.refused(self._desk.roster.name(entry.origin))
             for spool in self._inbox.deferred(entry, f"refused {attempt + 1} times: {reason}", until):
                 await spool.close()
         self._desk.bells.asks.ring()
 
-    async def _applied(self, entries: list[Entry[Spool]], applied: Applied) -> None:
+    async def _applied(self, entries: list[Entry[Spool]], applied: Applied, took: float) -> None:
         for entry in entries:
             overtaken = self._inbox.applied(entry)
             for header, _ in entry.parts:
                 self._desk.outbox.learned(header.origin, header.upto, header.rows, header.needed)
             for spool in (*entry.payloads, *overtaken):
                 await spool.close()
+        origins = "+".join(self._desk.roster.name(entry.origin) for entry in entries)
+        self._desk.observer.applied(origins, took, applied.taken, applied.conflicts, applied.parked)
         self.batches += len(entries)
         self.rows += applied.taken
         self.conflicts += applied.conflicts

@@ -24,6 +24,7 @@ class Cutter:
         self._origin, self._exchange, self._spools = origin, exchange, spools
         self._high_water = high_water
         self._outbox, self._clock, self._bells = desk.outbox, desk.clock, desk.bells
+        self._observer = desk.observer
         self._failures = 0
         self.waiting: str | None = None
         self.made = 0
@@ -51,6 +52,7 @@ class Cutter:
             raise
         except SyncagentError as error:
             self._failures += 1
+            self._observer.cut_failed()
             self.waiting = f"no cut can be made: {error.line}"
             self._bells.news.ring()
             pause = backoff.delay(
@@ -66,6 +68,7 @@ class Cutter:
 
     async def _hand_out(self, plan: Plan, cut: Cut, took: float, sending: asyncio.TaskGroup) -> None:
         self.made += 1
+        self._observer.cut(took, cut.rows)
         groups = self._outbox.cut_made(
             plan, cut.number, cut.id, cut.frontier, cut.empty, self._clock.now(), took
         )

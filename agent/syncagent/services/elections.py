@@ -73,6 +73,11 @@ class Elections:
         return self._machine.leader
 
     @property
+    def standing(self) -> tuple[str, int]:
+        """This site's role in the group, and its term."""
+        return self._machine.role, self._machine.term
+
+    @property
     def leads(self) -> bool:
         return self._machine.leading is not None
 

@@ -186,6 +186,7 @@ class Exchange:
                         await spool.close()
                     continue
                 kept.push_async_callback(spool.close)
+                self._desk.observer.received(link.peer.name, sum(spool.sizes()))
                 if self._inbox.is_outgrown(header):
                     self._outgrown(link.peer.node, header)
                     continue
@@ -306,6 +307,7 @@ class Exchange:
             for one in parts:
                 if (link := self.links.get(node)) is not None:
                     await link.send_batch(self._headed(one.shipment, relayed, unable), one.shipment.spool)
+                    self._desk.observer.sent(link.peer.name, sum(one.shipment.spool.sizes()))
                 one.users -= 1
                 await one.given_back()
         except SyncagentError as error:

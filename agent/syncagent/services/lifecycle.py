@@ -10,7 +10,7 @@ from typing import Protocol
 from syncagent.core.inbox import Inbox
 from syncagent.core.membership import Peer
 from syncagent.core.outbox import Outbox
-from syncagent.core.ports import Spool
+from syncagent.core.ports import Observer, Spool, Unobserved
 
 
 class Clock(Protocol):
@@ -92,3 +92,4 @@ class Desk:
     clock: Clock
     roster: Roster = field(default_factory=Roster)
     bells: Bells = field(default_factory=Bells)
+    observer: Observer = field(default_factory=Unobserved)

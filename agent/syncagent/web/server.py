@@ -1,0 +1,152 @@
+"""The agent's HTTP side: an address, plain only where nobody else can listen in, and what is answered there.
+
+Invariants: nothing leaves a network interface without TLS; a page on the web that makes a browser ask this host for another name
+gets no answer; what is asked here never ends the agent.
+"""
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from http import HTTPStatus
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from syncagent.errors import SyncagentError, UsageError
+from syncagent.node import Window
+from syncagent.settings import Settings
+from syncagent.transport.addresses import host_and_port
+from syncagent.transport.pages import refusal
+from syncagent.transport.tls import Credentials
+from syncagent.web import api, metrics
+from syncagent.web.database import Reader
+
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+def is_local(host: str) -> bool:
+    """Whether every address of it is this host's loopback. UsageError if it has none."""
+    if not host:
+        return False  # every interface
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise UsageError(f"--http: {host} is no address of this host", detail=error.strerror) from error
+    return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
+
+
+class Server:
+    """Serves `window` until it is stopped. The site's certificate is read anew when a renewal has replaced it."""
+
+    def __init__(self, settings: Settings, address: str) -> None:
+        self._settings, self._address = settings, address
+        self._host, self._port = host_and_port(address)
+        self._local = is_local(self._host)
+        self._measured = metrics.Measured(settings.name)
+        self.window = Window(self._measured)
+        self._reader = Reader(settings.dsn)
+        self._scraping = asyncio.Lock()
+        app = web.Application(middlewares=[self._guarded], client_max_size=64 * 1024)
+        app.router.add_get("/healthz", self._health)
+        app.router.add_get("/readyz", self._readiness)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_routes(api.routes(self._reader, local=self._local))
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        self._turning: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """UsageError if the address cannot be had, or the certificate cannot be used."""
+        context = None if self._local else await asyncio.to_thread(self._context)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._host or None, self._port, ssl_context=context)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise UsageError(
+                f"cannot listen on {self._address}",
+                detail=error.strerror,
+                hint="see which program uses the port, or choose another one with --http",
+            ) from error
+        if context is not None:
+            self._turning = asyncio.create_task(self._follow(context))
+        scheme = "http" if self._local else "https"
+        structlog.get_logger().info("http", site=self._settings.name, at=f"{scheme}://{self._address}/")
+
+    async def stop(self) -> None:
+        if self._turning is not None:
+            self._turning.cancel()
+        await self._runner.cleanup()
+        await self._reader.close()
+
+    def _context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        Credentials.provide(self._settings.home, self._settings.name).load_into(context)
+        return context
+
+    async def _follow(self, context: ssl.SSLContext) -> None:
+        """Handshakes show the certificate that is in use, also after it was renewed."""
+        shown = None
+        while True:
+            await asyncio.sleep(10)
+            try:
+                now = await asyncio.to_thread(Credentials.provide, self._settings.home, self._settings.name)
+                if now.sha256 != shown:
+                    now.load_into(context)
+                    shown = now.sha256
+            except (SyncagentError, OSError) as error:
+                structlog.get_logger().warning("certificate not read", reason=str(error))
+
+    # ---- answers
+
+    @web.middleware
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            if self._local and not self._is_ours(request.host):
+                raise UsageError(f"{request.host} is not served here", hint="ask for 127.0.0.1 or localhost")
+            response = await handler(request)
+        except SyncagentError as error:
+            response = refusal(api.status_of(error), error)
+        except web.HTTPException as error:
+            wrong = UsageError(
+                f"{request.method} {request.path}: {error.reason}", hint="see /api/v1/openapi.json"
+            )
+            response = refusal(error.status, wrong)
+        response.headers.update(_HEADERS)
+        return response
+
+    @staticmethod
+    def _is_ours(host: str) -> bool:
+        """A name that a page from elsewhere cannot have pointed here."""
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        return name.strip("[]").lower() in _LOCAL_NAMES or name.startswith("127.")
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return api.as_json({"healthy": True})
+
+    async def _readiness(self, _request: web.Request) -> web.Response:
+        ready = self.window.standing is not None
+        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
+        reason = None if ready else "the agent has no database, or is starting"
+        return api.as_json({"ready": ready, "reason": reason}, status)
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        async with self._scraping:
+            try:
+                rows = await self._reader.read(metrics.asked)
+            except SyncagentError:
+                rows = None  # the page says so: syncagent_database_up
+            standing = self.window.standing() if self.window.standing else None
+            page = metrics.written(self._measured, self._settings.name, rows, standing)
+        return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})

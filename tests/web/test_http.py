@@ -1,0 +1,111 @@
+"""`syncagent run --http`: health, metrics and state of a real agent, and what it refuses."""
+
+import json
+import socket
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from syncagent.embedded import Server, free_port
+from syncagent.web.api import ANSWERS, ROOT
+from tests.support.fleet import Member, fleet
+from tests.support.waiting import until
+
+
+def get(url: str, host: str | None = None, context: ssl.SSLContext | None = None) -> tuple[int, bytes]:
+    request = urllib.request.Request(url, headers={"Host": host} if host else {})  # noqa: S310 (an address of the test's own)
+    try:
+        with urllib.request.urlopen(request, timeout=10, context=context) as answer:  # noqa: S310
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+@contextmanager
+def serving(folder: Path, server: Server, address: str) -> Iterator[Member]:
+    """Site berlin, alone, with a table, and its agent with --http."""
+    with fleet(folder, "create table t (id uuid primary key, v text)", server) as (site,):
+        site.init()
+        site.environment["SYNCAGENT_RUN_HTTP"] = address
+        site.start()
+        site.ask("attach", "t")
+        yield site
+
+
+def test_an_agent_tells_how_it_is(tmp_path: Path, server18: Server) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    base = f"http://{address}"
+    with serving(tmp_path, server18, address) as site:
+        until(lambda: get(f"{base}/readyz")[0] == 200, "it is ready")
+        assert get(f"{base}/healthz")[0] == 200
+        site.execute("insert into t values (syncagent.uuid7(), 'x')")
+
+        def metrics() -> dict[tuple[str, ...], float]:
+            families = text_string_to_metric_families(get(f"{base}/metrics")[1].decode())
+            return {
+                (s.name, *(v for k, v in sorted(s.labels.items()) if k not in ("site", "le"))): s.value
+                for family in families
+                for s in family.samples
+            }
+
+        until(lambda: metrics().get(("syncagent_cut_rows_total",)) == 1.0, "the row is in a cut")
+        found = metrics()
+        assert found["syncagent_database_up",] == found["syncagent_running",] == 1
+        assert found["syncagent_raft_role", "leader"] == found["syncagent_leader_known",] == 1
+        assert found["syncagent_parked_rows", "berlin"] == 0
+
+        described: dict[str, Any] = json.loads(get(f"{base}{ROOT}/openapi.json")[1])
+        assert set(described["paths"]) == {ROOT + answer.path for answer in ANSWERS}
+        wanted = {
+            "/forest": "?table=t",
+            "/conflict": "?id=0000",
+            "/why": "?table=t&key=01900000-0000-7000-8000-000000000001",
+        }
+        for answer in ANSWERS:
+            status, body = get(base + ROOT + answer.path + wanted.get(answer.path, ""))
+            assert status == (404 if answer.path == "/conflict" else 200), body
+        (me,) = json.loads(get(f"{base}{ROOT}/status")[1])
+        assert (me["name"], me["state"]) == ("berlin", "running")
+
+        error = described["components"]["schemas"]["Error"]
+        for path, status in (("/conflicts?limit=0", 400), ("/status?x=1", 400), ("/nothing", 404)):
+            code, body = get(base + ROOT + path)
+            assert code == status
+            jsonschema.validate(json.loads(body), error)
+        assert get(f"{base}{ROOT}/status", host="evil.example")[0] == 400
+        assert site.log.read_text().count("Traceback") == 0
+
+
+def test_a_network_address_is_served_with_the_sites_certificate_and_without_rows(
+    tmp_path: Path, server18: Server
+) -> None:
+    port = free_port()
+    with serving(tmp_path, server18, f"0.0.0.0:{port}") as site:
+        context = ssl.create_default_context(cafile=str(site.home / "certificate.pem"))
+        context.check_hostname = False
+        base = f"https://127.0.0.1:{port}"
+        until(lambda: get(f"{base}/readyz", context=context)[0] == 200, "it is ready")
+        assert get(f"{base}{ROOT}/status", context=context)[0] == 200
+        code, body = get(f"{base}{ROOT}/conflicts", context=context)
+        assert code == 403
+        assert b"hint" in body
+        with pytest.raises((urllib.error.URLError, ConnectionError)):
+            get(f"http://127.0.0.1:{port}/healthz")
+
+
+def test_an_address_that_is_taken_stops_the_agent_with_a_hint(tmp_path: Path, server18: Server) -> None:
+    with fleet(tmp_path, "", server18) as (site,), socket.create_server(("127.0.0.1", 0)) as taken:
+        site.init()
+        said = site.verb("run", "--http", f"127.0.0.1:{taken.getsockname()[1]}")
+        assert said.returncode == 2
+        assert "cannot listen" in said.stderr
+        assert "--http" in said.stderr
