@@ -243,13 +243,22 @@ class _Parts(NamedTuple):
 
 
 def _proof(
-    name: str, desk: Desk, store: PostgresStore, exchange: Exchange, elections: Elections, spools: Spools
+    settings: Settings,
+    desk: Desk,
+    store: PostgresStore,
+    exchange: Exchange,
+    elections: Elections,
+    spools: Spools,
+    applier: Applier,
 ) -> tuple[Verifier, Repairer, Fingerprints]:
     """What shows that sites are equal, what makes them so, and by which fingerprints."""
     verifier = Verifier(desk, store.forest, store.keeper, exchange)
-    repairer = Repairer(name, desk, verifier, store.forest, store.repairs, store.keeper, exchange, spools)
+    repairer = Repairer(
+        settings.name, desk, verifier, store.forest, store.repairs, store.keeper, exchange, spools
+    )
     fingerprints = Fingerprints(elections)
     verifier.on_unlike_hashes = fingerprints.unlike
+    repairer.on_parked = applier.park
     return verifier, repairer, fingerprints
 
 
@@ -295,8 +304,7 @@ async def _assemble(
     elections.on_change = follow
     cutter = Cutter(desk, store.origin, exchange, spools, high_water)
     applier = Applier(desk, store.replica, store.keeper, loaded.parked)
-    verifier, repairer, fingerprints = _proof(settings.name, desk, store, exchange, elections, spools)
-    repairer.on_parked = applier.park
+    verifier, repairer, fingerprints = _proof(settings, desk, store, exchange, elections, spools, applier)
     housekeeper = Housekeeper(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, verifier, steady=steady
     )
