@@ -47,7 +47,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             ids = [f"pg{major}" for major in chosen]
             metafunc.parametrize(name, chosen, ids=ids, indirect=True, scope="session")
     if "part" in metafunc.fixturenames:  # tenths of many long runs, for processes to share
-        metafunc.parametrize("part", range(10 if metafunc.config.getoption("soak") else 1))
+        metafunc.parametrize(
+            "part", range(10 if metafunc.config.getoption("soak") and not os.environ.get("SEED") else 1)
+        )
 
 
 _LONG = ("tests/cluster/", "tests/chaos/", "tests/cli/test_demo.py", "tests/examples/test_flights.py")

@@ -1,6 +1,7 @@
 """`syncagent run --http`: health, metrics and state of a real agent, and what it refuses."""
 
 import json
+import re
 import socket
 import ssl
 import urllib.error
@@ -12,6 +13,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from syncagent.embedded import Server, free_port
@@ -49,11 +51,13 @@ def test_an_agent_tells_how_it_is(tmp_path: Path, server18: Server) -> None:
         assert get(f"{base}/healthz")[0] == 200
         site.execute("insert into t values (syncagent.uuid7(), 'x')")
 
+        def families() -> list[Metric]:
+            return list(text_string_to_metric_families(get(f"{base}/metrics")[1].decode()))
+
         def metrics() -> dict[tuple[str, ...], float]:
-            families = text_string_to_metric_families(get(f"{base}/metrics")[1].decode())
             return {
                 (s.name, *(v for k, v in sorted(s.labels.items()) if k not in ("site", "le"))): s.value
-                for family in families
+                for family in families()
                 for s in family.samples
             }
 
@@ -62,6 +66,13 @@ def test_an_agent_tells_how_it_is(tmp_path: Path, server18: Server) -> None:
         assert found["syncagent_database_up",] == found["syncagent_running",] == 1
         assert found["syncagent_raft_role", "leader"] == found["syncagent_leader_known",] == 1
         assert found["syncagent_parked_rows", "berlin"] == 0
+        told = {
+            (family.name + "_total" * (family.type == "counter"), family.documentation)
+            for family in families()
+            if family.name.startswith("syncagent_")
+        }
+        page = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
+        assert told == set(re.findall(r"^\| `(syncagent_\w+)` \| (.*) \|$", page, re.MULTILINE))
 
         described: dict[str, Any] = json.loads(get(f"{base}{ROOT}/openapi.json")[1])
         assert set(described["paths"]) == {ROOT + answer.path for answer in ANSWERS}
@@ -82,6 +93,8 @@ def test_an_agent_tells_how_it_is(tmp_path: Path, server18: Server) -> None:
             assert code == status
             jsonschema.validate(json.loads(body), error)
         assert get(f"{base}{ROOT}/status", host="evil.example")[0] == 400
+        assert get(f"{base}{ROOT}/status", host="127.evil.example")[0] == 400
+        assert get(f"{base}{ROOT}/status", host="localhost:7480")[0] == 200
         assert site.log.read_text().count("Traceback") == 0
 
 

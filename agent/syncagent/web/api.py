@@ -23,6 +23,10 @@ _SHOWN, _MOST = 50, 1000
 Query = dict[str, str]
 
 
+class Withheld(RefusedError):
+    """It is not for whoever asks from here."""
+
+
 class Answer(NamedTuple):
     """One GET. `parameters` are those of the query, with what they choose."""
 
@@ -132,7 +136,7 @@ def routes(reader: Reader, *, local: bool) -> list[web.RouteDef]:
                     hint=f"known are: {', '.join(answer.parameters) or 'none'}",
                 )
             if answer.rows and not local:
-                raise RefusedError(
+                raise Withheld(
                     "rows are shown to this host only",
                     hint="use the command line there, or a role with syncagent.grant_reader",
                 )
@@ -157,8 +161,10 @@ def status_of(error: SyncagentError) -> int:
     match error:
         case UsageError():
             return 400
+        case Withheld():
+            return 403
         case RefusedError():
-            return 403 if "this host" in error.message else 404
+            return 404
         case Unreachable():
             return 503
         case _:

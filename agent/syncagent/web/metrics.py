@@ -22,7 +22,7 @@ _OF_PEERS = {
     "behind_rows": ("lag_rows", "Rows of this site that a peer has not applied."),
     "behind_seconds": ("lag_seconds", "Age of the oldest of them."),
     "parked": ("parked_rows", "Rows that break a constraint, and wait: at this site, and at peers."),
-    "rtt_ms": ("rtt_milliseconds", "A message there and back."),
+    "rtt_seconds": ("rtt_seconds", "A message there and back."),
     "clock_offset_seconds": ("clock_offset_seconds", "How far a peer's clock is ahead of ours."),
 }
 _OF_HERE = {
@@ -91,7 +91,7 @@ class Measured:
 def asked(connection: Connection) -> list[dict[str, Any]]:
     """What a scrape asks of the database, in one query: a row for each site, with totals in that of this one."""
     return connection.execute(
-        "select s.*, f.open_buckets, f.sealed_until, c.kinds from syncagent.status s"
+        "select s.*, s.rtt_ms / 1000 as rtt_seconds, f.open_buckets, f.sealed_until, c.kinds from syncagent.status s"
         " left join (select sum(t.open_buckets)::bigint as open_buckets,"
         "  extract(epoch from min(t.sealed_until))::float8 as sealed_until from syncagent.replicated_table t) f on s.is_self"
         " left join (select jsonb_object_agg(k.kind, k.count) as kinds from"

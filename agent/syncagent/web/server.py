@@ -24,7 +24,6 @@ from syncagent.transport.tls import Credentials
 from syncagent.web import api, metrics
 from syncagent.web.database import Reader
 
-_LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -129,8 +128,11 @@ class Server:
     @staticmethod
     def _is_ours(host: str) -> bool:
         """A name that a page from elsewhere cannot have pointed here."""
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-        return name.strip("[]").lower() in _LOCAL_NAMES or name.startswith("127.")
+        name = (host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host).strip("[]")
+        try:
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return name.lower() == "localhost"
 
     async def _health(self, _request: web.Request) -> web.Response:
         return api.as_json({"healthy": True})
