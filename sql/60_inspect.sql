@@ -123,6 +123,21 @@ end
 $$;
 comment on function syncagent._open is 'whether the row that had to yield a value still lives with what it was given instead';
 
+create function syncagent._forget_conflicts(p_age interval, p_most integer) returns bigint
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with old as (
+        select c.id from syncagent.conflict_record c
+        where c.noticed_at < clock_timestamp() - p_age and not (c.yielded is not null and syncagent._open(c.id))
+        order by c.noticed_at limit p_most for update skip locked
+    ), gone as (
+        delete from syncagent.conflict_record c using old where c.id = old.id returning 1
+    )
+    select count(*) from gone
+$$;
+comment on function syncagent._forget_conflicts is 'drop some conflicts that were noticed so long ago; open ones stay; returns how many went';
+
 -- The views -------------------------------------------------------------------------------------------------
 
 create view syncagent.schema_change as

@@ -308,6 +308,7 @@ async def _assemble(
     housekeeper = Housekeeper(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, verifier, steady=steady
     )
+    housekeeper.history = settings.history
     housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
     housekeeper.verbs.update(applier.verbs | verifier.verbs | repairer.verbs)
     housekeeper.verbs.update(fingerprints.verbs | Clocks(desk, elections).verbs)

@@ -78,13 +78,17 @@ max_clock_skew = {max_clock_skew}
 # [limits]
 # away = "30d"
 # kept = "10GB"
+#
+# How long conflicts are shown after they were noticed; those that are open stay.
+#
+# conflicts = "365d"
 """
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a site is. `listen` is HOST:PORT or "none"; `advertise` is what peers dial; `addresses` is where this
     site reaches some peers, by name, if not at the address that they advertise; `rates` is how many bytes of rows go to
-    some in a second, at most; `bounds` is what is kept for a site that is away."""
+    some in a second, at most; `bounds` is what is kept for a site that is away, `history` for how many seconds conflicts are."""
 
     home: Path
     name: str
@@ -98,6 +102,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     addresses: Mapping[str, str] = MappingProxyType({})
     rates: Mapping[str, float] = MappingProxyType({})
     bounds: Bounds = Bounds()
+    history: float = limits.CONFLICT_HISTORY
 
     @property
     def address(self) -> str | None:
@@ -134,6 +139,7 @@ def load(home: Path) -> Settings:
             hint="remove the [[peer]] entries: the cluster knows them",
         )
     top = _Entry(path, "", values, _KEYS)
+    bounds, history = top.optional("limits", _limits) or _limits({})
     return Settings(
         home=home,
         name=top.checked("name", site_name),
@@ -146,7 +152,8 @@ def load(home: Path) -> Settings:
         max_clock_skew=top.optional("max_clock_skew", _skew) or limits.MAX_CLOCK_SKEW,
         addresses=top.optional("addresses", _addresses) or MappingProxyType({}),
         rates=top.optional("rates", _rates) or MappingProxyType({}),
-        bounds=top.optional("limits", _bounds) or Bounds(),
+        bounds=bounds,
+        history=history,
     )
 
 
@@ -160,8 +167,9 @@ def write(settings: Settings, *, again: bool = False) -> Path:
     addresses = "\n[addresses]\n" + "".join(reached) if settings.addresses else ""
     paced = (f'{name} = "{most:.0f}"\n' for name, most in settings.rates.items())
     rates = "\n[rates]\n" + "".join(paced) if settings.rates else ""
-    kept = f'away = "{settings.bounds.away:.0f}s"\nkept = "{settings.bounds.kept}"\n'
-    bounds = "\n[limits]\n" + kept if settings.bounds != Bounds() else ""
+    kept = f'away = "{settings.bounds.away:.0f}s"\nkept = "{settings.bounds.kept}"\nconflicts = "{settings.history:.0f}s"\n'
+    usual = (settings.bounds, settings.history) == _limits({})
+    bounds = "" if usual else "\n[limits]\n" + kept
     text = _TEMPLATE.format(
         name=_quote(settings.name),
         node=settings.node,
@@ -251,21 +259,32 @@ _SPANS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
 
-def _bounds(value: object) -> Bounds:
-    if not isinstance(value, dict) or value.keys() - {"away", "kept"}:
+def _limits(value: object) -> tuple[Bounds, float]:
+    """What is kept for a site that is away, and for how many seconds conflicts are."""
+    if not isinstance(value, dict) or value.keys() - {"away", "kept", "conflicts"}:
         raise UsageError(
-            "not limits", hint='write it as  [limits]  and below  away = "30d"  and  kept = "10GB"'
+            "not limits",
+            hint='write it as  [limits]  and below  away = "30d"  and  kept = "10GB"  and  conflicts = "365d"',
         )
-    away, kept = Bounds().away, Bounds().kept
-    if "away" in value:
-        found = _SPAN.fullmatch(_string(value["away"]))
-        if not found or not (away := float(found[1]) * _SPANS[found[2]]):
-            raise UsageError(f"{value['away']!r} is not a time", hint="write it as 90s, 12h or 30d")
-    if "kept" in value:
-        found = _SIZE.fullmatch(_string(value["kept"]))
-        if not found or not (kept := int(float(found[1]) * _SIZES[(found[2] or "").lower()])):
-            raise UsageError(f"{value['kept']!r} is not a size", hint="write it as 500MB or 10GB")
-    return Bounds(away, kept)
+    bounds = Bounds()
+    away = _span(value["away"]) if "away" in value else bounds.away
+    kept = _size(value["kept"]) if "kept" in value else bounds.kept
+    history = _span(value["conflicts"]) if "conflicts" in value else limits.CONFLICT_HISTORY
+    return Bounds(away, kept), history
+
+
+def _span(value: object) -> float:
+    found = _SPAN.fullmatch(_string(value))
+    if not found or not (seconds := float(found[1]) * _SPANS[found[2]]):
+        raise UsageError(f"{value!r} is not a time", hint="write it as 90s, 12h or 30d")
+    return seconds
+
+
+def _size(value: object) -> int:
+    found = _SIZE.fullmatch(_string(value))
+    if not found or not (size := int(float(found[1]) * _SIZES[(found[2] or "").lower()])):
+        raise UsageError(f"{value!r} is not a size", hint="write it as 500MB or 10GB")
+    return size
 
 
 # ---- the file's keys

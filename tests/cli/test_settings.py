@@ -52,6 +52,13 @@ def test_what_is_kept_for_a_site_that_is_away(settings: Settings) -> None:
     assert load_again(kept).bounds == kept.bounds
     (settings.home / FILE).write_text((settings.home / FILE).read_text().replace('"90s"', '"1.5h"'))
     assert load(settings.home).bounds == Bounds(away=5400.0, kept=500_000)
+    assert load(settings.home).history == 365 * 86400.0
+
+
+def test_how_long_conflicts_are_kept(settings: Settings) -> None:
+    short = msgspec.structs.replace(settings, history=90 * 86400.0)
+    assert load_again(short).history == short.history
+    assert load(settings.home).bounds == settings.bounds
 
 
 def load_again(settings: Settings) -> Settings:
@@ -86,6 +93,7 @@ def test_address_that_peers_dial(settings: Settings) -> None:
         ("[rates]\nlima = 500000", "rates: 500000 is not text"),
         ('[limits]\naway = "long"', "limits: 'long' is not a time"),
         ('[limits]\nkept = "0GB"', "limits: '0GB' is not a size"),
+        ('[limits]\nconflicts = "never"', "limits: 'never' is not a time"),
         ('[limits]\nfar = "1d"', "limits: not limits"),
         ('[[peer]]\nname = "tokyo"', "peers are not listed here any more"),
     ],

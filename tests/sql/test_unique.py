@@ -410,6 +410,20 @@ async def test_a_value_of_its_own(sites: Sites, pair: Pair) -> None:
     await same("customer", a, b)
 
 
+async def test_what_was_noticed_long_ago_is_forgotten_unless_it_is_open(sites: Sites, pair: Pair) -> None:
+    a, b, conflict = await collided(sites, pair)
+    await a.do("update customer set name = 'a' where email is null")
+    await b.do("update customer set name = 'b' where email is null")
+    await quiet(a, b)
+    assert sorted(await a.conflicts()) == ["unique", "update/update"]
+    assert await a.one("select syncagent._forget_conflicts('1 hour', 10)") == 0
+    assert await a.one("select syncagent._forget_conflicts('0', 10)") == 1
+    assert await a.conflicts() == ["unique"]
+    await a.rows("select syncagent.resolve($1, 'loser')", conflict)
+    assert await a.one("select syncagent._forget_conflicts('0', 10)") == 1
+    assert len(await b.conflicts()) == 2
+
+
 async def test_what_was_overwritten_is_taken_back(sites: Sites, pair: Pair) -> None:
     a, b = await sites(CUSTOMER, *pair)
     await a.do(insert(1, "ann@x"))

@@ -52,6 +52,10 @@ RETRY_FIRST = 0.010
 RETRY_MOST = 5.0
 """Backoff of a batch that could not be applied."""
 
+# ---- conflicts
+CONFLICT_HISTORY = 365 * 86400.0
+"""How long they are kept after they were noticed, unless they are open or the site's settings say otherwise."""
+
 # ---- clocks
 MAX_CLOCK_SKEW = 5.0
 """A batch with a stamp further ahead of the wall clock is held."""

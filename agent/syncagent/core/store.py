@@ -149,6 +149,9 @@ class Keeper(Protocol):
     async def trim(self) -> int:
         """Empty slots of the log whose entries are all folded; returns how many are not empty yet."""
 
+    async def forget_conflicts(self, seconds: float) -> int:
+        """Those that were noticed longer ago, but for open ones; returns how many went."""
+
     async def behind(self) -> tuple[list[Behind], int]:
         """Members that lack something of this one, and how many bytes are kept because some site lacks something."""
 

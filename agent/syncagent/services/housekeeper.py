@@ -10,7 +10,7 @@ from functools import reduce
 from typing import Any
 from uuid import UUID, uuid4
 
-from syncagent.core import frontier
+from syncagent.core import frontier, limits
 from syncagent.core.membership import Peer
 from syncagent.core.ports import Link
 from syncagent.core.store import Keeper, PeerState, Request
@@ -75,6 +75,8 @@ class Housekeeper:
         self.verbs: dict[str, Verb] = {"wait": self._wait, "pause": self._switch, "resume": self._switch}
         self.warning: Callable[[], str | None] = lambda: None
         """What is not wrong yet, and should be seen to."""
+        self.history = limits.CONFLICT_HISTORY
+        """Seconds for which conflicts are kept."""
         self._heard = asyncio.Condition()
 
     async def tidy(self) -> None:
@@ -91,6 +93,8 @@ class Housekeeper:
                 due = (seen != done or always) and self._elections.is_member
                 if due and not self._inbox.holds_last_words:
                     await self._keeper.compact(always=always)
+                if always:
+                    await self._keeper.forget_conflicts(self.history)
                 if seen != done or left:
                     left = await self._keeper.trim()
                 done, self._trouble = seen, uncovered

@@ -165,6 +165,19 @@ class PostgresKeeper:
                 )
             )
 
+    async def forget_conflicts(self, seconds: float) -> int:
+        gone = 0
+        while True:
+            async with self._talking():
+                count = int(
+                    await self._session.fetchval(
+                        "select syncagent._forget_conflicts(make_interval(secs => $1), $2)", seconds, _CHUNK
+                    )
+                )
+            gone += count
+            if count < _CHUNK:
+                return gone
+
     async def behind(self) -> tuple[list[Behind], int]:
         async with self._talking():
             rows = await self._session.fetch(
