@@ -414,7 +414,7 @@ async def test_what_was_noticed_long_ago_is_forgotten_unless_it_is_open(sites: S
     a, b, conflict = await collided(sites, pair)
     await a.do("update customer set name = 'a' where email is null")
     await b.do("update customer set name = 'b' where email is null")
-    await quiet(a, b)
+    await cross(a, b)
     assert sorted(await a.conflicts()) == ["unique", "update/update"]
     assert await a.one("select syncagent._forget_conflicts('1 hour', 10)") == 0
     assert await a.one("select syncagent._forget_conflicts('0', 10)") == 1

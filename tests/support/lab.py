@@ -55,13 +55,17 @@ _ATTACH_ALL = """
 
 _LOOKS = """
     select md5(string_agg(x, ',' order by x)) from (
-        select (c.oid, c.relname, c.relnatts, c.relrowsecurity, c.relacl, c.reloptions)::text from pg_class c
+        select (c.oid, c.relname, c.relnatts, c.relrowsecurity, c.relforcerowsecurity, c.relowner, c.relreplident, c.relacl,
+                c.reloptions)::text from pg_class c
         where c.oid >= 16384 and c.relpersistence <> 't'
         union all
-        select (a.attrelid, a.attnum, a.attname, a.atttypid, a.attnotnull, a.attidentity)::text
+        select (a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, a.attidentity, a.atthasdef, a.attstorage,
+                a.attcompression, a.attacl, a.attoptions)::text
         from pg_attribute a join pg_class c on c.oid = a.attrelid where a.attrelid >= 16384 and c.relpersistence <> 't'
         union all
         select (i.inhrelid, i.inhparent)::text from pg_inherits i
+        union all
+        select (i.indexrelid, i.indisclustered, i.indisreplident, i.indisvalid)::text from pg_index i where i.indexrelid >= 16384
         union all
         select (p.oid, md5(p.prosrc))::text from pg_proc p where p.oid >= 16384
         union all
