@@ -7,7 +7,14 @@ does not answer costs its own values only.
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -17,6 +24,8 @@ from syncagent.storage.commands import Connection
 ROLES = ("follower", "precandidate", "candidate", "leader")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 Row = Mapping[str, Any]
+
+disable_created_metrics()  # twice the series, to say when the agent was started
 
 _OF_PEERS = {
     "behind_rows": ("lag_rows", "Rows of this site that a peer has not applied."),
@@ -142,8 +151,8 @@ class _Now(Collector):
         yield self._here(
             "forest_open_buckets", "Buckets of the forest to be computed anew.", me["open_buckets"] or 0
         )
-        if me["sealed_until"] is not None:
-            yield self._here("forest_sealed_until_seconds", "Up to when the forest is sealed, of the table that is last; Unix time.", me["sealed_until"])  # fmt: skip
+        sealed = [] if me["sealed_until"] is None else [((), me["sealed_until"])]
+        yield self._gauge("forest_sealed_until_seconds", "Up to when the forest is sealed, of the table that is last; Unix time.", (), sealed)  # fmt: skip
         kinds = (me["kinds"] or {}).items()
         yield self._gauge("conflicts", "Conflicts that are kept.", ("kind",), [((k,), n) for k, n in kinds])
 
