@@ -25,7 +25,7 @@ ROLES = ("follower", "precandidate", "candidate", "leader")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 Row = Mapping[str, Any]
 
-disable_created_metrics()  # twice the series, to say when the agent was started
+disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series, to say when the agent was started
 
 _OF_PEERS = {
     "behind_rows": ("lag_rows", "Rows of this site that a peer has not applied."),
