@@ -309,10 +309,9 @@ async def _assemble(
         desk, store.keeper, exchange, cutter, applier, elections, attaching, verifier, steady=steady
     )
     housekeeper.history = settings.history
-    housekeeper.verbs.update(
-        membership.verbs | attaching.verbs | renewal.verbs | Clocks(desk, elections).verbs
-    )
-    housekeeper.verbs.update(applier.verbs | verifier.verbs | repairer.verbs | fingerprints.verbs)
+    housekeeper.verbs.update(membership.verbs | attaching.verbs | renewal.verbs)
+    housekeeper.verbs.update(applier.verbs | verifier.verbs | repairer.verbs)
+    housekeeper.verbs.update(fingerprints.verbs | Clocks(desk, elections).verbs)
     lapsing = Lapsing(desk, store.keeper, exchange, elections, settings.bounds)
     housekeeper.warning = lambda: "; ".join(filter(None, (lapsing.trouble, renewal.warning()))) or None
     await store.keeper.on_request(desk.bells.requests.ring)
