@@ -281,10 +281,8 @@ async def _assemble(
     witness = settings.node in catalog.sites and catalog.sites[settings.node].witness
     roster = Roster(peers_of(catalog, settings.node, settings.addresses), catalog.epoch, witness)
     inbox = _inbox(settings, catalog, roster, loaded, await store.keeper.paused())
-    desk = Desk(settings.node, inbox, Outbox(settings.node), clock, roster, observer=window.observer)
-    desk.outbox.loaded(
-        loaded.last, loaded.last_id, loaded.context, loaded.frontier, loaded.floor, clock.now()
-    )
+    outbox = _outbox(settings, loaded, clock)
+    desk = Desk(settings.node, inbox, outbox, clock, roster, observer=window.observer)
     exchange = Exchange(desk, store.origin)
     elections = Elections(settings.node, store.registry, high_water, state, applied, clock, exchange.post)
     exchange.on_ballot, exchange.on_unlinked = elections.heard, elections.unlinked
@@ -403,3 +401,9 @@ def _inbox(
     for node in paused:
         inbox.pause(node)
     return inbox
+
+
+def _outbox(settings: Settings, loaded: Loaded, clock: SystemClock) -> Outbox:
+    outbox = Outbox(settings.node)
+    outbox.loaded(loaded.last, loaded.last_id, loaded.context, loaded.frontier, loaded.floor, clock.now())
+    return outbox
