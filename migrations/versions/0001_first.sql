@@ -2841,11 +2841,13 @@ comment on function syncagent._put_back is 'insert rows again that were deleted;
 -- dropped with it, once all their dots are stable. Two states of a row are joined: the newer life wins whole; within one
 -- life a delete ends it, whatever the stamps of its columns; else each column is that of the larger stamp.
 --
+-- The small functions below are called for every row that meets another. They set no search_path, for such a one is not inlined and
+-- costs more than what it does: their callers have set it.
+--
 -- tests/model/columns.py is this page as a program; docs/decisions/0017-strategies.md says what it found.
 
 create function syncagent._registers_of(p_op "char", p_columns name[], p_stamp uuid, p_node integer, p_cut bigint) returns jsonb
     language sql immutable
-    set search_path = pg_catalog, pg_temp
     as $$
     select case when p_op = 'D' then null
                 when p_op = 'I' or p_columns is null then jsonb_build_object('', e.entry)
@@ -2855,15 +2857,22 @@ $$;
 comment on function syncagent._registers_of is 'the registers that one log entry writes: those of its columns, or a new life';
 
 create function syncagent._joined_registers(p_one jsonb, p_other jsonb) returns jsonb
-    language sql immutable strict
-    set search_path = pg_catalog, pg_temp
+    language plpgsql immutable strict
     as $$
-    select coalesce(jsonb_object_agg(r.name, r.entry), '{}')
-    from (
-        select distinct on (e.key) e.key as name, e.value as entry
-        from (select * from jsonb_each(p_one) union all select * from jsonb_each(p_other)) as e
-        order by e.key, (e.value ->> 0) collate "C" desc, e.value ->> 2 is null   -- of one write, the entry that knows its cut
-    ) as r
+declare
+    v_name  text;
+    v_entry jsonb;
+    v_mine  jsonb;
+begin
+    for v_name, v_entry in select e.key, e.value from jsonb_each(p_other) as e loop
+        v_mine := p_one -> v_name;
+        if v_mine is null or (v_entry ->> 0)::uuid > (v_mine ->> 0)::uuid
+           or v_entry -> 0 = v_mine -> 0 and v_mine ->> 2 is null then   -- of one write, the entry that knows its cut
+            p_one := p_one || jsonb_build_object(v_name, v_entry);
+        end if;
+    end loop;
+    return p_one;
+end
 $$;
 comment on function syncagent._joined_registers is 'of each register the entry of the larger stamp';
 
@@ -2871,18 +2880,20 @@ create aggregate syncagent._joined(jsonb) (sfunc = syncagent._joined_registers, 
 comment on aggregate syncagent._joined(jsonb) is 'registers of several writes of one row';
 
 create function syncagent._since(p_registers jsonb, p_life jsonb) returns jsonb
-    language sql immutable
-    set search_path = pg_catalog, pg_temp
+    language plpgsql immutable
     as $$
-    select case when p_life is null then p_registers - ''
-                else (select coalesce(jsonb_object_agg(e.key, e.value), '{}') from jsonb_each(p_registers) as e
-                      where e.key <> '' and (e.value ->> 0)::uuid > (p_life ->> 0)::uuid) end
+begin
+    if p_life is null then
+        return p_registers - '';
+    end if;
+    return (select coalesce(jsonb_object_agg(e.key, e.value), '{}') from jsonb_each(p_registers) as e
+            where e.key <> '' and (e.value ->> 0)::uuid > (p_life ->> 0)::uuid);
+end
 $$;
 comment on function syncagent._since is 'the columns that were written after a life began';
 
 create function syncagent._life(p_registers jsonb) returns jsonb
     language sql immutable
-    set search_path = pg_catalog, pg_temp
     as $$ select case when p_registers ? '' then jsonb_build_object('', p_registers -> '') else '{}' end $$;
 comment on function syncagent._life is 'the registers without those of columns';
 
@@ -2890,7 +2901,6 @@ create function syncagent._written(p_stamp uuid, p_node integer, p_cut bigint, p
                                    p_log jsonb, p_new uuid, p_first uuid, p_me integer, p_next bigint, p_alive boolean, p_gone boolean,
                                    out stamp uuid, out node integer, out cut bigint, out deleted boolean, out registers jsonb)
     language plpgsql immutable
-    set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_life   jsonb := p_log -> '';
@@ -2934,7 +2944,6 @@ comment on function syncagent._written is 'the version entry of a row after the 
 
 create function syncagent._same_life(p_mine jsonb, p_theirs jsonb, p_context jsonb, p_settled jsonb) returns boolean
     language sql immutable
-    set search_path = pg_catalog, pg_temp
     as $$
     -- An entry that was dropped was stable: every site has had that life, and whoever dropped it can only mean that one.
     select case
@@ -2946,18 +2955,18 @@ $$;
 comment on function syncagent._same_life is 'whether the lives of two states are one: theirs is of a site that had seen p_context, p_settled is what entries were dropped of here';
 
 create function syncagent._all_stable(p_registers jsonb, p_stable jsonb) returns boolean
-    language sql immutable
-    set search_path = pg_catalog, pg_temp
+    language plpgsql immutable
     as $$
-    select coalesce(bool_and(coalesce((e.value ->> 2)::bigint <= (p_stable ->> (e.value ->> 1))::bigint, false)), true)
-    from jsonb_each(p_registers) as e
+begin
+    return not exists (select from jsonb_each(p_registers) as e
+                       where not coalesce((e.value ->> 2)::bigint <= (p_stable ->> (e.value ->> 1))::bigint, false));
+end
 $$;
 comment on function syncagent._all_stable is 'whether every site has all of these registers';
 
 create function syncagent._sides(p_key uuid, p_registers jsonb, p_ended boolean, p_stamp uuid, p_node integer, p_cut bigint)
     returns table (name text, stamp uuid, node integer, cut bigint)
     language sql immutable
-    set search_path = pg_catalog, pg_temp
     as $$
     select e.key, (e.value ->> 0)::uuid, (e.value ->> 1)::integer, (e.value ->> 2)::bigint from jsonb_each(p_registers) as e where not p_ended
     union all
