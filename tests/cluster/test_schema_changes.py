@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from syncagent.embedded import Server
 from tests.sql.test_revisions import FIRST, SECOND, application
 from tests.support.cluster import Cluster, Laboratory, Site, leader
 from tests.support.dumps import dumped
+from tests.support.fleet import Member, fleet
 from tests.support.load import committed, load, share, verify
 from tests.support.waiting import until
 
@@ -179,3 +181,50 @@ def test_revisions_and_a_site_that_is_not_waited_for(
         names = "select name from customer where name in ('new', 'away') order by 1"
         until(lambda: all(site.execute(names) == [("away",), ("new",)] for site in cluster), "all rows", LONG)
         assert "is done" in change(berlin, "abort", change(berlin, "history")[0]["id"], expect=1)
+
+
+def test_a_site_joins_after_a_change_and_not_within_one(
+    server18: Server, server15: Server, tmp_path: Path
+) -> None:
+    """It comes with the shape that the others have, and changes on with them."""
+    with fleet(tmp_path, "", server18, server15, server18) as (berlin, tokyo, lima):
+        berlin.init()
+        berlin.execute("create table item (id uuid primary key, name text not null, old int)")
+        berlin.start()
+        berlin.ask("attach", "item")
+        berlin.execute(
+            "insert into item select syncagent.uuid7(), 'before', n from generate_series(1, 200) as n"
+        )
+
+        def apply(member: Member, text: str, *how: str, expect: int = 0) -> Any:
+            file = tmp_path / "change.sql"
+            file.write_text(text)
+            done = member.verb("schema", "apply", str(file), *how, "--json")
+            assert done.returncode == expect, done.stderr + done.stdout
+            return json.loads(done.stdout)
+
+        apply(
+            berlin,
+            "alter table item add column size int not null default 3; create index item_name on item (name)",
+        )
+        tokyo.join(berlin)
+        tokyo.start()
+        tokyo.execute("insert into item (id, name, size) values (syncagent.uuid7(), 'at tokyo', 5)")
+        waits = apply(tokyo, "alter table item add column late text; alter table item drop column old")
+        assert waits["state"] == "waits for approval"
+        token = tokyo.ask("invite")["token"]
+        assert "a schema change is under way" in lima.refused(*lima.joining(tokyo), token=token)
+        assert tokyo.ask("schema", "apply", "--contract")["state"] == "done"
+        lima.join(tokyo)
+        lima.start()
+        lima.execute("insert into item (id, name, late) values (syncagent.uuid7(), 'at lima', 'x')")
+        apply(lima, "alter table item rename column late to note", "--auto")
+        assert berlin.ask("wait", "--converged")["converged"]
+        everywhere = (berlin, tokyo, lima)
+        epochs = {site.scalar("select schema_epoch from syncagent.local_site") for site in everywhere}
+        assert len(epochs) == 1
+        rows = [site.execute("select * from item order by id") for site in everywhere]
+        assert rows[0] == rows[1] == rows[2]
+        assert [row[1:] for row in rows[0][-2:]] == [("at tokyo", 5, None), ("at lima", 3, "x")]
+        first, *others = [dumped(site.database, server18) for site in everywhere]
+        assert [first ^ other for other in others] == [set(), set()]
