@@ -309,7 +309,8 @@ begin
                          where k.key not in (select j.key from pg_temp.joined j where j.born_node is not null and j.outcome = 'theirs') order by k.key)
         from syncagent._told(p_origin) t
         where c.node = t.node and c.cut > t.cut and c.relation = {id} and c.implicit
-          and c.keys && array(select j.key from pg_temp.joined j where j.born_node is not null and j.outcome = 'theirs')
+          and exists (select from unnest(c.keys) as k (key)
+                      where k.key in (select j.key from pg_temp.joined j where j.born_node is not null and j.outcome = 'theirs'))
     )
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
         winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)

@@ -3144,7 +3144,8 @@ begin
                          where k.key not in (select j.key from pg_temp.joined j where j.born_node is not null and j.outcome = 'theirs') order by k.key)
         from syncagent._told(p_origin) t
         where c.node = t.node and c.cut > t.cut and c.relation = {id} and c.implicit
-          and c.keys && array(select j.key from pg_temp.joined j where j.born_node is not null and j.outcome = 'theirs')
+          and exists (select from unnest(c.keys) as k (key)
+                      where k.key in (select j.key from pg_temp.joined j where j.born_node is not null and j.outcome = 'theirs'))
     )
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
         winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
@@ -4784,7 +4785,7 @@ begin
     set keys = array(select u.key from unnest(e.keys) with ordinality as u (key, n) where u.key not in (select b.key from pg_temp.beaten b) order by u.n),
         odd = case when e.odd is not null then array(
             select u.odd from unnest(e.keys, e.odd) with ordinality as u (key, odd, n) where u.key not in (select b.key from pg_temp.beaten b) order by u.n) end
-    where e.relation = p_relation and e.keys && array(select b.key from pg_temp.beaten b);
+    where e.relation = p_relation and exists (select from unnest(e.keys) as k (key) where k.key in (select b.key from pg_temp.beaten b));
     delete from syncagent.log e where e.relation = p_relation and e.keys = '{}';
     delete from pg_temp.own_key o using pg_temp.beaten b where b.key = o.key;
     drop table pg_temp.beaten;
