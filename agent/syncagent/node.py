@@ -75,11 +75,18 @@ Arriving = Callable[[Membership], Coroutine[Any, Any, None]]
 
 class Window:
     """What whoever looks at the running agent is given: `observer` hears what it does, and while the agent holds its
-    database `standing` is its role and term in the group that agrees."""
+    database `standing` is its role and term in the group that agrees, `is_member` whether that counts it."""
 
     def __init__(self, observer: Observer | None = None) -> None:
         self.observer: Observer = observer or Unobserved()
         self.standing: Callable[[], tuple[str, int]] | None = None
+        self.is_member: Callable[[], bool] = lambda: False
+
+    def unready(self) -> str | None:
+        """Why nobody should rely on this site now."""
+        if self.standing is None:
+            return "the agent has no database, or is starting"
+        return None if self.is_member() else "this site is no member: it still joins, or was removed"
 
 
 class SystemClock:
@@ -203,6 +210,7 @@ async def _run_once(
             listen=settings.listen,
             peers=[peer.name for peer in parts.roster.peers],
         )
+        window.is_member = lambda: parts.membership.is_member
         window.standing = parts.standing
         if on_ready is not None:
             on_ready()

@@ -1,5 +1,6 @@
 """`syncagent run --http`: health, metrics and state of a real agent, and what it refuses."""
 
+import asyncio
 import json
 import re
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import jsonschema
 import pytest
@@ -17,7 +19,9 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from syncagent.embedded import Server, free_port
+from syncagent.settings import Settings
 from syncagent.web.api import ANSWERS, ROOT
+from syncagent.web.server import Server as HttpServer
 from tests.support.fleet import Member, fleet
 from tests.support.waiting import until
 
@@ -122,3 +126,26 @@ def test_an_address_that_is_taken_stops_the_agent_with_a_hint(tmp_path: Path, se
         assert said.returncode == 2
         assert "cannot listen" in said.stderr
         assert "--http" in said.stderr
+
+
+async def test_a_site_that_is_no_member_is_not_ready(tmp_path: Path) -> None:
+    """As its agent says while it joins, and after it was removed."""
+    address = f"127.0.0.1:{free_port()}"
+    settings = Settings(
+        home=tmp_path, name="berlin", node=1, site=uuid4(), incarnation=uuid4(), dsn="", listen="none"
+    )
+    server = HttpServer(settings, address)
+    await server.start()
+
+    async def ready() -> tuple[int, str | None]:
+        status, body = await asyncio.to_thread(get, f"http://{address}/readyz")
+        return status, json.loads(body)["reason"]
+
+    try:
+        assert await ready() == (503, "the agent has no database, or is starting")
+        server.window.standing = lambda: ("follower", 1)
+        assert await ready() == (503, "this site is no member: it still joins, or was removed")
+        server.window.is_member = lambda: True
+        assert await ready() == (200, None)
+    finally:
+        await server.stop()

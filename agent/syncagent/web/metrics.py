@@ -5,6 +5,7 @@ does not answer costs its own values only.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import (
@@ -19,7 +20,10 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from syncagent import __version__
+from syncagent.errors import TrustError
+from syncagent.settings import Settings
 from syncagent.storage.commands import Connection
+from syncagent.transport.tls import CERTIFICATE, end_of_pem
 
 ROLES = ("follower", "precandidate", "candidate", "leader")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -33,11 +37,14 @@ _OF_PEERS = {
     "parked": ("parked_rows", "Rows that break a constraint, and wait: at this site, and at peers."),
     "rtt_seconds": ("rtt_seconds", "A message there and back."),
     "clock_offset_seconds": ("clock_offset_seconds", "How far a peer's clock is ahead of ours."),
+    "applied_at_seconds": ("applied_at_seconds", "When a batch of a peer was last merged; Unix time."),
+    "equal_at_seconds": ("equal_at_seconds", "When a peer was last found equal to this site; Unix time."),
 }
 _OF_HERE = {
     "log_bytes": ("log_bytes", "Log of captured statements."),
     "unsettled_rows": ("unsettled_rows", "Rows that some site may not have yet."),
     "kept_cuts": ("kept_cuts", "Cuts that some member has not applied."),
+    "kept_bytes": ("kept_bytes", "What is kept until every member has it, the log included."),
 }
 
 
@@ -72,6 +79,16 @@ class Measured:
         self._refusals = counter(
             "refused_batches", "Batches that could not be merged, and are tried again.", of_peer
         )
+        for each in (self._cut, self._apply, self._cut_rows, self._cut_failures, self._rows, self._conflicts):
+            each.labels(site)
+
+    def meet(self, peer: str) -> None:
+        """What is counted of this peer begins at zero, not with the first that happens: a rate misses that."""
+        for each in (
+            *(self._sent, self._sent_bytes, self._received, self._received_bytes),
+            self._refusals,
+        ):
+            each.labels(self._site, peer)
 
     def cut(self, seconds: float, rows: int) -> None:
         self._cut.labels(self._site).observe(seconds)
@@ -100,7 +117,10 @@ class Measured:
 def asked(connection: Connection) -> list[dict[str, Any]]:
     """What a scrape asks of the database, in one query: a row for each site, with totals in that of this one."""
     return connection.execute(
-        "select s.*, s.rtt_ms / 1000 as rtt_seconds, f.open_buckets, f.sealed_until, c.kinds from syncagent.status s"
+        "select s.*, s.rtt_ms / 1000 as rtt_seconds,"
+        " extract(epoch from s.applied_at)::float8 as applied_at_seconds, extract(epoch from s.equal_at)::float8 as equal_at_seconds,"
+        " case when s.is_self then syncagent._kept_bytes() end as kept_bytes, f.open_buckets, f.sealed_until, c.kinds"
+        " from syncagent.status s"
         " left join (select sum(t.open_buckets)::bigint as open_buckets,"
         "  extract(epoch from min(t.sealed_until))::float8 as sealed_until from syncagent.replicated_table t) f on s.is_self"
         " left join (select jsonb_object_agg(k.kind, k.count) as kinds from"
@@ -112,9 +132,10 @@ class _Now(Collector):
     """What holds at the moment of one scrape."""
 
     def __init__(
-        self, site: str, rows: list[dict[str, Any]] | None, standing: tuple[str, int] | None
+        self, settings: Settings, rows: list[dict[str, Any]] | None, standing: tuple[str, int] | None
     ) -> None:
-        self._site, self._rows, self._standing = site, rows, standing
+        self._settings, self._rows, self._standing = settings, rows, standing
+        self._site = settings.name
 
     def collect(self) -> Iterator[Metric]:
         yield self._gauge("info", "Version of the agent.", ("version",), [((__version__,), 1)])
@@ -130,6 +151,14 @@ class _Now(Collector):
             )
         if self._rows:
             yield from self._told(self._rows)
+        bounds = self._settings.bounds
+        yield self._here("kept_limit_bytes", "Past so much kept, who is away lapses.", bounds.kept)
+        yield self._here("away_limit_seconds", "Past so long a lag, who is away lapses.", bounds.away)
+        if (until := _certificate_until(self._settings.home)) is not None:
+            yield self._here(
+                "certificate_expires_seconds", "When the site's certificate should have been renewed; Unix time.",
+                until,
+            )  # fmt: skip
 
     def _told(self, rows: list[dict[str, Any]]) -> Iterator[Metric]:
         peers, me = [row for row in rows if not row["is_self"]], next(row for row in rows if row["is_self"])
@@ -168,10 +197,23 @@ class _Now(Collector):
         return family
 
 
+def _certificate_until(home: Path) -> float | None:
+    try:
+        return end_of_pem((home / CERTIFICATE).read_text(encoding="ascii", errors="replace")).timestamp()
+    except (OSError, TrustError):
+        return None  # the handshakes say so
+
+
 def written(
-    measured: Measured, site: str, rows: list[dict[str, Any]] | None, standing: tuple[str, int] | None
+    measured: Measured,
+    settings: Settings,
+    rows: list[dict[str, Any]] | None,
+    standing: tuple[str, int] | None,
 ) -> bytes:
     """The page of one scrape. `rows` as of `asked`; None if the database did not answer."""
+    for row in rows or ():
+        if not row["is_self"]:
+            measured.meet(row["name"])
     moment = CollectorRegistry()
-    moment.register(_Now(site, rows, standing))
+    moment.register(_Now(settings, rows, standing))
     return generate_latest(measured.registry) + generate_latest(moment)

@@ -138,10 +138,9 @@ class Server:
         return api.as_json({"healthy": True})
 
     async def _readiness(self, _request: web.Request) -> web.Response:
-        ready = self.window.standing is not None
-        status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-        reason = None if ready else "the agent has no database, or is starting"
-        return api.as_json({"ready": ready, "reason": reason}, status)
+        reason = self.window.unready()
+        status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
+        return api.as_json({"ready": reason is None, "reason": reason}, status)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         async with self._scraping:
@@ -150,5 +149,5 @@ class Server:
             except SyncagentError:
                 rows = None  # the page says so: syncagent_database_up
             standing = self.window.standing() if self.window.standing else None
-            page = metrics.written(self._measured, self._settings.name, rows, standing)
+            page = metrics.written(self._measured, self._settings, rows, standing)
         return web.Response(body=page, headers={"Content-Type": CONTENT_TYPE_LATEST})
