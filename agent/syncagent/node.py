@@ -43,6 +43,7 @@ from syncagent.services.lifecycle import Desk, Roster
 from syncagent.services.membership import Departed, Membership, lapsed_of, peers_of, removed_from
 from syncagent.services.renewal import Renewal
 from syncagent.services.repairer import Repairer
+from syncagent.services.telling import Telling
 from syncagent.services.verifier import Verifier
 from syncagent.settings import Settings
 from syncagent.storage import blueprint as blueprints
@@ -184,7 +185,8 @@ async def _run_once(
         (settings.home / "spool").mkdir(mode=0o700, exist_ok=True)
         spools = Spools(settings.home / "spool")
         high_water = HighWater(settings.home, settings.incarnation)
-        parts = await _assemble(settings, store, spools, clock, high_water, window, steady=arriving is None)
+        observer = Telling(window.observer, log)
+        parts = await _assemble(settings, store, spools, clock, high_water, observer, steady=arriving is None)
         told: dict[str | None, str] = {}
 
         async def on_link(link: Link) -> None:
@@ -276,7 +278,7 @@ async def _assemble(
     spools: Spools,
     clock: SystemClock,
     high_water: HighWater,
-    window: Window,
+    observer: Observer,
     *,
     steady: bool,
 ) -> _Parts:
@@ -290,7 +292,7 @@ async def _assemble(
     roster = Roster(peers_of(catalog, settings.node, settings.addresses), catalog.epoch, witness)
     inbox = _inbox(settings, catalog, roster, loaded, await store.keeper.paused())
     outbox = _outbox(settings, loaded, clock)
-    desk = Desk(settings.node, inbox, outbox, clock, roster, observer=window.observer)
+    desk = Desk(settings.node, inbox, outbox, clock, roster, observer=observer)
     exchange = Exchange(desk, store.origin)
     elections = Elections(settings.node, store.registry, high_water, state, applied, clock, exchange.post)
     exchange.on_ballot, exchange.on_unlinked = elections.heard, elections.unlinked

@@ -110,6 +110,12 @@ def test_who_holds_a_row_is_named(laboratory: Laboratory) -> None:
             a.execute("update customer set note = 'changed' where id = %s", (wanted,))
             name = f"held by pid {holder.info.backend_pid} (application)"
             until(lambda: name in str(b.peer(a)["waiting"]), "status names who holds the row")
+            refused = until(
+                lambda: [line for line in b.said() if line["event"] == "batch refused"], "the log does, too"
+            )
+            assert name in refused[0]["reason"]
+            assert (refused[0]["site"], refused[0]["peer"]) == (b.name, a.name)
+            assert refused[0]["batch"] > 0
             arrives(a, mark(b))
             holder.rollback()
         cluster.converges()

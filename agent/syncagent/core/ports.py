@@ -125,29 +125,32 @@ class Observer(Protocol):
     def cut(self, seconds: float, rows: int) -> None:
         """A cut was made and committed."""
 
-    def cut_failed(self) -> None: ...
+    def cut_failed(self, attempt: int, reason: str) -> None:
+        """A cut could not be made, for so many times in a row."""
 
     def sent(self, peer: str, bytes_: int) -> None:
         """A batch was handed to the link with this peer: raw bytes of its rows."""
 
     def received(self, peer: str, bytes_: int) -> None: ...
 
-    def applied(self, origin: str, seconds: float, rows: int, conflicts: int, parked: int) -> None:
-        """A batch was merged and committed; of several that went together `seconds` is given once."""
+    def applied(self, origins: Sequence[str], seconds: float, rows: int, conflicts: int, parked: int) -> None:
+        """A batch was merged and committed, or several that go together."""
 
-    def refused(self, origin: str) -> None:
-        """A batch could not be applied, and is tried again."""
+    def refused(self, origin: str, batch: int, attempt: int, reason: str) -> None:
+        """A batch, known by the last cut in it, could not be applied for so many times, and is tried again."""
 
 
 class Unobserved:
     """Where nobody measures."""
 
     def cut(self, seconds: float, rows: int) -> None: ...
-    def cut_failed(self) -> None: ...
+    def cut_failed(self, attempt: int, reason: str) -> None: ...
     def sent(self, peer: str, bytes_: int) -> None: ...
     def received(self, peer: str, bytes_: int) -> None: ...
-    def applied(self, origin: str, seconds: float, rows: int, conflicts: int, parked: int) -> None: ...
-    def refused(self, origin: str) -> None: ...
+    def applied(
+        self, origins: Sequence[str], seconds: float, rows: int, conflicts: int, parked: int
+    ) -> None: ...
+    def refused(self, origin: str, batch: int, attempt: int, reason: str) -> None: ...
 
 
 class HighWater(Protocol):

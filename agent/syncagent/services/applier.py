@@ -100,7 +100,8 @@ class Applier:
         reason = error.line + (f" (held by {who})" if who else "")
         for entry in entries:
             until = self._clock.now() + pause
-            self._desk.observer.refused(self._desk.roster.name(entry.origin))
+            name, batch = self._desk.roster.name(entry.origin), entry.header.upto
+            self._desk.observer.refused(name, batch, attempt + 1, reason)
             for spool in self._inbox.deferred(entry, f"refused {attempt + 1} times: {reason}", until):
                 await spool.close()
         self._desk.bells.asks.ring()
@@ -112,7 +113,7 @@ class Applier:
                 self._desk.outbox.learned(header.origin, header.upto, header.rows, header.needed)
             for spool in (*entry.payloads, *overtaken):
                 await spool.close()
-        origins = "+".join(self._desk.roster.name(entry.origin) for entry in entries)
+        origins = [self._desk.roster.name(entry.origin) for entry in entries]
         self._desk.observer.applied(origins, took, applied.taken, applied.conflicts, applied.parked)
         self.batches += len(entries)
         self.rows += applied.taken

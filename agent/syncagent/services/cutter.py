@@ -52,7 +52,7 @@ class Cutter:
             raise
         except SyncagentError as error:
             self._failures += 1
-            self._observer.cut_failed()
+            self._observer.cut_failed(self._failures, error.line)
             self.waiting = f"no cut can be made: {error.line}"
             self._bells.news.ring()
             pause = backoff.delay(

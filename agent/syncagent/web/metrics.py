@@ -4,7 +4,7 @@ Invariant: labels are sites of the cluster and kinds of conflicts, never tables,
 does not answer costs its own values only.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class Measured:
         self._cut.labels(self._site).observe(seconds)
         self._cut_rows.labels(self._site).inc(rows)
 
-    def cut_failed(self) -> None:
+    def cut_failed(self, attempt: int, reason: str) -> None:
         self._cut_failures.labels(self._site).inc()
 
     def sent(self, peer: str, bytes_: int) -> None:
@@ -105,12 +105,12 @@ class Measured:
         self._received.labels(self._site, peer).inc()
         self._received_bytes.labels(self._site, peer).inc(bytes_)
 
-    def applied(self, origin: str, seconds: float, rows: int, conflicts: int, parked: int) -> None:
+    def applied(self, origins: Sequence[str], seconds: float, rows: int, conflicts: int, parked: int) -> None:
         self._apply.labels(self._site).observe(seconds)
         self._rows.labels(self._site).inc(rows)
         self._conflicts.labels(self._site).inc(conflicts)
 
-    def refused(self, origin: str) -> None:
+    def refused(self, origin: str, batch: int, attempt: int, reason: str) -> None:
         self._refusals.labels(self._site, origin).inc()
 
 

@@ -105,7 +105,9 @@ class Server:
                     now.load_into(context)
                     shown = now.sha256
             except (SyncagentError, OSError) as error:
-                structlog.get_logger().warning("certificate not read", reason=str(error))
+                structlog.get_logger().warning(
+                    "certificate not read", site=self._settings.name, reason=str(error)
+                )
 
     # ---- answers
 

@@ -1,0 +1,57 @@
+"""Lines of the log about batches and cuts that do not succeed, between the services and whoever measures them.
+
+Invariant: what is tried again for long costs a line each time that it has taken twice as long, with site, peer and batch, and one when it
+is over; what succeeds, or soon does, is no line: the metrics count it.
+"""
+
+from collections.abc import Sequence
+
+import structlog
+
+from syncagent.core.ports import Observer
+
+_SOON = 8
+"""Tries; by then a second or two have passed. Who holds a row is mostly done before."""
+
+
+class Telling:
+    """An Observer before another one. `log` is bound to the site."""
+
+    def __init__(self, observer: Observer, log: structlog.stdlib.BoundLogger) -> None:
+        self._observer, self._log = observer, log
+        self._refused: dict[str, int] = {}
+        self._cuts_failed = False
+
+    def cut(self, seconds: float, rows: int) -> None:
+        if self._cuts_failed:
+            self._cuts_failed = False
+            self._log.info("cuts are made again")
+        self._observer.cut(seconds, rows)
+
+    def cut_failed(self, attempt: int, reason: str) -> None:
+        if _is_news(attempt):
+            self._cuts_failed = True
+            self._log.warning("no cut", attempt=attempt, reason=reason)
+        self._observer.cut_failed(attempt, reason)
+
+    def sent(self, peer: str, bytes_: int) -> None:
+        self._observer.sent(peer, bytes_)
+
+    def received(self, peer: str, bytes_: int) -> None:
+        self._observer.received(peer, bytes_)
+
+    def applied(self, origins: Sequence[str], seconds: float, rows: int, conflicts: int, parked: int) -> None:
+        for origin in origins:
+            if (batch := self._refused.pop(origin, None)) is not None:
+                self._log.info("batch merged", peer=origin, batch=batch)
+        self._observer.applied(origins, seconds, rows, conflicts, parked)
+
+    def refused(self, origin: str, batch: int, attempt: int, reason: str) -> None:
+        if _is_news(attempt):
+            self._refused[origin] = batch
+            self._log.warning("batch refused", peer=origin, batch=batch, attempt=attempt, reason=reason)
+        self._observer.refused(origin, batch, attempt, reason)
+
+
+def _is_news(attempt: int) -> bool:
+    return attempt >= _SOON and attempt & (attempt - 1) == 0
