@@ -211,6 +211,6 @@ def test_every_panel_of_the_dashboard_has_an_answer(tmp_path: Path, server18: Se
 
 def within(look: Callable[[], bool], what: Callable[[], str]) -> None:
     try:
-        until(look, "", seconds=20)
+        until(look, "")
     except AssertionError:
         pytest.fail(what())
