@@ -122,6 +122,13 @@ class Site:
             raise SiteError(f"{what}:\n{talk}{answer}".rstrip())
         return answer, talk
 
+    def halt(self) -> None:
+        """The agent, at once; the database and the application go on. `run` again, and the site is back."""
+        if self._agent:
+            self._agent.kill()
+            self._agent.wait()
+            self._agent = None
+
     def log_tail(self, lines: int = 20) -> str:
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join(text.splitlines()[-lines:]) or "(the agent was not started, or said nothing)"

@@ -1,0 +1,1 @@
+"""A help desk whose schema changes twelve times while three sites work."""
