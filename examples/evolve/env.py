@@ -1,4 +1,4 @@
-"""For `alembic upgrade head` at a database without syncagent: DATABASE_URL says which."""
+"""For `alembic upgrade head` at one database: DATABASE_URL says which."""
 
 import os
 
