@@ -20,7 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from syncagent.embedded import Server, free_port
 from syncagent.settings import Settings
-from syncagent.web.api import ANSWERS, ROOT
+from syncagent.web.actions import ACTIONS
+from syncagent.web.api import ANSWERS, EVENTS, ROOT
 from syncagent.web.server import Server as HttpServer
 from tests.support.fleet import Member, fleet
 from tests.support.waiting import until
@@ -79,7 +80,7 @@ def test_an_agent_tells_how_it_is(tmp_path: Path, server18: Server) -> None:
         assert told == set(re.findall(r"^\| `(syncagent_\w+)` \| (.*) \|$", page, re.MULTILINE))
 
         described: dict[str, Any] = json.loads(get(f"{base}{ROOT}/openapi.json")[1])
-        assert set(described["paths"]) == {ROOT + answer.path for answer in ANSWERS}
+        assert set(described["paths"]) == {ROOT + one.path for one in (*ANSWERS, *ACTIONS)} | {ROOT + EVENTS}
         wanted = {
             "/forest": "?table=t",
             "/conflict": "?id=0000",
@@ -115,6 +116,21 @@ def test_a_network_address_is_served_with_the_sites_certificate_and_without_rows
         code, body = get(f"{base}{ROOT}/conflicts", context=context)
         assert code == 403
         assert b"hint" in body
+
+        _, _, token = site.ask("console", "token")["address"].partition("#token=")
+        headers = {"Content-Type": "application/json", "Origin": base}
+        asked = urllib.request.Request(  # noqa: S310
+            f"{base}{ROOT}/session", json.dumps({"token": token}).encode(), headers, method="POST"
+        )
+        with urllib.request.urlopen(asked, timeout=10, context=context) as answer:  # noqa: S310
+            cookie = answer.headers["Set-Cookie"]
+        assert cookie.startswith("__Host-")
+        assert "Secure" in cookie.split("; ")
+        asked = urllib.request.Request(  # noqa: S310
+            f"{base}{ROOT}/conflicts", headers={"Cookie": cookie.partition(";")[0]}
+        )
+        with urllib.request.urlopen(asked, timeout=10, context=context) as answer:  # noqa: S310
+            assert answer.status == 200
         with pytest.raises((urllib.error.URLError, ConnectionError)):
             get(f"http://127.0.0.1:{port}/healthz")
 

@@ -19,6 +19,7 @@ from syncagent.cli.bench import bench
 from syncagent.cli.certificate import certificate
 from syncagent.cli.clock import clock
 from syncagent.cli.conflicts import conflicts
+from syncagent.cli.console import console
 from syncagent.cli.constraints import constraints
 from syncagent.cli.db import db
 from syncagent.cli.demo import demo
@@ -105,6 +106,7 @@ for _name, _group in (
     ("parked", parked),
     ("certificate", certificate),
     ("clock", clock),
+    ("console", console),
     ("schema", schema),
     ("db", db),
 ):

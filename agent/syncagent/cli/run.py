@@ -29,7 +29,7 @@ def run(
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Answer health, metrics and state there: on a loopback address in plain HTTP, on others with the site's certificate.",
+            help="Serve the console, health, metrics and state there: on a loopback address in plain HTTP, on others with the site's certificate.",
             show_default=False,
         ),
     ] = None,

@@ -1,7 +1,8 @@
-"""The JSON of `/api/v1`: what the verbs that look show, and nothing that changes anything.
+"""The JSON of `/api/v1`: what the verbs that look show. What changes something is in `actions`.
 
 Invariant: the list of answers is the list of routes and of `openapi.json`, so none is served that is not described. Rows of the
-application leave over a loopback address only: whoever may read the database of this host sees them in `syncagent conflicts`, too.
+application are shown on a loopback address, for whoever may read the database of this host sees them in `syncagent conflicts`, too, and to
+who is signed in.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +17,10 @@ from syncagent import __version__
 from syncagent.errors import RefusedError, SyncagentError, Unreachable, UsageError
 from syncagent.storage import inspection
 from syncagent.storage.commands import Connection
+from syncagent.storage.schema import telling
+from syncagent.web import actions, signing
 from syncagent.web.database import Reader
+from syncagent.web.live import Full
 
 ROOT = "/api/v1"
 _SHOWN, _MOST = 50, 1000
@@ -121,11 +125,17 @@ ANSWERS = (
         rows=True,
     ),
     Answer("/schema-changes", "Schema changes, in their order.", _view("schema_change"), _AT_MOST),
+    Answer(
+        "/schema-steps",
+        "Schema changes, the newest first, with their steps and whom each waits for.",
+        lambda c, q: telling.history(c)[: _limit(q)],
+        _AT_MOST,
+    ),
 )
+EVENTS = "/events"
 
 
-def routes(reader: Reader, *, local: bool) -> list[web.RouteDef]:
-    """`local`: only this host can ask."""
+def routes(reader: Reader, desk: signing.Desk) -> list[web.RouteDef]:
 
     def serve(answer: Answer) -> Callable[[web.Request], Any]:
         async def handle(request: web.Request) -> web.Response:
@@ -135,10 +145,10 @@ def routes(reader: Reader, *, local: bool) -> list[web.RouteDef]:
                     f"{min(unknown)!r} is not a parameter of {answer.path}",
                     hint=f"known are: {', '.join(answer.parameters) or 'none'}",
                 )
-            if answer.rows and not local:
+            if answer.rows and not desk.shows_rows(request):
                 raise Withheld(
-                    "rows are shown to this host only",
-                    hint="use the command line there, or a role with syncagent.grant_reader",
+                    "rows are shown to this host and to who is signed in",
+                    hint="open what `syncagent console token` prints, or use the command line there",
                 )
             return as_json(await reader.read(lambda connection: answer.ask(connection, query)))
 
@@ -158,7 +168,11 @@ def as_json(answer: Any, status: int = 200) -> web.Response:
 
 
 def status_of(error: SyncagentError) -> int:
+    if (status := signing.status_of(error)) is not None:
+        return status
     match error:
+        case Full():
+            return 503
         case UsageError():
             return 400
         case Withheld():
@@ -193,6 +207,20 @@ def openapi() -> dict[str, Any]:
             }
         }
         for answer in ANSWERS
+    }
+    paths |= {ROOT + path: described for path, described in actions.described(error).items()}
+    paths[ROOT + EVENTS] = {
+        "get": {
+            "summary": "What is so now, each second, as server-sent events.",
+            "operationId": "events",
+            "responses": {
+                "200": {
+                    "description": "They come until one side ends.",
+                    "content": {"text/event-stream": {}},
+                },
+                "default": error,
+            },
+        }
     }
     fields = {
         "message": {"type": "string"},

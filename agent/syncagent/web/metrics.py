@@ -54,6 +54,8 @@ class Measured:
     def __init__(self, site: str) -> None:
         self.registry = CollectorRegistry()
         self._site = site
+        self.rows = (0, 0)
+        """Written here and in a cut; of other sites and applied here."""
         ProcessCollector(registry=self.registry)
         of_peer, here = ("site", "peer"), ("site",)
 
@@ -93,6 +95,7 @@ class Measured:
     def cut(self, seconds: float, rows: int) -> None:
         self._cut.labels(self._site).observe(seconds)
         self._cut_rows.labels(self._site).inc(rows)
+        self.rows = (self.rows[0] + rows, self.rows[1])
 
     def cut_failed(self, attempt: int, reason: str) -> None:
         self._cut_failures.labels(self._site).inc()
@@ -108,6 +111,7 @@ class Measured:
     def applied(self, origins: Sequence[str], seconds: float, rows: int, conflicts: int, parked: int) -> None:
         self._apply.labels(self._site).observe(seconds)
         self._rows.labels(self._site).inc(rows)
+        self.rows = (self.rows[0], self.rows[1] + rows)
         self._conflicts.labels(self._site).inc(conflicts)
 
     def refused(self, origin: str, batch: int, attempt: int, reason: str) -> None:

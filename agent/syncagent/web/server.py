@@ -21,8 +21,10 @@ from syncagent.settings import Settings
 from syncagent.transport.addresses import host_and_port
 from syncagent.transport.pages import refusal
 from syncagent.transport.tls import Credentials
-from syncagent.web import api, metrics
+from syncagent.web import actions, api, metrics, signing
 from syncagent.web.database import Reader
+from syncagent.web.live import Live
+from syncagent.web.pages import Pages
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -44,6 +46,12 @@ def is_local(host: str) -> bool:
     return all(ipaddress.ip_address(str(entry[4][0]).partition("%")[0]).is_loopback for entry in found)
 
 
+async def _guard(_request: web.Request, response: web.StreamResponse) -> None:
+    """What an answer says to the browser, unless it says better."""
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+
+
 class Server:
     """Serves `window` until it is stopped. The site's certificate is read anew when a renewal has replaced it."""
 
@@ -59,9 +67,17 @@ class Server:
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/readyz", self._readiness)
         app.router.add_get("/metrics", self._metrics)
-        app.router.add_routes(api.routes(self._reader, local=self._local))
+        self._live = Live(self._reader, self._measured, settings.name)
+        desk = signing.Desk(settings, local=self._local)
+        app.router.add_routes(api.routes(self._reader, desk))
+        app.router.add_routes(actions.Desktop(settings.dsn, desk).routes(api.ROOT))
+        app.router.add_get(api.ROOT + api.EVENTS, self._live.listen)
+        app.router.add_routes(Pages().routes())
+        app.on_response_prepare.append(_guard)
+        app.on_shutdown.append(self._live.stop)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         self._turning: asyncio.Task[None] | None = None
+        self._announced: str | None = None
 
     async def start(self) -> None:
         """UsageError if the address cannot be had, or the certificate cannot be used."""
@@ -79,7 +95,10 @@ class Server:
             ) from error
         if context is not None:
             self._turning = asyncio.create_task(self._follow(context))
+        await self._live.start()
         scheme = "http" if self._local else "https"
+        self._announced = f"{scheme}://{self._shown()}/"
+        await asyncio.to_thread(signing.announce, self._settings.home, self._announced)
         structlog.get_logger().info("http", site=self._settings.name, at=f"{scheme}://{self._address}/")
 
     async def stop(self) -> None:
@@ -87,6 +106,15 @@ class Server:
             self._turning.cancel()
         await self._runner.cleanup()
         await self._reader.close()
+        if self._announced is not None:
+            await asyncio.to_thread(signing.withdraw, self._settings.home, self._announced)
+
+    def _shown(self) -> str:
+        """The address for a browser: where it listens on every interface, the name that peers dial."""
+        if self._host not in ("", "0.0.0.0", "::"):
+            return self._address
+        name = host_and_port(self._settings.address)[0] if self._settings.address else socket.gethostname()
+        return f"[{name}]:{self._port}" if ":" in name else f"{name}:{self._port}"
 
     def _context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -124,7 +152,6 @@ class Server:
                 f"{request.method} {request.path}: {error.reason}", hint="see /api/v1/openapi.json"
             )
             response = refusal(error.status, wrong)
-        response.headers.update(_HEADERS)
         return response
 
     @staticmethod

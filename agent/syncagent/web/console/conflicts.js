@@ -1,0 +1,106 @@
+// The inbox of conflicts: both versions column by column, settled by whoever is signed in.
+
+import { by, counted, get, h, post, show, when } from "./dom.js";
+
+let chosen = null; // the id of the one that is unfolded
+let onlyOpen = false;
+let session = { signed_in: false, rows: false };
+let found = { count: 0, conflicts: [] };
+
+const text = (value) => (value === null || value === undefined ? "null" : typeof value === "string" ? value : JSON.stringify(value));
+
+function said(message, level = "good") {
+  by("conflicts-said").dataset.level = level;
+  by("conflicts-said").textContent = message;
+}
+
+function tag(one) {
+  if (one.open) return h("span", { class: "tag open" }, "open");
+  return one.resolved_at ? h("span", { class: "tag done" }, "resolved") : h("span", { class: "tag" }, "by rule");
+}
+
+function versions(one) {
+  const [won, lost] = [one.winning_image, one.losing_image];
+  const columns = [...new Set([...Object.keys(won || {}), ...Object.keys(lost || {})])];
+  const cell = (image, column) => (image ? text(image[column]) : "(deleted)");
+  return h("table", {},
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "column"),
+      h("th", { scope: "col" }, `${one.winner} won, ${when(one.winning_time)}`), h("th", { scope: "col" }, `${one.loser} lost, ${when(one.losing_time)}`))),
+    h("tbody", {}, columns.map((column) => {
+      const [here, there] = [cell(won, column), cell(lost, column)];
+      return h("tr", { class: here === there ? "same" : "differs" }, h("th", { scope: "row" }, column), h("td", {}, here), h("td", {}, there));
+    })));
+}
+
+async function act(path, body, told) {
+  try {
+    await post(path, body);
+    said(told);
+  } catch (error) {
+    said(error.message, "bad");
+  }
+  await load();
+}
+
+function actions(one) {
+  if (!session.signed_in) return h("p", { class: "note" }, "To settle it, sign in: open what ", h("code", {}, "syncagent console token"), " prints.");
+  const take = (name, which, label) =>
+    h("button", { type: "button", class: "main", "data-take": which, onclick: () => act("/conflict/resolve", { id: one.id, take: which }, `${one.table_name} ${one.key}: ${name}’s version is taken, at every site.`) }, label);
+  return h("p", { class: "buttons" },
+    take(one.winner, "winner", `${one.resolved_at ? "Take" : "Keep"} ${one.winner}’s`), take(one.loser, "loser", `Take ${one.loser}’s`),
+    one.resolved_at && h("button", { type: "button", "data-undo": "", onclick: () => act("/conflict/undo", { id: one.id }, `${one.table_name} ${one.key}: the resolution is taken back.`) }, "Undo the resolution"));
+}
+
+function detail(one) {
+  const facts = [`${one.kind}, strategy ${one.strategy}, noticed ${when(one.noticed_at)}.`];
+  if (one.yielded) facts.push(`By ${one.constraint_name} the row ${one.other_key} keeps the value; this one got ${JSON.stringify(one.yielded)} instead.`);
+  if (one.resolved_at) facts.push(`Resolved by ${one.resolved_by}, ${when(one.resolved_at)}.`);
+  return h("div", { class: "detail", id: `detail-${one.id}` },
+    h("p", { class: "dim" }, facts.join(" ")), versions(one), actions(one),
+    h("p", { class: "dim" }, "In a terminal: ", h("code", {}, `syncagent conflicts show ${one.id}`)));
+}
+
+function item(one) {
+  const open = chosen === one.id;
+  const row = h("button", {
+    type: "button", class: "row", "data-id": one.id, "aria-expanded": String(open), "aria-controls": `detail-${one.id}`,
+    onclick: () => { chosen = open ? null : one.id; draw(); by("conflicts-list").querySelector(`[data-id="${one.id}"]`).focus(); },
+  },
+  h("span", { class: "when dim" }, when(one.noticed_at)), h("span", { class: "what" }, one.table_name, h("span", { class: "key-of" }, one.key)),
+  h("span", { class: "kind dim" }, one.kind), h("span", { class: "who" }, `${one.winner} over ${one.loser}`), tag(one));
+  return h("li", {}, row, open && detail(one));
+}
+
+function draw() {
+  const none = onlyOpen ? "None is open." : "None yet: no two sites wrote one row without having seen each other.";
+  show(by("conflicts-list"), [found, chosen, session], () =>
+    session.rows
+      ? found.conflicts.length ? found.conflicts.map(item) : h("li", {}, h("p", { class: "dim" }, none))
+      : h("li", {}, h("p", { class: "note" }, "Rows are shown to who is signed in: open what ", h("code", {}, "syncagent console token"), " prints.")));
+  by("conflicts-more").textContent = session.rows ? counted(found.count, onlyOpen ? "open one" : "conflict") + (found.count > found.conflicts.length ? `, the newest ${found.conflicts.length} shown` : "") : "";
+}
+
+export async function load() {
+  if (session.rows) {
+    try {
+      found = await get("/conflicts", onlyOpen ? { open: "true", limit: 50 } : { limit: 50 });
+    } catch (error) {
+      said(error.message, "bad");
+    }
+  }
+  draw();
+}
+
+export function signed(now) {
+  session = now;
+  return load();
+}
+
+for (const [id, open] of [["conflicts-all", false], ["conflicts-open", true]]) {
+  by(id).addEventListener("click", () => {
+    onlyOpen = open;
+    by("conflicts-all").setAttribute("aria-pressed", String(!open));
+    by("conflicts-open").setAttribute("aria-pressed", String(open));
+    load();
+  });
+}

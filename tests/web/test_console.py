@@ -1,0 +1,323 @@
+"""The console: what it refuses, and what a person sees and does in a real browser.
+
+CONSOLE_PICTURES=1 writes the pictures of docs/images/.
+"""
+
+import gzip
+import http.client
+import json
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+from syncagent.embedded import Server, free_port
+from syncagent.web import pages, signing
+from syncagent.web.findings import findings
+from syncagent.web.live import LISTENERS
+from tests.support.fleet import Member, fleet
+from tests.support.waiting import until
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+PICTURES = Path(__file__).parents[2] / "docs" / "images"
+LIMIT = 200_000
+SCHEMA = "create table note (id uuid primary key, author text, body text, stars integer)"
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def told(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.body)
+        return found
+
+
+def ask(at: str, method: str, path: str, body: object = None, **headers: str) -> Answer:
+    """`headers` with _ for -."""
+    connection = http.client.HTTPConnection(at, timeout=10)
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body), sent)
+        answer = connection.getresponse()
+        return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+    finally:
+        connection.close()
+
+
+@contextmanager
+def serving(folder: Path, *servers: Server) -> Iterator[tuple[str, list[Member]]]:
+    """A fleet with a table; the first site's agent serves a console."""
+    address = f"127.0.0.1:{free_port()}"
+    with fleet(folder, SCHEMA, *servers) as sites:
+        first = sites[0]
+        first.init()
+        first.environment["SYNCAGENT_RUN_HTTP"] = address
+        first.start()
+        first.environment.clear()  # the verbs need no interpreter of their own
+        until(lambda: ask(address, "GET", "/healthz").status == 200, "it answers")
+        yield address, sites
+
+
+def test_nobody_changes_anything_from_elsewhere(tmp_path: Path, server18: Server) -> None:
+    with serving(tmp_path, server18) as (at, (site,)):
+        own = {"Origin": f"http://{at}", "Content_Type": "application/json"}
+        resolution = {"id": "0000", "take": "loser"}
+        for path in ("/api/v1/conflict/resolve", "/api/v1/conflict/undo"):
+            refused = ask(at, "POST", path, resolution, **own)
+            assert refused.status == 401
+            assert "syncagent console token" in refused.told["hint"]
+
+        token = site.ask("console", "token")["address"].partition("#token=")[2]
+        assert token
+        assert oct((site.home / "console.token").stat().st_mode)[-3:] == "600"
+        assert token not in (site.home / "console.token").read_text()
+        for foreign in (
+            own | {"Origin": "http://evil.example"},
+            own | {"Sec_Fetch_Site": "cross-site"},
+            own | {"Sec_Fetch_Site": "same-site"},
+            own | {"Content_Type": "text/plain"},
+            {"Content_Type": "application/json"},
+        ):
+            refused = ask(at, "POST", "/api/v1/session", {"token": token}, **foreign)
+            assert (refused.status, bool(refused.told["hint"])) == (403, True)
+        assert ask(at, "POST", "/api/v1/session", {"token": "x" + token}, **own).status == 401
+
+        signed = ask(at, "POST", "/api/v1/session", {"token": token}, **own)
+        assert signed.status == 200
+        cookie = signed.headers["set-cookie"]
+        assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(cookie.split("; "))
+        again = ask(at, "POST", "/api/v1/session", {"token": token}, **own)
+        assert (again.status, "set-cookie" in again.headers) == (401, False)
+        mine = {"Cookie": cookie.partition(";")[0]}
+        assert ask(at, "GET", "/api/v1/session", **mine).told == {"signed_in": True, "rows": True}
+
+        assert ask(at, "POST", "/api/v1/conflict/resolve", resolution, **own, **mine).status == 404
+        assert ask(at, "POST", "/api/v1/conflict/resolve", {"id": 1}, **own, **mine).status == 400
+        foreign = own | {"Origin": "http://evil.example"}
+        assert ask(at, "POST", "/api/v1/conflict/resolve", resolution, **foreign, **mine).status == 403
+        assert ask(at, "GET", "/api/v1/conflict/resolve", **mine).status == 405
+        assert ask(at, "POST", "/api/v1/session/end", {}, **own, **mine).status == 200
+        assert ask(at, "POST", "/api/v1/conflict/resolve", resolution, **own, **mine).status == 401
+
+        log = site.log.read_text()
+        assert token not in log
+        assert mine["Cookie"].partition("=")[2] not in log
+
+
+def test_the_page_loads_nothing_from_elsewhere_and_listeners_are_bounded(
+    tmp_path: Path, server18: Server
+) -> None:
+    with serving(tmp_path, server18) as (at, (site,)):
+        page = ask(at, "GET", "/", Accept_Encoding="gzip")
+        assert gzip.decompress(page.body).startswith(b"<!doctype html>")
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "script-src 'self'" in policy
+        assert "unsafe" not in policy
+        tag = page.headers["etag"]
+        assert ask(at, "GET", "/", If_None_Match=tag).status == 304
+        assert ask(at, "GET", "/console/style.css").headers["content-type"] == "text/css; charset=utf-8"
+        for path in ("/console/none.js", "/console/..%2Fapi.py", "/console/%2e%2e/api.py"):
+            assert ask(at, "GET", path).status == 404
+
+        with ExitStack() as stack:
+            streams = []
+            for _ in range(LISTENERS):
+                connection = stack.enter_context(closing(http.client.HTTPConnection(at, timeout=10)))
+                connection.request("GET", "/api/v1/events")
+                streams.append(stack.enter_context(connection.getresponse()))
+            assert ask(at, "GET", "/api/v1/events").status == 503
+            lines = (line for line in iter(streams[0].readline, b"") if line.startswith(b"data: "))
+            next(lines)  # what is past
+            state = json.loads(next(lines).removeprefix(b"data: "))
+            assert (state["database"], state["site"]) == (True, "berlin")
+            site.stop()
+            for stream in streams:
+                stream.read()  # to its end
+        assert site.log.read_text().count("Traceback") == 0
+        assert not (site.home / "console.address").exists()
+        assert "syncagent run" in site.refused("console", "token")
+
+
+def test_it_is_small_and_has_no_markup_from_text() -> None:
+    found = pages.files()
+    assert sum(len(file.packed) for file in found.values()) < LIMIT
+    for name, file in found.items():
+        text = file.plain.decode()
+        assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+        assert "https://" not in text
+        assert not any(word in text for word in ("innerHTML", "outerHTML", "insertAdjacent", "eval("))
+        if name.endswith(".html"):
+            assert "<style" not in text
+            assert "style=" not in text
+            assert "onclick" not in text
+
+
+def test_a_token_is_good_for_minutes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signing.announce(tmp_path, "http://127.0.0.1:1/")
+    token = signing.invitation(tmp_path).partition("#token=")[2]
+    assert signing._taken(tmp_path, token)
+    with monkeypatch.context() as patched:
+        patched.setattr(signing, "TOKEN_SECONDS", -1.0)
+        late = signing.invitation(tmp_path).partition("#token=")[2]
+    assert not signing._taken(tmp_path, late)
+    old = signing.invitation(tmp_path).partition("#token=")[2]
+    new = signing.invitation(tmp_path).partition("#token=")[2]
+    assert not signing._taken(tmp_path, old)
+    assert signing._taken(tmp_path, new)
+    assert not signing._taken(tmp_path, new)
+
+
+def test_every_finding_says_who_and_what_to_type() -> None:
+    site: dict[str, Any] = {
+        "trouble": None,
+        "waiting": None,
+        "parked": 0,
+        "behind_seconds": 0,
+        "behind_rows": 0,
+    }
+    me = site | {
+        "name": "berlin",
+        "is_self": True,
+        "state": "running",
+        "leads": True,
+        "clock_offset_seconds": None,
+    }
+    peer = site | {
+        "name": "tokyo",
+        "is_self": False,
+        "state": "linked",
+        "leads": False,
+        "clock_offset_seconds": 0.1,
+    }
+    well: dict[str, Any] = {"sites": [me, peer], "unequal": [], "schema_changes": [], "open_conflicts": 0}
+    assert not findings(well)
+
+    ill = peer | {"state": "away", "parked": 2, "trouble": "x", "waiting": "y", "clock_offset_seconds": -3.0}
+    change = {"name": "add", "failures": {"tokyo": "no right"}}
+    found = findings(
+        well | {"sites": [me, ill], "unequal": [{"site": "tokyo", "at": "now"}], "schema_changes": [change]}
+    )
+    assert len(found) == 7
+    assert all("tokyo" in one.text and one.type.startswith("syncagent ") for one in found)
+    assert [one.level for one in found] == ["bad"] * 4 + ["warn"] * 3
+    late = findings(well | {"sites": [me, peer | {"behind_seconds": 90.0, "behind_rows": 1000}]})
+    assert [one.text for one in late] == ["tokyo lags"]
+
+
+# ---- in a browser
+
+
+@contextmanager
+def browsing(folder: Path) -> Iterator[Page]:
+    """A page that has loaded nothing yet. What it says to its console, or asks of another host, fails the test."""
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            folder,
+            executable_path=CHROMIUM,
+            headless=True,
+            args=FLAGS,
+            viewport={"width": 1280, "height": 800},
+        )
+        page = context.pages[0]
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "console", lambda said: complaints.append(said.text) if "Security Policy" in said.text else None
+        )
+        page.on(
+            "request", lambda asked: complaints.append(asked.url) if "//127.0.0.1:" not in asked.url else None
+        )
+        try:
+            yield page
+        finally:
+            context.close()
+    assert not complaints
+
+
+def picture(page: Page, name: str) -> None:
+    if os.environ.get("CONSOLE_PICTURES"):
+        PICTURES.mkdir(exist_ok=True)
+        page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
+        page.screenshot(path=PICTURES / f"console-{name}.png", full_page=name != "well")
+
+
+@pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no chromium: apt install chromium")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_person_sees_a_site_go_and_settles_a_conflict(
+    tmp_path: Path, server18: Server, server15: Server
+) -> None:
+    with serving(tmp_path, server18, server15) as (at, (berlin, tokyo)):
+        berlin.execute(
+            "insert into note select syncagent.uuid7_floor(now() - (n * n) * interval '7 minutes'), 'ada', 'note ' || n, n"
+            " from generate_series(20, 50) n"
+        )
+        berlin.ask("attach", "note")
+        tokyo.join(berlin)
+        tokyo.start()
+        (key,) = berlin.execute("select id from note order by id desc limit 1")[0]
+        change = "update note set body = %s, stars = %s where id = %s"
+        with browsing(tmp_path / "browser") as page:
+            page.goto(f"http://{at}/")
+            headline = page.locator("#headline-text")
+            expect(headline).to_have_text("All is well", timeout=20_000)
+            expect(page.locator("#topology")).to_contain_text("tokyo")
+            expect(page.locator("#conflicts-list")).to_contain_text("None yet")
+            picture(page, "well")
+
+            tokyo.stop()
+            expect(headline).to_have_text("Tokyo is away", timeout=20_000)
+            expect(page.locator("#findings code").first).to_contain_text("syncagent run")
+            page.get_by_role("link", name="tokyo is away").click()
+            expect(page.locator("#sites")).to_be_focused()
+            tokyo.execute(change, ("<img src=x onerror=alert(1)>", 5, key))
+            berlin.execute(change, ("from berlin", 4, key))
+            expect(page.locator("#sites-table")).to_contain_text("1 row", timeout=20_000)
+            tokyo.start()
+
+            row = page.locator("#conflicts-list button.row")
+            expect(row).to_contain_text("update/update", timeout=20_000)
+            expect(headline).to_have_text("All is well", timeout=20_000)
+            row.focus()
+            page.keyboard.press("Enter")
+            expect(page.locator(".detail tr.differs")).to_have_count(2)
+            expect(page.locator(".detail")).to_contain_text("<img src=x onerror=alert(1)>")
+            expect(page.locator(".detail")).to_contain_text("syncagent console token")
+
+            page.goto(berlin.ask("console", "token")["address"])
+            expect(page.locator("#session")).to_have_text("signed in")
+            expect(page).to_have_url(f"http://{at}/")
+            (loser,) = berlin.execute("select loser from syncagent.conflict")[0]
+            lost = {"berlin": "from berlin", "tokyo": "<img src=x onerror=alert(1)>"}[loser]
+            body = "select body from note where id = %s"
+            page.locator('[data-take="loser"]').click()
+            expect(row).to_contain_text("resolved")
+            until(lambda: tokyo.scalar(body, (key,)) == lost, "the resolution is at both sites")
+            page.locator("#tables-list button").focus()
+            expect(page.locator("#forest svg")).to_be_visible()
+            page.locator("#forest svg").focus()
+            page.keyboard.press("ArrowUp")
+            if os.environ.get("CONSOLE_PICTURES"):
+                for name, scheme, width in (
+                    ("light", "light", 1280),
+                    ("dark", "dark", 1280),
+                    ("phone", "dark", 390),
+                ):
+                    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+                    page.set_viewport_size({"width": width, "height": 800})
+                    picture(page, name)
+            page.locator("[data-undo]").click()
+            until(lambda: berlin.scalar(body, (key,)) != lost, "it is undone")
+            expect(row).to_contain_text("by rule")
