@@ -64,6 +64,9 @@ def test_wheel_is_small_and_says_what_it_is_for(dist: Path) -> None:
         names = files.namelist()
         (about,) = (files.read(name).decode() for name in names if name.endswith(".dist-info/METADATA"))
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"syncagent"}
+    console = tracked("agent/syncagent/web/console")
+    assert {f"agent/{name}" for name in names} >= console
+    assert len(console) > 5
     said = email.message_from_string(about)
     assert said["Requires-Python"] == ">=3.11"
     assert "demo" in said.get_all("Provides-Extra", [])

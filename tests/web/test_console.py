@@ -230,6 +230,7 @@ def browsing(folder: Path) -> Iterator[Page]:
             headless=True,
             args=FLAGS,
             viewport={"width": 1280, "height": 800},
+            reduced_motion="reduce",
         )
         page = context.pages[0]
         page.set_default_timeout(15_000)
@@ -250,7 +251,8 @@ def browsing(folder: Path) -> Iterator[Page]:
 def picture(page: Page, name: str) -> None:
     if os.environ.get("CONSOLE_PICTURES"):
         PICTURES.mkdir(exist_ok=True)
-        page.evaluate("scrollTo({top: 0, behavior: 'instant'})")
+        page.evaluate("() => { document.activeElement.blur(); scrollTo({top: 0, behavior: 'instant'}) }")
+        page.evaluate("() => new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(go)))")
         page.screenshot(path=PICTURES / f"console-{name}.png", full_page=name != "well")
 
 
@@ -311,7 +313,6 @@ def test_a_person_sees_a_site_go_and_settles_a_conflict(
             page.keyboard.press("ArrowUp")
             if os.environ.get("CONSOLE_PICTURES"):
                 for name, scheme, width in (
-                    ("light", "light", 1280),
                     ("dark", "dark", 1280),
                     ("phone", "dark", 390),
                 ):

@@ -22,9 +22,9 @@ function between(a, b, links) {
   const ours = both.find((link) => link.rows !== null && (a.is_self || b.is_self) && link.origin === (a.is_self ? a : b).name);
   const cuts = Math.max(0, ...both.map((link) => link.cuts || 0));
   const far = a.is_self ? b : b.is_self ? a : null;
-  if (far && ["away", "no agent"].includes(far.state)) return ["cut", ours && ours.rows ? `no link, lacks ${counted(ours.rows, "row")}` : "no link"];
+  if (far && ["away", "no agent"].includes(far.state)) return ["cut", "no link", ours && ours.rows ? counted(ours.rows, "row") : ""];
   if (far && far.state === "paused") return ["late", "paused"];
-  if (ours && ours.rows > 0 && ours.seconds > 2) return ["late", `${counted(ours.rows, "row")}, ${span(ours.seconds)}`];
+  if (ours && ours.rows > 0 && ours.seconds > 2) return ["late", counted(ours.rows, "row"), span(ours.seconds)];
   if (far) return ["near", far.rtt_ms === null ? "" : `${far.state === "relayed" ? `via ${far.via}, ` : ""}${far.rtt_ms < 1 ? "< 1" : Math.round(far.rtt_ms)} ms`];
   return cuts > 5 ? ["late", counted(cuts, "cut")] : ["", ""];
 }
@@ -35,21 +35,24 @@ function picture(sites, links) {
   const labels = [];
   sites.forEach((a, i) => sites.slice(i + 1).forEach((b, j) => {
     const [p, q] = [place[i], place[i + 1 + j]];
-    const [kind, text] = between(a, b, links);
+    const [kind, ...texts] = between(a, b, links);
     lines.push(s("line", { class: `link ${kind}`, x1: p[0], y1: p[1], x2: q[0], y2: q[1] }));
-    if (text) labels.push(s("text", { class: `label ${kind}`, x: (p[0] + q[0]) / 2, y: (p[1] + q[1]) / 2 + 4 }, text));
+    const [x, y] = [(p[0] + q[0]) / 2, (p[1] + q[1]) / 2];
+    const said = texts.filter(Boolean);
+    if (said.length) labels.push(s("text", { class: `label ${kind}`, y: y + 6 - said.length * 4 }, said.map((text, n) => s("tspan", { x, dy: n ? "1.2em" : 0 }, text))));
   }));
   const nodes = sites.map((site, i) => {
     const [x, y] = place[i];
     const good = level(site);
+    const above = sites.length > 2 && i === 0; // links leave it below
     return s("g", { transform: `translate(${x} ${y})` },
       s("circle", { class: `node ${good} ${site.is_self ? "self" : ""}`, r: 25 }),
       s("text", { class: `glyph ${good}`, y: 6 }, GLYPH[good] || "?"),
-      s("text", { class: "name", y: 45 }, site.name),
-      s("text", { class: "role", y: 61 }, [site.is_self ? "this site" : "", site.leads ? "leader" : site.role].filter(Boolean).join(", ")));
+      s("text", { class: "name", y: above ? -48 : 45 }, site.name),
+      s("text", { class: "role", y: above ? -32 : 61 }, [site.is_self ? "this site" : "", site.leads ? "leader" : site.role].filter(Boolean).join(", ")));
   });
   const told = sites.map((site) => `${site.name}: ${site.state}`).join(", ");
-  const box = sites.length === 3 ? "40 10 520 285" : sites.length < 3 ? "40 80 520 115" : "20 10 560 315";
+  const box = sites.length === 3 ? "40 -18 520 313" : sites.length < 3 ? "40 80 520 115" : "20 -20 560 345";
   return s("svg", { viewBox: box, role: "img", "aria-label": `The sites and their links. ${told}` }, lines, labels, nodes);
 }
 
