@@ -306,11 +306,13 @@ def test_a_person_sees_a_site_go_and_settles_a_conflict(
             body = "select body from note where id = %s"
             page.locator('[data-take="loser"]').click()
             expect(row).to_contain_text("resolved")
+            expect(row).to_be_focused()
             until(lambda: tokyo.scalar(body, (key,)) == lost, "the resolution is at both sites")
             page.locator("#tables-list button").focus()
             expect(page.locator("#forest svg")).to_be_visible()
             page.locator("#forest svg").focus()
             page.keyboard.press("ArrowUp")
+            expect(page.locator("#forest .cell.chosen")).to_have_count(1)
             if os.environ.get("CONSOLE_PICTURES"):
                 for name, scheme, width in (
                     ("dark", "dark", 1280),

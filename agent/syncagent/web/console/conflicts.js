@@ -40,6 +40,7 @@ async function act(path, body, told) {
     said(error.message, "bad");
   }
   await load();
+  by("conflicts-list").querySelector(`[data-id="${body.id}"]`)?.focus(); // its buttons were made anew
 }
 
 function actions(one) {

@@ -7,6 +7,7 @@ const LEFT = 74;
 const MOST_ROWS = 31;
 let chosen = null;
 let drawnFor = null;
+let place = null; // the table and the cell that was chosen last
 
 const two = (value) => String(value).padStart(2, "0");
 
@@ -38,6 +39,7 @@ function map(name, parts, level) {
     if (at) cells.get(at).element.classList.remove("chosen");
     at = `${row},${column}`;
     cell.element.classList.add("chosen");
+    place = { name, row: found.names[row], column };
     output.textContent = cell.part ? told(cell.part, found.hours) : "no rows";
   };
   const drawn = [];
@@ -65,6 +67,7 @@ function map(name, parts, level) {
     const [r, c] = at ? at.split(",").map(Number) : [found.names.length - 1 - move[0], -move[1]];
     choose(r + move[0], c + move[1]);
   });
+  if (place && place.name === name) choose(found.names.indexOf(place.row), place.column);
   const timeless = parts.find((part) => part.begins === null);
   return [
     h("h3", { class: "hidden" }, `The forest of ${name}`), h("div", { class: "scroll" }, picture), output,
@@ -80,8 +83,10 @@ async function draw(name) {
     if (parts.length <= MOST_ROWS) [level, parts] = ["hour", await get("/forest", { table: name, by: "hour" })];
     const timed = parts.filter((part) => part.begins !== null);
     if (name !== chosen) return;
+    const had = by("forest").contains(document.activeElement);
     show(by("forest"), [name, level, parts], () =>
       timed.length ? map(name, parts, level) : h("p", { class: "dim" }, parts.length ? `${name}: ${counted(parts[0].rows, "row")}, whose keys hold no time.` : `Nothing of ${name} is sealed yet: a bucket is, a minute after its time has ended.`));
+    if (had) by("forest").querySelector("svg")?.focus();
   } catch (error) {
     show(by("forest"), [error.message], () => h("p", { class: "note" }, error.message));
   }
