@@ -127,6 +127,9 @@ def test_the_page_loads_nothing_from_elsewhere_and_listeners_are_bounded(
         assert "unsafe" not in policy
         tag = page.headers["etag"]
         assert ask(at, "GET", "/", If_None_Match=tag).status == 304
+        foreign = {"Sec_Fetch_Site": "cross-site"}
+        assert ask(at, "GET", "/api/v1/events", **foreign, Sec_Fetch_Mode="no-cors").status == 403
+        assert ask(at, "GET", "/", **foreign, Sec_Fetch_Mode="navigate").status == 200
         assert ask(at, "GET", "/console/style.css").headers["content-type"] == "text/css; charset=utf-8"
         for path in ("/console/none.js", "/console/..%2Fapi.py", "/console/%2e%2e/api.py"):
             assert ask(at, "GET", path).status == 404

@@ -144,6 +144,7 @@ class Server:
         try:
             if self._local and not self._is_ours(request.host):
                 raise UsageError(f"{request.host} is not served here", hint="ask for 127.0.0.1 or localhost")
+            signing.forbid_other_pages(request)
             response = await handler(request)
         except SyncagentError as error:
             response = refusal(api.status_of(error), error)

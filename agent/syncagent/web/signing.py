@@ -152,6 +152,16 @@ class Desk:
             )
 
 
+def forbid_other_pages(request: web.Request) -> None:
+    """Foreign if a page from elsewhere loads something of ours: it cannot read it, and could keep the agent busy. A link is no harm."""
+    headers = request.headers
+    if (
+        headers.get("Sec-Fetch-Site") in ("cross-site", "same-site")
+        and headers.get("Sec-Fetch-Mode") != "navigate"
+    ):
+        raise Foreign("it was asked from another page", hint="open the console itself")
+
+
 def require_own_page(request: web.Request) -> None:
     """Foreign unless it is JSON from a page of ours: what a browser says of that no page can change."""
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")

@@ -71,7 +71,7 @@ function map(name, parts, level) {
   const timeless = parts.find((part) => part.begins === null);
   return [
     h("h3", { class: "hidden" }, `The forest of ${name}`), h("div", { class: "scroll" }, picture), output,
-    h("p", { class: "legend" }, h("span", {}, "darker: more rows"), h("span", {}, "framed: being written, its digest is computed anew"),
+    h("p", { class: "legend" }, h("span", {}, "stronger: more rows"), h("span", {}, "framed: being written, its digest is computed anew"),
       timeless && h("span", {}, `keys without a time: ${counted(timeless.rows, "row")}`), found.hidden > 0 && h("span", {}, `${found.hidden} older lines are not shown`)),
   ];
 }
