@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from syncagent.cli.app import main
 from syncagent.embedded import Server
@@ -73,6 +74,13 @@ class Mould:
 
     database: Database
     home: Path
+
+
+@pytest.fixture(autouse=True)
+def talk() -> Iterator[None]:
+    """A verb that was run in this process has left its log at an output that is closed by now."""
+    yield
+    structlog.reset_defaults()
 
 
 def _needed(database: Database, home: Path) -> tuple[str, ...]:
