@@ -8,6 +8,7 @@ import argparse
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,14 @@ from syncagent.embedded import find_binaries, scratch
 from syncagent.errors import SyncagentError
 
 from ..compare import checksums, unequal
-from ..sites import Site, SiteError
+from ..runner import STARTED, phase
+from ..sites import CHECK_SECONDS, Site, SiteError
 from .writers import V1, V2, V3, Books, Desk, Version
 
 HERE = Path(__file__).parent
 TABLES = ("person", "ticket", "team")
 CONVERGE_SECONDS = 120
 STEP_SECONDS = 120
-STARTED = time.monotonic()
 
 
 class Company:
@@ -36,6 +37,7 @@ class Company:
         self.sites = [Site(i, folder, find_binaries(postgres), "helpdesk") for i in range(1, sites + 1)]
         self.repository = folder / "helpdesk"
         self.desks: list[Desk] = []
+        self._failed = threading.Event()
         self.books: list[Books] = []
 
     def start(self) -> None:
@@ -71,7 +73,7 @@ class Company:
     def open(self, version: Version, seed: int, *sites: Site) -> None:
         phase(f"{version.name} is opened at {', '.join(site.name for site in sites)}")
         for site in sites:
-            desk = Desk(site.dsn, version, f"{seed} {site.name}")
+            desk = Desk(site.dsn, version, f"{seed} {site.name}", self._failed)
             desk.start()
             self.desks.append(desk)
 
@@ -86,7 +88,7 @@ class Company:
     def write(self, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            time.sleep(min(0.2, seconds))
+            self._failed.wait(min(CHECK_SECONDS, seconds))
             self.check()
 
     def check(self) -> None:
@@ -131,10 +133,6 @@ class Company:
         ]
 
 
-def phase(what: str) -> None:
-    print(f"{time.monotonic() - STARTED:5.0f} s  {what}", file=sys.stderr, flush=True)
-
-
 def story(company: Company, options: argparse.Namespace) -> None:
     first, second, third = company.sites[0], company.sites[1], company.sites[-1]
     company.start()
@@ -155,6 +153,8 @@ def story(company: Company, options: argparse.Namespace) -> None:
     company.release(9, second)
     company.write(options.seconds)
     company.close(V1)
+    # What version 1 wrote elsewhere is still on its way, and the revision fills in what it finds at its own site.
+    first.wait_converged(CONVERGE_SECONDS, company.check)
     company.release(10, first)
     company.close(V2)
     company.release(11, third)

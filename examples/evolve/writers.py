@@ -67,11 +67,12 @@ class Books:
 class Desk(threading.Thread):
     """One desk at one site, with one version, until it is closed."""
 
-    def __init__(self, dsn: str, version: Version, seed: str) -> None:
+    def __init__(self, dsn: str, version: Version, seed: str, failed: threading.Event) -> None:
+        """`failed` is set if it ends by an error."""
         super().__init__(name=f"{version.name} {seed}", daemon=True)
         self.books, self.error = Books(), ""
         self._dsn, self._version, self._chance = dsn, version, random.Random(seed)
-        self._closing = threading.Event()
+        self._closing, self._failed = threading.Event(), failed
 
     def close(self) -> Books:
         self._closing.set()
@@ -85,6 +86,7 @@ class Desk(threading.Thread):
                     self._work(connection)
         except psycopg.Error as error:
             self.error = f"{self.name}: {error}"
+            self._failed.set()
 
     def _work(self, connection: psycopg.Connection) -> None:
         mine = self.books.made - self.books.deleted

@@ -27,7 +27,6 @@ from syncagent.transport.tls import CERTIFICATE, end_of_pem
 
 ROLES = ("follower", "precandidate", "candidate", "leader")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-Row = Mapping[str, Any]
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series, to say when the agent was started
 
