@@ -4,7 +4,7 @@ Invariant: labels are sites of the cluster and kinds of conflicts, never tables,
 does not answer costs its own values only.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
