@@ -705,7 +705,7 @@ create function syncagent._forest_list(p_relation integer, p_timed boolean[], p_
     set enable_seqscan = off
     as $$
 begin
-    return query execute format('select r.n, r.key, r.shown, v.stamp, r.lane_0, r.lane_1 from (%s) as r left join syncagent.version_%s v on v.key = r.key limit $4',
+    return query execute format('select r.n, r.key, case when r.shown = r.key::text then '''' else r.shown end, v.stamp, r.lane_0, r.lane_1 from (%s) as r left join syncagent.version_%s v on v.key = r.key limit $4',
                                 syncagent._forest_rows(p_relation, 't_key_text'), p_relation)
     using array(select syncagent._first_key(s.low, s.timed) from unnest(p_timed, p_lows) with ordinality as s (timed, low, n) order by s.n),
           array(select syncagent._last_key(s.high - 1, s.timed) from unnest(p_timed, p_highs) with ordinality as s (timed, high, n) order by s.n), p_timed, p_limit;

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from syncagent.core import comparison, forest, questions, stamp, wire
 from syncagent.core.batch import Table
-from syncagent.core.comparison import Comparison, Outcome
+from syncagent.core.comparison import Comparison, Difference, Outcome
 from syncagent.core.forest import END, WIDTHS, Bucket, Digest, Span
 from syncagent.core.questions import (
     Answer,
@@ -24,7 +24,6 @@ from syncagent.core.questions import (
     Leaves,
     Listed,
     Question,
-    Root,
     Row,
     Rows,
     Settle,
@@ -144,7 +143,14 @@ def returned(answer: Answer) -> Answer:
     return message.answer
 
 
-async def converse(here: Memory, there: Memory, *, whole: bool = True, turn: float = 0.0) -> Outcome:
+async def converse(
+    here: Memory,
+    there: Memory,
+    *,
+    whole: bool = True,
+    turn: float = 0.0,
+    suspects: Sequence[Difference] = (),
+) -> Outcome:
     mine, theirs = await Side.of(here, None), await Side.of(there, None)
     out_here = await mine.left_out(theirs.standing.frontier)
     out_there = await theirs.left_out(mine.standing.frontier)
@@ -152,7 +158,7 @@ async def converse(here: Memory, there: Memory, *, whole: bool = True, turn: flo
     other = await theirs.settle(mine.standing, out_there, out_here, whole=whole)
     assert mine.scope == theirs.scope
     assert mine.scope is not None
-    machine = Comparison(mine.standing, theirs.standing, mine.scope, mine.sums, turn)
+    machine = Comparison(mine.standing, theirs.standing, mine.scope, mine.sums, turn, suspects)
     question = machine.first(root, other)
     asked = 0
     while question is not None:
@@ -162,8 +168,15 @@ async def converse(here: Memory, there: Memory, *, whole: bool = True, turn: flo
     return machine.outcome
 
 
-def compare(here: Memory, there: Memory, *, whole: bool = True, turn: float = 0.0) -> Outcome:
-    return asyncio.run(converse(here, there, whole=whole, turn=turn))
+def compare(
+    here: Memory,
+    there: Memory,
+    *,
+    whole: bool = True,
+    turn: float = 0.0,
+    suspects: Sequence[Difference] = (),
+) -> Outcome:
+    return asyncio.run(converse(here, there, whole=whole, turn=turn, suspects=suspects))
 
 
 timed = st.builds(
@@ -280,6 +293,37 @@ def test_few_rows_are_read_for_few_differences() -> None:
     assert here.read < 200
 
 
+def test_a_second_look_at_a_few_rows_reads_those() -> None:
+    chance = random.Random(2)
+    rows = {stamp.pack(480_000 * HOUR + chance.randrange(100 * HOUR), 1, n): 1 for n in range(4000)}
+    gone = chance.sample(sorted(rows), 6)
+    first = compare(
+        Memory({TABLES[0]: rows}, 2), Memory({TABLES[0]: dict(rows.items() - [(key, 1) for key in gone])}, 4)
+    )
+    here, there = (
+        Memory({TABLES[0]: rows}, 2),
+        Memory({TABLES[0]: dict(rows.items() - [(key, 1) for key in gone[1:]])}, 4),
+    )
+    again = compare(here, there, suspects=first.suspects())
+    assert {found.key for found in again.differences} == set(gone[1:])
+    assert not again.stale
+    assert here.read == 6
+
+
+@given(held, held, held, st.data())
+def test_if_none_of_those_rows_differs_any_more_all_are_looked_at(
+    common: Held, one: Held, other: Held, data: st.DataObject
+) -> None:
+    here, there = Memory({TABLES[0]: {**common, **one}}, 3), Memory({TABLES[0]: {**common, **other}}, 5)
+    plain = compare(here, there)
+    equal = sorted(common.keys() - {found.key for found in plain.differences})
+    suspects = [Difference(TABLES[0], key, "", "different", None, None) for key in equal[:9]]
+    assert compare(here, there, suspects=suspects).differences == plain.differences
+    picked = data.draw(st.lists(st.sampled_from(plain.differences), max_size=5)) if plain.differences else []
+    found = {one.key for one in compare(here, there, suspects=[*suspects, *picked]).differences}
+    assert found == {one.key for one in picked or plain.differences}
+
+
 def test_rows_at_one_instant_are_told_apart_by_their_number_alone() -> None:
     rows = {stamp.pack(480_000 * HOUR, 1, n): 1 for n in range(comparison.LISTED)}
     outcome = compare(Memory({TABLES[0]: rows}, 0), Memory({TABLES[0]: {}}, 0))
@@ -311,10 +355,24 @@ def test_equal_sites_with_many_tables_say_little() -> None:
     side = asyncio.run(Side.of(Memory(tables, 0), None))
     begin = Begin(side.standing.listed(None), None, whole=False)
     begun = Begun(side.standing.known_to(begin.standing), ())
-    settle, root = Settle(None, ()), Root(bytes(16))
-    messages: list[wire.Message] = [wire.Compare(UUID(int=1), said) for said in (begin, settle, None)]
-    messages += [wire.Compared(UUID(int=1), said) for said in (begun, root)]
-    assert sum(len(wire.encode(message)) for message in messages) < 1024
+    root = asyncio.run(side.settle(side.standing, (), (), whole=False))
+    settle = Settle(None, (), root.root)
+    over = side.over(root, settle)
+    assert over.over, "nobody has to say that it is the end"
+    messages: list[wire.Message] = [wire.Compare(UUID(int=1), said) for said in (begin, settle)]
+    messages += [wire.Compared(UUID(int=1), said) for said in (begun, over)]
+    assert sum(len(wire.encode(message)) for message in messages) < 820, "with what TLS adds to four: 1 kB"
+
+
+def test_it_is_not_over_while_something_is_to_be_asked() -> None:
+    side = asyncio.run(Side.of(Memory({TABLES[0]: {UUID(int=1): 1}}, 0), None))
+    root = asyncio.run(side.settle(side.standing, (), (), whole=False))
+    assert not side.over(root, Settle(None, ())).over, (
+        "an older site does not say its root, and says the end itself"
+    )
+    assert not side.over(root, Settle(None, (), bytes(16))).over
+    root = asyncio.run(side.settle(side.standing, (), (), whole=True))
+    assert not side.over(root, Settle(None, (), root.root)).over, "the newest rows are in no root"
 
 
 # ---- a peer that sends what it must not

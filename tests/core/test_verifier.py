@@ -3,9 +3,14 @@
 import asyncio
 from types import SimpleNamespace
 from typing import Any
+from uuid import UUID
 
 import pytest
 
+from syncagent.core import questions
+from syncagent.core.batch import Table
+from syncagent.core.comparison import Difference, Outcome, Scope
+from syncagent.core.forest import END
 from syncagent.core.inbox import Inbox
 from syncagent.core.outbox import Outbox
 from syncagent.core.store import Due
@@ -76,6 +81,45 @@ async def test_a_table_that_cannot_be_read_holds_up_no_other() -> None:
     finally:
         tending.cancel()
     assert {1, 2, 3} <= set(forest.sealed)
+
+
+def found(*keys: int) -> Outcome:
+    table, standing = Table("public", "one"), questions.standing((), {}, True, {})
+    outcome = Outcome(Scope((table,), ((END, END),), False), standing, standing, {table: 10})
+    outcome.differences = [Difference(table, UUID(int=key), "", "different", None, None) for key in keys]
+    return outcome
+
+
+async def looked(
+    monkeypatch: pytest.MonkeyPatch, *looks: Outcome, thorough: bool = False
+) -> tuple[Outcome, list[int]]:
+    """What it makes of what it sees, and how many rows it looked at by themselves each time."""
+    made, suspected, left = verifier(Forest(Contended("locked"))), list[int](), list(looks)
+
+    async def compare(*arguments: Any, **_: Any) -> Outcome:
+        suspected.append(len(arguments[4]))
+        return left.pop(0)
+
+    monkeypatch.setattr(made, "_compare", compare)
+    monkeypatch.setattr("syncagent.services.verifier._AGAIN", 0)
+    return await made.compare(2, None, thorough=thorough), suspected
+
+
+async def test_a_difference_counts_if_it_is_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, suspected = await looked(monkeypatch, found(1, 2), found(2, 3))
+    assert [row.key.int for row in outcome.differences] == [2]
+    assert {key.int for _, key in outcome.unconfirmed} == {3}
+    assert suspected == [0, 2]
+    assert (await looked(monkeypatch, found(1), found(1), thorough=True))[1] == [0, 0], "all of it, twice"
+
+
+async def test_sites_are_not_equal_as_long_as_something_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome, _ = await looked(monkeypatch, found(1), found(2), found())
+    assert outcome.equal
+    outcome, _ = await looked(monkeypatch, found(1), found(2), found(2))
+    assert not outcome.equal
+    with pytest.raises(Contended):
+        await looked(monkeypatch, *(found(n) for n in range(9)))
 
 
 async def test_without_a_database_it_ends() -> None:

@@ -40,6 +40,8 @@ LISTED = 4096
 """Most rows of one question, at each site."""
 PIECES = 64
 """A span with more rows is cut into so many."""
+FEW = 4
+"""Most spans of one question about rows."""
 SLICES = 8
 """Halvings of a bucket asked for at a time."""
 DIFFERENCES = 1000
@@ -84,6 +86,11 @@ class Scope:
     def bucket(self, span: Span) -> int:
         """The bucket in which a span lies, or begins."""
         return span.low // self.width(span)
+
+    def place(self, found: "Difference") -> Span:
+        """Where a row of a table that is compared is, and who shares its position."""
+        at = forest.position(found.key)
+        return Span(self.tables.index(found.table), stamp.is_timed(found.key), at, at + 1)
 
     def holds(self, table: Table, key: UUID) -> bool:
         """Whether the row of this key was compared."""
@@ -188,6 +195,23 @@ class Outcome:
     def equal(self) -> bool:
         return not (self.differences or self.spans or self.stale)
 
+    def suspects(self) -> Sequence[Difference]:
+        """The rows that are all there is to be looked at once more; none: too many, or not only rows."""
+        few = len(self.differences) <= SPANS and not (self.spans or self.stale or self.more)
+        return self.differences if few else ()
+
+    def confirmed(self, before: "Outcome") -> "Outcome":
+        """What was found a second time."""
+        then = {(found.table, found.key) for found in before.differences}
+        now = {(found.table, found.key): found for found in self.differences}
+        return replace(
+            self,
+            tables={table: max(rows, self.tables.get(table, 0)) for table, rows in before.tables.items()},
+            differences=[found for name, found in now.items() if name in then],
+            stale=[span for span in self.stale if span in before.stale],
+            unconfirmed=frozenset(now.keys() - then),
+        )
+
 
 @dataclass(frozen=True)
 class _Work:
@@ -205,18 +229,26 @@ _DOWN = (*LEVELS, "leaf", "count", "rows")
 
 
 class Comparison:
-    """Drives one comparison; `ask` says what to ask next, `None` once `outcome` is complete."""
+    """Drives one comparison: `first` and `heard` say what to ask next, `None` once `outcome` is complete."""
 
     def __init__(
-        self, here: Standing, there: Standing, agreed: Scope, sums: Sequence[Digest], turn: float = 0.0
+        self,
+        here: Standing,
+        there: Standing,
+        agreed: Scope,
+        sums: Sequence[Digest],
+        turn: float = 0.0,
+        suspects: Iterable[Difference] = (),
     ) -> None:
         """`agreed` has what both leave out; `sums` are those of its tables here. `turn`, in [0, 1), is where it begins: so
-        that rows which nobody can mend do not hide all others, if there are many."""
+        that rows which nobody can mend do not hide all others, if there are many. `suspects` are looked at before anything
+        else; if one of them differs, that is enough."""
         rows = {table: digest.rows for table, digest in zip(agreed.tables, sums, strict=True)}
         self.outcome = Outcome(agreed, here, there, rows)
         self._scope, self._turn = agreed, turn
         self._work: list[_Work] = []
         self._beyond = agreed.beyond()
+        self._suspects = [one for one in suspects if agreed.holds(one.table, one.key)]
         self._asked: _Work | None = None
 
     def first(self, mine: Root, theirs: Root) -> Question | None:
@@ -225,6 +257,10 @@ class Comparison:
         if mine.root != theirs.root:
             self._push(_Work("table", tuple(self._scope.spans())))
         self._push(_Work("count", tuple(self._beyond)))
+        if self._work:
+            self._push(
+                _Work("suspects", tuple(sorted({self._scope.place(one) for one in self._suspects}))), FEW
+            )
         return self._next()
 
     def heard(self, mine: Answer, theirs: Answer) -> Question | None:
@@ -250,7 +286,8 @@ class Comparison:
 
     def _push(self, work: _Work, most: int = SPANS) -> None:
         """Depth first, in pieces that one question can bear: so what waits stays small."""
-        begin = int(self._turn * 97 ** _DOWN.index(work.level) % 1 * len(work.spans))
+        depth = _DOWN.index(work.level) if work.level in _DOWN else 0
+        begin = int(self._turn * 97**depth % 1 * len(work.spans))
         spans = work.spans[begin:] + work.spans[:begin]
         pieces = [spans[n : n + most] for n in range(0, len(spans), most)]
         self._work += [_Work(work.level, piece, work.depth) for piece in reversed(pieces)]
@@ -267,7 +304,7 @@ class Comparison:
                 return Leaves(work.depth + SLICES, work.spans)
             case "count":
                 return Count(work.spans)
-            case "rows":
+            case "rows" | "suspects":
                 return Rows(work.spans)
             case level:
                 return Sums(level, work.spans)
@@ -339,7 +376,7 @@ class Comparison:
 
     def _rows(self, spans: Iterable[Span]) -> None:
         """Few at a time: it is not known here how many rows they hold, but not more than a quarter of what one may list."""
-        self._push(_Work("rows", tuple(spans)), 4)
+        self._push(_Work("rows", tuple(spans)), FEW)
 
     def _counted(
         self, work: _Work, mine: tuple[dict[int, Digest], ...], theirs: tuple[dict[int, Digest], ...]
@@ -358,12 +395,17 @@ class Comparison:
     def _listed(
         self, work: _Work, mine: tuple[tuple[Row, ...], ...], theirs: tuple[tuple[Row, ...], ...]
     ) -> None:
+        suspected = {(one.table, one.key) for one in self._suspects}
         for span, one, other in zip(work.spans, mine, theirs, strict=True):
             here, there = {row.key: row for row in one}, {row.key: row for row in other}
             found = list(_differences(self._scope.tables[span.table], here, there))
-            self.outcome.differences += found
-            if not found:
+            if work.level == "suspects":  # others may have the same position
+                found = [one for one in found if (one.table, one.key) in suspected]
+            elif not found:
                 self.outcome.stale.append(span)
+            self.outcome.differences += found
+        if work.level == "suspects" and self.outcome.differences:
+            self._work = [other for other in self._work if other.level == "suspects"]
 
 
 def _length(answer: Answer) -> int:
@@ -392,7 +434,7 @@ def _differences(table: Table, here: Mapping[UUID, Row], there: Mapping[UUID, Ro
         yield Difference(
             table,
             key,
-            row.shown,
+            row.shown or str(key),
             what,
             mine.stamp if mine else None,
             theirs.stamp if theirs else None,

@@ -92,10 +92,11 @@ class Begin(msgspec.Struct, frozen=True, tag=True):
 
 
 class Settle(msgspec.Struct, frozen=True, tag=True):
-    """This is left out on my side, by the number of my tables; and your root over what is left?"""
+    """This is left out on my side, by the number of my tables; my root over what is left is this one, and yours?"""
 
     groves: tuple[Grove, ...] | None
     left_out: tuple[Span, ...]
+    root: bytes = b""
 
 
 class Sums(msgspec.Struct, frozen=True, tag=True):
@@ -137,7 +138,10 @@ class Begun(msgspec.Struct, frozen=True, tag=True):
 
 
 class Root(msgspec.Struct, frozen=True, tag=True):
+    """`over`: there is nothing more to ask, the two are equal."""
+
     root: bytes
+    over: bool = False
 
 
 class Summed(msgspec.Struct, frozen=True, tag=True):
@@ -153,7 +157,7 @@ class Sliced(msgspec.Struct, frozen=True, tag=True):
 
 
 class Row(msgspec.Struct, frozen=True, array_like=True):
-    """A row: its key, as people write it too; its stamp, unless it is implicit; its fingerprint."""
+    """A row: its key, and as people write it, if that is something else; its stamp, unless it is implicit; its fingerprint."""
 
     key: UUID
     shown: str

@@ -17,6 +17,7 @@ from syncagent.core.questions import (
     Question,
     Root,
     Rows,
+    Settle,
     Sliced,
     Standing,
     Summed,
@@ -58,6 +59,11 @@ class Side:
             sums[span.table] = sums[span.table].plus(forest.total(found.values()))
         self.sums = sums
         return Root(forest.root((str(table), sums[number]) for number, table in enumerate(agreed.tables)))
+
+    def over(self, root: Root, asked: Settle) -> Root:
+        """The root here; said to be the end, if it is that of whoever asks, and nothing else is to be compared."""
+        beyond = self.scope is None or self.scope.beyond()
+        return Root(root.root, over=not beyond and root.root == asked.root)
 
     async def answer(self, question: Question) -> Answer:
         """Of the forest as it was. Raises ProtocolError for what nobody may ask."""

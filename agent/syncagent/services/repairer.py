@@ -228,16 +228,16 @@ class Repairer:
         return mended
 
     async def _outcomes(self, node: int, outcome: Outcome, *, whole: bool) -> dict[int, Outcome]:
-        """How this site compares with everybody who can be asked."""
+        """How this site compares with everybody who can be asked: all of it, for who is equal has a voice, too."""
         outcomes, tables = {node: outcome}, outcome.scope.tables
         for peer in self._desk.roster.origins:
             if peer.node == node or peer.node not in self._exchange.links:
                 continue
             try:
                 outcomes[peer.node] = await (
-                    self._verifier.whole(peer.node, tables, _nobody, deep=False)
+                    self._verifier.whole(peer.node, tables, _nobody, thorough=True)
                     if whole
-                    else self._verifier.compare(peer.node, tables)
+                    else self._verifier.compare(peer.node, tables, thorough=True)
                 )
             except Unreachable:
                 raise

@@ -5,13 +5,12 @@ it says differs was found twice.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from syncagent.core import comparison, forest, limits, stamp
+from syncagent.core import limits, stamp, summary
 from syncagent.core.batch import Table
 from syncagent.core.comparison import Comparison, Difference, Outcome
 from syncagent.core.ports import Link
@@ -29,11 +28,10 @@ _SITTINGS, _OF_ONE = 8, 2
 """Comparisons that peers, or one of them, may hold here at a time. (Each asks one at a time; the last may not be over.)"""
 _AGAIN = 2.0
 """Seconds after which a difference is looked at once more."""
+_LOOKS = 5
+"""Looks after the first one, while others differ each time."""
 _MANY = 1000
 """Marked keys after which there may be more of them."""
-_SHOWN = 100
-"""Differing rows in an answer."""
-
 _TRUSTED = 1000
 """Rows that a peer is trusted with, of those it has named."""
 _UNASKED = Look(whole=False, trusted=())
@@ -173,9 +171,12 @@ class Verifier:
                 if isinstance(question, Settle):
                     there = begin.standing.listed(question.groves or side.standing.groves)
                     answer = await side.settle(there, mine, question.left_out, whole=begin.whole)
+                    answer = side.over(answer, question)
                 else:
                     answer = await side.answer(question)
                 await link.send(Compared(request, answer))
+                if isinstance(answer, Root) and answer.over:
+                    break
 
     # ---- what this site asks
 
@@ -206,29 +207,48 @@ class Verifier:
             del self._answers[request]
 
     async def _compare(
-        self, node: int, tables: tuple[Table, ...] | None, say: Say, turn: float, *, whole: bool, deep: bool
+        self,
+        node: int,
+        tables: tuple[Table, ...] | None,
+        say: Say,
+        turn: float,
+        suspects: Sequence[Difference],
+        *,
+        whole: bool,
+        deep: bool,
     ) -> Outcome:
         """`whole`: the peer prepares for it. Raises RefusedError, LinkDown, ProtocolError, DatabaseError."""
         link, request = self._exchange.links.get(node), uuid4()
         if link is None:
             raise LinkDown("no link")
+        over = False
         try:
             if whole:
                 await self._ask(link, uuid4(), Prepare(tables, deep))
             async with self._turn, self._forest.view() as view:
                 side = await Side.of(view, tables)
                 begin = Begin(side.standing.listed(None), tables, whole)
-                return await self._converse(link, request, side, begin, say, turn)
+                machine, question, over = await self._agree(link, request, side, begin, turn, suspects)
+                await self._converse(link, request, side, machine, question, say)
+                return machine.outcome
         except ProtocolError as error:
             await link.close(error.line)
             raise
         finally:
-            with suppress(LinkDown):
-                await link.send(Compare(request, None))
+            if not over:
+                with suppress(LinkDown):
+                    await link.send(Compare(request, None))
 
-    async def _converse(
-        self, link: Link, request: UUID, side: Side, begin: Begin, say: Say, turn: float
-    ) -> Outcome:
+    async def _agree(
+        self,
+        link: Link,
+        request: UUID,
+        side: Side,
+        begin: Begin,
+        turn: float,
+        suspects: Sequence[Difference],
+    ) -> tuple[Comparison, Question | None, bool]:
+        """On what is compared; what is to be asked first, and whether the peer knows that there is nothing."""
         begun = await self._ask(link, request, begin)
         if not isinstance(begun, Begun):
             raise ProtocolError("an answer to another question")
@@ -249,19 +269,32 @@ class Verifier:
         there = begun.standing.listed(begun.standing.groves or side.standing.groves)
         mine = await side.left_out(there.frontier)
         groves = None if begun.standing.groves is None else side.standing.groves
-        theirs = await self._ask(link, request, Settle(groves, mine))
         root = await side.settle(there, mine, begun.left_out, whole=begin.whole)
+        theirs = await self._ask(link, request, Settle(groves, mine, root.root))
         if not isinstance(theirs, Root) or side.scope is None:
             raise ProtocolError("an answer to another question")
-        machine = Comparison(side.standing, there, side.scope, side.sums, turn)
-        question, asked = machine.first(root, theirs), 0
+        machine = Comparison(side.standing, there, side.scope, side.sums, turn, suspects)
+        question = machine.first(root, theirs)
+        if theirs.over and question is not None:
+            raise ProtocolError("the other site takes for equal what is not")
+        return machine, question, theirs.over
+
+    async def _converse(
+        self,
+        link: Link,
+        request: UUID,
+        side: Side,
+        machine: Comparison,
+        question: Question | None,
+        say: Say,
+    ) -> None:
+        asked = 0
         while question is not None:
             asked += 1
             found = len(machine.outcome.differences)
             await say(f"{link.peer.name}: {asked:,} questions, {found:,} differing rows so far")
             answer = await self._ask(link, request, question)
             question = machine.heard(await side.answer(question), answer)
-        return machine.outcome
 
     async def _confirmed(
         self,
@@ -270,25 +303,31 @@ class Verifier:
         say: Say,
         *,
         whole: bool,
+        thorough: bool,
         deep: bool = False,
     ) -> Outcome:
-        """A difference counts if it is there a second time, too."""
+        """A difference counts if it is there a second time, too; a few are looked at by themselves then, unless all is to be
+        known of the second time."""
         turn = self._clock.chance()
-        outcome = await self._compare(node, tables, say, turn, whole=whole, deep=deep)
-        if outcome.equal:
-            return outcome
-        await asyncio.sleep(_AGAIN)
-        again = await self._compare(node, tables, say, turn, whole=whole, deep=False)
-        before = {(found.table, found.key) for found in outcome.differences}
-        now = {(found.table, found.key): found for found in again.differences}
-        again.differences = [found for name, found in now.items() if name in before]
-        again.unconfirmed = frozenset(now.keys() - before)
-        again.stale = [span for span in again.stale if span in outcome.stale]
-        return again
+        outcome = await self._compare(node, tables, say, turn, (), whole=whole, deep=deep)
+        for _ in range(_LOOKS):
+            if outcome.equal:
+                return outcome
+            await asyncio.sleep(_AGAIN)
+            suspects = () if thorough else outcome.suspects()
+            again = await self._compare(node, tables, say, turn, suspects, whole=whole, deep=False)
+            confirmed = again.confirmed(outcome)
+            if again.equal or not confirmed.equal:
+                return confirmed
+            outcome = again
+        raise Contended("other rows differ each time")
 
-    async def compare(self, node: int, tables: tuple[Table, ...] | None) -> Outcome:
-        """What is sealed, with one peer; a difference was found twice. Raises RefusedError, LinkDown, ProtocolError, DatabaseError."""
-        return await self._confirmed(node, tables, _nobody, whole=False)
+    async def compare(
+        self, node: int, tables: tuple[Table, ...] | None, *, thorough: bool = False
+    ) -> Outcome:
+        """What is sealed, with one peer; a difference was found twice. Raises RefusedError, LinkDown, ProtocolError,
+        Contended, DatabaseError."""
+        return await self._confirmed(node, tables, _nobody, whole=False, thorough=thorough)
 
     async def prepare(self, tables: tuple[Table, ...] | None, say: Say, *, deep: bool) -> None:
         """Make the forest of this site true, up to now; `deep`: from the rows."""
@@ -296,13 +335,21 @@ class Verifier:
             await self._forest.fell(tables)
         await self._freshen(say)
 
-    async def whole(self, node: int, tables: tuple[Table, ...] | None, say: Say, *, deep: bool) -> Outcome:
+    async def whole(
+        self,
+        node: int,
+        tables: tuple[Table, ...] | None,
+        say: Say,
+        *,
+        deep: bool = False,
+        thorough: bool = False,
+    ) -> Outcome:
         """With the newest rows, too, if both sites are found still at the first or second look; the peer prepares for it."""
-        outcome = await self._confirmed(node, tables, say, whole=True, deep=deep)
+        outcome = await self._confirmed(node, tables, say, whole=True, deep=deep, thorough=thorough)
         if outcome.equal and not (outcome.scope.whole and not outcome.scope.left_out):
             await asyncio.sleep(_LOOK)
             await self._freshen(say)
-            outcome = await self._confirmed(node, tables, say, whole=True)
+            outcome = await self._confirmed(node, tables, say, whole=True, thorough=thorough)
         return outcome
 
     # ---- by itself
@@ -338,7 +385,7 @@ class Verifier:
     async def _watched(self, node: int, asked: Look) -> None:
         if asked.whole:
             await self._freshen(_nobody)
-            outcome = await self.whole(node, None, _nobody, deep=False)
+            outcome = await self.whole(node, None, _nobody)
         else:
             outcome = await self.compare(node, None)
         await self.prove(node, outcome)
@@ -347,8 +394,8 @@ class Verifier:
 
     async def prove(self, node: int, outcome: Outcome) -> None:
         """Keep what a comparison of all tables has found, for `status` and for `syncagent.proof`."""
-        counts = _by_table(outcome)
-        await self._forest.prove(node, outcome, {"rows": counts, "hours": _hours(outcome.differences)})
+        counts = summary.by_table(outcome)
+        await self._forest.prove(node, outcome, {"rows": counts, "hours": summary.hours(outcome.differences)})
         if outcome.equal:
             self._differs.pop(node, None)
             self._undecided.pop(node, None)
@@ -387,7 +434,7 @@ class Verifier:
             return {"site": name, "equal": False, "error": error.line}
         if tables is None:
             await self.prove(node, outcome)
-        return {"site": name, "error": None, **_told(outcome)}
+        return {"site": name, "error": None, **summary.told(outcome)}
 
 
 async def _nobody(_: str) -> None:
@@ -401,65 +448,3 @@ async def _within(seconds: float, what: Awaitable[Question | None]) -> Question 
             return await what
     except TimeoutError:
         return None
-
-
-def _by_table(outcome: Outcome) -> dict[str, int]:
-    """How many rows of each table differ, as far as it was counted."""
-    counts: dict[str, int] = {}
-    for found in outcome.differences:
-        counts[str(found.table)] = counts.get(str(found.table), 0) + 1
-    for span in (*outcome.spans, *outcome.stale):
-        counts.setdefault(str(outcome.scope.tables[span.table]), 0)
-    return counts
-
-
-def _hours(differences: list[Difference]) -> dict[str, int]:
-    """How many rows differ of those whose keys were made in an hour, or have a first byte and no time."""
-    counts: dict[str, int] = {}
-    for found in differences:
-        hour = _hour(found.key)
-        counts[hour] = counts.get(hour, 0) + 1
-    return counts
-
-
-def _hour(key: UUID) -> str:
-    if not stamp.is_timed(key):
-        return f"keys {key.hex[:2]}…"
-    seconds = forest.position(key) // forest.WIDTHS["hour"] * 3600
-    try:
-        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:00 UTC")
-    except (ValueError, OverflowError, OSError):
-        return f"hour {seconds // 3600}"
-
-
-def _told(outcome: Outcome) -> dict[str, Any]:
-    agreed = outcome.scope
-    counts = _by_table(outcome)
-    other: Mapping[Table, str] = comparison.unlike(outcome.here, outcome.there)
-    before = None if agreed.whole else min((sealed[1] for sealed in agreed.sealed if sealed[1]), default=0)
-    return {
-        "equal": outcome.equal and not other,
-        "complete": agreed.whole and not agreed.left_out,
-        "open": len(agreed.left_out),
-        "before": None if before is None else stamp.to_seconds(before),
-        "root": outcome.root.hex(),
-        "tables": [
-            {"table": str(table), "rows": rows, "differing": counts.get(str(table), 0)}
-            for table, rows in outcome.tables.items()
-        ],
-        "unlike": {str(table): why for table, why in sorted(other.items())},
-        "hours": _hours(outcome.differences),
-        "differences": [
-            {
-                "table": str(found.table),
-                "key": found.shown,
-                "what": found.what,
-                "stamp_here": None if found.here is None else str(found.here),
-                "stamp_there": None if found.there is None else str(found.there),
-            }
-            for found in outcome.differences[:_SHOWN]
-        ],
-        "stale": len(outcome.stale),
-        "crowded": len(outcome.spans),
-        "more": outcome.more or len(outcome.differences) > _SHOWN,
-    }
