@@ -42,7 +42,7 @@ PIECES = 64
 """A span with more rows is cut into so many."""
 FEW = 4
 """Most spans of one question about rows."""
-SLICES = 8
+SLICES = 5
 """Halvings of a bucket asked for at a time."""
 DIFFERENCES = 1000
 """Rows that differ, after which it is enough."""
