@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 import structlog
 
@@ -122,8 +123,8 @@ def test_cuts_that_fail_for_long_are_told_of_ever_less() -> None:
         telling = Telling(Unobserved(), structlog.get_logger().bind(site="berlin"))
         for attempt in range(1, 100):
             telling.cut_failed(attempt, "there is no room")
-        telling.cut(0.1, 1)
-        telling.cut(0.1, 1)
+        telling.cut(1, uuid4(), 0.1, 1)
+        telling.cut(1, uuid4(), 0.1, 1)
     told = [(line["event"], line.get("attempt"), line["site"]) for line in lines]
     assert told == [
         *(("no cut", attempt, "berlin") for attempt in (8, 16, 32, 64)),

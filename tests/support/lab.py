@@ -96,6 +96,8 @@ _templates = count(1)
 class Memory:
     """A spool in memory. `during` runs once, while the first bytes are read: between fold and commit."""
 
+    took = 0.0
+
     def __init__(self, during: Callable[[], Awaitable[None]] | None = None) -> None:
         self._streams: dict[int, bytearray] = {}
         self._during = during

@@ -82,6 +82,7 @@ async def _run(settings: "Settings", http: str | None) -> None:
 
     from syncagent import node
     from syncagent.cli.manager import Manager
+    from syncagent.web import observing
 
     manager = Manager(os.environ)
     stop = asyncio.Event()
@@ -91,17 +92,22 @@ async def _run(settings: "Settings", http: str | None) -> None:
         loop.add_signal_handler(number, stop.set)
     life = loop.create_task(manager.live())
     server = None
+    traces = observing.traces(settings.name, os.environ)
     try:
         if http is not None:
             from syncagent.web.server import Server
 
             server = Server(settings, http)
             await server.start()
-        window = server.window if server is not None else None
+        window = server.window if server is not None else node.Window()
+        if traces is not None:
+            window.observer = observing.Both(window.observer, traces)
         await node.run(settings, stop=stop, on_ready=manager.ready, window=window)
     finally:
         if server is not None:
             await server.stop()
+        if traces is not None:
+            await asyncio.to_thread(traces.stop)
         life.cancel()
         manager.say("STOPPING=1")
 

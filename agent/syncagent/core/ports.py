@@ -4,7 +4,7 @@ Invariant: a service imports the core and this module, never a driver, a socket 
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from syncagent.core.batch import BatchHeader
@@ -34,6 +34,10 @@ class Spool(Protocol):
 
     def sizes(self) -> list[int]:
         """Raw bytes per stream."""
+
+    @property
+    def took(self) -> float:
+        """Seconds from the first of its frames to the last, where they came over a link."""
 
     async def close(self) -> None:
         """Give memory and disk back. Idempotent."""
@@ -119,22 +123,35 @@ class Keyring(Protocol):
         """Those are in use from the next handshake on; the old key is gone."""
 
 
+class Merged(NamedTuple):
+    """A batch that was merged and committed, or several that go together: each with the name of its origin. `waited_for` is what
+    last kept it from that, `attempts` how often it was tried, `seconds` how long the last try took."""
+
+    batches: tuple[tuple[str, BatchHeader], ...]
+    waited_for: str | None
+    attempts: int
+    seconds: float
+    rows: int
+    conflicts: int
+    parked: int
+
+
 class Observer(Protocol):
     """Hears what the services have done, for whoever measures the agent. Never waits, never raises."""
 
-    def cut(self, seconds: float, rows: int) -> None:
+    def cut(self, number: int, cut_id: UUID, seconds: float, rows: int) -> None:
         """A cut was made and committed."""
 
     def cut_failed(self, attempt: int, reason: str) -> None:
         """A cut could not be made, for so many times in a row."""
 
-    def sent(self, peer: str, bytes_: int) -> None:
-        """A batch was handed to the link with this peer: raw bytes of its rows."""
+    def sent(self, peer: str, batch: BatchHeader, seconds: float) -> None:
+        """A batch was handed to the link with this peer."""
 
-    def received(self, peer: str, bytes_: int) -> None: ...
+    def received(self, peer: str, batch: BatchHeader, seconds: float) -> None:
+        """A batch has come from this peer, in so many seconds from its first byte to its last."""
 
-    def applied(self, origins: Sequence[str], seconds: float, rows: int, conflicts: int, parked: int) -> None:
-        """A batch was merged and committed, or several that go together."""
+    def applied(self, merged: Merged) -> None: ...
 
     def refused(self, origin: str, batch: int, attempt: int, reason: str) -> None:
         """A batch, known by the last cut in it, could not be applied for so many times, and is tried again."""
@@ -143,13 +160,11 @@ class Observer(Protocol):
 class Unobserved:
     """Where nobody measures."""
 
-    def cut(self, seconds: float, rows: int) -> None: ...
+    def cut(self, number: int, cut_id: UUID, seconds: float, rows: int) -> None: ...
     def cut_failed(self, attempt: int, reason: str) -> None: ...
-    def sent(self, peer: str, bytes_: int) -> None: ...
-    def received(self, peer: str, bytes_: int) -> None: ...
-    def applied(
-        self, origins: Sequence[str], seconds: float, rows: int, conflicts: int, parked: int
-    ) -> None: ...
+    def sent(self, peer: str, batch: BatchHeader, seconds: float) -> None: ...
+    def received(self, peer: str, batch: BatchHeader, seconds: float) -> None: ...
+    def applied(self, merged: Merged) -> None: ...
     def refused(self, origin: str, batch: int, attempt: int, reason: str) -> None: ...
 
 

@@ -8,7 +8,7 @@ import asyncio
 
 from syncagent.core import backoff, limits
 from syncagent.core.arrival import Entry
-from syncagent.core.ports import Spool
+from syncagent.core.ports import Merged, Spool
 from syncagent.core.store import Applied, Keeper, Replica, Request
 from syncagent.errors import Contended, Inexact, SyncagentError, Unreachable
 from syncagent.services.lifecycle import Desk
@@ -16,6 +16,8 @@ from syncagent.services.lifecycle import Desk
 _LONG = 0.1
 """Seconds after which it is asked who is in the way of a merge."""
 _PARKED_AGAIN = 5.0
+_KEPT_BACK = dict.fromkeys(("paused", "causal", "schema", "clock")) | {"deferred": "it was refused"}
+"""Why a batch that is here is not merged at once; None: as the inbox says it. Why it was refused may name rows."""
 
 
 class Applier:
@@ -28,6 +30,7 @@ class Applier:
         self.parked = parked
         self._parked_at = desk.clock.now()
         self._retried: list[asyncio.Future[None]] = []
+        self._waits: dict[int, str] = {}
         self.verbs = {"retry": self._retry}
 
     def park(self, rows: int) -> None:
@@ -39,6 +42,11 @@ class Applier:
         """For ever. Raises Unreachable when the database is gone."""
         while True:
             now, wall = self._clock.now(), self._clock.wall()
+            self._waits |= {
+                node: _KEPT_BACK[waiting.reason] or waiting.text
+                for node, waiting in self._inbox.waiting(now, wall).items()
+                if waiting.reason in _KEPT_BACK
+            }
             entries = self._next(now, wall)
             if entries:
                 await self._apply(entries)
@@ -81,7 +89,7 @@ class Applier:
         except SyncagentError as error:
             await self._defer(entries, error, attempt, who)
         else:
-            await self._applied(entries, applied, self._clock.now() - began)
+            await self._applied(entries, applied, attempt + 1, self._clock.now() - began)
         finally:
             merging.cancel()
             await asyncio.gather(merging, return_exceptions=True)  # it has ended, and its end was seen
@@ -106,15 +114,23 @@ class Applier:
                 await spool.close()
         self._desk.bells.asks.ring()
 
-    async def _applied(self, entries: list[Entry[Spool]], applied: Applied, took: float) -> None:
+    async def _applied(
+        self, entries: list[Entry[Spool]], applied: Applied, attempts: int, took: float
+    ) -> None:
         for entry in entries:
             overtaken = self._inbox.applied(entry)
             for header, _ in entry.parts:
                 self._desk.outbox.learned(header.origin, header.upto, header.rows, header.needed)
             for spool in (*entry.payloads, *overtaken):
                 await spool.close()
-        origins = [self._desk.roster.name(entry.origin) for entry in entries]
-        self._desk.observer.applied(origins, took, applied.taken, applied.conflicts, applied.parked)
+        waits = filter(None, [self._waits.pop(entry.origin, None) for entry in entries])
+        headers = [header for entry in entries for header, _ in entry.parts]
+        named = tuple((self._desk.roster.name(header.origin), header) for header in headers)
+        merged = Merged(
+            *(named, "; ".join(dict.fromkeys(waits)) or None, attempts, took),
+            *(applied.taken, applied.conflicts, applied.parked),
+        )
+        self._desk.observer.applied(merged)
         self.batches += len(entries)
         self.rows += applied.taken
         self.conflicts += applied.conflicts

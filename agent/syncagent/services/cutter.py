@@ -68,7 +68,7 @@ class Cutter:
 
     async def _hand_out(self, plan: Plan, cut: Cut, took: float, sending: asyncio.TaskGroup) -> None:
         self.made += 1
-        self._observer.cut(took, cut.rows)
+        self._observer.cut(cut.number, cut.id, took, cut.rows)
         groups = self._outbox.cut_made(
             plan, cut.number, cut.id, cut.frontier, cut.empty, self._clock.now(), took
         )

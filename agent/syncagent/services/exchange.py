@@ -186,7 +186,7 @@ class Exchange:
                         await spool.close()
                     continue
                 kept.push_async_callback(spool.close)
-                self._desk.observer.received(link.peer.name, sum(spool.sizes()))
+                self._desk.observer.received(link.peer.name, header, spool.took)
                 if self._inbox.is_outgrown(header):
                     self._outgrown(link.peer.node, header)
                     continue
@@ -306,8 +306,10 @@ class Exchange:
         try:
             for one in parts:
                 if (link := self.links.get(node)) is not None:
+                    began = self._clock.now()
                     await link.send_batch(self._headed(one.shipment, relayed, unable), one.shipment.spool)
-                    self._desk.observer.sent(link.peer.name, sum(one.shipment.spool.sizes()))
+                    took = self._clock.now() - began
+                    self._desk.observer.sent(link.peer.name, one.shipment.header, took)
                 one.users -= 1
                 await one.given_back()
         except SyncagentError as error:

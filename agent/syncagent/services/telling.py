@@ -4,11 +4,12 @@ Invariant: what is tried again for long costs a line each time that it has taken
 is over; what succeeds, or soon does, is no line: the metrics count it.
 """
 
-from collections.abc import Sequence
+from uuid import UUID
 
 import structlog
 
-from syncagent.core.ports import Observer
+from syncagent.core.batch import BatchHeader
+from syncagent.core.ports import Merged, Observer
 
 _SOON = 8
 """Tries; by then a second or two have passed. Who holds a row is mostly done before."""
@@ -22,11 +23,11 @@ class Telling:
         self._refused: dict[str, int] = {}
         self._cuts_failed = False
 
-    def cut(self, seconds: float, rows: int) -> None:
+    def cut(self, number: int, cut_id: UUID, seconds: float, rows: int) -> None:
         if self._cuts_failed:
             self._cuts_failed = False
             self._log.info("cuts are made again")
-        self._observer.cut(seconds, rows)
+        self._observer.cut(number, cut_id, seconds, rows)
 
     def cut_failed(self, attempt: int, reason: str) -> None:
         if _is_news(attempt):
@@ -34,17 +35,17 @@ class Telling:
             self._log.warning("no cut", attempt=attempt, reason=reason)
         self._observer.cut_failed(attempt, reason)
 
-    def sent(self, peer: str, bytes_: int) -> None:
-        self._observer.sent(peer, bytes_)
+    def sent(self, peer: str, batch: BatchHeader, seconds: float) -> None:
+        self._observer.sent(peer, batch, seconds)
 
-    def received(self, peer: str, bytes_: int) -> None:
-        self._observer.received(peer, bytes_)
+    def received(self, peer: str, batch: BatchHeader, seconds: float) -> None:
+        self._observer.received(peer, batch, seconds)
 
-    def applied(self, origins: Sequence[str], seconds: float, rows: int, conflicts: int, parked: int) -> None:
-        for origin in origins:
+    def applied(self, merged: Merged) -> None:
+        for origin, _ in merged.batches:
             if (batch := self._refused.pop(origin, None)) is not None:
                 self._log.info("batch merged", peer=origin, batch=batch)
-        self._observer.applied(origins, seconds, rows, conflicts, parked)
+        self._observer.applied(merged)
 
     def refused(self, origin: str, batch: int, attempt: int, reason: str) -> None:
         if _is_news(attempt):

@@ -4,6 +4,7 @@ Invariant: a batch comes out complete, verified and as announced by its header, 
 does not grow with its rows, for they go into the spool frame by frame.
 """
 
+import time
 from collections.abc import AsyncIterator
 from typing import Protocol
 
@@ -51,6 +52,7 @@ class Assembler:
         self._sender = sender
         self._data = bytearray()
         self._next = 0
+        self._began = 0.0
         self._header: BatchHeader | None = None
         self._spool: FileSpool | None = None
 
@@ -64,6 +66,7 @@ class Assembler:
         if not await self._spool.accept(frame):
             return None
         _must_agree(self._header, self._spool)
+        self._spool.took = time.monotonic() - self._began
         whole = self._header, self._spool
         self._data, self._next, self._header, self._spool = bytearray(), 0, None, None
         return whole
@@ -75,6 +78,8 @@ class Assembler:
             return False
         if head.number != self._next:
             raise DamagedFrame(f"{name}, header, frame {head.number}: frame {self._next} was expected")
+        if self._next == 0:
+            self._began = time.monotonic()
         self._next += 1
         self._data += frames.payload_of(frame, name)
         if len(self._data) > HEADER_SIZE:

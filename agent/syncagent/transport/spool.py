@@ -65,6 +65,7 @@ class FileSpool:
 
     def __init__(self, name: str, owner: Spools) -> None:
         self.name = name
+        self.took = 0.0
         self._owner = owner
         self._encoder = frames.Encoder()
         self._tally = frames.Tally()

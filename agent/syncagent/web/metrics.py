@@ -4,9 +4,10 @@ Invariant: labels are sites of the cluster and kinds of conflicts, never tables,
 does not answer costs its own values only.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prometheus_client import (
     CollectorRegistry,
@@ -20,6 +21,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from syncagent import __version__
+from syncagent.core.batch import BatchHeader
+from syncagent.core.ports import Merged
 from syncagent.errors import TrustError
 from syncagent.settings import Settings
 from syncagent.storage.commands import Connection
@@ -91,7 +94,7 @@ class Measured:
         ):
             each.labels(self._site, peer)
 
-    def cut(self, seconds: float, rows: int) -> None:
+    def cut(self, number: int, cut_id: UUID, seconds: float, rows: int) -> None:
         self._cut.labels(self._site).observe(seconds)
         self._cut_rows.labels(self._site).inc(rows)
         self.rows = (self.rows[0] + rows, self.rows[1])
@@ -99,19 +102,19 @@ class Measured:
     def cut_failed(self, attempt: int, reason: str) -> None:
         self._cut_failures.labels(self._site).inc()
 
-    def sent(self, peer: str, bytes_: int) -> None:
+    def sent(self, peer: str, batch: BatchHeader, seconds: float) -> None:
         self._sent.labels(self._site, peer).inc()
-        self._sent_bytes.labels(self._site, peer).inc(bytes_)
+        self._sent_bytes.labels(self._site, peer).inc(batch.size)
 
-    def received(self, peer: str, bytes_: int) -> None:
+    def received(self, peer: str, batch: BatchHeader, seconds: float) -> None:
         self._received.labels(self._site, peer).inc()
-        self._received_bytes.labels(self._site, peer).inc(bytes_)
+        self._received_bytes.labels(self._site, peer).inc(batch.size)
 
-    def applied(self, origins: Sequence[str], seconds: float, rows: int, conflicts: int, parked: int) -> None:
-        self._apply.labels(self._site).observe(seconds)
-        self._rows.labels(self._site).inc(rows)
-        self.rows = (self.rows[0], self.rows[1] + rows)
-        self._conflicts.labels(self._site).inc(conflicts)
+    def applied(self, merged: Merged) -> None:
+        self._apply.labels(self._site).observe(merged.seconds)
+        self._rows.labels(self._site).inc(merged.rows)
+        self.rows = (self.rows[0], self.rows[1] + merged.rows)
+        self._conflicts.labels(self._site).inc(merged.conflicts)
 
     def refused(self, origin: str, batch: int, attempt: int, reason: str) -> None:
         self._refusals.labels(self._site, origin).inc()
