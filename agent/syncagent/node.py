@@ -19,6 +19,7 @@ from syncagent import __version__
 from syncagent.core import backoff, stamp
 from syncagent.core.catalog import Catalog
 from syncagent.core.copying import Counted, Known, decode, encode
+from syncagent.core.handout import Handout
 from syncagent.core.identity import Standing
 from syncagent.core.inbox import Inbox
 from syncagent.core.invitation import Returning
@@ -76,9 +77,11 @@ Arriving = Callable[[Membership], Coroutine[Any, Any, None]]
 
 class Window:
     """What whoever looks at the running agent is given: `observer` hears what it does, and while the agent holds its
-    database `standing` is its role and term in the group that agrees, `is_member` whether that counts it."""
+    database `standing` is its role and term in the group that agrees, `is_member` whether that counts it; `handout` is what it has
+    given to sites that join."""
 
     def __init__(self, observer: Observer | None = None) -> None:
+        self.handout = Handout()
         self.observer: Observer = observer or Unobserved()
         self.standing: Callable[[], tuple[str, int]] | None = None
         self.is_member: Callable[[], bool] = lambda: False
@@ -186,7 +189,9 @@ async def _run_once(
         spools = Spools(settings.home / "spool")
         high_water = HighWater(settings.home, settings.incarnation)
         observer = Telling(window.observer, log)
-        parts = await _assemble(settings, store, spools, clock, high_water, observer, steady=arriving is None)
+        parts = await _assemble(
+            *(settings, store, spools, clock, high_water, observer, window.handout), steady=arriving is None
+        )
         told: dict[str | None, str] = {}
 
         async def on_link(link: Link) -> None:
@@ -279,6 +284,7 @@ async def _assemble(
     clock: SystemClock,
     high_water: HighWater,
     observer: Observer,
+    handout: Handout,
     *,
     steady: bool,
 ) -> _Parts:
@@ -297,7 +303,7 @@ async def _assemble(
     elections = Elections(settings.node, store.registry, high_water, state, applied, clock, exchange.post)
     exchange.on_ballot, exchange.on_unlinked = elections.heard, elections.unlinked
     keyring = Keyring(settings.home, settings.name)
-    network = _network(settings, catalog, spools, keyring, exchange, elections, clock)
+    network = _network(settings, catalog, spools, keyring, exchange, elections, clock, handout)
     keyring.on_turn = network.use
     await network.know((*roster.peers, *lapsed_of(catalog)), removed_from(catalog))
     attaching = await _attaching(settings, desk, store, elections, exchange)
@@ -360,6 +366,7 @@ def _network(
     exchange: Exchange,
     elections: Elections,
     clock: SystemClock,
+    handout: Handout,
 ) -> TlsNetwork:
     """Links, and the pages that a site that joins or returns asks for."""
     admissions = Admissions(settings.node, __version__, clock, elections)
@@ -390,7 +397,7 @@ def _network(
             KNOWN_PATH: page(known),
             RETURN_PATH: page(returning),
             BLUEPRINT_PATH: page(blueprint),
-            **pages(donor),
+            **pages(donor, handout),
         },
         gate=Gate(lambda: keyring.current.sha256, admissions.verifier, admissions.admit).routes(),
     )

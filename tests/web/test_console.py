@@ -8,15 +8,22 @@ import http.client
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psycopg
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
+from syncagent.core.batch import Table
+from syncagent.core.copying import CopiedTable, CopyPlan, Range
+from syncagent.core.handout import Handout
 from syncagent.embedded import Server, free_port
 from syncagent.web import pages, signing
+from syncagent.web.actions import ACTIONS
+from syncagent.web.api import ROOT
 from syncagent.web.findings import findings
 from syncagent.web.live import LISTENERS
 from tests.support.fleet import Member, fleet
@@ -73,8 +80,8 @@ def test_nobody_changes_anything_from_elsewhere(tmp_path: Path, server18: Server
     with serving(tmp_path, server18) as (at, (site,)):
         own = {"Origin": f"http://{at}", "Content_Type": "application/json"}
         resolution = {"id": "0000", "take": "loser"}
-        for path in ("/api/v1/conflict/resolve", "/api/v1/conflict/undo"):
-            refused = ask(at, "POST", path, resolution, **own)
+        for action in ACTIONS[2:]:
+            refused = ask(at, "POST", ROOT + action.path, resolution, **own)
             assert refused.status == 401
             assert "syncagent console token" in refused.told["hint"]
 
@@ -104,6 +111,9 @@ def test_nobody_changes_anything_from_elsewhere(tmp_path: Path, server18: Server
 
         assert ask(at, "POST", "/api/v1/conflict/resolve", resolution, **own, **mine).status == 404
         assert ask(at, "POST", "/api/v1/conflict/resolve", {"id": 1}, **own, **mine).status == 400
+        for body in ({"id": "0000"}, resolution | {"value": {"stars": 1}}, {"id": "0000", "value": []}):
+            assert ask(at, "POST", "/api/v1/conflict/resolve", body, **own, **mine).status == 400
+        assert ask(at, "POST", "/api/v1/parked/retry", {}, **own, **mine).told == {"parked": 0}
         foreign = own | {"Origin": "http://evil.example"}
         assert ask(at, "POST", "/api/v1/conflict/resolve", resolution, **foreign, **mine).status == 403
         assert ask(at, "GET", "/api/v1/conflict/resolve", **mine).status == 405
@@ -189,6 +199,7 @@ def test_every_finding_says_who_and_what_to_type() -> None:
         "parked": 0,
         "behind_seconds": 0,
         "behind_rows": 0,
+        "role": "voter",
     }
     me = site | {
         "name": "berlin",
@@ -204,7 +215,16 @@ def test_every_finding_says_who_and_what_to_type() -> None:
         "leads": False,
         "clock_offset_seconds": 0.1,
     }
-    well: dict[str, Any] = {"sites": [me, peer], "unequal": [], "schema_changes": [], "open_conflicts": 0}
+    well: dict[str, Any] = {
+        "sites": [me, peer],
+        "unequal": [],
+        "schema_changes": [],
+        "open_conflicts": 0,
+        "member": True,
+        "joins": [],
+        "unproved": [],
+        "tables": [{"name": "note"}, {"name": "tag"}],
+    }
     assert not findings(well)
 
     ill = peer | {"state": "away", "parked": 2, "trouble": "x", "waiting": "y", "clock_offset_seconds": -3.0}
@@ -217,6 +237,42 @@ def test_every_finding_says_who_and_what_to_type() -> None:
     assert [one.level for one in found] == ["bad"] * 4 + ["warn"] * 3
     late = findings(well | {"sites": [me, peer | {"behind_seconds": 90.0, "behind_rows": 1000}]})
     assert [one.text for one in late] == ["tokyo lags"]
+
+    for gone in (well | {"member": False}, well | {"sites": [peer]}):
+        (one,) = findings(gone)
+        assert (one.level, one.text.endswith("is no member"), one.type) == ("bad", True, "syncagent rejoin")
+    unproved = [{"table": "note", "sites": ["lima", "tokyo"]}, {"table": "tag", "sites": ["tokyo"]}]
+    found = findings(well | {"unproved": unproved})
+    assert [(one.text, one.about, one.type) for one in found] == [
+        ("note was never found equal with lima", "tables", "syncagent verify"),
+        ("tokyo was never found equal", "sites", "syncagent verify"),
+    ]
+    comes = peer | {"role": "joining", "state": "away"}
+    given = {"idle": 1.0}
+    assert not findings(well | {"sites": [me, comes], "joins": [{"site": "tokyo", "given": given}]})
+    for stalled in (None, {"idle": 90.0}):
+        (one,) = findings(well | {"sites": [me, comes], "joins": [{"site": "tokyo", "given": stalled}]})
+        assert "syncagent join" in one.type
+
+
+def test_what_a_joiner_was_given_is_counted_once() -> None:
+    table = Table("public", "note")
+    parts = tuple(Range(table, number, None, None, None, 100) for number in range(3))
+    plan = CopyPlan(1, "UTF8", "1:1:", {}, (CopiedTable(table, ("id",), False, None, (), 300, 9000, parts),))
+    handout = Handout()
+    assert handout.given(2, 0.0) is None
+    handout.planned(2, plan, 10.0)
+    for _ in range(2):
+        handout.gave(2, parts[1], 90, 12.0)
+    assert handout.given(2, 13.0) == (90, 300, 1, 3, 3.0, 1.0)
+    handout.gave(2, parts[2], 250, 14.0)
+    found = handout.given(2, 14.0)
+    assert found is not None
+    assert found.rows == found.rows_expected == 340, "an estimate is never below what there is"
+    handout.gave(3, parts[0], 7, 14.0)
+    assert handout.given(3, 14.0) == (7, None, 1, None, 0.0, 0.0), "its copy was begun before this agent"
+    handout.keep({3})
+    assert handout.given(2, 14.0) is None
 
 
 # ---- in a browser
@@ -270,13 +326,12 @@ def test_a_person_sees_a_site_go_and_settles_a_conflict(
             " from generate_series(20, 50) n"
         )
         berlin.ask("attach", "note")
-        tokyo.join(berlin)
-        tokyo.start()
         (key,) = berlin.execute("select id from note order by id desc limit 1")[0]
         change = "update note set body = %s, stars = %s where id = %s"
         with browsing(tmp_path / "browser") as page:
             page.goto(f"http://{at}/")
             headline = page.locator("#headline-text")
+            joined_while_looked_at(page, berlin, tokyo)
             expect(headline).to_have_text("All is well", timeout=20_000)
             expect(page.locator("#topology")).to_contain_text("tokyo")
             expect(page.locator("#conflicts-list")).to_contain_text("None yet")
@@ -327,3 +382,75 @@ def test_a_person_sees_a_site_go_and_settles_a_conflict(
             page.locator("[data-undo]").click()
             until(lambda: berlin.scalar(body, (key,)) != lost, "it is undone")
             expect(row).to_contain_text("by rule")
+
+            page.locator(".values summary").click()
+            page.get_by_label("body", exact=True).fill('{"not": "json", it is text}')
+            page.get_by_label("stars is null").check()
+            page.get_by_role("button", name="Write what I changed").click()
+            expect(page.locator("#conflicts-said")).to_contain_text("has these values, at every site")
+            written = "select body, stars, author from note where id = %s"
+            expected = [('{"not": "json", it is text}', None, "ada")]
+            until(lambda: tokyo.execute(written, (key,)) == expected, "the values are at both sites")
+
+            gives_up_a_parked_row(page, berlin, tokyo)
+
+
+def joined_while_looked_at(page: Page, berlin: Member, tokyo: Member) -> None:
+    """Somebody keeps its table from being written, so it does not end for as long as it is looked at."""
+    with ThreadPoolExecutor(1) as pool, psycopg.connect(tokyo.database.dsn) as busy:
+        busy.execute("lock table note in share row exclusive mode")
+        joining = pool.submit(tokyo.join, berlin)
+        try:
+            expect(page.locator("#joins")).to_contain_text(
+                "tokyo joins: its 31 rows are copied", timeout=20_000
+            )
+            bar = page.get_by_role("progressbar", name="Copy of the rows to tokyo")
+            expect(bar).to_have_attribute("value", "1")
+            expect(page.locator("#sites-table")).to_contain_text("joins")
+            expect(page.locator("#headline-text")).to_have_text("All is well")
+            given = {
+                "rows": 400,
+                "rows_expected": 1000,
+                "ranges": 2,
+                "ranges_expected": 5,
+                "seconds": 10.0,
+                "idle": 0.1,
+            }
+            said = page.evaluate(
+                "async (given) => { (await import('/console/joins.js')).joins([{ site: 'tokyo', given }]);"
+                " return [document.querySelector('#joins p').textContent, document.querySelector('#joins progress').value] }",
+                given,
+            )
+            assert said == [
+                "tokyo joins: 400 of about 1,000 rows copied from here, 40 in a second, 15 s to go.",
+                0.4,
+            ]
+        finally:
+            busy.rollback()
+        joining.result(60)
+    expect(page.locator("#joins")).to_be_empty()
+    tokyo.start()
+
+
+def gives_up_a_parked_row(page: Page, berlin: Member, tokyo: Member) -> None:
+    """It is tried again, nothing happens at a no, and a yes gives it up at both sites."""
+    berlin.execute("alter table note add constraint few check (stars < 100)")
+    tokyo.execute("insert into note values (syncagent.uuid7(), 'ada', 'too many', 100)")
+    parked = page.locator("#parked-list")
+    expect(parked).to_contain_text("few", timeout=20_000)
+    page.get_by_role("button", name="Try all of them now").click()
+    expect(page.locator("#parked-said")).to_have_text("They were tried: 1 row still parked.")
+    page.get_by_role("button", name="Give up").click()
+    asked = page.get_by_role("dialog")
+    expect(asked).to_contain_text("at every site?")
+    page.keyboard.press("Escape")
+    expect(asked).to_have_count(0)
+    assert berlin.scalar("select count(*) from syncagent.parked") == 1
+    page.get_by_role("button", name="Give up").click()
+    asked.get_by_role("button", name="Give it up").click()
+    expect(page.locator("#parked-said")).to_contain_text("given up, and kept as a conflict")
+    expect(parked).to_contain_text("None")
+    expect(page.get_by_role("button", name="Try all of them now")).to_be_hidden()
+    gone = "select count(*) from note where body = 'too many'"
+    until(lambda: tokyo.scalar(gone) == 0, "it is given up where it was written, too")
+    expect(page.locator("#conflicts-list")).to_contain_text("parked")

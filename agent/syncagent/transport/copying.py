@@ -8,6 +8,7 @@ Invariant: an answer that was cut short, changed or reordered is `DamagedFrame` 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -21,6 +22,7 @@ from yarl import URL
 
 from syncagent.core import limits
 from syncagent.core.copying import CopyPlan, EndHead, RangeAsked, RangeHead, decode, encode
+from syncagent.core.handout import Handout
 from syncagent.core.membership import Peer
 from syncagent.core.ports import Spool
 from syncagent.core.wire import FRAME_HEAD, HEADER_FRAME, unpack_head
@@ -71,15 +73,21 @@ class DonorStore(Protocol):
 # ---- the donor
 
 
-def pages(store: DonorStore) -> Mapping[str, Handler]:
-    """For `TlsNetwork(pages=...)`."""
+def pages(store: DonorStore, handout: Handout | None = None) -> Mapping[str, Handler]:
+    """For `TlsNetwork(pages=...)`. `handout` counts what joiners are given."""
+    counted = handout or Handout()
 
     async def plan(request: web.Request, peer: Peer) -> web.StreamResponse:
-        made = await store.plan(peer.node, look=request.path == LOOK_PATH)
+        look = request.path == LOOK_PATH
+        made = await store.plan(peer.node, look=look)
+        if not look:
+            counted.planned(peer.node, made, time.monotonic())
         return web.Response(body=encode(made), content_type="application/json")
 
-    async def rows(request: web.Request, _peer: Peer) -> web.StreamResponse:
-        head, spool = await store.rows(decode(RangeAsked, await request.read()))
+    async def rows(request: web.Request, peer: Peer) -> web.StreamResponse:
+        asked = decode(RangeAsked, await request.read())
+        head, spool = await store.rows(asked)
+        counted.gave(peer.node, asked.range, head.rows, time.monotonic())
         return await _send(request, encode(head), spool)
 
     async def end(request: web.Request, peer: Peer) -> web.StreamResponse:

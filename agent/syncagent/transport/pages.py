@@ -1,4 +1,6 @@
-"""What a server answers, as JSON, when it does not do what was asked."""
+"""What a server answers, as JSON: also when it does not do what was asked."""
+
+from typing import Any
 
 import msgspec
 from aiohttp import web
@@ -16,6 +18,11 @@ class Refusal(msgspec.Struct):
     hint: str | None = None
 
 
+def as_json(answer: Any, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status, body=msgspec.json.encode(answer, enc_hook=str), content_type="application/json"
+    )
+
+
 def refusal(status: int, error: SyncagentError) -> web.Response:
-    body = msgspec.json.encode(Refusal(error.message, error.detail, error.hint))
-    return web.Response(status=status, body=body, content_type="application/json")
+    return as_json(Refusal(error.message, error.detail, error.hint), status)

@@ -1,7 +1,7 @@
-"""What changes something over HTTP: signing in and out, and settling a conflict.
+"""What changes something over HTTP: signing in and out, settling a conflict, and parked rows.
 
-Invariant: each is a POST of JSON from the console's own page; all but signing in need its cookie. A conflict is settled as
-`syncagent conflicts resolve` does it, in a session of its own.
+Invariant: each is a POST of JSON from the console's own page; all but signing in need its cookie. What it does is what the verb of
+the same name does, in a session of its own.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ from aiohttp import web
 from syncagent.errors import UsageError
 from syncagent.storage import inspection
 from syncagent.storage.commands import Connection, border, connected
+from syncagent.storage.requests import ask
+from syncagent.transport.pages import as_json
 from syncagent.web.signing import Desk, require_own_page
 
 T = TypeVar("T")
@@ -26,12 +28,20 @@ class Token(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Resolution(msgspec.Struct, forbid_unknown_fields=True):
+    """`take` or `value`: what this site wrote, or columns and their values."""
+
     id: str
-    take: str
+    take: str | None = None
+    value: dict[str, Any] | None = None
 
 
 class Undoing(msgspec.Struct, forbid_unknown_fields=True):
     id: str
+
+
+class Dropping(msgspec.Struct, forbid_unknown_fields=True):
+    table: str
+    key: str
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -48,9 +58,15 @@ class Action(NamedTuple):
 
 SIGN_IN = Action("/session", "Sign in with a token of `syncagent console token`.", Token)
 SIGN_OUT = Action("/session/end", "Sign out.", Nothing)
-RESOLVE = Action("/conflict/resolve", "Settle a conflict: take winner, loser, or a site.", Resolution)
+RESOLVE = Action(
+    "/conflict/resolve",
+    "Settle a conflict: take winner, loser, or a site; or give columns values.",
+    Resolution,
+)
 UNDO = Action("/conflict/undo", "Take a resolution back.", Undoing)
-ACTIONS = (SIGN_IN, SIGN_OUT, RESOLVE, UNDO)
+RETRY = Action("/parked/retry", "Try all parked rows now.", Nothing)
+DROP = Action("/parked/drop", "Give a parked version up, at every site; it is kept as a conflict.", Dropping)
+ACTIONS = (SIGN_IN, SIGN_OUT, RESOLVE, UNDO, RETRY, DROP)
 
 
 class Desktop:
@@ -65,6 +81,8 @@ class Desktop:
             SIGN_OUT: self._sign_out,
             RESOLVE: self._resolve,
             UNDO: self._undo,
+            RETRY: self._retry,
+            DROP: self._drop,
         }
         return [
             web.get(f"{root}/session", self._session),
@@ -72,43 +90,59 @@ class Desktop:
         ]
 
     async def _session(self, request: web.Request) -> web.Response:
-        return _json({"signed_in": self._desk.knows(request), "rows": self._desk.shows_rows(request)})
+        return as_json({"signed_in": self._desk.knows(request), "rows": self._desk.shows_rows(request)})
 
     async def _sign_in(self, request: web.Request) -> web.Response:
         require_own_page(request)
         asked = await _read(request, Token)
-        response = _json({"signed_in": True, "rows": True})
+        response = as_json({"signed_in": True, "rows": True})
         self._desk.sign_in(asked.token, response)
-        structlog.get_logger().info("console", did="signed in", at=request.remote)
+        _log("signed in", at=request.remote)
         return response
 
     async def _sign_out(self, request: web.Request) -> web.Response:
         require_own_page(request)
-        response = _json({"signed_in": False})
+        response = as_json({"signed_in": False})
         self._desk.sign_out(request, response)
         return response
 
     async def _resolve(self, request: web.Request) -> web.Response:
         self._may(request)
         asked = await _read(request, Resolution)
-        return await self._do(
-            "resolved", asked.id, lambda c: inspection.resolve(c, asked.id, asked.take, None)
-        )
+        if (asked.take is None) == (asked.value is None):
+            raise UsageError("say what the row is to become", hint="send take or value, and not both")
+        settled = await self._do(lambda c: inspection.resolve(c, asked.id, asked.take, asked.value))
+        _log("resolved", conflict=settled["id"])
+        return as_json(settled)
 
     async def _undo(self, request: web.Request) -> web.Response:
         self._may(request)
         asked = await _read(request, Undoing)
-        return await self._do("undone", asked.id, lambda c: inspection.undo(c, asked.id))
+        undone = await self._do(lambda c: inspection.undo(c, asked.id))
+        _log("undone", conflict=undone["id"])
+        return as_json(undone)
+
+    async def _retry(self, request: web.Request) -> web.Response:
+        self._may(request)
+        await _read(request, Nothing)
+        left = await self._do(lambda c: ask(c, "retry", {}, seconds=_MILLISECONDS / 1000))
+        _log("retried", parked=left["parked"])
+        return as_json(left)
+
+    async def _drop(self, request: web.Request) -> web.Response:
+        self._may(request)
+        asked = await _read(request, Dropping)
+        kept = await self._do(lambda c: inspection.drop_parked(c, asked.table, asked.key))
+        _log("dropped", conflict=kept["id"])
+        return as_json(kept)
 
     def _may(self, request: web.Request) -> None:
         require_own_page(request)
         self._desk.require(request)
 
-    async def _do(self, did: str, conflict: str, change: Callable[[Connection], Any]) -> web.Response:
+    async def _do(self, change: Callable[[Connection], T]) -> T:
         async with self._turn:
-            answer = await asyncio.to_thread(self._change, change)
-        structlog.get_logger().info("console", did=did, conflict=conflict)
-        return _json(answer)
+            return await asyncio.to_thread(self._change, change)
 
     def _change(self, change: Callable[[Connection], T]) -> T:
         with connected(self._dsn) as connection, border():
@@ -128,20 +162,22 @@ async def _read(request: web.Request, kind: type[B]) -> B:
         ) from error
 
 
-def _json(answer: Any) -> web.Response:
-    return web.Response(body=msgspec.json.encode(answer, enc_hook=str), content_type="application/json")
+def _log(did: str, **about: Any) -> None:
+    structlog.get_logger().info("console", did=did, **about)
+
+
+def bodies() -> dict[str, Any]:
+    """What is sent, as OpenAPI describes it."""
+    return msgspec.json.schema_components(
+        [action.body for action in ACTIONS], ref_template="#/components/schemas/{name}"
+    )[1]
 
 
 def described(error: dict[str, Any]) -> dict[str, Any]:
     """Them, as OpenAPI describes paths."""
     found: dict[str, Any] = {}
     for action in ACTIONS:
-        names = list(action.body.__struct_fields__)
-        schema = {
-            "type": "object",
-            "required": names,
-            "properties": {name: {"type": "string"} for name in names},
-        }
+        schema = {"$ref": f"#/components/schemas/{action.body.__name__}"}
         found[action.path] = {
             "post": {
                 "summary": action.summary,

@@ -10,7 +10,6 @@ from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import msgspec
 from aiohttp import web
 
 from syncagent import __version__
@@ -18,6 +17,7 @@ from syncagent.errors import RefusedError, SyncagentError, Unreachable, UsageErr
 from syncagent.storage import inspection
 from syncagent.storage.commands import Connection
 from syncagent.storage.schema import telling
+from syncagent.transport.pages import as_json
 from syncagent.web import actions, signing
 from syncagent.web.database import Reader
 from syncagent.web.live import Full
@@ -161,12 +161,6 @@ def routes(reader: Reader, desk: signing.Desk) -> list[web.RouteDef]:
     return [*found, web.get(f"{ROOT}/openapi.json", described)]
 
 
-def as_json(answer: Any, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status, body=msgspec.json.encode(answer, enc_hook=str), content_type="application/json"
-    )
-
-
 def status_of(error: SyncagentError) -> int:
     if (status := signing.status_of(error)) is not None:
         return status
@@ -227,7 +221,7 @@ def openapi() -> dict[str, Any]:
         "detail": {"type": ["string", "null"]},
         "hint": {"type": ["string", "null"]},
     }
-    schemas = {"Error": {"type": "object", "required": ["message"], "properties": fields}}
+    schemas = {"Error": {"type": "object", "required": ["message"], "properties": fields}} | actions.bodies()
     return {
         "openapi": "3.1.0",
         "info": {

@@ -9,6 +9,10 @@ from typing import Any, NamedTuple
 LATE_SECONDS = 60.0
 """A peer that lacks rows for longer is said to lag."""
 CLOCK_SECONDS = 1.0
+UNPROVED_SECONDS = 3600.0
+"""A table that was attached for longer should have been found equal."""
+STALLED_SECONDS = 60.0
+"""A site that joins and has taken no rows for longer is looked after."""
 
 
 class Finding(NamedTuple):
@@ -22,11 +26,20 @@ class Finding(NamedTuple):
 
 
 def findings(state: Mapping[str, Any]) -> list[Finding]:
-    """The worst first. `state` as of `live.asked`."""
+    """The worst first. `state` as of `live.asked`; `member` is whether the cluster counts this site, `joins` are those that join."""
     sites = state["sites"]
-    me = next(site for site in sites if site["is_self"])
-    found = [*_of_here(me, sites), *(f for site in sites if not site["is_self"] for f in _of_peer(site))]
+    me = next((site for site in sites if site["is_self"]), None)
+    if me is None or not state["member"]:
+        return [_no_member(None if me is None else me["name"])]
+    given = {join["site"]: join["given"] for join in state["joins"]}
+    found = [*_of_here(me, sites)]
+    for site in sites:
+        if site["role"] == "joining":
+            found += _of_joiner(site, given.get(site["name"]))
+        elif not site["is_self"]:
+            found += _of_peer(site)
     found += _of_rows(me, state)
+    found += _of_proof(state)
     return sorted(found, key=lambda finding: finding.level != "bad")
 
 
@@ -55,6 +68,30 @@ def _of_here(me: Mapping[str, Any], sites: list[Mapping[str, Any]]) -> Iterator[
         yield Finding("bad", f"trouble at {me['name']}", me["trouble"], "syncagent doctor", "sites")
     if me["waiting"]:
         yield Finding("warn", f"{me['name']} waits", me["waiting"], "syncagent status", "sites")
+
+
+def _no_member(name: str | None) -> Finding:
+    return Finding(
+        "bad",
+        f"{name or 'this site'} is no member",
+        "it was removed, or has lapsed: nobody takes what is written here until it is back",
+        "syncagent rejoin",
+        "sites",
+    )
+
+
+def _of_joiner(site: Mapping[str, Any], given: Mapping[str, Any] | None) -> Iterator[Finding]:
+    """While rows are copied it has no link; then its agent runs."""
+    if site["state"] == "away" and (given is None or given["idle"] > STALLED_SECONDS):
+        yield Finding(
+            "warn",
+            f"{site['name']} has begun to join, and takes no rows from here",
+            "it has another donor, or was interrupted: then the same command goes on",
+            f"syncagent join   # at {site['name']}",
+            "sites",
+        )
+    if site["trouble"] and site["state"] != "away":
+        yield Finding("bad", f"trouble with {site['name']}", site["trouble"], "syncagent doctor", "sites")
 
 
 def _of_peer(peer: Mapping[str, Any]) -> Iterator[Finding]:
@@ -112,6 +149,26 @@ def _of_rows(me: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[Findin
         for site, why in (change["failures"] or {}).items():
             text = f"{site} cannot do its step of {change['name']}"
             yield Finding("bad", text, str(why), "syncagent schema status", "schema")
+
+
+def _of_proof(state: Mapping[str, Any]) -> Iterator[Finding]:
+    """Who was never compared with success since a table was attached."""
+    tables = [table["name"] for table in state["tables"]]
+    lacking: dict[str, list[str]] = {}
+    for one in state["unproved"]:
+        for site in one["sites"]:
+            lacking.setdefault(site, []).append(one["table"])
+    why = "rows differ, or could not be compared since it was attached"
+    for site, unproved in lacking.items():
+        every = len(unproved) == len(tables)
+        what = f"{site} was" if every else f"{_listed(unproved)} {'was' if len(unproved) == 1 else 'were'}"
+        where = "" if every else f" with {site}"
+        about = "sites" if every else "tables"
+        yield Finding("warn", f"{what} never found equal{where}", why, "syncagent verify", about)
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _counted(count: int, what: str) -> str:

@@ -14,9 +14,10 @@ import msgspec
 from aiohttp import web
 
 from syncagent.errors import SyncagentError
+from syncagent.node import Window
 from syncagent.storage.commands import Connection
 from syncagent.web.database import Reader
-from syncagent.web.findings import findings, unanswered
+from syncagent.web.findings import UNPROVED_SECONDS, findings, unanswered
 from syncagent.web.metrics import Measured
 
 LISTENERS = 32
@@ -29,18 +30,25 @@ _SLOW = 10.0
 """Seconds in which a listener must take what is sent."""
 
 _QUERY = """
+with s as materialized (select * from syncagent.status), t as materialized (select * from syncagent.replicated_table)
 select jsonb_build_object(
-    'sites', (select jsonb_agg(s order by not s.is_self, s.node) from syncagent.status s),
+    'sites', (select jsonb_agg(s order by not s.is_self, s.node) from s),
     'links', (select coalesce(jsonb_agg(jsonb_build_object('origin', l.origin, 'receiver', l.receiver, 'cuts', l.cuts,
                  'rows', l.rows, 'seconds', l.seconds)), '[]') from syncagent.lag l),
     'tables', (select coalesce(jsonb_agg(jsonb_build_object('name', t.table_name, 'rows', t.estimated_rows, 'unsettled', t.unsettled_rows,
                   'parked', t.parked_rows, 'strategy', t.strategy, 'bucket', t.bucket, 'sealed_until', t.sealed_until,
-                  'open', t.open_buckets, 'dropped', t.dropped) order by t.table_name), '[]') from syncagent.replicated_table t),
+                  'open', t.open_buckets, 'dropped', t.dropped) order by t.table_name), '[]') from t),
     'unequal', (select coalesce(jsonb_agg(jsonb_build_object('site', p.site, 'at', p.at)), '[]')
                 from (select distinct on (site) * from syncagent.proof order by site, at desc) p where not p.equal),
     'schema_changes', (select coalesce(jsonb_agg(jsonb_build_object('id', c.id, 'name', c.name, 'state', c.state, 'phase', c.phase,
                           'done', c.steps_done_here, 'steps', c.steps, 'failures', c.failures)), '[]')
                        from syncagent.schema_change c where c.state in ('open', 'back')),
+    'unproved', (select coalesce(jsonb_agg(jsonb_build_object('table', u.table_name, 'sites', u.sites) order by u.table_name), '[]')
+                 from (select t.table_name, jsonb_agg(s.name order by s.name) as sites
+                       from s, t, syncagent.agent_state a
+                       where greatest(t.attached_at, a.started_at) < now() - make_interval(secs => %s)
+                         and s.linked and s.role not in ('witness', 'joining') and coalesce(s.equal_at < t.attached_at, true)
+                       group by t.table_name) u),
     'newest_conflict', (select max(c.noticed_at) from syncagent.conflict_record c),
     'resolved_conflict', (select max(c.resolved_at) from syncagent.conflict_record c),
     'open_conflicts', (select count(*) from (select c.id from syncagent.conflict_record c where c.yielded is not null
@@ -50,7 +58,7 @@ select jsonb_build_object(
 
 
 def asked(connection: Connection) -> dict[str, Any]:
-    row = connection.execute(_QUERY.encode()).fetchone()
+    row = connection.execute(_QUERY.encode(), (UNPROVED_SECONDS,)).fetchone()
     assert row is not None
     state: dict[str, Any] = row["state"]
     return state
@@ -61,8 +69,8 @@ class Full(SyncagentError):
 
 
 class Live:
-    def __init__(self, reader: Reader, measured: Measured, site: str) -> None:
-        self._reader, self._measured, self._site = reader, measured, site
+    def __init__(self, reader: Reader, measured: Measured, window: Window, site: str) -> None:
+        self._reader, self._measured, self._window, self._site = reader, measured, window, site
         self._past: deque[tuple[float, int, int, float | None]] = deque(maxlen=_KEPT)
         self._news, self._frame, self._number = asyncio.Condition(), b"", 0
         self._listeners, self._ended = 0, False
@@ -94,6 +102,7 @@ class Live:
             began = time.monotonic()
             try:
                 state = await self._reader.read(asked)
+                state |= {"member": self._is_member(), "joins": self._joins(state["sites"])}
                 lags = [
                     site["behind_seconds"] for site in state["sites"] if site["behind_seconds"] is not None
                 ]
@@ -109,6 +118,20 @@ class Live:
                 self._number += 1
                 self._news.notify_all()
             await asyncio.sleep(max(_EVERY, _SHARE * (time.monotonic() - began)))
+
+    def _is_member(self) -> bool:
+        """Whether the cluster counts this site, as far as the agent knows: it must hold its database for that."""
+        return self._window.standing is None or self._window.is_member()
+
+    def _joins(self, sites: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Sites that join, and what this one has given them."""
+        joining = {site["node"]: site["name"] for site in sites if site["role"] == "joining"}
+        self._window.handout.keep(set(joining))
+        found = []
+        for node, name in joining.items():
+            given = self._window.handout.given(node, time.monotonic())
+            found.append({"site": name, "given": None if given is None else given._asdict()})
+        return found
 
     async def listen(self, request: web.Request) -> web.StreamResponse:
         if self._listeners >= LISTENERS or self._ended:

@@ -19,7 +19,7 @@ from syncagent.errors import SyncagentError, UsageError
 from syncagent.node import Window
 from syncagent.settings import Settings
 from syncagent.transport.addresses import host_and_port
-from syncagent.transport.pages import refusal
+from syncagent.transport.pages import as_json, refusal
 from syncagent.transport.tls import Credentials
 from syncagent.web import actions, api, metrics, signing
 from syncagent.web.database import Reader
@@ -67,7 +67,7 @@ class Server:
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/readyz", self._readiness)
         app.router.add_get("/metrics", self._metrics)
-        self._live = Live(self._reader, self._measured, settings.name)
+        self._live = Live(self._reader, self._measured, self.window, settings.name)
         desk = signing.Desk(settings, local=self._local)
         app.router.add_routes(api.routes(self._reader, desk))
         app.router.add_routes(actions.Desktop(settings.dsn, desk).routes(api.ROOT))
@@ -165,12 +165,12 @@ class Server:
             return name.lower() == "localhost"
 
     async def _health(self, _request: web.Request) -> web.Response:
-        return api.as_json({"healthy": True})
+        return as_json({"healthy": True})
 
     async def _readiness(self, _request: web.Request) -> web.Response:
         reason = self.window.unready()
         status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
-        return api.as_json({"ready": reason is None, "reason": reason}, status)
+        return as_json({"ready": reason is None, "reason": reason}, status)
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         async with self._scraping:

@@ -5,6 +5,7 @@ import * as conflicts from "./conflicts.js";
 import { by, get, post } from "./dom.js";
 import { tables } from "./forest.js";
 import { headline, lost } from "./headline.js";
+import { joins } from "./joins.js";
 import { topology } from "./topology.js";
 import * as waiting from "./waiting.js";
 
@@ -53,6 +54,7 @@ function news(told) {
   charts.moment(told);
   if (!told.database) return;
   topology(told);
+  joins(told.joins);
   tables(told);
   const parked = told.sites[0].parked;
   count("conflicts", told.open_conflicts);
@@ -60,7 +62,7 @@ function news(told) {
   count("parked", parked);
   if (changed("conflicts", [told.newest_conflict, told.resolved_conflict, told.open_conflicts])) conflicts.load();
   if (changed("schema", told.schema_changes)) waiting.schema().catch(failed("schema"));
-  if (changed("parked", [parked, session.rows])) waiting.parked(parked, session.rows).catch(failed("parked"));
+  if (changed("parked", [parked, session])) waiting.parked(parked, session).catch(failed("parked"));
 }
 
 function listen() {
@@ -89,6 +91,7 @@ by("sign-out").addEventListener("click", async () => {
   await identify();
 });
 
+by("parked-retry").addEventListener("click", waiting.retry);
 addEventListener("hashchange", () => location.hash.includes("token=") && identify());
 listen();
 identify().catch((error) => { by("session").textContent = error.message; });

@@ -1,6 +1,7 @@
 // The inbox of conflicts: both versions column by column, settled by whoever is signed in.
 
-import { by, counted, get, h, post, show, when } from "./dom.js";
+import { by, counted, get, h, post, say, show, when } from "./dom.js";
+import { draft, forget, values } from "./values.js";
 
 let chosen = null; // the id of the one that is unfolded
 let onlyOpen = false;
@@ -9,10 +10,7 @@ let found = { count: 0, conflicts: [] };
 
 const text = (value) => (value === null || value === undefined ? "null" : typeof value === "string" ? value : JSON.stringify(value));
 
-function said(message, level = "good") {
-  by("conflicts-said").dataset.level = level;
-  by("conflicts-said").textContent = message;
-}
+const said = (message, level) => say("conflicts-said", message, level);
 
 function tag(one) {
   if (one.open) return h("span", { class: "tag open" }, "open");
@@ -35,6 +33,7 @@ function versions(one) {
 async function act(path, body, told) {
   try {
     await post(path, body);
+    forget(body.id);
     said(told);
   } catch (error) {
     said(error.message, "bad");
@@ -47,9 +46,15 @@ function actions(one) {
   if (!session.signed_in) return h("p", { class: "note" }, "To settle it, sign in: open what ", h("code", {}, "syncagent console token"), " prints.");
   const take = (name, which, label) =>
     h("button", { type: "button", class: "main", "data-take": which, onclick: () => act("/conflict/resolve", { id: one.id, take: which }, `${one.table_name} ${one.key}: ${name}’s version is taken, at every site.`) }, label);
-  return h("p", { class: "buttons" },
+  const write = () => {
+    const value = draft(one);
+    if (!Object.keys(value).length) return said("Nothing is changed: write another value into a column first.", "bad");
+    return act("/conflict/resolve", { id: one.id, value }, `${one.table_name} ${one.key} has these values, at every site.`);
+  };
+  return [h("p", { class: "buttons" },
     take(one.winner, "winner", `${one.resolved_at ? "Take" : "Keep"} ${one.winner}’s`), take(one.loser, "loser", `Take ${one.loser}’s`),
-    one.resolved_at && h("button", { type: "button", "data-undo": "", onclick: () => act("/conflict/undo", { id: one.id }, `${one.table_name} ${one.key}: the resolution is taken back.`) }, "Undo the resolution"));
+    one.resolved_at && h("button", { type: "button", "data-undo": "", onclick: () => act("/conflict/undo", { id: one.id }, `${one.table_name} ${one.key}: the resolution is taken back.`) }, "Undo the resolution")),
+    values(one, write)];
 }
 
 function detail(one) {
@@ -81,6 +86,10 @@ function draw() {
   by("conflicts-more").textContent = session.rows ? counted(found.count, onlyOpen ? "open one" : "conflict") + (found.count > found.conflicts.length ? `, the newest ${found.conflicts.length} shown` : "") : "";
 }
 
+// Somebody types: the list is drawn anew when they are done, and what they wrote is still there.
+const typing = () => by("conflicts-list").contains(document.activeElement) && document.activeElement.matches("input");
+by("conflicts-list").addEventListener("focusout", () => setTimeout(() => by("conflicts-list").contains(document.activeElement) || draw()));
+
 export async function load() {
   if (session.rows) {
     try {
@@ -89,7 +98,7 @@ export async function load() {
       said(error.message, "bad");
     }
   }
-  draw();
+  if (!typing()) draw();
 }
 
 export function signed(now) {

@@ -52,6 +52,24 @@ export function when(text) {
   return date.toDateString() === new Date().toDateString() ? clock : `${date.toLocaleDateString()} ${clock}`;
 }
 
+// What was done, or why not, where the eyes are; a live region.
+export function say(id, message, level = "good") {
+  by(id).dataset.level = level;
+  by(id).textContent = message;
+}
+
+// Whether somebody wants what cannot be taken back; Escape is no.
+export function agreed(text, yes, no) {
+  return new Promise((answer) => {
+    const dialog = h("dialog", { "aria-labelledby": "asked" });
+    const choice = (label, value, kind) => h("button", { type: "button", class: kind, onclick: () => dialog.close(value) }, label);
+    dialog.append(h("p", { id: "asked" }, text), h("p", { class: "buttons" }, choice(no, "no"), choice(yes, "yes", "danger")));
+    dialog.addEventListener("close", () => { dialog.remove(); answer(dialog.returnValue === "yes"); });
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+}
+
 export class Refused extends Error {
   constructor(status, told) {
     super([told.message, told.detail, told.hint && `hint: ${told.hint}`].filter(Boolean).join("; "));

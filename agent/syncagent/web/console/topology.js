@@ -5,7 +5,9 @@ import { by, counted, h, number, s, show, span, state, table } from "./dom.js";
 const LEVEL = { running: "good", linked: "good", relayed: "good", paused: "warn", away: "bad", "no agent": "bad" };
 const GLYPH = { good: "✓", warn: "!", bad: "▲" };
 
-const level = (site) => (site.trouble ? "bad" : site.waiting && LEVEL[site.state] === "good" ? "warn" : LEVEL[site.state] || "unknown");
+const joining = (site) => site.role === "joining";
+const word = (site) => (joining(site) ? "joins" : site.state === "relayed" ? `via ${site.via}` : site.state);
+const level = (site) => (joining(site) ? "warn" : site.trouble ? "bad" : site.waiting && LEVEL[site.state] === "good" ? "warn" : LEVEL[site.state] || "unknown");
 
 function places(sites) {
   const count = sites.length;
@@ -22,6 +24,7 @@ function between(a, b, links) {
   const ours = both.find((link) => link.rows !== null && (a.is_self || b.is_self) && link.origin === (a.is_self ? a : b).name);
   const cuts = Math.max(0, ...both.map((link) => link.cuts || 0));
   const far = a.is_self ? b : b.is_self ? a : null;
+  if (far && joining(far)) return ["", "joins"];
   if (far && ["away", "no agent"].includes(far.state)) return ["cut", "no link", ours && ours.rows ? counted(ours.rows, "row") : ""];
   if (far && far.state === "paused") return ["late", "paused"];
   if (ours && ours.rows > 0 && ours.seconds > 2) return ["late", counted(ours.rows, "row"), span(ours.seconds)];
@@ -51,7 +54,7 @@ function picture(sites, links) {
       s("text", { class: "name", y: above ? -48 : 45 }, site.name),
       s("text", { class: "role", y: above ? -32 : 61 }, [site.is_self ? "this site" : "", site.leads ? "leader" : site.role].filter(Boolean).join(", ")));
   });
-  const told = sites.map((site) => `${site.name}: ${site.state}`).join(", ");
+  const told = sites.map((site) => `${site.name}: ${word(site)}`).join(", ");
   const box = sites.length === 3 ? "40 -18 520 313" : sites.length < 3 ? "40 80 520 115" : "20 -20 560 345";
   return s("svg", { viewBox: box, role: "img", "aria-label": `The sites and their links. ${told}` }, lines, labels, nodes);
 }
@@ -59,7 +62,7 @@ function picture(sites, links) {
 function row(site) {
   const lacks = site.is_self ? "" : site.behind_rows === null ? "" : site.behind_rows ? counted(site.behind_rows, "row") : "nothing";
   return [
-    site.name, state(level(site), site.state === "relayed" ? `via ${site.via}` : site.state),
+    site.name, state(level(site), word(site)),
     lacks, site.behind_rows ? span(site.behind_seconds) : "", number(site.parked),
     site.rtt_ms === null ? "" : `${Math.round(site.rtt_ms)} ms`,
     site.clock_offset_seconds === null ? "" : `${site.clock_offset_seconds > 0 ? "+" : ""}${site.clock_offset_seconds.toFixed(2)} s`,
@@ -72,7 +75,7 @@ export function topology(told) {
   show(by("topology"), [slow, links], () => picture(sites, links));
   show(by("sites-table"), sites, () => [
     table(["site", "state", ">lacks of ours", ">since", ">parked", ">round trip", ">clock"], sites.map(row)),
-    ...sites.flatMap((site) => [site.waiting, site.trouble].filter(Boolean).map((text) => h("p", { class: "note" }, `${site.name}: ${text}`))),
+    ...sites.filter((site) => !joining(site)).flatMap((site) => [site.waiting, site.trouble].filter(Boolean).map((text) => h("p", { class: "note" }, `${site.name}: ${text}`))),
   ]);
   const leader = sites.find((site) => site.leads);
   by("sites-more").textContent = leader ? `${leader.name} leads` : "no leader";
