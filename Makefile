@@ -94,8 +94,9 @@ bench: $(READY) ## the benchmarks, against PostgreSQL's own replication
 
 .PHONY: docs
 docs: export NO_MKDOCS_2_WARNING := 1
-docs: $(VENV)/.docs ## the documentation as a site, in build/site; a link that leads nowhere fails
+docs: $(VENV)/.docs ## the documentation as a site, in build/site, read in a browser; a link that leads nowhere fails
 	@$(BIN)/mkdocs build --quiet
+	@$(BIN)/pytest --quiet tests/packaging/test_site.py $(ARGS)
 	@echo "build/site/index.html"
 
 .PHONY: deploy

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from syncagent.core.batch import Table
 from syncagent.core.copying import CopiedTable, CopyPlan, Range
@@ -26,14 +26,10 @@ from syncagent.web.actions import ACTIONS
 from syncagent.web.api import ROOT
 from syncagent.web.findings import findings
 from syncagent.web.live import LISTENERS
+from tests.support.browser import CHROMIUM, browsing
 from tests.support.fleet import Member, fleet
 from tests.support.waiting import until
 
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 PICTURES = Path(__file__).parents[2] / "docs" / "images"
 LIMIT = 200_000
 SCHEMA = "create table note (id uuid primary key, author text, body text, stars integer)"
@@ -276,35 +272,6 @@ def test_what_a_joiner_was_given_is_counted_once() -> None:
 
 
 # ---- in a browser
-
-
-@contextmanager
-def browsing(folder: Path) -> Iterator[Page]:
-    """A page that has loaded nothing yet. What it says to its console, or asks of another host, fails the test."""
-    complaints: list[str] = []
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            folder,
-            executable_path=CHROMIUM,
-            headless=True,
-            args=FLAGS,
-            viewport={"width": 1280, "height": 800},
-            reduced_motion="reduce",
-        )
-        page = context.pages[0]
-        page.set_default_timeout(15_000)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "console", lambda said: complaints.append(said.text) if "Security Policy" in said.text else None
-        )
-        page.on(
-            "request", lambda asked: complaints.append(asked.url) if "//127.0.0.1:" not in asked.url else None
-        )
-        try:
-            yield page
-        finally:
-            context.close()
-    assert not complaints
 
 
 def picture(page: Page, name: str) -> None:
