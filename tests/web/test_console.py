@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -33,6 +34,69 @@ from tests.support.waiting import until
 PICTURES = Path(__file__).parents[2] / "docs" / "images"
 LIMIT = 200_000
 SCHEMA = "create table note (id uuid primary key, author text, body text, stars integer)"
+
+
+READ = """
+- link "Skip to the state"
+- banner:
+  - navigation "Parts of this page"
+- main:
+  - region "All is well":
+    - heading "All is well" [level=1]
+    - paragraph: 2 sites, 1 table
+  - status: All is well
+  - region "Sites":
+    - heading /Sites/ [level=2]
+    - img /The sites and their links. berlin. running, tokyo. linked/
+    - table "What each site lacks and has":
+      - rowgroup:
+        - row:
+          - columnheader "site"
+          - columnheader "state"
+      - rowgroup:
+        - row:
+          - rowheader "berlin"
+          - cell "running"
+        - row:
+          - rowheader "tokyo"
+          - cell "linked"
+  - region "Activity"
+  - region "Conflicts":
+    - group "Which conflicts":
+      - button "All" [pressed]
+      - button "Open"
+  - region "Tables":
+    - table "Attached tables"
+    - application /public.note. 31 rows in sealed buckets/
+  - region "Schema changes"
+  - region "Parked rows"
+"""
+"""What a screen reader has of the page when all is well."""
+SETTLED = """
+- listitem:
+  - button /public.note .* update.update berlin over tokyo by rule/ [expanded]
+  - table /Both versions of public.note/:
+    - rowgroup:
+      - row:
+        - columnheader "column"
+        - columnheader /berlin won/
+        - columnheader /tokyo lost/
+    - rowgroup:
+      - row:
+        - rowheader /body ≠/
+  - paragraph:
+    - button /Keep berlin.s/
+    - button /Take tokyo.s/
+  - group:
+    - form /Values of public.note/:
+      - textbox "body"
+      - checkbox "body is null"
+      - textbox "stars"
+      - checkbox "stars is null" [checked]
+      - paragraph:
+        - button "Write what I changed"
+"""
+"""A conflict that is unfolded, and other values for it."""
 
 
 class Answer(NamedTuple):
@@ -303,10 +367,15 @@ def test_a_person_sees_a_site_go_and_settles_a_conflict(
             expect(page.locator("#topology")).to_contain_text("tokyo")
             expect(page.locator("#conflicts-list")).to_contain_text("None yet")
             picture(page, "well")
+            expect(page.locator("body")).to_match_aria_snapshot(READ)
+            all_have_names(page)
 
             tokyo.stop()
             expect(headline).to_have_text("Tokyo is away", timeout=20_000)
             expect(page.locator("#findings code").first).to_contain_text("syncagent run")
+            expect(page.get_by_role("status").filter(has_text="Tokyo is away")).to_have_count(
+                1
+            )  # it is read out
             page.get_by_role("link", name="tokyo is away").click()
             expect(page.locator("#sites")).to_be_focused()
             tokyo.execute(change, ("<img src=x onerror=alert(1)>", 5, key))
@@ -353,6 +422,8 @@ def test_a_person_sees_a_site_go_and_settles_a_conflict(
             page.locator(".values summary").click()
             page.get_by_label("body", exact=True).fill('{"not": "json", it is text}')
             page.get_by_label("stars is null").check()
+            expect(page.locator("#conflicts-list")).to_match_aria_snapshot(SETTLED)
+            all_have_names(page)
             page.get_by_role("button", name="Write what I changed").click()
             expect(page.locator("#conflicts-said")).to_contain_text("has these values, at every site")
             written = "select body, stars, author from note where id = %s"
@@ -360,6 +431,17 @@ def test_a_person_sees_a_site_go_and_settles_a_conflict(
             until(lambda: tokyo.execute(written, (key,)) == expected, "the values are at both sites")
 
             gives_up_a_parked_row(page, berlin, tokyo)
+
+
+def all_have_names(page: Page) -> None:
+    """What can be used, or jumped to, is called something by a screen reader; and what says what was done is read out."""
+    told = page.locator("body").aria_snapshot()
+    roles = "application|button|checkbox|dialog|figure|form|heading|img|link|navigation|progressbar|region|table|textbox"
+    assert not re.findall(rf"^ *- '?(?:{roles})(?:$|:| \[).*", told, re.MULTILINE)
+    live = page.locator("[role=status], output").evaluate_all(
+        "found => found.map(one => one.id || one.tagName)"
+    )
+    assert {"spoken", "session", "conflicts-said", "parked-said"} <= set(live)
 
 
 def joined_while_looked_at(page: Page, berlin: Member, tokyo: Member) -> None:
@@ -407,13 +489,18 @@ def gives_up_a_parked_row(page: Page, berlin: Member, tokyo: Member) -> None:
     expect(parked).to_contain_text("few", timeout=20_000)
     page.get_by_role("button", name="Try all of them now").click()
     expect(page.locator("#parked-said")).to_have_text("They were tried: 1 row still parked.")
-    page.get_by_role("button", name="Give up").click()
-    asked = page.get_by_role("dialog")
+    give_up = page.get_by_role("button", name="Give it up: public.note")
+    give_up.click()
+    asked = page.get_by_role("dialog", name="Give up what tokyo wrote")
+    expect(asked.get_by_role("button", name="Let it wait")).to_be_focused()
+    expect(page.get_by_role("link", name="Parked: 1")).to_be_visible()
+    all_have_names(page)
     expect(asked).to_contain_text("at every site?")
     page.keyboard.press("Escape")
     expect(asked).to_have_count(0)
+    expect(give_up).to_be_focused()
     assert berlin.scalar("select count(*) from syncagent.parked") == 1
-    page.get_by_role("button", name="Give up").click()
+    give_up.click()
     asked.get_by_role("button", name="Give it up").click()
     expect(page.locator("#parked-said")).to_contain_text("given up, and kept as a conflict")
     expect(parked).to_contain_text("None")

@@ -102,9 +102,11 @@ class _Trouble(logging.Handler):
         self._log, self._last = structlog.get_logger().bind(site=site), ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        told = re.sub(r"\?\S*", "?…", record.getMessage())  # what follows may be a key
-        if (kind := str(record.msg)) != self._last:
+        kind = str(record.msg)
+        if kind != self._last:
             self._last = kind
+            # What follows in an address, and a header that is no header, may be a key.
+            told = kind if "eader" in kind else re.sub(r"\?\S*", "?…", record.getMessage())
             self._log.warning("trouble with traces", reason=told)
 
 

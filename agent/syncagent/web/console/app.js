@@ -41,8 +41,13 @@ function changed(name, value) {
 
 function count(id, value) {
   const link = document.querySelector(`nav a[href="#${id}"]`);
-  if (value) link.dataset.count = value;
-  else delete link.dataset.count;
+  if (value) {
+    link.dataset.count = value;
+    link.setAttribute("aria-label", `${link.textContent}: ${value}`);
+  } else {
+    delete link.dataset.count;
+    link.removeAttribute("aria-label");
+  }
 }
 
 function failed(name) {

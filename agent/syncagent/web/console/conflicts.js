@@ -21,7 +21,7 @@ function versions(one) {
   const [won, lost] = [one.winning_image, one.losing_image];
   const columns = [...new Set([...Object.keys(won || {}), ...Object.keys(lost || {})])];
   const cell = (image, column) => (image ? text(image[column]) : "(deleted)");
-  return h("table", {},
+  return h("table", { "aria-label": `Both versions of ${one.table_name} ${one.key}` },
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "column"),
       h("th", { scope: "col" }, `${one.winner} won, ${when(one.winning_time)}`), h("th", { scope: "col" }, `${one.loser} lost, ${when(one.losing_time)}`))),
     h("tbody", {}, columns.map((column) => {
@@ -72,7 +72,7 @@ function item(one) {
     type: "button", class: "row", "data-id": one.id, "aria-expanded": String(open), "aria-controls": `detail-${one.id}`,
     onclick: () => { chosen = open ? null : one.id; draw(); by("conflicts-list").querySelector(`[data-id="${one.id}"]`).focus(); },
   },
-  h("span", { class: "when dim" }, when(one.noticed_at)), h("span", { class: "what" }, one.table_name, h("span", { class: "key-of" }, one.key)),
+  h("span", { class: "when dim" }, when(one.noticed_at)), h("span", { class: "what" }, one.table_name, " ", h("span", { class: "key-of" }, one.key)),
   h("span", { class: "kind dim" }, one.kind), h("span", { class: "who" }, `${one.winner} over ${one.loser}`), tag(one));
   return h("li", {}, row, open && detail(one));
 }

@@ -26,11 +26,11 @@ export function show(element, data, build) {
   return true;
 }
 
-export function table(headings, rows) {
+export function table(name, headings, rows) {
   const head = headings.map((text) => h("th", { scope: "col", class: text.startsWith(">") ? "number" : null }, text.replace(">", "")));
   const cell = (value, i) =>
     i ? h("td", { class: headings[i].startsWith(">") ? "number" : null }, value ?? "") : h("th", { scope: "row" }, value);
-  return h("table", {}, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows.map((row) => h("tr", {}, row.map(cell)))));
+  return h("table", { "aria-label": name }, h("thead", {}, h("tr", {}, head)), h("tbody", {}, rows.map((row) => h("tr", {}, row.map(cell)))));
 }
 
 export const state = (level, text) => h("span", { class: "state", "data-level": level }, text);

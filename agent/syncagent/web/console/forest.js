@@ -59,7 +59,7 @@ function map(name, parts, level) {
   });
   const [width, height] = [LEFT + found.columns * SIZE, 20 + found.names.length * SIZE];
   const rows = parts.reduce((sum, part) => sum + part.rows, 0);
-  const picture = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0, "aria-label": `${name}: ${counted(rows, "row")} in sealed buckets, ${found.hours ? "days by hours" : "months by days"}; arrow keys choose a cell` }, drawn);
+  const picture = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "application", "aria-roledescription": "heat map", tabindex: 0, "aria-label": `${name}: ${counted(rows, "row")} in sealed buckets, ${found.hours ? "days by hours" : "months by days"}; arrow keys choose a cell` }, drawn);
   picture.addEventListener("keydown", (event) => {
     const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];
     if (!move) return;
@@ -100,7 +100,7 @@ export function tables(told) {
     one.rows === null ? "not counted" : `≈ ${number(one.rows)}`, number(one.unsettled), number(one.parked), one.strategy, one.sealed_until ? when(one.sealed_until) : "", number(one.open),
   ];
   show(by("tables-list"), [found, chosen], () =>
-    found.length ? table(["table", ">rows", ">unsettled", ">parked", "strategy", "sealed until", ">open buckets"], found.map(row)) : h("p", { class: "dim" }, "None is attached yet: ", h("code", {}, "syncagent attach TABLE")));
+    found.length ? table("Attached tables", ["table", ">rows", ">unsettled", ">parked", "strategy", "sealed until", ">open buckets"], found.map(row)) : h("p", { class: "dim" }, "None is attached yet: ", h("code", {}, "syncagent attach TABLE")));
   const one = found.find((other) => other.name === chosen);
   const now = one && JSON.stringify([one.name, one.sealed_until, one.open]);
   if (one && now !== drawnFor) {

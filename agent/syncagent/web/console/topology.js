@@ -74,7 +74,7 @@ export function topology(told) {
   const slow = sites.map(({ name, state: now, role, leads, via, is_self, trouble, waiting, rtt_ms }) => [name, now, role, leads, via, is_self, trouble, waiting, Math.round(rtt_ms)]);
   show(by("topology"), [slow, links], () => picture(sites, links));
   show(by("sites-table"), sites, () => [
-    table(["site", "state", ">lacks of ours", ">since", ">parked", ">round trip", ">clock"], sites.map(row)),
+    table("What each site lacks and has", ["site", "state", ">lacks of ours", ">since", ">parked", ">round trip", ">clock"], sites.map(row)),
     ...sites.filter((site) => !joining(site)).flatMap((site) => [site.waiting, site.trouble].filter(Boolean).map((text) => h("p", { class: "note" }, `${site.name}: ${text}`))),
   ]);
   const leader = sites.find((site) => site.leads);

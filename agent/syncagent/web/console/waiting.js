@@ -35,11 +35,11 @@ async function drop(one, session) {
 }
 
 function parkedRow(one, session) {
-  return h("div", { class: "parked-row" },
+  return h("li", { class: "parked-row" },
     h("p", {}, h("strong", {}, one.table_name), " ", h("code", {}, one.key), h("span", { class: "dim" }, ` from ${one.origin}, since ${when(one.since)}`)),
     h("p", {}, one.reason),
     session.signed_in
-      ? h("p", { class: "buttons" }, h("button", { type: "button", "data-drop": one.key, "aria-label": `Give up ${one.table_name} ${one.key} …`, onclick: () => drop(one, session) }, "Give it up …"))
+      ? h("p", { class: "buttons" }, h("button", { type: "button", "data-drop": one.key, "aria-label": `Give it up: ${one.table_name} ${one.key}`, onclick: () => drop(one, session) }, "Give it up …"))
       : h("p", { class: "dim" }, "To give it up, sign in, or type: ", h("code", {}, `syncagent parked drop ${one.table_name} ${one.key}`)));
 }
 
@@ -66,5 +66,5 @@ export async function parked(count, session) {
   by("parked-more").textContent = found.length ? `${number(Math.max(count, found.length))} at this site` : "";
   by("parked-buttons").hidden = !(found.length && session.signed_in);
   show(by("parked-list"), [found, session], () =>
-    found.length ? found.map((one) => parkedRow(one, session)) : h("p", { class: "dim" }, "None: every row that came fits."));
+    found.length ? h("ul", {}, found.map((one) => parkedRow(one, session))) : h("p", { class: "dim" }, "None: every row that came fits."));
 }
