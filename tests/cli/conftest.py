@@ -16,6 +16,7 @@ from syncagent.cli.app import main
 from syncagent.embedded import Server
 from tests.support import nursery
 from tests.support.databases import Database, fresh_database
+from tests.support.postgres import Servers
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,8 @@ def database(asked_server: Server, make_database: Callable[..., Database]) -> Da
 
 
 @pytest.fixture(scope="session")
-def moulds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Server], Mould]]:
-    """What `init` makes of an empty database, once on each server, to be copied."""
+def moulds(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Server], Mould]]:
+    """What `init` makes of an empty database, once on each of the servers, which outlive it; to be copied."""
     made: dict[Path, Mould] = {}
     with ExitStack() as stack:
 
