@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -168,15 +169,8 @@ async def converse(
     return machine.outcome
 
 
-def compare(
-    here: Memory,
-    there: Memory,
-    *,
-    whole: bool = True,
-    turn: float = 0.0,
-    suspects: Sequence[Difference] = (),
-) -> Outcome:
-    return asyncio.run(converse(here, there, whole=whole, turn=turn, suspects=suspects))
+def compare(here: Memory, there: Memory, **how: Any) -> Outcome:
+    return asyncio.run(converse(here, there, **how))
 
 
 timed = st.builds(

@@ -5,9 +5,6 @@ Its theme is tens of thousands of small files, so only `make docs` installs it, 
 
 import functools
 import importlib.util
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +15,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.support.browser import CHROMIUM, browsing
+from tests.support.pages import build
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,15 +45,7 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def test_a_reader_finds_a_page_at_night(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", tmp_path / "site"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    build(tmp_path / "site")
     with served(tmp_path / "site") as at, browsing(tmp_path / "browser") as page:
         faults: list[str] = []
         page.on(

@@ -225,7 +225,7 @@ class _Work:
 _BELOW = {"table": "year", "year": "month", "month": "day", "day": "bucket", "bucket": "leaf"}
 LEVELS = tuple(_BELOW)
 """Of `Sums`."""
-_DOWN = (*LEVELS, "leaf", "count", "rows")
+_DOWN = (*LEVELS, "leaf", "count", "rows", "suspects")
 
 
 class Comparison:
@@ -286,8 +286,7 @@ class Comparison:
 
     def _push(self, work: _Work, most: int = SPANS) -> None:
         """Depth first, in pieces that one question can bear: so what waits stays small."""
-        depth = _DOWN.index(work.level) if work.level in _DOWN else 0
-        begin = int(self._turn * 97**depth % 1 * len(work.spans))
+        begin = int(self._turn * 97 ** _DOWN.index(work.level) % 1 * len(work.spans))
         spans = work.spans[begin:] + work.spans[:begin]
         pieces = [spans[n : n + most] for n in range(0, len(spans), most)]
         self._work += [_Work(work.level, piece, work.depth) for piece in reversed(pieces)]

@@ -60,8 +60,8 @@ def traces(site: str, environ: Mapping[str, str]) -> "Traces | None":
             from syncagent.web.traces import Traces  # noqa: PLC0415 (it is an extra)
 
             return Traces(site, environ)
-        except ModuleNotFoundError as error:
-            reason = f"{error.name} is not installed; install syncagent[traces]"
+        except ImportError as error:
+            reason = f"OpenTelemetry is not there, or another version ({error}); install syncagent[traces]"
         except (ValueError, OSError) as error:
             reason = f"one of OpenTelemetry's variables cannot be used: {error}"
     structlog.get_logger().warning("no traces", site=site, reason=reason)
