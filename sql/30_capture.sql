@@ -734,6 +734,7 @@ begin
         perform syncagent._stride(v_id, p_stride);
     end if;
     perform syncagent._generate(v_id);
+    perform syncagent._shape_take(v_id);
     v_tokens := syncagent._tokens(v_id);
     if p_ship_existing then
         execute syncagent._render($sql$
@@ -767,6 +768,7 @@ begin
         return false;
     end if;
     perform syncagent._drop_functions(v_id, p_table);
+    perform syncagent._shape_forget(v_id);
     perform syncagent._unstride(v_id);
     execute format('drop table syncagent.version_%s', v_id);
     execute format('drop type if exists syncagent.key_%s, syncagent.row_%1$s', v_id);

@@ -10,9 +10,12 @@ create function syncagent._columns_now(p_table regclass) returns name[]
     set search_path = pg_catalog, pg_temp
     as $$
     select array(select a.attname from pg_attribute a
-                 where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
+                 where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+                   and not exists (select from syncagent.replicated r join syncagent.typed_record t on t.relation = r.id
+                                   where r.relation = p_table and t.kind = 'column' and t.name = a.attname and t.agreed is null and t.epoch is null)
+                 order by a.attnum)
 $$;
-comment on function syncagent._columns_now is 'the columns of a table that travel, as it is now';
+comment on function syncagent._columns_now is 'the columns of a table that travel, as it is now; one that was added by hand, and that no other site has, does not';
 
 create function syncagent._touched() returns setof integer
     language sql stable
@@ -49,6 +52,11 @@ begin
         left join jsonb_to_recordset(p_renamed) as x (schema name, "table" name, before name, after name)
             on (x.schema, x."table", x.before) = (r.nspname, r.relname, u.name);
         v_made := v_now <> r.columns or (r.nspname, r.relname) <> (r.schema_name, r.table_name);
+        if v_made and exists (select from syncagent.typed_record t where t.relation = r.id and t.kind in ('table', 'column') and t.epoch is null
+                              and (t.agreed ->> 'type', t.became, t.kind) is distinct from (t.now ->> 'type', null, 'column') and t.agreed is not null) then
+            raise exception '%.% was changed by hand here, and cannot follow a schema change', quote_ident(r.schema_name), quote_ident(r.table_name)
+                using errcode = 'SA005', hint = 'first `syncagent schema adopt`, or take it back: `syncagent schema status` says how';
+        end if;
         if v_made then
             perform syncagent._rename(r.id, r.nspname, r.relname, p_renamed);
             update syncagent.replicated t set columns = v_now, fills = (

@@ -217,13 +217,15 @@ select m.name, m.node, m.is_self, m.state, m.role, m.leads, coalesce(p.linked, f
        case when m.is_self then (select count(*) from syncagent.cut) end as kept_cuts,
        case when m.is_self then (select count(*) from syncagent.conflict_record) end as conflicts,
        syncagent._site_name(p.via) as via,
-       (select max(q.last_at) from syncagent.proof_record q where q.node = m.node and q.equal) as equal_at
+       (select max(q.last_at) from syncagent.proof_record q where q.node = m.node and q.equal) as equal_at,
+       case when m.is_self then array(select format('%I.%I: %s', t.schema_name, t.table_name, d.what) from syncagent.typed_record d
+                                      join syncagent.replicated t on t.id = d.relation where d.epoch is null order by d.since, 1) end as typed
 from syncagent.site m
 left join syncagent.peer_state p on p.node = m.node
 left join syncagent.frontier f on f.node = m.node
 left join syncagent.agent_state a on m.is_self
 left join syncagent.lag l on l.receiver_node = m.node and l.origin_node = (select s.node from syncagent.local_site s);
-comment on view syncagent.status is 'every site: what it has not applied of this one (behind), what this one has applied of it, and what is the matter; equal_at is when it was last found equal to this one';
+comment on view syncagent.status is 'every site: what it has not applied of this one (behind), what this one has applied of it, and what is the matter; equal_at is when it was last found equal to this one; typed is what somebody has made of attached tables by hand, see typed_change';
 
 create view syncagent.conflict as
 select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_text as key, c.kind, c.strategy,
@@ -439,13 +441,13 @@ create function syncagent.grant_reader(p_role regrole) returns void
 begin
     execute format('grant usage on schema syncagent to %s', p_role);
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table, syncagent.schema_change,'
-                   ' syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
+                   ' syncagent.typed_change, syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text),'
                    ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'
                    ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid),'
                    ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
                    ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record), syncagent._marked(text, integer, uuid),'
-                   ' syncagent._key_text(jsonb, name[]) to %s', p_role);
+                   ' syncagent._key_text(jsonb, name[]), syncagent._typed_sql(integer, text, name, jsonb, jsonb, name), syncagent._watched() to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);
     end if;

@@ -46,12 +46,14 @@ from syncagent.services.renewal import Renewal
 from syncagent.services.repairer import Repairer
 from syncagent.services.telling import Telling
 from syncagent.services.verifier import Verifier
+from syncagent.services.watching import Watching
 from syncagent.settings import Settings
 from syncagent.storage import blueprint as blueprints
 from syncagent.storage.attaching import PostgresTables
 from syncagent.storage.donor import PostgresDonor
 from syncagent.storage.high_water import HighWater
 from syncagent.storage.schema.doing import PostgresShapes
+from syncagent.storage.schema.typed import PostgresTyped
 from syncagent.storage.store import PostgresStore, opened
 from syncagent.transport.admission import Gate
 from syncagent.transport.copying import (
@@ -283,7 +285,7 @@ async def _assemble(
     spools: Spools,
     clock: SystemClock,
     high_water: HighWater,
-    observer: Observer,
+    observer: Telling,
     handout: Handout,
     *,
     steady: bool,
@@ -306,7 +308,7 @@ async def _assemble(
     network = _network(settings, catalog, spools, keyring, exchange, elections, clock, handout)
     keyring.on_turn = network.use
     await network.know((*roster.peers, *lapsed_of(catalog)), removed_from(catalog))
-    attaching = await _attaching(settings, desk, store, elections, exchange)
+    attaching = await _attaching(settings, desk, store, elections, exchange, observer, steady=steady)
     membership = Membership(desk, elections, exchange, network, settings.addresses)
     renewal = Renewal(desk, elections, exchange, keyring, settings.address)
 
@@ -350,12 +352,24 @@ async def _assemble(
 
 
 async def _attaching(
-    settings: Settings, desk: Desk, store: PostgresStore, elections: Elections, exchange: Exchange
+    settings: Settings,
+    desk: Desk,
+    store: PostgresStore,
+    elections: Elections,
+    exchange: Exchange,
+    observer: Telling,
+    *,
+    steady: bool,
 ) -> Attaching:
-    """The tables of this site, which follow the catalog, and their shape, which follows it before them."""
+    """The tables of this site, which follow the catalog, and their shape, which follows it before them; and who looks whether it does."""
     evolving = Evolving(desk, PostgresShapes(settings.dsn), elections, exchange, store.keeper)
     await evolving.load()
-    return Attaching(desk, PostgresTables(settings.dsn), elections, exchange, evolving)
+    attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange, evolving)
+    if steady:
+        watching = Watching(desk, PostgresTyped(settings.dsn), evolving, refuse=settings.refuse_typed)
+        watching.on_typed = observer.typed
+        attaching.loops = (*attaching.loops, watching.run)
+    return attaching
 
 
 def _network(

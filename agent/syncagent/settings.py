@@ -40,6 +40,7 @@ _KEYS = (
     "addresses",
     "rates",
     "limits",
+    "schema",
 )
 
 T = TypeVar("T")
@@ -82,13 +83,19 @@ max_clock_skew = {max_clock_skew}
 # How long conflicts are shown after they were noticed; those that are open stay.
 #
 # conflicts = "365d"
+#
+# What becomes of DDL of replicated tables that somebody types by hand at this site: "report", or "refuse".
+#
+# [schema]
+# typed = "report"
 """
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """What a site is. `listen` is HOST:PORT or "none"; `advertise` is what peers dial; `addresses` is where this
     site reaches some peers, by name, if not at the address that they advertise; `rates` is how many bytes of rows go to
-    some in a second, at most; `bounds` is what is kept for a site that is away, `history` for how many seconds conflicts are."""
+    some in a second, at most; `bounds` is what is kept for a site that is away, `history` for how many seconds conflicts are;
+    `refuse_typed`: DDL of replicated tables that is typed by hand is refused."""
 
     home: Path
     name: str
@@ -103,6 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rates: Mapping[str, float] = MappingProxyType({})
     bounds: Bounds = Bounds()
     history: float = limits.CONFLICT_HISTORY
+    refuse_typed: bool = False
 
     @property
     def address(self) -> str | None:
@@ -154,6 +162,7 @@ def load(home: Path) -> Settings:
         rates=top.optional("rates", _rates) or MappingProxyType({}),
         bounds=bounds,
         history=history,
+        refuse_typed=top.optional("schema", _refuse_typed) or False,
     )
 
 
@@ -170,6 +179,7 @@ def write(settings: Settings, *, again: bool = False) -> Path:
     kept = f'away = "{settings.bounds.away:.0f}s"\nkept = "{settings.bounds.kept}"\nconflicts = "{settings.history:.0f}s"\n'
     usual = (settings.bounds, settings.history) == _limits({})
     bounds = "" if usual else "\n[limits]\n" + kept
+    schema = '\n[schema]\ntyped = "refuse"\n' if settings.refuse_typed else ""
     text = _TEMPLATE.format(
         name=_quote(settings.name),
         node=settings.node,
@@ -182,7 +192,7 @@ def write(settings: Settings, *, again: bool = False) -> Path:
     )
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text + addresses + rates + bounds)
+        file.write(text + addresses + rates + bounds + schema)
         file.flush()
         os.fsync(file.fileno())
     return path.replace(settings.home / FILE) if again else path
@@ -271,6 +281,19 @@ def _limits(value: object) -> tuple[Bounds, float]:
     kept = _size(value["kept"]) if "kept" in value else bounds.kept
     history = _span(value["conflicts"]) if "conflicts" in value else limits.CONFLICT_HISTORY
     return Bounds(away, kept), history
+
+
+def _refuse_typed(value: object) -> bool:
+    if (
+        not isinstance(value, dict)
+        or value.keys() - {"typed"}
+        or value.get("typed") not in ("report", "refuse")
+    ):
+        raise UsageError(
+            "not what becomes of DDL that is typed by hand",
+            hint='write it as  [schema]  and below  typed = "report"  or  typed = "refuse"',
+        )
+    return bool(value["typed"] == "refuse")
 
 
 def _span(value: object) -> float:

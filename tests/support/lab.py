@@ -81,7 +81,7 @@ _EMPTY = """
     do $$ declare r record; begin
         for r in select c.oid::regclass as name from pg_class c join pg_namespace n on n.oid = c.relnamespace
             where c.relkind = 'r' and c.relpersistence = 'p' and c.oid >= 16384 and n.nspname <> 'information_schema'
-            and c.oid <> 'syncagent.replicated'::regclass
+            and c.oid <> all ('{syncagent.replicated,syncagent.shape}'::regclass[])
         loop execute format('delete from %s', r.name); end loop;
     end $$;
     update syncagent.replicated set collected = '00000000-0000-0000-0000-000000000000', policies = '{}', bucket = 'hour';

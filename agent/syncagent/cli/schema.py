@@ -148,10 +148,10 @@ def apply(
 def status(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOption = False) -> None:
     """Show the change under way: its steps, and whom it waits for."""
     from syncagent.storage.commands import site_of
-    from syncagent.storage.schema import telling
+    from syncagent.storage.schema import telling, typed
 
     with site_of(dsn_of(home, dsn)) as connection:
-        found = telling.status(connection)
+        found = telling.status(connection) | {"typed": typed.listed(connection)}
     if as_json:
         render.json(found)
         return
@@ -162,6 +162,58 @@ def status(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOptio
         _tell(found["change"])
     for site, epoch in late.items():
         render.show(f"{site} is at step {epoch} of {found['epoch']}")
+    if found["typed"]:
+        _tell_typed(found["typed"])
+
+
+@schema.command()
+def adopt(
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TABLE]...", help="Of these tables. [default: of all]", show_default=False),
+    ] = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, and change nothing.")] = False,
+    auto: Annotated[
+        bool,
+        typer.Option(
+            "--auto", help="Drop the old shape as soon as every site has the new one, without asking again."
+        ),
+    ] = False,
+    timeout: TimeoutOption = "10m",  # type: ignore[assignment]
+    home: HomeOption = None,
+    dsn: DsnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry what somebody has typed by hand at this site through all the others; here it is left out."""
+    from syncagent.storage.commands import site_of
+    from syncagent.storage.requests import ask, require_agent
+    from syncagent.storage.schema import adopting, typed
+
+    with site_of(dsn_of(home, dsn)) as connection:
+        require_agent(connection)
+        typed.note(connection)
+        here = connection.execute("select name from syncagent.local_site").fetchone()
+        name, found = f"typed at {here and here['name']}", adopting.parts(connection, tables or ())
+        if not found:
+            render.say("nothing was typed here that the other sites have not got")
+        while found:
+            chosen = adopting.begin(found)
+            planned = adopting.plan(connection, chosen, name, patience=_ASK)
+            if dry_run and as_json:
+                render.json(_as_json(planned))
+            elif not as_json:
+                _show(planned)
+            if dry_run:
+                raise typer.Exit(1 if planned.refusals else 0)
+            _refuse(planned)
+            change = _change(connection, planned, None, auto)
+            opened = ask(connection, "schema-open", {"change": change}, seconds=_ASK)["id"]
+            if _await(connection, opened, timeout, as_json) != "done":
+                if len(chosen) < len(found):
+                    render.say("the rest of what was typed is carried afterwards, by the same command")
+                return
+            found = adopting.parts(connection, tables or ()) if len(chosen) < len(found) else []
 
 
 @schema.command()
@@ -313,7 +365,7 @@ def _carry_revisions(
 # ---- a change
 
 
-def _await(connection: "Connection", change: str, timeout: float, as_json: bool) -> None:
+def _await(connection: "Connection", change: str, timeout: float, as_json: bool) -> str:
     """Until it is over, or a person has to do something about it: then exit 1 says so."""
     from syncagent.storage.requests import ask
 
@@ -324,7 +376,7 @@ def _await(connection: "Connection", change: str, timeout: float, as_json: bool)
         seconds=timeout,
         on_progress=_progress(),
     )
-    _conclude(connection, change, answer, as_json)
+    return _conclude(connection, change, answer, as_json)
 
 
 def _conclude(connection: "Connection", change: str, answer: dict[str, Any], as_json: bool) -> str:
@@ -357,6 +409,19 @@ def _progress() -> Any:
             said[0] = text
 
     return say
+
+
+def _tell_typed(found: list[dict[str, Any]]) -> None:
+    for one in found:
+        who = f"by {one['role']}, " if one["role"] else "noticed "
+        render.show(
+            f"{one['table_name']} was changed by hand here: {one['what']} ({who}{one['since']:%F %T})"
+        )
+        if one["statement"]:
+            render.show(f"  typed: {' '.join(one['statement'].split())}")
+        if one["take_back"]:
+            render.show(f"  takes it back: {one['take_back']}")
+    render.say("to carry it through all sites: syncagent schema adopt")
 
 
 def _tell(change: dict[str, Any]) -> None:

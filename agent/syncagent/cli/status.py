@@ -83,6 +83,12 @@ def _picture(found: list[dict[str, Any]]) -> "RenderableType":
         for kind, colour in (("waiting", "yellow"), ("trouble", "red")):
             if site[kind]:
                 parts.append(Text.assemble((f"{site['name']} {kind}: ", colour), site[kind]))
+    parts += [
+        Text.assemble(
+            ("changed by hand here, and nowhere else: ", "yellow"), what, "; syncagent schema adopt"
+        )
+        for what in me["typed"]
+    ]
     return Group(*parts)
 
 

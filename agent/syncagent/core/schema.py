@@ -57,11 +57,23 @@ class Filling(msgspec.Struct, frozen=True):
     value: str
 
 
+class Adopted(msgspec.Struct, frozen=True):
+    """A part of a table as somebody has made it by hand at some site: as JSON, None: dropped; `became` is its other name. A step that
+    adopts it is left out where it finds it so, or done `again` all the same."""
+
+    table: Table
+    kind: str
+    name: str
+    now: str | None
+    became: str | None = None
+    again: bool = False
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """`strict`: batches of the epoch before cannot be read any more. `gone` are tables that are dropped, `renamed` those with
     another name, `columns` renamed columns. A survey's statements find rows that stand against `what`. `index` is what a step that is
     done alone makes, `everybody`: it is let go when no member is missing. `data`: a revision of the application, and the site that writes its
-    rows. `undoes` is the epoch this step takes back."""
+    rows. `adopts` is what some site has already. `undoes` is the epoch this step takes back."""
 
     phase: Phase
     what: str
@@ -79,6 +91,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     filling: Filling | None = None
     data: tuple[str, int] | None = None
     everybody: bool = False
+    adopts: tuple[Adopted, ...] = ()
     undoes: int | None = None
 
 
@@ -284,6 +297,7 @@ def inverse(step: Step, epoch: int) -> Step:
         gone=tuple(attachment.table for attachment in step.attach),
         renamed=tuple((new, old) for old, new in step.renamed),
         columns=tuple((table, new, old) for table, old, new in step.columns),
+        adopts=step.adopts,
         undoes=epoch,
     )
 

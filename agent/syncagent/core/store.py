@@ -104,6 +104,25 @@ class PeerState:
     trouble: str | None
 
 
+@dataclass(frozen=True)
+class Typed:
+    """What somebody has made of an attached table by hand; `role` is known where an event trigger saw it."""
+
+    table: str
+    what: str
+    role: str | None
+
+
+class Watch(Protocol):
+    """Whoever notices DDL that is typed by hand."""
+
+    async def begin(self, *, refuse: bool) -> bool:
+        """Whether it is seen as it is typed, and refused if it is to be; else it is found afterwards."""
+
+    async def look(self) -> list[Typed]:
+        """What is here by hand and was not noted yet; it is, then."""
+
+
 class Origin(Protocol):
     """The site as an origin."""
 

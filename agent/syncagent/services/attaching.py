@@ -5,6 +5,7 @@ that the catalog has is attached here as soon as that can be; one that it had, a
 """
 
 import asyncio
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
@@ -53,7 +54,11 @@ class Attaching:
             "constrain": self._constrain,
             **evolving.verbs,
         }
-        self.loops = (self.run, evolving.run, evolving.lead)
+        self.loops: tuple[Callable[[], Coroutine[Any, Any, None]], ...] = (
+            self.run,
+            evolving.run,
+            evolving.lead,
+        )
 
     def changed(self) -> None:
         """The catalog has."""

@@ -10,6 +10,7 @@ import structlog
 
 from syncagent.core.batch import BatchHeader
 from syncagent.core.ports import Merged, Observer
+from syncagent.core.store import Typed
 
 _SOON = 8
 """Tries; by then a second or two have passed. Who holds a row is mostly done before."""
@@ -46,6 +47,9 @@ class Telling:
             if (batch := self._refused.pop(origin, None)) is not None:
                 self._log.info("batch merged", peer=origin, batch=batch)
         self._observer.applied(merged)
+
+    def typed(self, typed: Typed) -> None:
+        self._log.warning("table changed by hand", table=typed.table, what=typed.what, role=typed.role)
 
     def refused(self, origin: str, batch: int, attempt: int, reason: str) -> None:
         if _is_news(attempt):

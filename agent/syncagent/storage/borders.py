@@ -40,7 +40,7 @@ def of_sqlstate(state: str, message: str, detail: str | None, hint: str | None) 
         return Inexact(message, detail=detail, hint=hint)
     if state == "SA103":
         return Unreachable("this site's frontier moved under the agent", detail=message)
-    if state in ("SA001", "SA002"):
+    if state in ("SA001", "SA002", "SA005"):
         return RefusedError(message, detail=detail, hint=hint)
     if state.startswith(_BROKEN):
         return ConstraintBroken(message, detail=detail, hint=hint)

@@ -81,6 +81,7 @@ def connected(dsn: str) -> Iterator[Connection]:
                 hint="upgrade the server",
             )
         connection.execute("set statement_timeout = 0; set default_transaction_read_only = off")
+        connection.execute("set syncagent.step = on")  # no person types here: see sql/48_shape.sql
         connection.execute(f"select {agent_session.NO_TIMEOUT}".encode())
         yield connection
 

@@ -161,7 +161,7 @@ def _generated(connection: Connection) -> Iterator[Finding]:
             )
             continue
         columns = list(_columns(connection, table["id"], table["name"]))
-        yield from columns
+        yield from list(_typed(connection, table["id"])) or columns
         if not any(finding.severity == "error" for finding in columns):
             yield from _functions(connection, table, bodies)
         yield from _triggers(connection, table["id"])
@@ -174,6 +174,29 @@ def _generated(connection: Connection) -> Iterator[Finding]:
             f"{row['node']} is no partition of {row['root']} any more, and still has its triggers",
             _REGENERATE,
             _ANEW,
+        )
+
+
+def _typed(connection: Connection, relation: int) -> Iterator[Finding]:
+    """What somebody has made of the table by hand, whether the agent has noted it or not."""
+    for row in connection.execute(
+        """
+        select format('%%I.%%I', r.schema_name, r.table_name) as name, syncagent._typed_text(d.kind, d.name, d.agreed, d.now, d.became) as what,
+               t.role::text as role, t.since, d.kind, d.agreed is null as added, array_to_string(q.back, '; ') as back, q.forth is not null as carried
+        from syncagent._typed_now(%(id)s) d join syncagent.replicated r on r.id = d.relation
+        left join syncagent.typed_record t on (t.relation, t.kind, t.name) = (d.relation, d.kind, d.name)
+        cross join lateral syncagent._typed_sql(d.relation, d.kind, d.name, d.agreed, d.now, d.became) as q
+        where t.epoch is null order by d.kind, d.name
+        """,
+        {"id": relation},
+    ).fetchall():
+        breaks = row["kind"] == "column" and not row["added"]
+        who = f", by {row['role']}, {row['since']:%F %T}" if row["role"] else ""
+        mend = ["syncagent schema adopt"] if row["carried"] else []
+        yield Finding(
+            "error" if breaks else "note" if row["kind"] == "index" else "warning",
+            f"{row['name']} was changed by hand here: {row['what']}{who}",
+            "\n".join([*mend, *([f"or take it back: {row['back']};"] if row["back"] else [])]) or None,
         )
 
 

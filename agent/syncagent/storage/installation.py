@@ -127,7 +127,10 @@ def is_copied(connection: Connection) -> bool:
 
 def joined(connection: Connection) -> None:
     """This site is a member like any other."""
-    connection.execute("update syncagent.local_site set joining = false")
+    with connection.transaction():
+        connection.execute("select syncagent._shape_forget(r.id) from syncagent.replicated r")
+        connection.execute("select syncagent._shape_take()")
+        connection.execute("update syncagent.local_site set joining = false")
 
 
 def remove(connection: Connection) -> list[str]:

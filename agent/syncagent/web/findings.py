@@ -145,6 +145,9 @@ def _of_rows(me: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[Findin
             "syncagent conflicts list --open",
             "conflicts",
         )
+    for what in me["typed"]:
+        text = f"a table was changed by hand at {me['name']}, and nowhere else"
+        yield Finding("warn", text, what, "syncagent schema adopt", "schema")
     for change in state["schema_changes"]:
         for site, why in (change["failures"] or {}).items():
             text = f"{site} cannot do its step of {change['name']}"

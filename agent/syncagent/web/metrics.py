@@ -184,6 +184,9 @@ class _Now(Collector):
         for column, (name, text) in _OF_HERE.items():
             yield self._here(name, text, me[column] or 0)
         yield self._here(
+            "typed_changes", "Parts of attached tables that were changed by hand here.", len(me["typed"])
+        )
+        yield self._here(
             "forest_open_buckets", "Buckets of the forest to be computed anew.", me["open_buckets"] or 0
         )
         sealed = [] if me["sealed_until"] is None else [((), me["sealed_until"])]

@@ -6,12 +6,12 @@ The way: `take` at the donor, send the Blueprint, then at the new site `missing`
 
 import msgspec
 
-from syncagent.errors import ProtocolError
+from syncagent.errors import ProtocolError, RefusedError
 from syncagent.storage.blueprint.building import build_after, build_before, build_keys
 from syncagent.storage.blueprint.comparing import differences, missing, obstacles
 from syncagent.storage.blueprint.parts import Blueprint
 from syncagent.storage.blueprint.taking import take
-from syncagent.storage.commands import site_of
+from syncagent.storage.commands import Connection, site_of
 
 __all__ = [
     "Blueprint",
@@ -30,11 +30,24 @@ __all__ = [
 def of_attached(dsn: str) -> bytes:
     """The blueprint of every attached table of a site, as it travels."""
     with site_of(dsn) as connection:
+        _refuse_typed(connection)
         rows = connection.execute(
             "select n.nspname as schema, c.relname as name from syncagent.replicated r"
             " join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace order by r.id"
         ).fetchall()
         return msgspec.msgpack.encode(take(connection, [(row["schema"], row["name"]) for row in rows]))
+
+
+def _refuse_typed(connection: Connection) -> None:
+    """The new site would have what only this one has, and send it to the others."""
+    found = connection.execute(
+        "select table_name, what from syncagent.typed_change where kind in ('table', 'column') and not taken_over limit 1"
+    ).fetchone()
+    if found is not None:
+        raise RefusedError(
+            f"{found['table_name']} was changed by hand at the site that is to give its copy: {found['what']}",
+            hint="there: `syncagent schema adopt`, or take it back; or join at another site",
+        )
 
 
 def decode(data: bytes) -> Blueprint:

@@ -6,6 +6,7 @@ While it waits for a lock it holds none.
 """
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -64,13 +65,13 @@ def do(connection: Connection, move: Move, floor: int, tell: Callable[[str], Non
     def work() -> None:
         connection.execute("lock table syncagent.merge_lock in exclusive mode")
         if move.step is not None:
-            _run(connection, move.step, move.change)
+            _run(connection, move.upto, move.step, move.change)
         connection.execute("select syncagent._schema_reached(%s, %s)", (move.upto, floor))
 
     with border():
         if move.step is not None and move.step.manner == "survey":
             _survey(connection, move.step, move.change)
-        if move.step is not None and move.step.manner == "alone":
+        if move.step is not None and move.step.manner == "alone" and not _stays(connection, move.step):
             _alone(connection, move.step, move.change)
         if move.step is not None and move.step.data is not None:
             _await_data(connection, *move.step.data)
@@ -108,13 +109,16 @@ def _patiently(connection: Connection, work: Callable[[], None]) -> None:
     tables.patiently(connection, oids, (), work, _PATIENCE, lambda _held: None)
 
 
-def _run(connection: Connection, step: Step, change: Change) -> None:
+def _run(connection: Connection, epoch: int, step: Step, change: Change) -> None:
     """What a step does inside its transaction, but for the epoch."""
+    connection.execute("select syncagent._note_typed()")
+    found = _found_done(connection, epoch, step)
     for table in step.gone:
-        oid = tables.exactly(connection, table.schema, table.name)
-        if oid is not None:
-            connection.execute("select syncagent._detach(%s::bigint::oid::regclass)", (oid,))
-    if step.manner == "transaction":
+        connection.execute(
+            "select syncagent._detach(r.relation) from syncagent.replicated r where (r.schema_name, r.table_name) = (%s, %s)",
+            (table.schema, table.name),
+        )
+    if step.manner == "transaction" and not found:
         with _as_asked(connection, change, local=True):
             for statement in step.statements:
                 connection.execute(statement.encode())
@@ -150,6 +154,54 @@ def _run(connection: Connection, step: Step, change: Change) -> None:
     connection.execute(
         "select syncagent._reshape(%s, %s, %s)", (Jsonb(renamed), Jsonb(fills), step.manner == "alone")
     )
+    if found and step.undoes is None:
+        for fill in step.fills:
+            connection.execute(
+                "select syncagent._log_unlike(%s, %s, %s, %s)",
+                (fill.table.schema, fill.table.name, fill.column, fill.value),
+            )
+    connection.execute(
+        "select syncagent._shape_follow(%s)",
+        ("; ".join(step.statements) if step.manner == "alone" else "",),
+    )
+
+
+def _found_done(connection: Connection, epoch: int, step: Step) -> bool:
+    """Whether somebody has done by hand here what the step is to do, so that it is left out; or has, and it is taken back elsewhere."""
+    if not step.adopts:
+        return False
+    verb = "take_over" if step.undoes is None else "give_back"
+    row = connection.execute(
+        f"select syncagent._{verb}(%s, %s) as done".encode(), (_adopted(step), step.undoes or epoch)
+    ).fetchone()
+    again = step.undoes is None and any(adopted.again for adopted in step.adopts)
+    return bool(row and row["done"]) and not again
+
+
+def _adopted(step: Step) -> Jsonb:
+    return Jsonb(
+        [
+            {
+                "schema": one.table.schema,
+                "table": one.table.name,
+                "kind": one.kind,
+                "name": one.name,
+                "now": None if one.now is None else json.loads(one.now),
+                "became": one.became,
+            }
+            for one in step.adopts
+        ]
+    )
+
+
+def _stays(connection: Connection, step: Step) -> bool:
+    """Whether what the step is to take back was made by hand here."""
+    if not step.adopts or step.undoes is None:
+        return False
+    row = connection.execute(
+        "select syncagent._is_taken_over(%s, %s) as stays", (_adopted(step), step.undoes)
+    ).fetchone()
+    return bool(row and row["stays"])
 
 
 @contextmanager

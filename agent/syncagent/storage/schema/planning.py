@@ -22,7 +22,7 @@ from syncagent.storage.schema.looking import Against, Look
 from syncagent.storage.schema.reading import Statement
 from syncagent.storage.schema.revisions import Revision
 
-_ORDER: tuple[Phase, ...] = ("expand", "write-dual", "backfill", "read-new", "contract")
+ORDER: tuple[Phase, ...] = ("expand", "write-dual", "backfill", "read-new", "contract")
 _DATA = (
     "insert_stmt",
     "update_stmt",
@@ -55,6 +55,7 @@ class Refusal:
     text: str
     reason: str
     form: str
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,22 +99,25 @@ def plan_of(
     stride: int | None,
     bucket: Bucket,
     patience: float,
+    first: Sequence[str] = (),
 ) -> Plan:
-    """The plan of statements that were read."""
+    """The plan of statements that were read; as it is after those that come first."""
     found: list[Plan] = []
 
     def rehearse() -> None:
         if role is not None:
             connection.execute(sql.SQL("set local role {}").format(sql.Identifier(role)))
+        for statement in first:
+            connection.execute(statement.encode())
         look = Look(connection, stride, bucket)
         steps: list[Planned] = []
         refusals: list[Refusal] = []
-        for place, statement in enumerate(statements):
+        for place, each in enumerate(statements):
             try:
-                steps += [Planned(statement.line, step, place) for step in _tried(look, statement)]
+                steps += [Planned(each.line, step, place) for step in _tried(look, each)]
             except Against as against:
-                refusals.append(Refusal(statement.line, statement.text, against.reason, against.form))
-        ordered = sorted(steps, key=lambda planned: _ORDER.index(planned.step.phase))
+                refusals.append(Refusal(each.line, each.text, against.reason, against.form, place))
+        ordered = sorted(steps, key=lambda planned: ORDER.index(planned.step.phase))
         found.append(Plan(name, text, tuple(ordered), tuple(refusals)))
         raise _Enough
 
@@ -222,7 +226,7 @@ def _join(one: Step, other: Step) -> bool:
     return (
         one.phase == other.phase == "expand"
         and one.manner == other.manner == "transaction"
-        and not (one.strict or other.strict)
+        and not (one.strict or other.strict or one.adopts or other.adopts)
         and not one.what.startswith(_FOR_THEMSELVES)
         and not other.what.startswith(_FOR_THEMSELVES)
     )

@@ -129,12 +129,20 @@ def run_data(dsn: str, script: Script) -> None:
 @contextmanager
 def _engine(dsn: str) -> Iterator[sqlalchemy.Engine]:
     engine = sqlalchemy.create_engine(
-        "postgresql+psycopg://", creator=lambda: psycopg.connect(dsn), poolclass=sqlalchemy.pool.NullPool
+        "postgresql+psycopg://", creator=lambda: _session(dsn), poolclass=sqlalchemy.pool.NullPool
     )
     try:
         yield engine
     finally:
         engine.dispose()
+
+
+def _session(dsn: str) -> psycopg.Connection:
+    """One whose DDL is no doing of a person: see sql/48_shape.sql."""
+    session = psycopg.connect(dsn)
+    session.execute("set syncagent.step = on")
+    session.commit()
+    return session
 
 
 def _upgrade(connection: sqlalchemy.Connection, script: Script) -> None:

@@ -1,0 +1,79 @@
+"""DDL that somebody has typed by hand at this site: noticed, and shown.
+
+Invariant: what is compared is in `sql/48_shape.sql`; nothing is decided here, and nothing of the application's is changed.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+from syncagent.core.store import Typed
+from syncagent.storage.commands import Connection, site_of
+from syncagent.storage.drift import Finding
+
+_PATIENCE_MS = 200
+
+
+class PostgresTyped:
+    """The Watch of the services: short connections of their own, in threads."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+
+    async def begin(self, *, refuse: bool) -> bool:
+        return await asyncio.to_thread(self._begin, refuse)
+
+    async def look(self) -> list[Typed]:
+        return await asyncio.to_thread(self._look)
+
+    def _begin(self, refuse: bool) -> bool:
+        with site_of(self._dsn) as connection:
+            connection.execute(
+                "insert into syncagent.typed_rule (refuse) values (%s) on conflict (only_row) do update set refuse = excluded.refuse",
+                (refuse,),
+            )
+            row = connection.execute("select syncagent.watch_ddl() as watched").fetchone()
+        return bool(row and row["watched"])
+
+    def _look(self) -> list[Typed]:
+        with site_of(self._dsn) as connection, connection.transaction():
+            connection.execute(f"set local lock_timeout = {_PATIENCE_MS}".encode())
+            return note(connection)
+
+
+def note(connection: Connection) -> list[Typed]:
+    """What is here by hand and was not noted yet."""
+    rows = connection.execute(
+        "select format('%I.%I', r.schema_name, r.table_name) as table, n.what, n.role::text as role"
+        " from syncagent._note_typed() n join syncagent.replicated r on r.id = n.relation"
+    ).fetchall()
+    return [Typed(row["table"], row["what"], row["role"]) for row in rows]
+
+
+def listed(connection: Connection) -> list[dict[str, Any]]:
+    """What is here by hand, for people; what a change carries at the moment is that change's."""
+    return connection.execute(
+        "select table_name, what, role, since, statement, take_back from syncagent.typed_change where not taken_over order by since, table_name, what"
+    ).fetchall()
+
+
+def findings(connection: Connection) -> Iterator[Finding]:
+    """For `doctor`: whether DDL is seen as it is typed, and refused if it is to be."""
+    row = connection.execute(
+        "select syncagent._watched() as watched, exists (select from syncagent.typed_rule r where r.refuse) as refuse,"
+        " (select count(*) from syncagent.replicated) as tables"
+    ).fetchone()
+    assert row is not None
+    if row["watched"] == "disabled":
+        yield Finding(
+            "warning",
+            "the event triggers that see DDL typed by hand are disabled",
+            "alter event trigger syncagent_ddl enable; alter event trigger syncagent_drop enable",
+        )
+    elif row["watched"] == "missing" and row["tables"]:
+        what = "DDL typed by hand is found by comparing catalogs: who typed what is not known"
+        if row["refuse"]:
+            what = 'DDL typed by hand cannot be refused, although config.toml says typed = "refuse": there are no event triggers'
+        yield Finding(
+            "warning" if row["refuse"] else "note", what, "as a superuser: select syncagent.watch_ddl()"
+        )
