@@ -189,17 +189,25 @@ create function syncagent._note_typed(p_relation integer default null, p_role na
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
+declare
+    v_server integer := current_setting('server_version_num')::integer / 10000;
 begin
-    perform syncagent._shape_take(p_relation);
-    update syncagent.shape s set made = n.made, place = n.place, server = current_setting('server_version_num')::integer / 10000
-    from syncagent._shape_now(p_relation) n   -- another major version says the same in other words
-    where s.server <> current_setting('server_version_num')::integer / 10000 and (n.relation, n.kind, n.name) = (s.relation, s.kind, s.name);
+    if exists (select from syncagent.replicated r where not exists (select from syncagent.shape s where s.relation = r.id)) then
+        perform syncagent._shape_take();
+    end if;
+    if exists (select from syncagent.shape s where s.server <> v_server) then   -- another major version says the same in other words
+        update syncagent.shape s set made = coalesce(n.made, s.made), server = v_server
+        from syncagent.shape o left join syncagent._shape_now() n on (n.relation, n.kind, n.name) = (o.relation, o.kind, o.name)
+        where s.server <> v_server and (o.relation, o.kind, o.name) = (s.relation, s.kind, s.name);
+    end if;
     if not exists (select from syncagent.schema_record c cross join syncagent.local_site s
                    where c.state in ('open', 'back') or c.upto > s.schema_epoch) then
         perform syncagent._shape_agree(t.relation, t.kind, t.name, t.became) from syncagent.typed_record t where t.epoch is not null;
     end if;
-    delete from syncagent.typed_record t where (p_relation is null or t.relation = p_relation)
-        and not exists (select from syncagent._typed_now(p_relation) d where (d.relation, d.kind, d.name) = (t.relation, t.kind, t.name));
+    if exists (select from syncagent.typed_record t where p_relation is null or t.relation = p_relation) then
+        delete from syncagent.typed_record t where (p_relation is null or t.relation = p_relation)
+            and not exists (select from syncagent._typed_now(p_relation) d where (d.relation, d.kind, d.name) = (t.relation, t.kind, t.name));
+    end if;
     return query
         insert into syncagent.typed_record as t (relation, kind, name, agreed, now, became, what, role, statement)
         select d.relation, d.kind, d.name, d.agreed, d.now, d.became, syncagent._typed_text(d.kind, d.name, d.agreed, d.now, d.became),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.model import columns, model, references, schema, siblings, txmodel, txmodel_directed, unique
+from tests.model import columns, model, references, schema, siblings, txmodel, txmodel_directed, typed, unique
 
 FULL = 20_000
 
@@ -100,6 +100,12 @@ SCHEMA_BREAKS = {
     "twice": (1, "more than one phase apart"),
     "back": (1409, "a hole is read"),
 }
+TYPED_BREAKS = {
+    "unsent": (0, "write was lost"),
+    "again": (0, "write was lost"),
+    "travels": (0, "nobody agreed on"),
+    "swept": (0, "nobody agreed on"),
+}
 SINGLY = {"again"}
 """Noticed in runs whose pulls are not coalesced."""
 DIRECTED_BREAKS = set(txmodel_directed.SCHEDULES)
@@ -112,6 +118,7 @@ def test_every_broken_rule_is_tried():
     assert UNIQUE_BREAKS.keys() == unique.BREAKS.keys()
     assert REFERENCES_BREAKS.keys() == references.BREAKS.keys()
     assert SCHEMA_BREAKS.keys() == schema.BREAKS.keys()
+    assert TYPED_BREAKS.keys() == typed.BREAKS.keys()
     assert TXMODEL_BREAKS.keys() | DIRECTED_BREAKS == txmodel.BREAKS.keys()
 
 
@@ -171,6 +178,13 @@ def test_schema_changes_hold(seed: int, runs: Callable[[int, int], int]):
 
 
 @pytest.mark.soak
+def test_what_is_typed_by_hand_holds(seed: int, runs: Callable[[int, int], int]):
+    stats = played(typed, seed, runs(100, 5_000))
+    met = ["adopted", "values sent", "by hand again", "waited", "relayed", "killed in a step"]
+    assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
+
+
+@pytest.mark.soak
 def test_a_site_that_was_set_back_returns(seed: int, runs: Callable[[int, int], int]):
     stats = played(model, seed, runs(80, FULL), returning=True)
     assert stats["own writes"] or os.environ.get("SEED"), stats
@@ -202,9 +216,10 @@ def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
 @pytest.mark.parametrize(("program", "rule"), [
     *((columns, rule) for rule in COLUMNS_BREAKS), *((siblings, rule) for rule in SIBLINGS_BREAKS), *((unique, rule) for rule in UNIQUE_BREAKS),
     *((references, rule) for rule in REFERENCES_BREAKS), *((schema, rule) for rule in SCHEMA_BREAKS),
+    *((typed, rule) for rule in TYPED_BREAKS),
 ], ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2])
 def test_a_rule_of_a_strategy_left_out_is_noticed(monkeypatch, program, rule: str):
-    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, unique: UNIQUE_BREAKS, references: REFERENCES_BREAKS, schema: SCHEMA_BREAKS}[program][rule]
+    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, unique: UNIQUE_BREAKS, references: REFERENCES_BREAKS, schema: SCHEMA_BREAKS, typed: TYPED_BREAKS}[program][rule]
     program.run(number, Counter(), coalesced=True)
     monkeypatch.setattr(program, "BROKEN", rule)
     with pytest.raises(AssertionError, match=what):

@@ -120,7 +120,7 @@ class Watch(Protocol):
         """Whether it is seen as it is typed, and refused if it is to be; else it is found afterwards."""
 
     async def look(self) -> list[Typed]:
-        """What is here by hand and was not noted yet; it is, then."""
+        """What is here by hand; it is noted."""
 
 
 class Origin(Protocol):

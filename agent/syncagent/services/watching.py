@@ -11,10 +11,10 @@ from syncagent.errors import SyncagentError, Unreachable
 from syncagent.services.evolving import Evolving
 from syncagent.services.lifecycle import Desk
 
-_EVERY = 3.0
-"""Seconds between two looks."""
-_SHARE = 50
-"""The pause after a look is at least so many times as long as it took."""
+_EVERY, _MOST = 3.0, 15.0
+"""Seconds between two looks, at least and at most."""
+_SHARE = 20
+"""The pause after a look is so many times as long as it took."""
 
 
 class Watching:
@@ -22,6 +22,7 @@ class Watching:
 
     def __init__(self, desk: Desk, watch: Watch, evolving: Evolving, *, refuse: bool) -> None:
         self._desk, self._watch, self._evolving, self._refuse = desk, watch, evolving, refuse
+        self._told: set[Typed] = set()
         self.on_typed: Callable[[Typed], None] = lambda _: None
 
     async def run(self) -> None:
@@ -31,7 +32,7 @@ class Watching:
             began = self._desk.clock.now()
             if not self._evolving.is_behind:
                 await self._look()
-            await asyncio.sleep(max(_EVERY, _SHARE * (self._desk.clock.now() - began)))
+            await asyncio.sleep(min(max(_EVERY, _SHARE * (self._desk.clock.now() - began)), _MOST))
 
     async def _look(self) -> None:
         try:
@@ -41,4 +42,6 @@ class Watching:
         except SyncagentError:
             return  # somebody types just now: the next time
         for typed in found:
-            self.on_typed(typed)
+            if typed not in self._told:
+                self.on_typed(typed)
+        self._told = set(found)

@@ -38,16 +38,13 @@ class PostgresTyped:
     def _look(self) -> list[Typed]:
         with site_of(self._dsn) as connection, connection.transaction():
             connection.execute(f"set local lock_timeout = {_PATIENCE_MS}".encode())
-            return note(connection)
+            note(connection)
+            return [Typed(row["table_name"], row["what"], row["role"]) for row in listed(connection)]
 
 
-def note(connection: Connection) -> list[Typed]:
-    """What is here by hand and was not noted yet."""
-    rows = connection.execute(
-        "select format('%I.%I', r.schema_name, r.table_name) as table, n.what, n.role::text as role"
-        " from syncagent._note_typed() n join syncagent.replicated r on r.id = n.relation"
-    ).fetchall()
-    return [Typed(row["table"], row["what"], row["role"]) for row in rows]
+def note(connection: Connection) -> None:
+    """Look at what is here by hand."""
+    connection.execute("select syncagent._note_typed()")
 
 
 def listed(connection: Connection) -> list[dict[str, Any]]:
