@@ -331,7 +331,7 @@ begin
                 select from pg_event_trigger_dropped_objects() d where d.classid = 'pg_class'::regclass and d.objid = r.relation
                    or (d.object_type, d.schema_name) = ('index', r.schema_name)
                    and exists (select from syncagent.shape s where (s.relation, s.kind, s.name) = (r.id, 'index', d.object_name::name))
-                   or d.object_type = 'table constraint' and not d.original)
+                   or d.object_type = 'table constraint' and d.address_names[1:2] = array[r.schema_name, r.table_name]::text[])
             union
             select r.id from pg_event_trigger_ddl_commands() e
             left join pg_index i on e.classid = 'pg_class'::regclass and i.indexrelid = e.objid

@@ -28,6 +28,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_what_is_written_is_read(settings: Settings) -> None:
+    settings = msgspec.structs.replace(settings, refuse_typed=True)
     path = write(settings)
     assert load(settings.home) == settings
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -95,6 +96,7 @@ def test_address_that_peers_dial(settings: Settings) -> None:
         ('[limits]\nkept = "0GB"', "limits: '0GB' is not a size"),
         ('[limits]\nconflicts = "never"', "limits: 'never' is not a time"),
         ('[limits]\nfar = "1d"', "limits: not limits"),
+        ('[schema]\ntyped = "ignore"', "schema: not what becomes of DDL that is typed by hand"),
         ('[[peer]]\nname = "tokyo"', "peers are not listed here any more"),
     ],
 )

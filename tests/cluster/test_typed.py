@@ -1,5 +1,7 @@
 """Somebody types DDL into one site's database: within seconds all say so there, and one command has it at every site."""
 
+from collections.abc import Callable
+
 import psycopg
 import pytest
 
@@ -63,3 +65,58 @@ def test_typed_at_one_site(laboratory: Laboratory) -> None:
         assert [
             site.execute("select * from syncagent.typed_change where not taken_over") for site in cluster
         ] == [[], []]
+
+
+@pytest.mark.soak
+def test_the_worst_that_can_be_typed(laboratory: Laboratory, runs: Callable[[int, int], int]) -> None:
+    """A column dropped, a column renamed, a table dropped: rows wait, none is lost, and it goes on by one command, or back."""
+    if not runs(0, 1):
+        pytest.skip("a cluster of its own: --soak")
+    with laboratory.cluster(18, 15) as cluster:
+        cluster.start()
+        berlin, tokyo = cluster
+        tokyo.execute(
+            "insert into customer select syncagent.uuid7(), 'n' || i, i, 'note ' || i from generate_series(1, 50) as i"
+        )
+        cluster.exchange(LONG)
+
+        berlin.execute("alter table customer drop column note")
+        berlin.execute("insert into customer values (syncagent.uuid7(), 'at berlin', 1)")
+        berlin.execute("insert into item values (1, 'waits', 1)")
+        tokyo.execute("insert into customer values (syncagent.uuid7(), 'at tokyo', 1, 'kept')")
+        until(
+            lambda: berlin.scalar("select typed from syncagent.status where is_self"), "it is noticed", LONG
+        )
+        berlin.execute(change(berlin, "status")["typed"][0]["take_back"])
+        berlin.execute("insert into customer values (syncagent.uuid7(), 'after', 1, 'flows')")
+        names = "select count(*) from customer where name in ('at berlin', 'at tokyo', 'after')"
+        until(lambda: [site.scalar(names) for site in cluster] == [3, 3], "rows flow", LONG)
+        assert tokyo.scalar("select count(*) from item") == 1
+        assert berlin.scalar("select count(*) from customer where note is null") > 50
+        done = berlin.syncagent("repair", "customer", "--source", "tokyo", seconds=LONG)
+        assert done.returncode == 0, done.stderr + done.stdout
+        until(lambda: not cluster.differences(), "all are equal", LONG)
+        assert berlin.scalar("select count(*) from customer where note like 'note %%'") == 50
+
+        berlin.execute("alter table customer drop column note")
+        berlin.execute("alter table customer rename column credit to money")
+        berlin.execute("insert into customer values (syncagent.uuid7(), 'of the new shape', 2)")
+        tokyo.execute("insert into customer values (syncagent.uuid7(), 'of the old shape', 3, 'goes')")
+        assert change(berlin, "adopt")["state"] == "waits for approval"
+        assert tokyo.scalar("select count(*) from customer where note is not null") > 50, (
+            "nothing is dropped yet"
+        )
+        assert change(tokyo, "apply", "--contract")["state"] == "done"
+        alike(cluster)
+        assert berlin.scalar("select count(*) from customer where name like 'of the %% shape'") == 2
+
+        berlin.execute("drop table line")
+        tokyo.execute("insert into line values (syncagent.uuid7(), 1, 1, 'waits')")
+        berlin.execute("insert into item values (2, 'goes out', 1)")
+        until(
+            lambda: tokyo.scalar("select count(*) from item where id = 2") == 1, "other tables go out", LONG
+        )
+        assert change(berlin, "adopt", "--auto")["state"] == "done"
+        tokyo.execute("insert into item values (3, 'comes in', 1)")
+        until(lambda: berlin.scalar("select count(*) from item where id = 3") == 1, "rows come in", LONG)
+        alike(cluster)

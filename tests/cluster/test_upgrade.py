@@ -135,6 +135,22 @@ def test_one_site_after_the_other(sites: list[Member], tmp_path: Path) -> None:
     assert not agents["tokyo"].startswith("99.")
     assert berlin.verb("verify").returncode == 0
 
+    # A change of the schema is carried by both, whichever is asked.
+    file = tmp_path / "change.sql"
+    for asked, text in (
+        (tokyo, "alter table item add column size int not null default 7"),
+        (
+            berlin,
+            "alter table item add constraint sized check (size > 0); create index item_size on item (size)",
+        ),
+    ):
+        file.write_text(text)
+        assert asked.ask("schema", "apply", str(file))["state"] == "done"
+    for member in sites:
+        member.execute("insert into item (id, name, price, size) values (syncagent.uuid7(), 'sized', 1, 8)")
+    equal(sites)
+    assert len({member.scalar("select schema_epoch from syncagent.local_site") for member in sites}) == 1
+
     tokyo.stop()
     tokyo.environment = upgraded
     tokyo.ask("db", "upgrade")

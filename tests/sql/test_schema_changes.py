@@ -181,6 +181,27 @@ async def test_a_column_that_is_added_sends_no_row_again(sites: Sites, pair: Pai
     assert len(await same("item", a, b)) == 50
 
 
+async def test_a_site_that_missed_a_column_is_sent_no_row_again(sites: Sites, pair: Pair) -> None:
+    """It was away when the others got it, and when they wrote: it gets what was written then, once, and nothing else."""
+    a, b = await sites(SCHEMA, *pair)
+    fleet = Fleet(a, b)
+    await a.do("insert into item select syncagent.uuid7(), n from generate_series(1, 50) as n")
+    await exchange(a, b)
+    await fleet.open("alter table item add column size int not null default 7")
+    fleet.let_go()
+    await fleet.follow(a)
+    assert (await a.batch(b)).header.rows == 0
+    await a.do("update item set size = 8 where value = 1")
+    assert (await a.batch(b)).header.rows == 1
+    await fleet.follow(b)
+    shipped = await a.batch(b)
+    assert shipped.header.rows == 1
+    await b.apply(shipped)
+    for one, other in ((a, b), (b, a)):
+        assert (await one.batch(other)).header.rows == 0
+    assert len(await same("item", a, b)) == 50
+
+
 async def test_a_session_goes_on_with_tables_that_have_changed(sites: Sites, pair: Pair) -> None:
     """Work tables of the agent's sessions are older than the column; what is staged meanwhile is staged again."""
     a, b = await sites(SCHEMA, *pair)

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -62,6 +65,25 @@ async def finish(fleet: Fleet) -> None:
         await fleet.follow(*fleet.sites)
     for one in fleet.sites:
         await one.do("update syncagent.schema_record set state = 'done'")
+
+
+def restore(site: Site, database: Database) -> Database:
+    """What pg_dump says of a site, in another database."""
+    tool = site.server.binaries.tool
+    script = subprocess.run(
+        [tool("pg_dump"), "--dbname", site.dsn], check=True, capture_output=True, text=True
+    ).stdout
+    psql: list[str | Path] = [
+        tool("psql"),
+        "--quiet",
+        "--no-psqlrc",
+        "--set",
+        "ON_ERROR_STOP=1",
+        "--dbname",
+        database.dsn,
+    ]
+    subprocess.run(psql, input=script, check=True, capture_output=True, text=True)
+    return database
 
 
 async def conflicts(site: Site) -> list[Any]:
@@ -273,4 +295,23 @@ async def test_the_event_trigger_sees_who_typed_what(sites: Sites, pair: Pair, s
     with connected(a.dsn) as connection, connection.transaction(force_rollback=True):
         connection.execute("drop schema syncagent cascade")
         assert connection.execute("select from pg_event_trigger").rowcount == 0
+    await a.do("drop event trigger syncagent_ddl", "drop event trigger syncagent_drop")
+
+
+async def test_a_dump_brings_back_what_was_agreed_and_what_was_typed(
+    sites: Sites, pair: Pair, make_database: Callable[..., Database]
+) -> None:
+    """Columns have other places in a restored database; that is nothing that somebody has typed."""
+    a, _ = await sites(SCHEMA, *pair)
+    await Fleet(a).carry("alter table item drop column value")
+    await a.do("select syncagent.watch_ddl()", "alter table item add column size int")
+    restored = await asyncio.to_thread(restore, a, make_database(a.server))
+    what = "select what from syncagent.typed_change"
+    assert restored.execute(what) == [("column size was added: integer",)]
+    restored.execute("alter table item drop column size, alter column code set default 'x'")
+    assert restored.execute(what) == [
+        (
+            "column code is character varying(20) default 'x'::character varying, and was character varying(20)",
+        )
+    ]
     await a.do("drop event trigger syncagent_ddl", "drop event trigger syncagent_drop")

@@ -37,7 +37,7 @@ def examine(connection: Connection, dsn: str, max_skew: float | None) -> list[Fi
         return [*found, *wrong]
     return [
         *found,
-        *drift.drift(connection),
+        *drift.drift(connection, by_hand=True),
         *_agent(connection, max_skew or limits.MAX_CLOCK_SKEW),
         *_peers(connection),
         *_open_transactions(connection),

@@ -60,9 +60,10 @@ def version(connection: Connection) -> list[Finding]:
     return []
 
 
-def drift(connection: Connection) -> list[Finding]:
-    """Everything that differs from this version; the version itself is right already."""
-    return [*_fixed(connection), *_generated(connection)]
+def drift(connection: Connection, *, by_hand: bool = False) -> list[Finding]:
+    """Everything that differs from this version; the version itself is right already. Tables that were changed `by_hand`: what was done to
+    them, and not only what the SQL side minds."""
+    return [*_fixed(connection), *_generated(connection, by_hand=by_hand)]
 
 
 def _fixed(connection: Connection) -> Iterator[Finding]:
@@ -127,7 +128,7 @@ def _stands_in(text: str, body: str, *quotes: str) -> bool:
     return any(f"{quote}{body}{quote}" in text for quote in quotes)
 
 
-def _generated(connection: Connection) -> Iterator[Finding]:
+def _generated(connection: Connection, *, by_hand: bool) -> Iterator[Finding]:
     """The objects that each attached table has."""
     bodies = _bodies(connection)
     for table in connection.execute(
@@ -161,7 +162,7 @@ def _generated(connection: Connection) -> Iterator[Finding]:
             )
             continue
         columns = list(_columns(connection, table["id"], table["name"]))
-        yield from list(_typed(connection, table["id"])) or columns
+        yield from (list(_typed(connection, table["id"])) if by_hand else []) or columns
         if not any(finding.severity == "error" for finding in columns):
             yield from _functions(connection, table, bodies)
         yield from _triggers(connection, table["id"])
@@ -182,7 +183,7 @@ def _typed(connection: Connection, relation: int) -> Iterator[Finding]:
     for row in connection.execute(
         """
         select format('%%I.%%I', r.schema_name, r.table_name) as name, syncagent._typed_text(d.kind, d.name, d.agreed, d.now, d.became) as what,
-               t.role::text as role, t.since, d.kind, d.agreed is null as added, array_to_string(q.back, '; ') as back, q.forth is not null as carried
+               t.role::text as role, t.since, d.kind, d.agreed is null as added, d.agreed ->> 'kind' = 'p' as keyed, array_to_string(q.back, '; ') as back, q.forth is not null as carried
         from syncagent._typed_now(%(id)s) d join syncagent.replicated r on r.id = d.relation
         left join syncagent.typed_record t on (t.relation, t.kind, t.name) = (d.relation, d.kind, d.name)
         cross join lateral syncagent._typed_sql(d.relation, d.kind, d.name, d.agreed, d.now, d.became) as q
@@ -190,7 +191,7 @@ def _typed(connection: Connection, relation: int) -> Iterator[Finding]:
         """,
         {"id": relation},
     ).fetchall():
-        breaks = row["kind"] == "column" and not row["added"]
+        breaks = row["keyed"] or (row["kind"] == "column" and not row["added"])
         who = f", by {row['role']}, {row['since']:%F %T}" if row["role"] else ""
         mend = ["syncagent schema adopt"] if row["carried"] else []
         yield Finding(
