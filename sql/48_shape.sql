@@ -211,7 +211,7 @@ begin
     return query
         insert into syncagent.typed_record as t (relation, kind, name, agreed, now, became, what, role, statement)
         select d.relation, d.kind, d.name, d.agreed, d.now, d.became, syncagent._typed_text(d.kind, d.name, d.agreed, d.now, d.became),
-               p_role, left(p_statement, 10000)
+               p_role, case when p_statement !~* 'password' then left(p_statement, 10000) end
         from syncagent._typed_now(p_relation) d
         left join syncagent.typed_record k on (k.relation, k.kind, k.name) = (d.relation, d.kind, d.name)
             and (k.agreed, k.now, k.became) is not distinct from (d.agreed, d.now, d.became)

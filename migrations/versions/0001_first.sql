@@ -2294,7 +2294,7 @@ begin
     return query
         insert into syncagent.typed_record as t (relation, kind, name, agreed, now, became, what, role, statement)
         select d.relation, d.kind, d.name, d.agreed, d.now, d.became, syncagent._typed_text(d.kind, d.name, d.agreed, d.now, d.became),
-               p_role, left(p_statement, 10000)
+               p_role, case when p_statement !~* 'password' then left(p_statement, 10000) end
         from syncagent._typed_now(p_relation) d
         left join syncagent.typed_record k on (k.relation, k.kind, k.name) = (d.relation, d.kind, d.name)
             and (k.agreed, k.now, k.became) is not distinct from (d.agreed, d.now, d.became)
@@ -2414,7 +2414,7 @@ begin
                 select from pg_event_trigger_dropped_objects() d where d.classid = 'pg_class'::regclass and d.objid = r.relation
                    or (d.object_type, d.schema_name) = ('index', r.schema_name)
                    and exists (select from syncagent.shape s where (s.relation, s.kind, s.name) = (r.id, 'index', d.object_name::name))
-                   or d.object_type = 'table constraint' and not d.original)
+                   or d.object_type = 'table constraint' and d.address_names[1:2] = array[r.schema_name, r.table_name]::text[])
             union
             select r.id from pg_event_trigger_ddl_commands() e
             left join pg_index i on e.classid = 'pg_class'::regclass and i.indexrelid = e.objid

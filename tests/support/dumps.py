@@ -8,6 +8,7 @@ from tests.support.databases import Database
 
 _ENTRY = re.compile(r"^--\n-- (?=Name: .*; Type: )", re.MULTILINE)
 _NAME_OF_NOT_NULL = re.compile(r'CONSTRAINT (?:"(?:[^"]|"")*"|\S+) (?=NOT NULL)')
+_OURS = re.compile(r"Name: syncagent_\w+; Type: EVENT TRIGGER")
 _NOISE = re.compile(r"^(SET .*|SELECT pg_catalog\.set_config.*|\\(un)?restrict .*|--.*|\s*)$")
 
 
@@ -25,7 +26,7 @@ def dumped(database: Database, by: Server | None = None) -> set[str]:
         text=True,
     )
     text = _NAME_OF_NOT_NULL.sub("", done.stdout) if by else done.stdout
-    return {_plain(entry) for entry in _ENTRY.split(text)[1:]}
+    return {_plain(entry) for entry in _ENTRY.split(text)[1:] if not _OURS.match(entry)}
 
 
 def _plain(entry: str) -> str:
