@@ -4857,7 +4857,9 @@ begin
         from unnest(r.columns) with ordinality as u (name, n)
         left join jsonb_to_recordset(p_renamed) as x (schema name, "table" name, before name, after name)
             on (x.schema, x."table", x.before) = (r.nspname, r.relname, u.name);
-        v_made := v_now <> r.columns or (r.nspname, r.relname) <> (r.schema_name, r.table_name);
+        v_made := v_now <> r.columns or (r.nspname, r.relname) <> (r.schema_name, r.table_name) or exists (
+            select from pg_attribute k join pg_attribute a on a.attrelid = r.relation and a.attname = r.columns[k.attnum]
+            where k.attrelid = to_regclass(format('syncagent.row_%s', r.id)) and k.attnum > 0 and k.atttypid <> syncagent._base_type(a.atttypid));
         if v_made and exists (select from syncagent.typed_record t where t.relation = r.id and t.kind in ('table', 'column') and t.epoch is null
                               and (t.agreed ->> 'type', t.became, t.kind) is distinct from (t.now ->> 'type', null, 'column') and t.agreed is not null) then
             raise exception '%.% was changed by hand here, and cannot follow a schema change', quote_ident(r.schema_name), quote_ident(r.table_name)

@@ -13,6 +13,7 @@ import pytest
 from syncagent.core import schema as schemas
 from syncagent.core.schema import Open
 from syncagent.errors import DatabaseError, RefusedError
+from syncagent.storage import drift
 from syncagent.storage.commands import connected
 from syncagent.storage.schema import adopting, planning, typed
 from syncagent.storage.schema.planning import Plan
@@ -125,8 +126,13 @@ async def test_a_column_that_one_site_has_is_adopted_with_what_is_in_it(sites: S
     ) == dumped(Database(b.server, b.name), max((a.server, b.server), key=lambda s: s.binaries.major))
 
 
-async def test_all_that_can_be_carried_is_and_ends_equal(sites: Sites, pair: Pair) -> None:
+@pytest.mark.soak
+async def test_all_that_can_be_carried_is_and_ends_equal(
+    sites: Sites, pair: Pair, runs: Callable[[int, int], int]
+) -> None:
     """Whatever was typed, also where another site has typed the same meanwhile; rows that could not flow do again."""
+    if not runs(0, 1):
+        pytest.skip("many steps: --soak")
     a, b = await sites(SCHEMA, *pair)
     fleet = Fleet(a, b)
     await a.do("insert into item (id, value) select syncagent.uuid7(), n from generate_series(1, 20) as n")
@@ -164,10 +170,18 @@ async def test_all_that_can_be_carried_is_and_ends_equal(sites: Sites, pair: Pai
     ]
     newest = max((a.server, b.server), key=lambda server: server.binaries.major)
     assert dumped(Database(a.server, a.name), newest) == dumped(Database(b.server, b.name), newest)
+    for one in (a, b):
+        with connected(one.dsn) as connection:
+            assert drift.drift(connection, by_hand=True) == []
 
 
-async def test_taken_back_it_stays_where_it_was_typed(sites: Sites, pair: Pair) -> None:
+@pytest.mark.soak
+async def test_taken_back_it_stays_where_it_was_typed(
+    sites: Sites, pair: Pair, runs: Callable[[int, int], int]
+) -> None:
     """What one site had before the change it has after its end, with what is in it; no other site has it, and rows flow."""
+    if not runs(0, 1):
+        pytest.skip("many steps: --soak")
     a, b = await sites(SCHEMA, *pair)
     fleet = Fleet(a, b)
     await a.do("insert into item (id, value) select syncagent.uuid7(), n from generate_series(1, 20) as n")
@@ -298,10 +312,13 @@ async def test_the_event_trigger_sees_who_typed_what(sites: Sites, pair: Pair, s
     await a.do("drop event trigger syncagent_ddl", "drop event trigger syncagent_drop")
 
 
+@pytest.mark.soak
 async def test_a_dump_brings_back_what_was_agreed_and_what_was_typed(
-    sites: Sites, pair: Pair, make_database: Callable[..., Database]
+    sites: Sites, pair: Pair, make_database: Callable[..., Database], runs: Callable[[int, int], int]
 ) -> None:
     """Columns have other places in a restored database; that is nothing that somebody has typed."""
+    if not runs(0, 1):
+        pytest.skip("a database more: --soak")
     a, _ = await sites(SCHEMA, *pair)
     await Fleet(a).carry("alter table item drop column value")
     await a.do("select syncagent.watch_ddl()", "alter table item add column size int")
