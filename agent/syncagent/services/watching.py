@@ -27,12 +27,20 @@ class Watching:
 
     async def run(self) -> None:
         """For ever."""
-        await self._watch.begin(refuse=self._refuse)
+        await self._begin()
         while True:
             began = self._desk.clock.now()
             if not self._evolving.is_behind:
                 await self._look()
             await asyncio.sleep(min(max(_EVERY, _SHARE * (self._desk.clock.now() - began)), _MOST))
+
+    async def _begin(self) -> None:
+        try:
+            await self._watch.begin(refuse=self._refuse)
+        except Unreachable:
+            raise
+        except SyncagentError:
+            return  # `doctor` says that nobody sees it as it is typed; it is found all the same
 
     async def _look(self) -> None:
         try:

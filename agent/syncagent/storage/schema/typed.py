@@ -12,6 +12,7 @@ from syncagent.storage.commands import Connection, site_of
 from syncagent.storage.drift import Finding
 
 _PATIENCE_MS = 200
+"""Who types just now holds what is noted of it; the next look finds it."""
 
 
 class PostgresTyped:
@@ -48,7 +49,7 @@ def note(connection: Connection) -> None:
 
 
 def listed(connection: Connection) -> list[dict[str, Any]]:
-    """What is here by hand, for people; what a change carries at the moment is that change's."""
+    """What is here by hand, for people; what is being carried belongs to that change."""
     return connection.execute(
         "select table_name, what, role, since, statement, take_back from syncagent.typed_change where not taken_over order by since, table_name, what"
     ).fetchall()
