@@ -15,8 +15,8 @@ from tests.support.load import Writer, committed, load, share, verify
 from tests.support.waiting import until
 
 PHASES = ("expand", "write-dual", "backfill", "read-new", "contract")
-WIDER = "-- down: stock_new::int\nalter table item alter column stock type bigint using stock::bigint"
-NARROWER = "-- down: stock_new::bigint\nalter table item alter column stock type int using stock::int"
+CHANGE = "-- down: note_new::text\nalter table customer alter column note type varchar({0}) using note::varchar({0})"
+"""Each time shorter, so that every row is written anew."""
 Kill = tuple[str, str]
 """In which phase, and whom: who leads, or who follows."""
 
@@ -34,9 +34,10 @@ def kill_in(cluster: Cluster, phase: str, whom: str, writers: list[Writer]) -> N
         site for site in cluster if site is not dying
     )  # what is held keeps its keeper from listening
     number = asked_at.scalar("select count(*) from syncagent.schema_change")
-    wide = asked_at.scalar("select pg_typeof(stock)::text from item limit 1") == "bigint"
-    (file := asked_at.home / "change.sql").write_text(NARROWER if wide else WIDER)
+    (file := asked_at.home / "change.sql").write_text(CHANGE.format(300 - number))
     with ThreadPoolExecutor() as pool, dying.connect() as session:
+        plan = asked_at.syncagent("schema", "plan", str(file))
+        assert plan.returncode == 0, plan.stdout
         session.execute(_HOLD)
         opened = pool.submit(
             asked_at.syncagent, "schema", "apply", str(file), "--auto", "--timeout", "1ms", seconds=LONG
