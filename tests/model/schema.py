@@ -7,16 +7,19 @@ says; a newer one waits; an older one is dropped and asked for again, by when it
 
 Random schedules over 2 to 4 sites: writes of one column by the old or the new version of an application, pulls, relays, batches that
 are held, sites away, kills in the middle of a step, leaders that change, changes (a column with a constant; a column that replaces
-another one, in the five phases; a dropped column) and their end half way. Rows win whole, by stamp; causal
+another one, in the five phases, and must be given once all rows have it; a dropped column) and their end half way. The new version
+of an application says more than the old one can: what it writes cannot be computed from the old column. Rows win whole, by stamp; causal
 delivery, deletes and compaction are `model`'s. Every run checks:
 
   no write lost   of every key the newest write of all is what every site has, with what it wrote, carried through the steps since
   one phase       no batch is taken of a site more than one step away; none of two linked sites is further, but who was away and catches up
   no holes        where the new column is read, every row has it
+  none refused    where a column must be given, no row that is written or arrives lacks it
+  none undone     what the new version wrote stays until somebody writes one of the two columns
   nothing resent  only rows that somebody has written since are in a batch
 
 Run:               python -m tests.model.schema [RUNS] [FIRST_SEED]
-Negative controls: ... --break newer|far|held|gate|contract|torn|early|stamp|captured|null|keep|volatile|late|leap|twice|back
+Negative controls: ... --break newer|far|held|gate|contract|torn|early|stamp|captured|null|keep|volatile|late|leap|twice|back|hasty|anew
 """
 
 import random
@@ -42,6 +45,8 @@ BREAKS = {
     "leap": "who was away makes the newest shape at once, without the steps between",
     "twice": "a new leader lets the step go that the last one has let go",
     "back": "a change is taken back at once, and not by steps",
+    "hasty": "a column must be given before all rows have it",
+    "anew": "whatever is written of a row, its new column is computed from the old one",
 }
 BROKEN = None  # one of BREAKS
 
@@ -86,7 +91,19 @@ def pairs(steps):
     return both
 
 
-PHASES = {"add": "expand", "dual": "write-dual", "fill": "backfill", "read": "read-new", "single": "undo", "drop": "contract"}
+def look_at(row, steps):
+    """Columns that must be given where the one is that they come from."""
+    must = {}
+    for what, column, source in steps:
+        if what == "must":
+            must[column] = source
+        elif what in ("drop", "may"):
+            must = {new: old for new, old in must.items() if column not in (new, old)}
+    for new, old in must.items():
+        assert row.get(new) is not None or row.get(old) is None, "a row is refused"
+
+
+PHASES = {"add": "expand", "dual": "write-dual", "fill": "backfill", "must": "backfill", "read": "read-new", "single": "undo", "drop": "contract"}
 
 
 @dataclass
@@ -147,14 +164,18 @@ class Site:
         for step in shape if key not in self.rows else ():
             row = carried(row, step, self.me) if step[0] == "add" and step[1] in have else row
         row = {column: row.get(column) for column in have}
+        before = dict(row)
         column, value = rnd.choice(have), ("w", self.world.number)
         if column in both:                              # the new application writes the new column
-            row[column], row[both[column]] = forth(value), value
+            row[column], row[both[column]] = ("new", value), ("down", value)
         else:
             row[column] = value
             for new, old in both.items():
-                if old == column:
-                    row[new] = forth(value)
+                if old == column or BROKEN == "anew":
+                    row[new] = forth(row[old])
+        for new, old in both.items():
+            assert column in (new, old) or row[new] == before[new], "what the new version wrote is undone"
+        look_at(row, shape)
         self.clock += 1
         stamp = (self.clock, self.me)
         self.rows[key] = stamp, row
@@ -217,6 +238,7 @@ class Site:
                 else:
                     row = carried(row, step, self.me)
             row = {column: value for column, value in row.items() if column in have}
+            look_at(row, shape)
             self.rows[key] = stamp, row
         self.touched[batch.origin] += [frozenset(batch.rows)] * (batch.upto - batch.after)
         stats["batches"] += 1
@@ -310,7 +332,9 @@ def open_change(world, rnd, stats):
         world.plan = [("add", new, rnd.choice([None, ("k", world.changes)]))]
     elif kind == "replace":
         old = rnd.choice(have)
-        world.plan = [("add", new, None), ("dual", new, old), ("fill", new, old), ("read", new, old), ("drop", old, None)]
+        world.plan = [("add", new, None), ("dual", new, old), ("fill", new, old), ("must", new, old), ("read", new, old), ("drop", old, None)]
+        if BROKEN == "hasty":
+            world.plan[2], world.plan[3] = world.plan[3], world.plan[2]
     elif len(have) > 1:
         world.plan = [("drop", rnd.choice(have), None)]
     stats[kind] += 1
@@ -325,6 +349,8 @@ def abort(world, sites, stats):
     for what, column, _ in reversed(world.done):
         if what == "dual":
             undo.append(("single", column, None))
+        elif what == "must":
+            undo.append(("may", column, None))
         elif what == "add":
             undo.append(("drop", column, None))
     if BROKEN == "back":

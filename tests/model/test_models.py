@@ -98,7 +98,9 @@ SCHEMA_BREAKS = {
     "late": (213, "a hole is read"),
     "leap": (19, "diverged"),
     "twice": (1, "more than one phase apart"),
-    "back": (1409, "a hole is read"),
+    "back": (486, "a row is refused"),
+    "hasty": (218, "a row is refused"),
+    "anew": (133, "what the new version wrote is undone"),
 }
 TYPED_BREAKS = {
     "unsent": (0, "write was lost"),
