@@ -441,8 +441,8 @@ create function syncagent.grant_reader(p_role regrole) returns void
 begin
     execute format('grant usage on schema syncagent to %s', p_role);
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table, syncagent.schema_change,'
-                   ' syncagent.typed_change, syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
-    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text),'
+                   ' syncagent.typed_change, syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair, syncagent.app_version to %s', p_role);
+    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text), syncagent.version_users(name),'
                    ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'
                    ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid),'
                    ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'

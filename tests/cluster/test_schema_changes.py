@@ -210,8 +210,16 @@ def test_a_site_joins_after_a_change_and_not_within_one(
         tokyo.join(berlin)
         tokyo.start()
         tokyo.execute("insert into item (id, name, size) values (syncagent.uuid7(), 'at tokyo', 5)")
-        waits = apply(tokyo, "alter table item add column late text; alter table item drop column old")
+        two = ("--versions", "app_v1:app_v2")
+        waits = apply(tokyo, "alter table item add column late text; alter table item drop column old", *two)
         assert waits["state"] == "waits for approval"
+        berlin.execute("insert into app_v1.item (id, name, old) values (syncagent.uuid7(), 'version 1', 1)")
+        tokyo.execute("insert into app_v2.item (id, name, late) values (syncagent.uuid7(), 'version 2', 'y')")
+        with tokyo.database.connect() as session, session.transaction():
+            session.execute("select from app_v1.item")
+            used = tokyo.verb("schema", "apply", "--contract", "--json")
+            assert used.returncode == 1
+            assert "has used item in its transaction" in used.stdout
         token = tokyo.ask("invite")["token"]
         assert "a schema change is under way" in lima.refused(*lima.joining(tokyo), token=token)
         assert tokyo.ask("schema", "apply", "--contract")["state"] == "done"
@@ -225,6 +233,20 @@ def test_a_site_joins_after_a_change_and_not_within_one(
         assert len(epochs) == 1
         rows = [site.execute("select * from item order by id") for site in everywhere]
         assert rows[0] == rows[1] == rows[2]
-        assert [row[1:] for row in rows[0][-2:]] == [("at tokyo", 5, None), ("at lima", 3, "x")]
+        assert [row[1:] for row in rows[0][-2:]] == [
+            ("version 2", 3, "y"),
+            ("at lima", 3, "x"),
+        ]
         first, *others = [dumped(site.database, server18) for site in everywhere]
-        assert [first ^ other for other in others] == [set(), set()]
+        assert all("Type: VIEW" in entry for other in others for entry in first ^ other), (
+            "but as 15 writes it"
+        )
+        assert [
+            site.execute("select id, name, late from app_v2.item order by id") for site in everywhere
+        ] == [[(row[0], row[1], row[3]) for row in rows[0]]] * 3
+        assert [
+            site.scalar("select reloptions from pg_class where oid = 'app_v2.item'::regclass")
+            for site in everywhere
+        ] == [["security_invoker=true"]] * 3
+        assert lima.ask("schema", "drop-version", "app_v2")["state"] == "done"
+        assert [site.scalar("select to_regnamespace('app_v2')") for site in everywhere] == [None] * 3

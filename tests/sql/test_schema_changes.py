@@ -12,6 +12,7 @@ from syncagent.errors import DatabaseError, RefusedError, UsageError
 from syncagent.storage.commands import connected
 from syncagent.storage.schema import doing, planning
 from syncagent.storage.schema.planning import Plan
+from syncagent.storage.schema.versions import Asked
 from tests.sql.conftest import Pair, Sites
 from tests.support import schema_page
 from tests.support.databases import Database
@@ -36,14 +37,21 @@ class Fleet:
         self._members = {site.node: f"site{site.node}" for site in sites}
         self._at = {site.node: (0, 0) for site in sites}
 
-    def planned(self, text: str, stride: int | None = None) -> Plan:
+    def planned(self, text: str, stride: int | None = None, asked: Asked | None = None) -> Plan:
         with connected(self.sites[0].dsn) as connection:
             return planning.plan(
-                connection, text, "change.sql", role=None, stride=stride, bucket="hour", patience=5
+                connection,
+                text,
+                "change.sql",
+                role=None,
+                stride=stride,
+                bucket="hour",
+                patience=5,
+                asked=asked,
             )
 
-    async def open(self, text: str) -> schemas.Change:
-        found = await asyncio.to_thread(self.planned, text)
+    async def open(self, text: str, asked: Asked | None = None) -> schemas.Change:
+        found = await asyncio.to_thread(self.planned, text, None, asked)
         assert not found.refusals, found.refusals
         change = planning.change_of(found, at=0, site="site1", role=None, path="public", auto=True)
         self.tell(Open(change))
@@ -92,9 +100,9 @@ class Fleet:
                 at = move.upto
                 self._at[site.node] = at, floor
 
-    async def carry(self, text: str) -> None:
+    async def carry(self, text: str, asked: Asked | None = None) -> None:
         """A whole change, everywhere."""
-        await self.open(text)
+        await self.open(text, asked)
         while self.let_go():
             await self.follow(*self.sites)
 

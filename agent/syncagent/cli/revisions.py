@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,26 @@ if TYPE_CHECKING:
 
     from syncagent.storage.commands import Connection
     from syncagent.storage.schema.planning import Plan
+    from syncagent.storage.schema.versions import Asked
 
 _LOOK = 1.0
 """Seconds between two looks at whether its rows are to be written."""
 _PATIENCE = 30.0
+
+
+@dataclass(frozen=True)
+class How:
+    """What the command line says of a change beside its statements."""
+
+    role: str | None = None
+    stride: int | None = None
+    versions: str | None = None
+    new_version: str | None = None
+
+    def asked(self) -> "Asked | None":
+        from syncagent.storage.schema import versions
+
+        return versions.asked(self.versions, self.new_version)
 
 
 def pending(connection: "Connection", ini: Path) -> "list[Script]":
@@ -25,9 +42,7 @@ def pending(connection: "Connection", ini: Path) -> "list[Script]":
     return revisions.pending(connection, ini)
 
 
-def planned(
-    connection: "Connection", dsn: str, script: "Script", role: str | None, stride: int | None
-) -> "Plan":
+def planned(connection: "Connection", dsn: str, script: "Script", how: How) -> "Plan":
     """What a revision does; those before it are there."""
     from syncagent.storage.schema import planning, revisions
 
@@ -39,10 +54,11 @@ def planned(
         (*revision.before, *revision.after),
         Path(script.path).read_text(encoding="utf-8"),
         f"{script.revision} {script.doc}",
-        role=role,
-        stride=stride,
+        role=how.role,
+        stride=how.stride,
         bucket="hour",
         patience=_PATIENCE,
+        asked=how.asked(),
     )
     return planning.of_revision(found, revision, row["node"])
 

@@ -9,6 +9,7 @@ import typer
 
 from syncagent.cli import render, revisions
 from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, seconds
+from syncagent.cli.revisions import How
 from syncagent.errors import RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -45,6 +46,20 @@ NewStrideOption = Annotated[
     int | None,
     typer.Option("--stride", min=2, help="For tables that are made: every site draws every so many numbers."),
 ]
+VersionsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="OLD:NEW",
+        help="Two schemas of views, so that the old and the new version of the application work at once; auto: the next number.",
+        show_default=False,
+    ),
+]
+AsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--as", metavar="NEW", help="The same, after the newest version that is there.", show_default=False
+    ),
+]
 TimeoutOption = Annotated[
     float,
     typer.Option(parser=seconds, metavar="SPAN", help="How long to wait; the change goes on all the same."),
@@ -56,6 +71,8 @@ def plan(
     file: FileArgument = None,
     *,
     alembic: AlembicOption = None,
+    versions: VersionsOption = None,
+    new_version: AsOption = None,
     role: RoleOption = None,
     stride: NewStrideOption = None,
     home: HomeOption = None,
@@ -67,17 +84,18 @@ def plan(
 
     if (file is None) == (alembic is None):
         raise UsageError("name a file, or --alembic", hint="syncagent schema plan change.sql")
+    how = How(role, stride, versions, new_version)
     with site_of(dsn_of(home, dsn)) as connection:
         if alembic is not None:
             scripts = revisions.pending(connection, alembic)
             if not scripts:
                 render.say("every revision is here")
                 return
-            planned = revisions.planned(connection, dsn_of(home, dsn), scripts[0], role, stride)
+            planned = revisions.planned(connection, dsn_of(home, dsn), scripts[0], how)
             for script in scripts[1:]:
                 render.say(f"afterwards, when this one is done: {script.revision} {script.doc}")
         else:
-            planned = _planned(connection, str(file), role, stride)
+            planned = _planned(connection, str(file), how)
     if as_json:
         render.json(_as_json(planned))
     else:
@@ -109,6 +127,8 @@ def apply(
             metavar="SITE", help="Of the change under way: do not wait for this site.", show_default=False
         ),
     ] = None,
+    versions: VersionsOption = None,
+    new_version: AsOption = None,
     role: RoleOption = None,
     stride: NewStrideOption = None,
     timeout: TimeoutOption = "10m",  # type: ignore[assignment]
@@ -121,8 +141,10 @@ def apply(
     from syncagent.storage.requests import ask, require_agent
 
     if alembic is not None and file is None:
-        _carry_revisions(home, dsn, alembic, (role, stride, auto), timeout, as_json)
+        _carry_revisions(home, dsn, alembic, How(role, stride, versions, new_version), auto, timeout, as_json)
         return
+    if file is None and (versions or new_version):
+        raise UsageError("versions are made by a change", hint="syncagent schema apply FILE --as app_v13")
     if alembic is not None or (file is None) == (not contract and exclude is None):
         raise UsageError(
             "name a file"
@@ -133,7 +155,7 @@ def apply(
     with site_of(dsn_of(home, dsn)) as connection:
         require_agent(connection)
         if file is not None:
-            planned = _planned(connection, file, role, stride)
+            planned = _planned(connection, file, How(role, stride, versions, new_version))
             _refuse(planned)
             verb, asked = "schema-open", {"change": _change(connection, planned, role, auto)}
         elif exclude is not None:
@@ -160,6 +182,8 @@ def status(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOptio
         render.show(f"no schema change is under way; {found['epoch']} steps so far")
     else:
         _tell(found["change"])
+    for version in found["versions"]:
+        render.show(f"version {version['name']} of {version['base']}")
     for site, epoch in late.items():
         render.show(f"{site} is at step {epoch} of {found['epoch']}")
     if found["typed"]:
@@ -236,6 +260,38 @@ def abort(
         _await(connection, opened, timeout, as_json)
 
 
+@schema.command("drop-version")
+def drop_version(
+    name: Annotated[str, typer.Argument(metavar="VERSION", help="Such as app_v12.", show_default=False)],
+    *,
+    timeout: TimeoutOption = "10m",  # type: ignore[assignment]
+    home: HomeOption = None,
+    dsn: DsnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Drop a version's views at every site, once nobody uses them."""
+    from syncagent.storage.commands import site_of
+    from syncagent.storage.requests import ask, require_agent
+    from syncagent.storage.schema import planning, telling, versions
+
+    with site_of(dsn_of(home, dsn)) as connection:
+        require_agent(connection)
+        there = [one["name"] for one in versions.known(connection)]
+        if name not in there:
+            raise RefusedError(
+                f"there is no version {name}",
+                hint=f"there is {', '.join(there)}" if there else "no change was made with --versions yet",
+            )
+        if (change := telling.status(connection)["change"]) is not None:
+            raise RefusedError(
+                f"a schema change is under way: {change['name']}",
+                hint="the versions before it go with `syncagent schema apply --contract`, its own with `syncagent schema abort`",
+            )
+        change = _change(connection, planning.of_drop(name), None, auto=True)
+        opened = ask(connection, "schema-open", {"change": change}, seconds=_ASK)["id"]
+        _await(connection, opened, timeout, as_json)
+
+
 @schema.command()
 def history(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOption = False) -> None:
     """List the changes so far, the newest first."""
@@ -260,7 +316,7 @@ def history(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOpti
 # ---- a plan
 
 
-def _planned(connection: "Connection", file: str, role: str | None, stride: int | None) -> "Plan":
+def _planned(connection: "Connection", file: str, how: How) -> "Plan":
     from syncagent.storage.schema import planning
 
     if file == "-":
@@ -272,7 +328,16 @@ def _planned(connection: "Connection", file: str, role: str | None, stride: int 
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{file} cannot be read: {error}", hint="a file of SQL in UTF-8, or -") from None
     bucket: Bucket = "hour"
-    found = planning.plan(connection, text, name, role=role, stride=stride, bucket=bucket, patience=_ASK)
+    found = planning.plan(
+        connection,
+        text,
+        name,
+        role=how.role,
+        stride=how.stride,
+        bucket=bucket,
+        patience=_ASK,
+        asked=how.asked(),
+    )
     if not found.steps and not found.refusals:
         raise UsageError(
             f"there is no statement in {name}", hint="write SQL, each statement ended by a semicolon"
@@ -338,7 +403,8 @@ def _carry_revisions(
     home: Path | None,
     dsn: str | None,
     ini: Path,
-    how: tuple[str | None, int | None, bool],
+    how: How,
+    auto: bool,
     timeout: float,
     as_json: bool,
 ) -> None:
@@ -346,15 +412,20 @@ def _carry_revisions(
     from syncagent.storage.commands import site_of
     from syncagent.storage.requests import ask, require_agent
 
-    role, stride, auto = how
     with site_of(dsn_of(home, dsn)) as connection:
         require_agent(connection)
-        for script in revisions.pending(connection, ini):
+        scripts = revisions.pending(connection, ini)
+        if len(scripts) > 1 and how.asked() is not None:
+            raise RefusedError(
+                f"{len(scripts)} revisions are to come, and versions are of one",
+                hint=f"carry those before {scripts[-1].revision} first, without versions",
+            )
+        for script in scripts:
             opened = revisions.under_way(connection, script)
             if opened is None:
-                planned = revisions.planned(connection, dsn_of(home, dsn), script, role, stride)
+                planned = revisions.planned(connection, dsn_of(home, dsn), script, how)
                 _refuse(planned)
-                change = _change(connection, planned, role, auto)
+                change = _change(connection, planned, how.role, auto)
                 opened = ask(connection, "schema-open", {"change": change}, seconds=_ASK)["id"]
             answer = revisions.carry(connection, dsn_of(home, dsn), opened, script, timeout, _progress())
             if _conclude(connection, opened, answer, as_json) != "done":

@@ -69,11 +69,28 @@ class Adopted(msgspec.Struct, frozen=True):
     again: bool = False
 
 
+class Shown(msgspec.Struct, frozen=True):
+    """A table as a version of the schema shows it: the view's name, and of each of its columns the name there and in the table."""
+
+    name: str
+    table: Table
+    columns: tuple[tuple[str, str], ...]
+
+
+class Version(msgspec.Struct, frozen=True):
+    """A schema of views over the tables of `base`, as one version of the application knows them."""
+
+    name: str
+    base: str
+    views: tuple[Shown, ...]
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """`strict`: batches of the epoch before cannot be read any more. `gone` are tables that are dropped, `renamed` those with
     another name, `columns` renamed columns. A survey's statements find rows that stand against `what`. `index` is what a step that is
     done alone makes, `everybody`: it is let go when no member is missing. `data`: a revision of the application, and the site that writes its
-    rows. `adopts` is what some site has already. `undoes` is the epoch this step takes back."""
+    rows. `adopts` is what some site has already. `makes` and `unmakes` are versions that it makes and drops; `aside`: views of those that are
+    there are made anew around it. `undoes` is the epoch this step takes back."""
 
     phase: Phase
     what: str
@@ -92,7 +109,15 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     data: tuple[str, int] | None = None
     everybody: bool = False
     adopts: tuple[Adopted, ...] = ()
+    makes: tuple[Version, ...] = ()
+    unmakes: tuple[str, ...] = ()
+    aside: bool = False
     undoes: int | None = None
+
+    @property
+    def contracts(self) -> bool:
+        """Nothing is taken back once it is let go: the old shape goes. To look for who uses it takes nothing."""
+        return self.phase == "contract" and self.manner != "survey"
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +192,7 @@ class Reached(msgspec.Struct, frozen=True, tag=True):
 
 
 class Approve(msgspec.Struct, frozen=True, tag=True):
-    """Whoever uses the old shape is gone: it may be contracted."""
+    """Whoever uses the old shape is gone: it may be contracted. What could not be done before is looked at anew."""
 
     change: UUID
 
@@ -272,7 +297,7 @@ def _abort(schema: Schema, command: Abort) -> Result:
     change = next((change for change in schema.changes if change.id == command.change), None)
     if change is None or change.state in ("back", "aborted"):
         return Result(schema)
-    if any(step.phase == "contract" for step in change.track) or change.state == "done":
+    if any(step.contracts for step in change.track) or change.state == "done":
         return Result(
             schema,
             refused=f"{change.name} cannot be taken back: "
@@ -298,6 +323,8 @@ def inverse(step: Step, epoch: int) -> Step:
         renamed=tuple((new, old) for old, new in step.renamed),
         columns=tuple((table, new, old) for table, old, new in step.columns),
         adopts=step.adopts,
+        unmakes=tuple(version.name for version in step.makes),
+        aside=step.aside,
         undoes=epoch,
     )
 
@@ -311,7 +338,7 @@ def _changed(
             after = replace(change, track=(*change.track, step), ahead=change.ahead[1:], failures={})
             return Result(replace(_with(schema, after), epoch=schema.epoch + 1), step)
         case Approve():
-            return Result(_with(schema, replace(change, approved=True)))
+            return Result(_with(schema, replace(change, approved=True, failures={})))  # they try again
         case Exclude():
             return Result(_with(schema, replace(change, excluded=tuple({*change.excluded, command.node}))))
         case Close() if not change.ahead:

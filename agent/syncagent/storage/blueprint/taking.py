@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from syncagent.errors import RefusedError, UsageError
-from syncagent.storage.blueprint import belongings, objects, relations
+from syncagent.storage.blueprint import belongings, objects, relations, versions
 from syncagent.storage.blueprint.parts import (
     Blueprint,
     Column,
@@ -189,12 +189,13 @@ class _Taker:
 
     def _counts(self) -> dict[int, int]:
         """Increments of sequences as they were before they were given a stride."""
-        there = self._connection.execute(
-            "select to_regclass('syncagent.stride') is not null as there"
-        ).fetchone()
-        if not there or not there["there"]:
+        if not self._has("syncagent.stride"):
             return {}
         return {row["sequence"]: row["before"] for row in self._connection.execute(_COUNTS)}
+
+    def _has(self, table: str) -> bool:
+        found = self._connection.execute("select to_regclass(%s) is not null as there", (table,)).fetchone()
+        return found is not None and bool(found["there"])
 
     def _extensions(self) -> tuple[Extension, ...]:
         rows = self._connection.execute(
@@ -272,6 +273,9 @@ class _Taker:
         )
         yield from self._steps(belongings.GRANTS, **owned)
         yield from self._steps(belongings.OWNERS, **owned)
+        if self._has("syncagent.app_version"):
+            yield from self._steps(versions.VERSIONS)
+            yield from self._steps(versions.RIGHTS)
 
     def _notes(self) -> Iterator[str]:
         yield from self._found.notes

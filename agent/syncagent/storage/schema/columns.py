@@ -7,8 +7,8 @@ import postgast
 from psycopg import sql
 
 from syncagent.core.schema import Fill, Step
-from syncagent.storage.schema import reading, types
-from syncagent.storage.schema.looking import BRIEF, READS, ROWS, SHARED, Against, Known, Look, found_twice
+from syncagent.storage.schema import pairs, reading, types
+from syncagent.storage.schema.looking import BRIEF, ROWS, SHARED, Against, Known, Look, checked, found_twice
 
 _SMALL = 16 * 1024 * 1024
 """Bytes up to which a table may be written anew under its lock."""
@@ -20,6 +20,10 @@ Part = Callable[[Look, Known, Any, str], list[Step]]
 def parts(look: Look, node: Any) -> list[Step]:
     """The steps of one ALTER TABLE."""
     table = look.known(node.relation)
+    if len(node.cmds) > 1 and look.notes.keys() & {"up", "down", "new"}:
+        raise Against(
+            "the line before it speaks of one column, and the statement of several", "a statement for each"
+        )
     steps = []
     for command in node.cmds:
         single = type(node)()
@@ -50,6 +54,8 @@ def _name(*parts: str) -> str:
 def _add_column(look: Look, table: Known, command: Any, text: str) -> list[Step]:
     column = getattr(command, "def").column_def
     name = column.colname
+    if "up" in look.notes:
+        return pairs.add_column(look, table, text)
     for constraint in column.constraints:
         kind = reading.constraint_kind(constraint.constraint)
         if kind == "GENERATED" and look.bytes(table) > _SMALL:
@@ -76,7 +82,8 @@ def _add_column(look: Look, table: Known, command: Any, text: str) -> list[Step]
         value = None if shown is None else f"{shown}::{made['base']}"
     if made["required"] and value is None and not made["generated"]:
         raise Against(
-            "rows that are there would have no value", "not null default ..., or add it nullable and fill it"
+            "rows that are there would have no value",
+            "not null default ..., or a line before the statement that says what it is for them: -- up: EXPRESSION",
         )
     fills = () if made["generated"] else (Fill(table.table, name, value),)
     undo = f"alter table {table.sql} drop column if exists {_name(name)}"
@@ -130,11 +137,11 @@ def _not_null(look: Look, table: Known, command: Any, _text: str) -> list[Step]:
         raise Against(f"column {command.name} is NOT NULL already", "leave it out")
     column, check = _name(command.name), _name(f"{command.name}_given"[:63])
     alter = f"alter table {table.sql}"
-    lacking = f"select {_keys(look, table)} from {table.sql} where {column} is null"
+    lacking = f"select {look.keys(table)} from {table.sql} where {column} is null"
     drop = f"{alter} drop constraint if exists {check}"
     what = f"NOT NULL of {command.name} of {table.sql}"
     return [
-        *_checked(
+        *checked(
             table,
             what,
             lacking,
@@ -147,47 +154,6 @@ def _not_null(look: Look, table: Known, command: Any, _text: str) -> list[Step]:
             locks=BRIEF,
             statements=(f"{alter} alter column {column} set not null", drop),
             undo=(f"{alter} alter column {column} drop not null",),
-        ),
-    ]
-
-
-def _keys(look: Look, table: Known) -> str:
-    """The key columns of a table, as SQL."""
-    return str(
-        look.one(
-            "select string_agg(quote_ident(k), ', ') from syncagent._key(%s::bigint::oid) as n cross join unnest(n.names) as k",
-            table.oid,
-        )
-    )
-
-
-def _checked(
-    table: Known, what: str, broken: str, add: str, constraint: str, locks: str = BRIEF
-) -> list[Step]:
-    """Looked at everywhere before it is asked of new rows anywhere; then proved for those that are there."""
-    alter = f"alter table {table.sql}"
-    return [
-        Step(
-            phase="expand",
-            what=f"{what}: rows that stand against it",
-            locks=READS,
-            statements=(broken,),
-            manner="survey",
-        ),
-        Step(
-            phase="write-dual",
-            what=f"{what}: for new rows",
-            locks=locks,
-            statements=(add,),
-            undo=(f"{alter} drop constraint if exists {constraint}",),
-            everybody=True,
-        ),
-        Step(
-            phase="backfill",
-            what=f"{what}: proved for every row",
-            locks=SHARED,
-            statements=(f"{alter} validate constraint {constraint}",),
-            manner="alone",
         ),
     ]
 
@@ -227,7 +193,7 @@ def _add_constraint(look: Look, table: Known, command: Any, text: str) -> list[S
     look.connection.execute(added.encode())
     name, broken = constraint.conname, _breaking(look, table, constraint.conname)
     locks = BRIEF if kind == "CHECK" else f"{ROWS}, of both tables"
-    return _checked(table, f"constraint {name} of {table.sql}", broken, added, _name(name), locks)
+    return list(checked(table, f"constraint {name} of {table.sql}", broken, added, _name(name), locks))
 
 
 def _breaking(look: Look, table: Known, name: str) -> str:
@@ -292,11 +258,18 @@ def _unique(look: Look, table: Known, constraint: Any) -> list[Step]:
 
 
 def _drop_column(look: Look, table: Known, command: Any, text: str) -> list[Step]:
-    look.column(table, command.name)
+    found = look.column(table, command.name)
     look.refuse_by_column(table)
     if look.is_key(table, command.name):
         raise Against(
             f"{command.name} is of the primary key of {table.sql}", "another table, and the rows copied"
+        )
+    if "down" in look.notes:
+        return pairs.drop_column(look, table, command.name, text)
+    if look.version and found["required"] and found["preset"] is None and not found["identity"]:
+        raise Against(
+            f"{command.name} is NOT NULL, and rows of the new version would have none while the old one is there",
+            "a line before the statement that says what it is for them: -- down: EXPRESSION",
         )
     look.connection.execute(text.encode())
     return [
@@ -356,7 +329,11 @@ def _type(look: Look, table: Known, command: Any, text: str) -> list[Step]:
     look.connection.execute(text.encode())
     undo = f"alter table {table.sql} alter column {_name(command.name)} type {before['type']}"
     what = f"type of {command.name} of {table.sql}"
-    return [Step(phase="expand", what=what, locks=BRIEF, statements=(text,), undo=(undo,), strict=True)]
+    return [
+        Step(
+            phase="expand", what=what, locks=BRIEF, statements=(text,), undo=(undo,), strict=True, aside=True
+        )
+    ]
 
 
 _AS_IT_IS = {

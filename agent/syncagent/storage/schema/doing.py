@@ -19,6 +19,7 @@ from syncagent.core.schema import Change, Filling, Move, Step
 from syncagent.errors import Contended, RefusedError
 from syncagent.storage import tables
 from syncagent.storage.commands import Connection, border, site_of
+from syncagent.storage.schema import versions
 from syncagent.storage.schema.filling import fill
 
 _PATIENCE = 20.0
@@ -104,7 +105,10 @@ def _filling(connection: Connection, filling: Filling, *, begins: bool) -> None:
 
 def _patiently(connection: Connection, work: Callable[[], None]) -> None:
     merge_lock = tables.exactly(connection, "syncagent", "merge_lock")
-    attached = connection.execute("select relation::oid::bigint as oid from syncagent.replicated").fetchall()
+    attached = connection.execute(
+        "select relation::oid::bigint as oid from syncagent.replicated union all"
+        " select c.oid::bigint from syncagent.app_version v join pg_namespace n on n.nspname = v.name join pg_class c on c.relnamespace = n.oid"
+    ).fetchall()
     oids = [row["oid"] for row in attached] + ([merge_lock] if merge_lock else [])
     tables.patiently(connection, oids, (), work, _PATIENCE, lambda _held: None)
 
@@ -113,6 +117,10 @@ def _run(connection: Connection, epoch: int, step: Step, change: Change) -> None
     """What a step does inside its transaction, but for the epoch."""
     connection.execute("select syncagent._note_typed()")
     found = _found_done(connection, epoch, step)
+    if step.manner != "survey":
+        for name in step.unmakes:
+            connection.execute("select syncagent._drop_version(%s, %s)", (name, change.role))
+    kept = versions.set_aside(connection) if step.aside else None
     for table in step.gone:
         connection.execute(
             "select syncagent._detach(r.relation) from syncagent.replicated r where (r.schema_name, r.table_name) = (%s, %s)",
@@ -122,6 +130,10 @@ def _run(connection: Connection, epoch: int, step: Step, change: Change) -> None
         with _as_asked(connection, change, local=True):
             for statement in step.statements:
                 connection.execute(statement.encode())
+    if kept is not None:
+        versions.put_back(connection, kept)
+    for version in step.makes:
+        versions.make(connection, version, change.role)
     connection.execute(
         "select syncagent._cover(s.relation, s.node) from syncagent._strays() as s where not s.gone"
     )
@@ -222,7 +234,9 @@ def _as_asked(connection: Connection, change: Change, *, local: bool) -> Iterato
 
 
 def _survey(connection: Connection, step: Step, change: Change) -> None:
-    """Raises RefusedError if rows stand against what is to hold for all of them."""
+    """Raises RefusedError if rows stand against what is to hold for all of them; or somebody uses a version that is to go."""
+    if step.unmakes:
+        versions.refuse_users(connection, step.unmakes)
     found: list[str] = []
     with _as_asked(connection, change, local=False):
         for statement in step.statements:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
 
@@ -12,6 +12,9 @@ from syncagent.core.forest import Bucket
 from syncagent.core.schema import Step
 from syncagent.storage import tables
 from syncagent.storage.commands import Connection
+
+if TYPE_CHECKING:
+    from syncagent.storage.schema.pairs import Pairs
 
 BRIEF = "ACCESS EXCLUSIVE, for a moment"
 SHARED = "SHARE UPDATE EXCLUSIVE: reads and writes go on"
@@ -40,7 +43,9 @@ class Known:
 
 @dataclass
 class Look:
-    """The database while the statements before have been tried in it. `made` are tables of this change."""
+    """The database while the statements before have been tried in it. `made` are tables of this change, `renamed` names that
+    mean another column of a table, or none, before the old shape goes; `*`: the table has another name. `pairs` are columns that are
+    written together, `version` the one that the change makes."""
 
     connection: Connection
     stride: int | None
@@ -48,6 +53,9 @@ class Look:
     made: set[int] = field(default_factory=set)
     notes: Mapping[str, str] = field(default_factory=dict)
     """What comments before the statement say."""
+    version: str | None = None
+    renamed: dict[int, set[str]] = field(default_factory=dict)
+    pairs: dict[int, "Pairs"] = field(default_factory=dict)
 
     def one(self, query: str, *values: object) -> Any:
         """The first column of the first row; None if there is none."""
@@ -96,6 +104,34 @@ class Look:
                 "select %s::name = any (k.names) from syncagent._key(%s::bigint::oid) as k", column, table.oid
             )
         )
+
+    def rename(self, table: Known, name: str) -> None:
+        self.renamed.setdefault(table.oid, set()).add(name)
+
+    def keys(self, table: Known) -> str:
+        """The key columns of a table, as SQL."""
+        return str(
+            self.one(
+                "select string_agg(quote_ident(k), ', ') from syncagent._key(%s::bigint::oid) as n cross join unnest(n.names) as k",
+                table.oid,
+            )
+        )
+
+    def columns(self, table: Known) -> list[str]:
+        """Their names."""
+        rows = self.connection.execute(
+            "select a.attname::text as name from pg_attribute a where a.attrelid = %s::bigint::oid and a.attnum > 0 and not a.attisdropped"
+            " order by a.attnum",
+            (table.oid,),
+        ).fetchall()
+        return [row["name"] for row in rows]
+
+    def path(self) -> str:
+        """The search path of the change, as SQL."""
+        found = self.one(
+            "select string_agg(quote_ident(s), ', ' order by n) from unnest(current_schemas(false)) with ordinality as u (s, n)"
+        )
+        return str(found or "pg_catalog")
 
     def column(self, table: Known, name: str) -> dict[str, Any]:
         """Raises Against where there is none."""
@@ -180,4 +216,35 @@ def found_twice(table: Known, columns: list[str], what: str) -> Step:
         locks=READS,
         statements=(twice,),
         manner="survey",
+    )
+
+
+def checked(
+    table: Known, what: str, broken: str, add: str, constraint: str, locks: str = BRIEF
+) -> tuple[Step, Step, Step]:
+    """Looked at everywhere before it is asked of new rows anywhere; then proved for those that are there."""
+    alter = f"alter table {table.sql}"
+    return (
+        Step(
+            phase="expand",
+            what=f"{what}: rows that stand against it",
+            locks=READS,
+            statements=(broken,),
+            manner="survey",
+        ),
+        Step(
+            phase="write-dual",
+            what=f"{what}: for new rows",
+            locks=locks,
+            statements=(add,),
+            undo=(f"{alter} drop constraint if exists {constraint}",),
+            everybody=True,
+        ),
+        Step(
+            phase="backfill",
+            what=f"{what}: proved for every row",
+            locks=SHARED,
+            statements=(f"{alter} validate constraint {constraint}",),
+            manner="alone",
+        ),
     )

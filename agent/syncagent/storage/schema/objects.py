@@ -280,6 +280,7 @@ def rename(look: Look, statement: Statement) -> list[Step]:
         look.refuse_by_column(table)
         look.column(table, node.subname)
     look.connection.execute(statement.text.encode())
+    look.rename(table, node.newname if kind == "COLUMN" else "*")
     if kind == "COLUMN":
         columns = ((table.table, node.subname, node.newname),)
         what = f"column {node.subname} of {table.sql} is {node.newname}"

@@ -7,7 +7,7 @@ Invariant: nothing is changed; locks are asked for as politely as when it is don
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import psycopg
@@ -17,10 +17,11 @@ from syncagent.core.forest import Bucket
 from syncagent.core.schema import Change, Phase, Step
 from syncagent.storage import tables
 from syncagent.storage.commands import Connection, border
-from syncagent.storage.schema import columns, objects, reading
+from syncagent.storage.schema import columns, objects, pairs, reading, versions
 from syncagent.storage.schema.looking import Against, Look
 from syncagent.storage.schema.reading import Statement
 from syncagent.storage.schema.revisions import Revision
+from syncagent.storage.schema.versions import Asked, Versions
 
 ORDER: tuple[Phase, ...] = ("expand", "write-dual", "backfill", "read-new", "contract")
 _DATA = (
@@ -34,6 +35,7 @@ _DATA = (
 )
 
 
+_HANGS_ON_IT = (errors.DependentObjectsStillExist, errors.FeatureNotSupported)
 _FOR_THEMSELVES = ("type ", "domain ")
 """What columns hang on: it can be taken back once nothing that is generated for a table knows of those any more."""
 
@@ -60,12 +62,13 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Plan:
-    """`steps` in the order in which they are done."""
+    """`steps` in the order in which they are done; `versions` are those it is asked to make."""
 
     name: str
     text: str
     steps: tuple[Planned, ...]
     refusals: tuple[Refusal, ...]
+    versions: Versions | None = None
 
 
 class _Enough(Exception):
@@ -81,11 +84,22 @@ def plan(
     stride: int | None,
     bucket: Bucket,
     patience: float,
+    asked: Asked | None = None,
 ) -> Plan:
     """UsageError where it is no SQL; Contended where a lock was not to be had."""
     statements = reading.statements(text, name)
-    return plan_of(
-        connection, statements, text, name, role=role, stride=stride, bucket=bucket, patience=patience
+    return with_versions(
+        plan_of(
+            connection,
+            statements,
+            text,
+            name,
+            role=role,
+            stride=stride,
+            bucket=bucket,
+            patience=patience,
+            asked=asked,
+        )
     )
 
 
@@ -100,16 +114,19 @@ def plan_of(
     bucket: Bucket,
     patience: float,
     first: Sequence[str] = (),
+    asked: Asked | None = None,
 ) -> Plan:
-    """The plan of statements that were read; as it is after those that come first."""
+    """The plan of statements that were read, as it is after those that come first; the steps of its versions come with `with_versions`."""
     found: list[Plan] = []
 
     def rehearse() -> None:
-        if role is not None:
-            connection.execute(sql.SQL("set local role {}").format(sql.Identifier(role)))
+        _be(connection, role)
         for statement in first:
             connection.execute(statement.encode())
+        connection.execute("reset role")
         look = Look(connection, stride, bucket)
+        two = None if asked is None else versions.begin(look, asked, role)
+        _be(connection, role)
         steps: list[Planned] = []
         refusals: list[Refusal] = []
         for place, each in enumerate(statements):
@@ -117,8 +134,15 @@ def plan_of(
                 steps += [Planned(each.line, step, place) for step in _tried(look, each)]
             except Against as against:
                 refusals.append(Refusal(each.line, each.text, against.reason, against.form, place))
+                continue
+            for both in look.pairs.values():
+                both.at = both.at or (each.line, place)
+        if not refusals:
+            steps = [*_paired(look), *steps]
+            connection.execute("reset role")
+            two = two and versions.end(look, two, role)
         ordered = sorted(steps, key=lambda planned: ORDER.index(planned.step.phase))
-        found.append(Plan(name, text, tuple(ordered), tuple(refusals)))
+        found.append(Plan(name, text, tuple(ordered), tuple(refusals), two))
         raise _Enough
 
     with border():
@@ -127,6 +151,11 @@ def plan_of(
         except _Enough:
             pass
     return found[-1]
+
+
+def _be(connection: Connection, role: str | None) -> None:
+    if role is not None:
+        connection.execute(sql.SQL("set local role {}").format(sql.Identifier(role)))
 
 
 def _attached(connection: Connection) -> list[int]:
@@ -155,14 +184,46 @@ def _tried(look: Look, statement: Statement) -> list[Step]:
     except psycopg.Error as error:
         if error.sqlstate is None:
             raise
-        raise Against(
-            error.diag.message_primary or str(error),
-            error.diag.message_hint or "see what is there at this site",
-        ) from error
+        raise Against(error.diag.message_primary or str(error), _form(look, error)) from error
     kind = statement.kind.removesuffix("_stmt").replace("_", " ")
     raise Against(
         f"a statement of this kind ({kind}) is not carried to all sites", "run it at each site by hand"
     )
+
+
+def _form(look: Look, error: psycopg.Error) -> str:
+    there = (
+        versions.known(look.connection) if isinstance(error, _HANGS_ON_IT) and look.version is None else []
+    )
+    if there:
+        last = there[-1]["name"]
+        return f"with --as NAME, which makes a version after {last}; or first: syncagent schema drop-version {last}"
+    return error.diag.message_hint or "see what is there at this site"
+
+
+def _paired(look: Look) -> list[Planned]:
+    """What keeps columns of the old and of the new shape in step; before what the statements ask for in the same phase."""
+    found = []
+    for both in look.pairs.values():
+        line, place = both.at or (0, 0)
+        found += [Planned(line, step, place) for step in pairs.steps(look, both)]
+    return found
+
+
+def with_versions(planned: Plan) -> Plan:
+    """The plan, and the steps that make its versions and drop those before."""
+    if planned.versions is None or planned.refusals:
+        return planned
+    steps = list(planned.steps)
+    for place, step in reversed(versions.around(planned.versions, [one.step for one in steps])):
+        steps.insert(place, Planned(0, step))
+    return replace(planned, steps=tuple(steps))
+
+
+def of_drop(name: str) -> Plan:
+    """The plan that drops a version."""
+    steps = tuple(Planned(0, step) for step in versions.dropped([name]))
+    return Plan(f"drop version {name}", f"-- syncagent schema drop-version {name}", steps, ())
 
 
 def of_revision(planned: Plan, revision: Revision, node: int) -> Plan:
@@ -194,7 +255,7 @@ def of_revision(planned: Plan, revision: Revision, node: int) -> Plan:
         statements=(*make, _version(revision.id)),
         undo=(*make[1:], *([_version(revision.down)] if revision.down else [])),
     )
-    return Plan(planned.name, planned.text, (*before, *after, Planned(0, version)), planned.refusals)
+    return with_versions(replace(planned, steps=(*before, *after, Planned(0, version))))
 
 
 def _version(revision: str) -> str:
@@ -226,7 +287,8 @@ def _join(one: Step, other: Step) -> bool:
     return (
         one.phase == other.phase == "expand"
         and one.manner == other.manner == "transaction"
-        and not (one.strict or other.strict or one.adopts or other.adopts)
+        and not (one.strict or other.strict)
+        and not (one.adopts or other.adopts or one.makes or other.makes)
         and not one.what.startswith(_FOR_THEMSELVES)
         and not other.what.startswith(_FOR_THEMSELVES)
     )

@@ -26,7 +26,7 @@ class Statement:
     notes: Mapping[str, str] = field(default_factory=dict)
 
 
-_NOTE = re.compile(r"(?m)^\s*--\s*(down|new):\s*(\S.*?)\s*$")
+_NOTE = re.compile(r"(?m)^\s*--\s*(up|down|new):\s*(\S.*?)\s*$")
 
 
 def statements(text: str, name: str) -> list[Statement]:
@@ -106,6 +106,18 @@ def calls(node: Any) -> set[str]:
             found.add(part.funcname[-1].string.sval)
         elif kind == "SQLValueFunction":
             found.add("current_timestamp")
+    return found
+
+
+def columns(node: Any) -> set[str] | None:
+    """The names of columns that an expression reads; None: all of the row."""
+    found = set()
+    for _, part in postgast.walk(node):
+        if type(part).DESCRIPTOR.name == "ColumnRef":
+            last = part.fields[-1]
+            if last.WhichOneof("node") != "string":
+                return None
+            found.add(last.string.sval)
     return found
 
 

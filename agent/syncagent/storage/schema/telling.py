@@ -11,6 +11,7 @@ from syncagent.core.catalog import Catalog
 from syncagent.core.schema import Change, Step
 from syncagent.storage import registry
 from syncagent.storage.commands import Connection
+from syncagent.storage.schema import versions
 
 
 def status(connection: Connection) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def status(connection: Connection) -> dict[str, Any]:
         "epoch": catalog.schema.epoch,
         "here": here["schema_epoch"],
         "sites": {name: catalog.schema.reached.get(node, 0) for node, name in catalog.holders.items()},
+        "versions": versions.known(connection),
         "change": None if change is None else told(catalog, change),
     }
 

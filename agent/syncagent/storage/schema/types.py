@@ -8,12 +8,11 @@ from typing import Any
 import postgast
 from psycopg import sql
 
-from syncagent.core.schema import Fill, Filling, Step
-from syncagent.storage.schema import reading
-from syncagent.storage.schema.looking import BRIEF, ROWS, Against, Known, Look
+from syncagent.core.schema import Step
+from syncagent.storage.schema import pairs, reading
+from syncagent.storage.schema.looking import Against, Known, Look
 
 _MAX_NAME = 63
-FEW = "rows, some at a time, none that others hold"
 
 
 def change(look: Look, table: Known, command: Any) -> list[Step]:
@@ -33,20 +32,23 @@ def change(look: Look, table: Known, command: Any) -> list[Step]:
         )
     new = notes.get("new", f"{column}_new")[:_MAX_NAME]
     _refuse_what_hangs_on_it(look, table, column)
-    for expression in (up, down):
-        parsed = reading.parsed_expression(expression)
-        if volatile := look.volatile(reading.calls(parsed)):
-            raise Against(
-                f"{expression} calls {volatile[0]}: every site would compute another value",
-                "an expression of the row alone",
-            )
-    steps = _steps(table, column, new, wanted, up, down, keeps="new" in notes)
-    for step in steps:
-        if step.phase == "read-new":
-            look.connection.execute(f"select {up}, {down} from {table.sql} limit 1".encode())
-        for statement in step.statements:
-            look.connection.execute(statement.encode())
-    return steps
+    required = look.column(table, column)["required"]
+    text = f"alter table {table.sql} add column {_name(new)} {wanted}"
+    look.connection.execute(text.encode())
+    pairs.up(look, table, new, up, required=required)
+    pairs.down(look, table, column, down)
+    both = pairs.of(look, table)
+    both.said.append(column)
+    last = [f"alter table {table.sql} drop column {_name(column)}"]
+    if "new" not in notes:
+        last.append(f"alter table {table.sql} rename column {_name(new)} to {_name(column)}")
+        both.columns.append((table.table, new, column))
+        look.rename(table, column)
+    for statement in last:
+        look.connection.execute(statement.encode())
+    both.last += last
+    what = f"type of {column} of {table.sql}: {new} is the one to read"
+    return [pairs.added(table, new, text), Step(phase="read-new", what=what, locks="none of a table")]
 
 
 def _type(definition: Any) -> str:
@@ -77,7 +79,6 @@ def _refuse_what_hangs_on_it(look: Look, table: Known, column: str) -> None:
         indexed,
         constrained,
         "its default" if found["preset"] else None,
-        "NOT NULL" if found["required"] else None,
     ):
         if what:
             raise Against(
@@ -88,73 +89,3 @@ def _refuse_what_hangs_on_it(look: Look, table: Known, column: str) -> None:
 
 def _name(*parts: str) -> str:
     return sql.Identifier(*parts).as_string()
-
-
-def _steps(table: Known, old: str, new: str, wanted: str, up: str, down: str, *, keeps: bool) -> list[Step]:
-    alter, what = f"alter table {table.sql}", f"type of {old} of {table.sql}"
-    trigger = _name(f"both_{table.table.name}_{old}"[:_MAX_NAME])
-    function = _name(table.table.schema, f"both_{table.table.name}_{old}"[:_MAX_NAME])
-    filling = Filling(table.table, new, up)
-    without = (f"drop trigger if exists {trigger} on {table.sql}", f"drop function if exists {function}()")
-    contract = [*without, f"{alter} drop column {_name(old)}"]
-    if not keeps:
-        contract.append(f"{alter} rename column {_name(new)} to {_name(old)}")
-    return [
-        Step(
-            phase="expand",
-            what=f"{what}: column {new} beside it",
-            locks=BRIEF,
-            statements=(f"{alter} add column {_name(new)} {wanted}",),
-            undo=(f"{alter} drop column if exists {_name(new)}",),
-            fills=(Fill(table.table, new, None),),
-        ),
-        Step(
-            phase="write-dual",
-            what=f"{what}: whoever writes one writes both",
-            locks=ROWS,
-            statements=(
-                _function(function, old, new, up, down),
-                f"create trigger {trigger} before insert or update on {table.sql} for each row execute function {function}()",
-            ),
-            undo=without,
-        ),
-        Step(
-            phase="backfill", what=f"{what}: rows that are there", locks=FEW, manner="fill", filling=filling
-        ),
-        Step(
-            phase="backfill",
-            what=f"{what}: rows that came meanwhile",
-            locks=FEW,
-            manner="fill",
-            filling=filling,
-            strict=True,
-        ),
-        Step(phase="read-new", what=f"{what}: {new} is the one to read", locks="none of a table"),
-        Step(
-            phase="contract",
-            what=f"{what}: {old} is dropped" + ("" if keeps else f", and {new} is {old}"),
-            locks=BRIEF,
-            statements=tuple(contract),
-            strict=True,
-            columns=() if keeps else ((table.table, new, old),),
-        ),
-    ]
-
-
-def _function(name: str, old: str, new: str, up: str, down: str) -> str:
-    """Which of the two was written: the other one follows. Written both, both stay."""
-    a, b = _name(old), _name(new)
-    of_row = "select {} from (select new.*) as r"
-    return (
-        f"create function {name}() returns trigger language plpgsql as $both$\n"
-        f"begin\n"
-        f"    if tg_op = 'INSERT' then\n"
-        f"        if new.{b} is null then new.{b} := ({of_row.format(up)}); elsif new.{a} is null then new.{a} := ({of_row.format(down)}); end if;\n"
-        f"    elsif new.{b} is distinct from old.{b} then\n"
-        f"        if new.{a} is not distinct from old.{a} then new.{a} := ({of_row.format(down)}); end if;\n"
-        f"    else\n"
-        f"        new.{b} := ({of_row.format(up)});\n"
-        f"    end if;\n"
-        f"    return new;\n"
-        f"end $both$"
-    )
