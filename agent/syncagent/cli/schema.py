@@ -365,6 +365,7 @@ def _as_json(planned: "Plan") -> dict[str, Any]:
                 "locks": one.step.locks,
                 "statements": one.step.statements,
                 "undo": one.step.undo,
+                "makes": one.step.makes,
             }
             for one in planned.steps
         ],
