@@ -13,6 +13,7 @@ from bench.lag import lag
 from bench.memory import memory
 from bench.pair import Pair
 from bench.report import Line
+from bench.schema import schema
 from bench.traffic import traffic
 from bench.workloads import CLIENTS, Workload
 from syncagent.embedded import find_binaries
@@ -79,6 +80,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "upkeep": Benchmark(
         "the forest under 1,000 random updates a second of 10,000,000 old rows", forest.upkeep
+    ),
+    "schema": Benchmark(
+        "transactions a second while a column is added to 1,000,000 rows and filled, against before", schema
     ),
     "bytes-per-row": Benchmark("network bytes for a row", traffic),
 }

@@ -6,7 +6,6 @@ they did before it began.
 """
 
 import os
-import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from bench.lab import Lab
 from bench.ours import Member, begun, ended
 from bench.pair import Stage
 from bench.report import Line, compared, middle
-from bench.workloads import pgbench
+from bench.workloads import pgbench, rates
 from syncagent.errors import DatabaseError
 
 ROWS = 5_000_000
@@ -110,17 +109,10 @@ def _share(lab: Lab, stage: Stage, donor: Member) -> float:
         assert process.stderr is not None
         os.set_blocking(process.stderr.fileno(), False)
         time.sleep(seconds)
-        calm = _rates(process)
+        calm = rates(process)
         _joined(stage, donor, "second")
-        busy = _rates(process)
+        busy = rates(process)
         process.terminate()
     if not calm or not busy:
         raise DatabaseError("pgbench said nothing", hint="raise --scale: the join must take several seconds")
     return mean(busy) / mean(calm)
-
-
-def _rates(process: "subprocess.Popen[str]") -> list[float]:
-    """What pgbench has said since the last look."""
-    assert process.stderr is not None
-    said = process.stderr.read() or ""
-    return [float(rate) for rate in re.findall(r"progress: .*? ([\d.]+) tps", said)]

@@ -90,3 +90,10 @@ def finish(process: subprocess.Popen[str]) -> float:
     if process.returncode or "aborted" in talk or rate is None:
         raise DatabaseError("pgbench failed", detail=talk[-1000:])
     return float(rate.group(1))
+
+
+def rates(process: subprocess.Popen[str]) -> list[float]:
+    """Transactions a second, as pgbench has said since the last look: with `--progress`, and stderr that does not block."""
+    assert process.stderr is not None
+    said = process.stderr.read() or ""
+    return [float(rate) for rate in re.findall(r"progress: .*? ([\d.]+) tps", said)]
