@@ -1,7 +1,8 @@
 """What an application keeps of its throughput while a column is added to its table, and filled from the others, at both sites.
 
 Four clients update and insert at one site, before the change and while it goes on; nobody writes otherwise. The column is NOT NULL
-and comes from the row, so all that a change can have is in it: both shapes written, a million rows filled and proved, the trigger dropped.
+and comes from the row, so all that a change can have is in it: both shapes written, a million rows filled and proved. The application is of the old
+version, so the end of that is not measured: the trigger is dropped when it has stopped.
 """
 
 import os
@@ -81,14 +82,15 @@ def _measured(lab: Lab, stage: Stage, ours: Ours, rows: int) -> tuple[float, flo
         time.sleep(max(3, round(_SECONDS * min(lab.scale, 1.0))))
         calm = rates(process)
         began = time.monotonic()
-        told = ended(begun(ours.member(0).home, "schema", "apply", str(change), "--auto"))
+        told = ended(begun(ours.member(0).home, "schema", "apply", str(change)))
         seconds = time.monotonic() - began
         busy = rates(process)
         failed = process.poll() is not None
-        talk = (process.stderr.read() or "") if failed else ""
         process.terminate()
-    if failed or told["state"] != "done":
-        raise DatabaseError("pgbench or the change failed", detail=f"the change is {told['state']}; {talk[-1000:]}")
+    if failed or told["state"] != "waits for approval":
+        raise DatabaseError("pgbench or the change failed", detail=f"the change is {told['state']}")
     if not calm or not busy:
-        raise DatabaseError("pgbench said nothing", hint="raise --scale: the change must take several seconds")
+        raise DatabaseError(
+            "pgbench said nothing", hint="raise --scale: the change must take several seconds"
+        )
     return mean(calm[1:] or calm), mean(busy), seconds

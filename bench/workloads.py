@@ -96,4 +96,6 @@ def rates(process: subprocess.Popen[str]) -> list[float]:
     """Transactions a second, as pgbench has said since the last look: with `--progress`, and stderr that does not block."""
     assert process.stderr is not None
     said = process.stderr.read() or ""
+    if "aborted" in said:
+        raise DatabaseError("pgbench failed", detail=said[-1000:])
     return [float(rate) for rate in re.findall(r"progress: .*? ([\d.]+) tps", said)]
