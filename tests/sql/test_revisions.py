@@ -56,9 +56,7 @@ async def carried(fleet: Fleet, site: Site, script: Script) -> None:
     with connected(site.dsn) as connection:
         found = planning.plan_of(
             connection,
-            (*revision.before, *revision.after),
-            "",
-            script.revision,
+            planning.Source(script.revision, "", (*revision.before, *revision.after)),
             role=None,
             stride=None,
             bucket="hour",

@@ -51,9 +51,11 @@ def planned(connection: "Connection", dsn: str, script: "Script", how: How) -> "
     assert row is not None
     found = planning.plan_of(
         connection,
-        (*revision.before, *revision.after),
-        Path(script.path).read_text(encoding="utf-8"),
-        f"{script.revision} {script.doc}",
+        planning.Source(
+            f"{script.revision} {script.doc}",
+            Path(script.path).read_text(encoding="utf-8"),
+            (*revision.before, *revision.after),
+        ),
         role=how.role,
         stride=how.stride,
         bucket="hour",

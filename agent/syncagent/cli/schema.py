@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from syncagent.cli import render, revisions
+from syncagent.cli import changes, render, revisions
 from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, seconds
 from syncagent.cli.revisions import How
 from syncagent.errors import RefusedError, UsageError
@@ -181,13 +181,13 @@ def status(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOptio
     if found["change"] is None:
         render.show(f"no schema change is under way; {found['epoch']} steps so far")
     else:
-        _tell(found["change"])
+        changes.tell(found["change"])
     for version in found["versions"]:
         render.show(f"version {version['name']} of {version['base']}")
     for site, epoch in late.items():
         render.show(f"{site} is at step {epoch} of {found['epoch']}")
     if found["typed"]:
-        _tell_typed(found["typed"])
+        changes.tell_typed(found["typed"])
 
 
 @schema.command()
@@ -459,7 +459,7 @@ def _conclude(connection: "Connection", change: str, answer: dict[str, Any], as_
     if as_json:
         render.json(found | {"waiting": answer["waiting"]}, line=True)
     else:
-        _tell(found)
+        changes.tell(found)
         for site, why in answer["waiting"].items():
             render.show(f"{site}: {why}")
     if answer["waiting"] and answer["state"] in ("open", "back"):
@@ -481,27 +481,3 @@ def _progress() -> Any:
             said[0] = text
 
     return say
-
-
-def _tell_typed(found: list[dict[str, Any]]) -> None:
-    for one in found:
-        who = f"by {one['role']}, " if one["role"] else "noticed "
-        render.show(
-            f"{one['table_name']} was changed by hand here: {one['what']} ({who}{one['since']:%F %T})"
-        )
-        if one["statement"]:
-            render.show(f"  typed: {' '.join(one['statement'].split())}")
-        if one["take_back"]:
-            render.show(f"  takes it back: {one['take_back']}")
-    render.say("to carry it through all sites: syncagent schema adopt")
-
-
-def _tell(change: dict[str, Any]) -> None:
-    render.show(f"{change['name']}: {change['state']}")
-    rows = [
-        (step["phase"], step["what"], step["locks"], step["state"], ", ".join(step["missing"]))
-        for step in change["steps"]
-    ]
-    render.show(render.grid(rows, ("phase", "what", "locks", "state", "missing")))
-    for site, why in change["failures"].items():
-        render.show(f"cannot be done at {site}: {why}")

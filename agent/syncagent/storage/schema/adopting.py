@@ -108,9 +108,7 @@ def plan(connection: Connection, found: Sequence[Part], name: str, *, patience: 
     text = "".join(f"{one};\n" for part in found for one in part.forth or ())
     planned = planning.plan_of(
         connection,
-        reading.statements("".join(f"{one};\n" for _, one in written), name),
-        text,
-        name,
+        planning.Source(name, text, reading.statements("".join(f"{one};\n" for _, one in written), name)),
         role=None,
         stride=None,
         bucket=_BUCKET,

@@ -71,6 +71,15 @@ class Plan:
     versions: Versions | None = None
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a change is called, as somebody wrote it, and the statements read from that."""
+
+    name: str
+    text: str
+    statements: Sequence[Statement]
+
+
 class _Enough(Exception):
     """The rehearsal is over: roll it back."""
 
@@ -87,13 +96,11 @@ def plan(
     asked: Asked | None = None,
 ) -> Plan:
     """UsageError where it is no SQL; Contended where a lock was not to be had."""
-    statements = reading.statements(text, name)
+    source = Source(name, text, reading.statements(text, name))
     return with_versions(
         plan_of(
             connection,
-            statements,
-            text,
-            name,
+            source,
             role=role,
             stride=stride,
             bucket=bucket,
@@ -105,9 +112,7 @@ def plan(
 
 def plan_of(
     connection: Connection,
-    statements: Sequence[Statement],
-    text: str,
-    name: str,
+    source: Source,
     *,
     role: str | None,
     stride: int | None,
@@ -129,7 +134,7 @@ def plan_of(
         _be(connection, role)
         steps: list[Planned] = []
         refusals: list[Refusal] = []
-        for place, each in enumerate(statements):
+        for place, each in enumerate(source.statements):
             try:
                 steps += [Planned(each.line, step, place) for step in _tried(look, each)]
             except Against as against:
@@ -142,7 +147,7 @@ def plan_of(
             connection.execute("reset role")
             two = two and versions.end(look, two, role)
         ordered = sorted(steps, key=lambda planned: ORDER.index(planned.step.phase))
-        found.append(Plan(name, text, tuple(ordered), tuple(refusals), two))
+        found.append(Plan(source.name, source.text, tuple(ordered), tuple(refusals), two))
         raise _Enough
 
     with border():
