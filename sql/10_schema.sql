@@ -164,6 +164,17 @@ create table syncagent.parked_row (
 );
 comment on table syncagent.parked_row is 'rows that arrived and break a constraint here; retried after every batch';
 
+create table syncagent.alias (
+    relation integer not null,
+    loser    uuid not null,
+    winner   uuid not null,
+    node     integer not null,
+    cut      bigint,
+    primary key (relation, loser, node)
+);
+create index alias_winner on syncagent.alias (relation, winner);
+comment on table syncagent.alias is 'rows that were merged into others, by a cut of a node (null: in no cut yet), as long as their tombstones: rows that refer to the loser are given to the winner';
+
 create table syncagent.conflict_record (
     id            uuid primary key,
     schema_name   name not null,
@@ -182,6 +193,7 @@ create table syncagent.conflict_record (
     winning_image jsonb,
     losing_image  jsonb,
     yielded       jsonb,
+    followed      jsonb,
     noticed_at    timestamptz not null default clock_timestamp(),
     resolved_at   timestamptz,
     resolved_by   name,
@@ -189,7 +201,7 @@ create table syncagent.conflict_record (
 );
 create index conflict_record_key on syncagent.conflict_record (schema_name, table_name, key);
 create index conflict_record_time on syncagent.conflict_record (noticed_at);
-comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; writes take back what a person has resolved it by; a node that is not known any more is null';
+comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them here; writes take back what a person has resolved it by; a node that is not known any more is null';
 
 -- The agent and its verbs ----------------------------------------------------------------------------------
 

@@ -775,6 +775,7 @@ begin
     delete from syncagent.cut_keys where relation = v_id;
     delete from syncagent.settling where relation = v_id;
     delete from syncagent.parked_row where relation = v_id;
+    delete from syncagent.alias where relation = v_id;
     delete from syncagent.forest where relation = v_id;
     delete from syncagent.bucket where relation = v_id;
     delete from syncagent.mark where relation = v_id;

@@ -39,6 +39,7 @@ begin
     alter table pg_temp.window_entry alter column keys set storage external;
     create temp table if not exists stage_keys (relation integer, cut bigint, keys uuid[]);
     alter table pg_temp.stage_keys alter column keys set storage external;
+    create temp table if not exists stage_aliases (relation integer, cut bigint, loser uuid, winner uuid);
     create temp table if not exists folded (
         key uuid, hlc bigint, first bigint, implicit boolean, born boolean, gone boolean, odd text, registers jsonb);
     create temp table if not exists verdict (
@@ -47,12 +48,16 @@ begin
     create temp table if not exists collision (
         rule name, loser uuid, key_text text, odd text, losing_stamp uuid, losing_image jsonb, tid tid, leaf oid,
         winner uuid, winner_text text, winning_stamp uuid, winning_image jsonb, due boolean);
-    create temp table if not exists bereft (xid xid8, relation integer, key uuid, image text, odd text);
+    create temp table if not exists bereft (xid xid8, relation integer, key uuid, image text, odd text, deep boolean not null default false);
     create temp table if not exists joined (
         key uuid, plain boolean, entered boolean, fresh boolean, here boolean, waits boolean, above text[], inexact boolean, same boolean, newer text[],
         outcome text, my_stamp uuid, my_node integer, my_cut bigint, my_end boolean, mine jsonb,
         their_stamp uuid, their_node integer, their_cut bigint, their_end boolean, theirs jsonb, born_node integer, born_cut bigint, twice boolean);
-    create temp table if not exists yielded (relation integer, key uuid, odd text, columns name[], primary key (relation, key));
+    create temp table if not exists yielded (relation integer, key uuid, odd text, columns name[], op "char" not null default 'U', primary key (relation, key));
+    create temp table if not exists astray (relation integer, key uuid);
+    create temp table if not exists heir (loser uuid, winner uuid);
+    create temp table if not exists follower (
+        key uuid, odd text, key_text text, image jsonb, tid tid, leaf oid, loser uuid, winner uuid, new_key uuid, new_text text, placed boolean not null default false);
 end
 $$;
 comment on function syncagent._prepare_session is 'work tables of one session of the agent';
@@ -168,6 +173,7 @@ begin
     insert into syncagent.context (node, cut, context, newest) values (v_site.node, v_number, v_context, v_newest);
     insert into syncagent.cut (number, id, previous, taken, rows)
         values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows);
+    update syncagent.alias a set cut = v_number where a.cut is null;
     return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling);
 end
 $$;
@@ -394,7 +400,9 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
     set search_path = pg_catalog, pg_temp
     as $$
     select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
-           format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node)
+           case f.form when 'aliases'
+                then format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
+                else format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node) end
     from syncagent.replicated r join pg_class t on t.oid = r.relation
     cross join lateral (
         select count(*) filter (where c.implicit) > 0 as implicit,
@@ -406,7 +414,8 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
     cross join lateral (values
         ('keys', 'keys', p_plain and k.implicit and syncagent._relays(p_node)),
         ('plain', 'plain', p_plain and k.implicit), ('exact', 'exact', p_plain and k.stamped),
-        ('exact', 'whole', not p_plain and (k.implicit or k.stamped))) as f (form, function, wanted)
+        ('exact', 'whole', not p_plain and (k.implicit or k.stamped)),
+        ('aliases', null, exists (select from syncagent.alias a where a.relation = r.id and a.node = p_node and a.cut > p_after and a.cut <= p_upto))) as f (form, function, wanted)
     where f.wanted
     order by r.id, f.form desc
 $$;
@@ -539,6 +548,11 @@ begin
         execute format('select syncagent.compact_%s($1, $2, $3)', r.id) into v_count using p_limit, v_oldest, v_stable;
         v_dropped := v_dropped + v_count;
         v_full := v_full or v_count >= p_limit;
+    end loop;
+    for r in select distinct a.relation as id from syncagent.alias a loop   -- with its tombstone, unless another one leads to it
+        execute format('delete from syncagent.alias a where a.relation = %1$s and a.cut is not null'
+                       ' and not exists (select from syncagent.version_%1$s v where v.key = a.loser and v.deleted)'
+                       ' and not exists (select from syncagent.alias b where b.relation = a.relation and b.winner = a.loser)', r.id);
     end loop;
     if not v_full then
         delete from syncagent.context c using syncagent._stable() s

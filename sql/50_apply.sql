@@ -34,7 +34,7 @@ begin
         raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
     end if;
-    if p_form <> 'keys' and not syncagent._fits(v_table, p_columns) then
+    if p_form not in ('keys', 'aliases') and not syncagent._fits(v_table, p_columns) then
         raise exception 'table %.% has other columns here than at the origin', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104',
                   detail = format('here: %s; there: %s', array_to_string(v_table.columns, ', '), array_to_string(p_columns, ', ')),
@@ -44,11 +44,11 @@ begin
         perform syncagent._fit_stage(v_table, p_columns);
     end if;
     return query
-    select v_table.id, format('stage_%s', v_table.id),
-           case when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] || case when v_table.strategy = 'lww-column' then '{_node,_at,_registers}'::text[] else '{}' end
+    select v_table.id, case when p_form in ('keys', 'aliases') then 'stage_' || p_form else format('stage_%s', v_table.id) end,
+           case when p_form = 'keys' then '{cut,keys}'::text[] when p_form = 'aliases' then '{cut,loser,winner}' when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] || case when v_table.strategy = 'lww-column' then '{_node,_at,_registers}'::text[] else '{}' end
                 else '{}' end
            || array(select 'c' || array_position(v_table.columns, u.c) from unnest(p_columns) with ordinality as u (c, n) order by n),
-           n.nspname, c.relname, p_form = 'keys' or p_columns @> v_table.columns
+           n.nspname, c.relname, p_form in ('keys', 'aliases') or p_columns @> v_table.columns
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
 end
 $$;
@@ -65,6 +65,9 @@ begin
     execute format('select not exists (select from syncagent.version_%s)', p_relation) into v_free;
     return v_free and not exists (select from syncagent.stride x where x.relation = p_relation)
         and not (select syncagent._deferrable(r.relation) from syncagent.replicated r where r.id = p_relation)
+        and not exists (   -- whom one of them refers to may have been merged away
+            select from syncagent.replicated r join pg_constraint f on f.conrelid = r.relation and f.contype = 'f'
+            join syncagent.replicated p on p.relation = f.confrelid join syncagent.alias a on a.relation = p.id where r.id = p_relation)
         -- what the forest may have sealed must be marked, and only what is staged is
         and not exists (select from syncagent.forest f where f.relation = p_relation
                         and (p_lowest < syncagent._first_key(f.horizon * syncagent._width(f.bucket, true), true)) is not false)
@@ -149,6 +152,7 @@ declare
     v_id integer;
     v_seen pg_snapshot;
 begin
+    perform syncagent._take_aliases(p_origin);
     foreach v_id in array p_relations loop
         perform syncagent._empty('pg_temp.verdict');
         if p_locked then
@@ -166,11 +170,14 @@ begin
         if p_record then
             execute format('select syncagent.record_%s($1, $2)', v_id) using p_origin, p_after;
         end if;
+        if exists (select from syncagent.alias) then
+            perform syncagent._note_astray(v_id);
+        end if;
         v_taken := v_taken + v_count;
-        v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
+        v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null and d.kind = 'parked');
     end loop;
     if p_settle then
-        perform syncagent._restore_parents();
+        perform syncagent._bring_together();
     end if;
     v_conflicts := v_conflicts + syncagent._log_yielded();
     return query select v_taken, v_conflicts, v_parked;
@@ -566,7 +573,7 @@ begin
            (select (x.*)::text from (select {stage_as_table}) as x), {parked_registers}, (select to_jsonb(x.*) from (select {stage_as_table}) as x),
            d.sqlstate, d.reason
     from pg_temp.verdict d join {stage} s on s._key = d.key
-    where d.reason is not null
+    where d.reason is not null and d.kind = 'parked'
     on conflict (relation, key) do update
         set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, registers = excluded.registers, shown = excluded.shown,
             sqlstate = excluded.sqlstate, reason = excluded.reason;

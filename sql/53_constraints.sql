@@ -26,6 +26,48 @@ create function syncagent._marked(p_value text, p_room integer, p_key uuid) retu
     as $$ select left(coalesce(p_value, ''), p_room - 13) || '~' || left(md5(p_key::text), 12) $$;
 comment on function syncagent._marked is 'what a text becomes in a row that yields it: what there is room for, and a mark that the key alone decides';
 
+create function syncagent._merge_problem(p_table regclass, p_index regclass) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case
+        when not i.indisunique or i.indisexclusion then 'it is no unique constraint'
+        when not k.uuid then 'the key of its table is not one uuid column'
+        else (
+            select case
+                when k.names[1] <> all (x.named) and not x.within
+                    then format('%s of %s refers to %s, of which the other row has other values', x.name, x.child, array_to_string(x.named, ', '))
+                when x.moves and exists (select from pg_constraint g join syncagent.replicated o on o.relation = g.conrelid where g.confrelid = x.child and g.contype = 'f')
+                    then format('%s is part of the key of %s, to which other rows refer', x.name, x.child) end
+            from (
+                select f.conname as name, r.relation as child, array_agg(p.attname order by p.attname) as named,
+                       bool_and(p.attnum = any (i.indkey::smallint[])) as within, bool_or(a.attname = any (r.key_columns)) as moves
+                from pg_constraint f join syncagent.replicated r on r.relation = f.conrelid
+                cross join lateral unnest(f.conkey, f.confkey) as u (child, parent)
+                join pg_attribute a on a.attrelid = f.conrelid and a.attnum = u.child
+                join pg_attribute p on p.attrelid = f.confrelid and p.attnum = u.parent
+                where f.confrelid = p_table and f.contype = 'f' and f.conparentid = 0
+                group by f.oid, f.conname, r.relation
+            ) as x
+            where k.names[1] <> all (x.named) and not x.within
+               or x.moves and exists (select from pg_constraint g join syncagent.replicated o on o.relation = g.conrelid where g.confrelid = x.child and g.contype = 'f')
+            order by x.name limit 1) end
+    from pg_index i cross join lateral syncagent._key(p_table) as k where i.indexrelid = p_index
+$$;
+comment on function syncagent._merge_problem is 'why two rows that collide cannot become one, or null';
+
+create function syncagent._over_merged(p_table regclass, p_index regclass) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select exists (
+        select from pg_index i join pg_constraint f on f.conrelid = i.indrelid and f.contype = 'f' and f.conkey && i.indkey::smallint[]
+        join syncagent.replicated p on p.relation = f.confrelid
+        where i.indexrelid = p_index and i.indrelid = p_table
+          and exists (select from jsonb_each_text(p.policies) as c where c.value = 'merge'))
+$$;
+comment on function syncagent._over_merged is 'whether a unique constraint has a column that refers to rows that are merged: what it keeps apart can become one then';
+
 create function syncagent._rules(p_relation integer)
     returns table (name name, kind text, policy text, is_deferrable boolean, predicate text, expressions text, equal text,
                    column_name name, yields text)
@@ -33,7 +75,8 @@ create function syncagent._rules(p_relation integer)
     set search_path = pg_catalog, pg_temp
     as $$
     select c.relname, case when i.indisexclusion then 'exclusion' else 'unique' end,
-           case when y.attname is null then 'report' else coalesce(t.policies ->> c.relname::text, 'keep-both') end,
+           case when coalesce(t.policies ->> c.relname::text, case when m.over then 'merge' end) = 'merge' and m.problem is null then 'merge'
+                when y.attname is null or t.policies ->> c.relname::text = 'merge' then 'report' else coalesce(t.policies ->> c.relname::text, 'keep-both') end,
            exists (select from pg_constraint d where d.conindid = i.indexrelid and d.condeferrable),
            coalesce(' where ' || pg_get_expr(i.indpred, i.indrelid, true), ''),
            (select string_agg(format(case when l.oid is null then '%s as e%s' else '(%s) collate %3$I.%4$I as e%2$s' end,
@@ -51,6 +94,7 @@ create function syncagent._rules(p_relation integer)
            y.attname, y.yields
     from syncagent.replicated t join pg_index i on i.indrelid = t.relation join pg_class c on c.oid = i.indexrelid
     cross join lateral (select coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) as nulls_too) as w   -- from 15 on
+    cross join lateral (select syncagent._merge_problem(i.indrelid::regclass, i.indexrelid::regclass) as problem, syncagent._over_merged(i.indrelid::regclass, i.indexrelid::regclass) as over) as m
     left join pg_constraint x on x.conindid = i.indexrelid and x.conexclop is not null
     left join lateral (
         select a.attname, case when v.nullable then 'null' else 'suffix' end as yields
@@ -87,13 +131,51 @@ create function syncagent._rules(p_relation integer)
 $$;
 comment on function syncagent._rules is 'unique and exclusion constraints of an attached table that can be compared before rows are written: what they compare, what is done about a collision, and which column of the row that yields becomes null or gets a suffix; one of a foreign key, or of the key, is left alone';
 
+create function syncagent._record_collisions(p_tokens jsonb, p_origin integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_last record := syncagent._last_cut();
+    v_me   syncagent.local_site;
+begin
+    select * into strict v_me from syncagent.local_site;
+    execute syncagent._render($sql$
+        with unfolded as materialized (
+            select k.key, syncagent._stamp(max(x.tx_hlc), $1) as stamp
+            from (select l.relation, l.keys, max(l.hlc) over (partition by l.xid) as tx_hlc
+                  from syncagent.log l where l.xid >= $3 or l.xid = any ($4)) as x cross join lateral unnest(x.keys) as k (key)
+            where x.relation = {id} group by k.key
+        ), known as (
+            select k.key, coalesce(greatest(v.stamp, u.stamp), syncagent._implicit(k.key)) as stamp,
+                   case when u.stamp is not null and (v.stamp is null or u.stamp >= v.stamp) then $2
+                        else coalesce(v.node, (select e.node from syncagent.cut_keys e
+                                               where e.relation = {id} and e.implicit and k.key = any (e.keys) limit 1)) end as node
+            from (select c.loser as key from pg_temp.collision c where c.due and c.losing_stamp is null
+                  union select c.winner from pg_temp.collision c where c.due and c.winning_stamp is null) as k
+            left join syncagent.version_{id} v on v.key = k.key left join unfolded u on u.key = k.key
+        )
+        insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
+            winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image, yielded)
+        select syncagent._name_uuid(format('%s %s %s %s %s', {title}, c.rule, c.winner, c.loser, coalesce(c.losing_stamp, l.stamp))),
+               {schema_literal}, {table_literal}, c.loser, c.key_text, {kind}, {strategy}, c.rule, c.winner, c.winner_text,
+               coalesce(c.winning_stamp, w.stamp), coalesce(c.losing_stamp, l.stamp),
+               case when c.winning_stamp is null then w.node else $5 end, case when c.losing_stamp is null then l.node else $5 end,
+               c.winning_image, c.losing_image, {yielded_image}
+        from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
+        left join known l on l.key = c.loser left join known w on w.key = c.winner
+        where c.due
+        on conflict (id) do nothing
+        $sql$, p_tokens) using v_me.tail, v_me.node, v_last.xmax, v_last.xip, p_origin;
+end
+$$;
+comment on function syncagent._record_collisions is 'a conflict for each collision that is due, with both rows';
+
 create function syncagent._settle_collisions(p_relation integer, p_origin integer) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_last    record := syncagent._last_cut();
-    v_me      syncagent.local_site;
     v_table   syncagent.replicated;
     v_tokens  jsonb;
     v_settled bigint := 0;
@@ -102,19 +184,23 @@ declare
     v_room    integer;
     r         record;
 begin
-    select * into strict v_me from syncagent.local_site;
     select * into strict v_table from syncagent.replicated where id = p_relation;
     v_tokens := syncagent._tokens(p_relation);
     if v_tokens ->> 'odd_value' = '' then
         v_tokens := v_tokens || jsonb_build_object('odd_value', ', null::text as odd');
     end if;
-    for r in select * from syncagent._rules(p_relation) as u where u.policy = 'keep-both' order by u.name loop
-        select a.atttypid, syncagent._room(a.atttypid, a.atttypmod) into strict v_type, v_room
-        from pg_attribute a where a.attrelid = v_table.relation and a.attname = r.column_name;
+    for r in select * from syncagent._rules(p_relation) as u where u.policy in ('keep-both', 'merge') order by u.name loop
         v_tokens := v_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind),
-            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column', quote_ident(r.column_name), 'column_literal', quote_literal(r.column_name) || '::text',
-            'stage_column', 'c' || array_position(v_table.columns, r.column_name),
-            'yielded', case r.yields when 'null' then 'null' else format('syncagent._marked(f.value::text, %s, c.loser)', v_room) end);
+            'strategy', quote_literal(r.policy), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
+            'column_literal', 'null::text', 'yielded_image', 'null::jsonb');
+        if r.policy = 'keep-both' then
+            select a.atttypid, syncagent._room(a.atttypid, a.atttypmod) into strict v_type, v_room
+            from pg_attribute a where a.attrelid = v_table.relation and a.attname = r.column_name;
+            v_tokens := v_tokens || jsonb_build_object('column', quote_ident(r.column_name), 'column_literal', quote_literal(r.column_name) || '::text',
+                'stage_column', 'c' || array_position(v_table.columns, r.column_name),
+                'yielded', case r.yields when 'null' then 'null' else format('syncagent._marked(f.value::text, %s, c.loser)', v_room) end);
+            v_tokens := v_tokens || jsonb_build_object('yielded_image', syncagent._render('jsonb_build_object({column_literal}, {yielded})', v_tokens));
+        end if;
 
         -- Which rows collide: one that came with one that is here and stays as it is, or with another that came.
         execute syncagent._render($sql$
@@ -152,34 +238,11 @@ begin
         continue when v_count = 0;
         v_settled := v_settled + v_count;
 
-        execute syncagent._render($sql$
-            with unfolded as materialized (
-                select k.key, syncagent._stamp(max(x.tx_hlc), $1) as stamp
-                from (select l.relation, l.keys, max(l.hlc) over (partition by l.xid) as tx_hlc
-                      from syncagent.log l where l.xid >= $3 or l.xid = any ($4)) as x cross join lateral unnest(x.keys) as k (key)
-                where x.relation = {id} group by k.key
-            ), known as (
-                select k.key, coalesce(greatest(v.stamp, u.stamp), syncagent._implicit(k.key)) as stamp,
-                       case when u.stamp is not null and (v.stamp is null or u.stamp >= v.stamp) then $2
-                            else coalesce(v.node, (select e.node from syncagent.cut_keys e
-                                                   where e.relation = {id} and e.implicit and k.key = any (e.keys) limit 1)) end as node
-                from (select c.loser as key from pg_temp.collision c where c.due and c.losing_stamp is null
-                      union select c.winner from pg_temp.collision c where c.due and c.winning_stamp is null) as k
-                left join syncagent.version_{id} v on v.key = k.key left join unfolded u on u.key = k.key
-            )
-            insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
-                winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image, yielded)
-            select syncagent._name_uuid(format('%s %s %s %s %s', {title}, c.rule, c.winner, c.loser, coalesce(c.losing_stamp, l.stamp))),
-                   {schema_literal}, {table_literal}, c.loser, c.key_text, {kind}, 'keep-both', c.rule, c.winner, c.winner_text,
-                   coalesce(c.winning_stamp, w.stamp), coalesce(c.losing_stamp, l.stamp),
-                   case when c.winning_stamp is null then w.node else $5 end, case when c.losing_stamp is null then l.node else $5 end,
-                   c.winning_image, c.losing_image, jsonb_build_object({column_literal}, {yielded})
-            from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
-            left join known l on l.key = c.loser left join known w on w.key = c.winner
-            where c.due
-            on conflict (id) do nothing
-            $sql$, v_tokens) using v_me.tail, v_me.node, v_last.xmax, v_last.xip, p_origin;
-
+        perform syncagent._record_collisions(v_tokens, p_origin);
+        if r.policy = 'merge' then
+            perform syncagent._merge_due(p_relation, v_tokens);
+            continue;
+        end if;
         execute syncagent._render($sql$
             update pg_temp.stage_{id} s set {stage_column} = {yielded}
             from pg_temp.collision c
@@ -216,9 +279,9 @@ begin
         return 0;
     end if;
     insert into syncagent.log (xid, relation, op, hlc, keys, odd, columns)
-    select pg_current_xact_id(), y.relation, 'U', syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end, y.columns
-    from (select y.*, (row_number() over (partition by y.relation, y.columns order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
-    group by y.relation, y.columns, y.chunk;
+    select pg_current_xact_id(), y.relation, y.op, syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end, y.columns
+    from (select y.*, (row_number() over (partition by y.relation, y.op, y.columns order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
+    group by y.relation, y.op, y.columns, y.chunk;
     select count(*) into v_rows from pg_temp.yielded;
     perform syncagent._empty('pg_temp.yielded');
     return v_rows;
@@ -291,6 +354,10 @@ begin
     execute format('select syncagent.judge_%s($1, true)', p_relation) using p_node;
     perform syncagent._write_carefully(p_relation, p_node, true);
     execute format('select syncagent.recheck_%s($1)', p_relation) using v_seen;
+    if exists (select from syncagent.alias) then
+        perform syncagent._note_astray(p_relation);
+    end if;
+    perform syncagent._bring_together();
     perform syncagent._log_yielded();
     execute format('truncate pg_temp.stage_%s', p_relation);
 end

@@ -113,11 +113,12 @@ begin
     set resolved_at = case when not p_undone then clock_timestamp() end, resolved_by = case when not p_undone then session_user end,
         -- what was there before, in the opposite order; of a few columns only these
         writes = case when not p_undone then (
-            select jsonb_agg(jsonb_build_object('key', w.write ->> 'key', 'columns', w.write -> 'columns', 'image', case
+            select jsonb_agg(jsonb_build_object('schema', w.write -> 'schema', 'table', w.write -> 'table', 'key', w.write ->> 'key', 'columns', w.write -> 'columns', 'image', case
                        when (w.write ->> 'columns')::boolean then (select jsonb_object_agg(k, b.image -> k) from jsonb_object_keys(w.write -> 'image') as k)
                        else b.image end) order by w.n desc)
             from jsonb_array_elements(p_writes) with ordinality as w (write, n)
-            cross join lateral (select syncagent._image(v_conflict.schema_name, v_conflict.table_name, w.write ->> 'key')) as b (image)) end
+            cross join lateral (
+                select syncagent._image(coalesce(w.write ->> 'schema', v_conflict.schema_name), coalesce(w.write ->> 'table', v_conflict.table_name), w.write ->> 'key')) as b (image)) end
     where c.id = p_conflict;
     return v_conflict;
 end
@@ -135,17 +136,18 @@ declare
     r           record;
 begin
     -- in this order: a value is given up before another row takes it
-    for r in select w.write ->> 'key' as key, nullif(w.write -> 'image', 'null') as image, coalesce((w.write ->> 'columns')::boolean, false) as columns
+    for r in select coalesce(w.write ->> 'schema', p_conflict.schema_name) as schema_name, coalesce(w.write ->> 'table', p_conflict.table_name) as table_name,
+                    w.write ->> 'key' as key, nullif(w.write -> 'image', 'null') as image, coalesce((w.write ->> 'columns')::boolean, false) as columns
              from jsonb_array_elements(p_writes) with ordinality as w (write, n) order by w.n
     loop
-        v_statement := syncagent._statement(p_conflict.schema_name, p_conflict.table_name, r.key, r.image, r.columns);
+        v_statement := syncagent._statement(r.schema_name, r.table_name, r.key, r.image, r.columns);
         continue when v_statement is null;
         perform set_config('search_path', v_path, true);   -- triggers of the application find what is theirs
         execute v_statement;
         get diagnostics v_rows = row_count;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
         if v_rows = 0 and r.image is not null then
-            raise exception 'row % of %.% was not written', r.key, quote_ident(p_conflict.schema_name), quote_ident(p_conflict.table_name)
+            raise exception 'row % of %.% was not written', r.key, quote_ident(r.schema_name), quote_ident(r.table_name)
                 using errcode = 'SA005', hint = 'a policy or a trigger of the table keeps it from being written';
         end if;
     end loop;
@@ -198,7 +200,10 @@ begin
         raise exception '% is neither winner nor loser of conflict %', quote_literal(p_take), p_conflict
             using errcode = 'SA004', hint = format('take winner (%s) or loser (%s)', v_winner, v_loser);
     end if;
-    if v_conflict.yielded is null then
+    if syncagent._is_merge(v_conflict) then
+        raise exception 'row % was merged into row %', v_conflict.key_text, v_conflict.other_key_text
+            using errcode = 'SA004', hint = format('to have both again: syncagent conflicts undo %s, or resolve %1$s --value with a value of its own', p_conflict);
+    elsif v_conflict.yielded is null then
         perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text,
             'image', case when v_loses then v_conflict.losing_image else v_conflict.winning_image end)));
     elsif v_loses then
@@ -215,6 +220,52 @@ begin
 end
 $$;
 comment on function syncagent.resolve(uuid, text) is 'settle a conflict: the row becomes what the winner, the loser, or a site wrote; of two rows with one value the loser gets it, and the other one yields';
+
+create function syncagent._is_merge(p_conflict syncagent.conflict_record) returns boolean
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$ select p_conflict.kind = 'unique' and p_conflict.strategy = 'merge' $$;
+comment on function syncagent._is_merge is 'whether a row was merged into another one';
+
+create function syncagent._apart(p_conflict uuid, p_value jsonb) returns jsonb
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+    v_id       integer;
+    v_rule     record;
+    v_held     boolean;
+    v_value    jsonb := p_value;
+    v_writes   jsonb;
+    r          record;
+begin
+    select t.id into v_id from syncagent.replicated t where t.schema_name = v_conflict.schema_name and t.table_name = v_conflict.table_name;
+    if v_value is null then   -- what it would have yielded
+        select u.column_name, u.yields, syncagent._room(a.atttypid, a.atttypmod) as room into v_rule
+        from syncagent._rules(v_id) as u join syncagent.replicated t on t.id = v_id
+        join pg_attribute a on a.attrelid = t.relation and a.attname = u.column_name where u.name = v_conflict.constraint_name;
+        if not found then
+            raise exception 'row % needs a value of its own', v_conflict.key_text
+                using errcode = 'SA004', detail = format('row %s has that of %s', v_conflict.other_key_text, v_conflict.constraint_name),
+                      hint = format('syncagent conflicts resolve %s --value ''{"column": value}''', p_conflict);
+        end if;
+        v_value := jsonb_build_object(v_rule.column_name, case v_rule.yields when 'suffix'
+            then syncagent._marked(v_conflict.losing_image ->> v_rule.column_name::text, v_rule.room, v_conflict.key) end);
+    end if;
+    v_writes := jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'image', v_conflict.losing_image || v_value));
+    for r in select f.value as row, t.id from jsonb_array_elements(v_conflict.followed) as f
+             join syncagent.replicated t on t.schema_name = f.value ->> 'schema' and t.table_name = f.value ->> 'table'
+    loop
+        execute format('select syncagent.holds_%s($1, $2)', r.id) into v_held using r.row ->> 'key', r.row -> 'after';
+        if v_held then   -- else it was given to somebody else since
+            v_writes := v_writes || jsonb_build_object('schema', r.row -> 'schema', 'table', r.row -> 'table', 'key', r.row -> 'key', 'columns', true, 'image', r.row -> 'before');
+        end if;
+    end loop;
+    return v_writes;
+end
+$$;
+comment on function syncagent._apart is 'the writes that take a merge back: the loser as it was, but for these values, and the rows that followed here';
 
 create function syncagent._still_keeps(p_conflict uuid) returns boolean
     language plpgsql stable security definer
@@ -263,10 +314,11 @@ begin
             using errcode = 'SA004', hint = format('its columns are %s', (
                 select string_agg(quote_ident(k), ', ') from jsonb_object_keys(coalesce(v_conflict.winning_image, v_conflict.losing_image)) as k));
     end if;
-    perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', p_value)));
+    perform syncagent._resolve(p_conflict, case when syncagent._is_merge(v_conflict) then syncagent._apart(p_conflict, p_value)
+        else jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', p_value)) end);
 end
 $$;
-comment on function syncagent.resolve_with(uuid, jsonb) is 'settle a conflict: these columns of the row get these values';
+comment on function syncagent.resolve_with(uuid, jsonb) is 'settle a conflict: these columns of the row get these values; one that was merged into another comes back with them';
 
 create function syncagent.drop_parked(p_table regclass, p_key text) returns uuid
     language plpgsql volatile security definer
@@ -317,8 +369,12 @@ create function syncagent.undo(p_conflict uuid) returns void
 declare
     v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
 begin
+    if syncagent._is_merge(v_conflict) and v_conflict.resolved_at is null then
+        perform syncagent._resolve(p_conflict, syncagent._apart(p_conflict, null));
+        return;
+    end if;
     v_conflict := syncagent._resolution(p_conflict, null, true);
     perform syncagent._settle_by_hand(v_conflict, v_conflict.writes);
 end
 $$;
-comment on function syncagent.undo(uuid) is 'take a resolution back: its rows become what they were before it';
+comment on function syncagent.undo(uuid) is 'take a resolution back: its rows become what they were before it; or a merge that nobody has resolved: both rows live, and what followed goes back';

@@ -235,7 +235,7 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        c.noticed_at, c.resolved_at, c.resolved_by::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
        c.yielded is not null and syncagent._open(c.id) as open
 from syncagent.conflict_record c;
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead. Others are settled by the rule: the newer stamp has won';
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (strategy merge) the other was merged into it. Others are settled by the rule: the newer stamp has won';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,
@@ -367,24 +367,40 @@ begin
     from syncagent.parked_row p where p.relation = v_row.relation and p.key = v_row.key;
 
     return query
+    select 'merged', syncagent._site_name(a.node), null::timestamptz, null::uuid, a.cut, format('rows that refer to it are given to row %s', a.winner)
+    from syncagent.alias a where a.relation = v_row.relation and a.loser = v_row.key;
+
+    return query
+    select 'merged', c.winner, c.noticed_at, null::uuid, null::bigint, format('row %s was merged into this one; it was %s; conflict %s', c.key, c.losing_image, c.id)
+    from syncagent.conflict_record x join syncagent.replicated t on t.id = v_row.relation join syncagent.conflict c on c.id = x.id
+    where x.schema_name = t.schema_name and x.table_name = t.table_name and x.other_key = v_row.key and x.kind = 'unique' and x.strategy = 'merge'
+    order by c.noticed_at desc;
+
+    return query
     select 'conflict', c.winner, c.winning_time, c.winning_stamp, null::bigint,
            case when c.yielded is not null
                 then format('%s: row %s keeps its value of %s; it was %s; conflict %s, %s', c.kind, c.other_key, c.constraint_name,
                             c.losing_image, c.id, case when c.open then 'open' else 'settled since' end)
+                when c.kind = 'unique'
+                then format('unique: merged into row %s, which has its value of %s; it was %s; conflict %s%s', c.other_key, c.constraint_name,
+                            c.losing_image, c.id, case when c.resolved_at is not null then ', taken back' else '' end)
+                when c.strategy = 'cascade'
+                then format('foreign key: deleted with row %s, to which it referred by %s; it was %s; conflict %s', c.other_key, c.constraint_name, c.losing_image, c.id)
                 else format('%s: won over %s (%s), which wrote %s; conflict %s', c.kind, c.loser,
                             coalesce(c.losing_time::text, 'no time'), coalesce(c.losing_image::text, 'a delete'), c.id) end
     from syncagent.conflicts_of(p_table, p_key) as c order by c.noticed_at desc;
 end
 $$;
 comment on function syncagent.why(regclass, text) is
-    'the story of one row, newest first: unsettled (which site, when, stamp, cut, and who may not have it yet) or settled, parked, its conflicts';
+    'the story of one row, newest first: unsettled (which site, when, stamp, cut, and who may not have it yet) or settled, parked, merged, its conflicts';
 
 create function syncagent.constraints_of(p_table regclass)
     returns table (constraint_name text, kind text, policy text, column_name text, becomes text)
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
-    select u.name::text, u.kind, u.policy, u.column_name::text, case u.yields when 'null' then 'null' when 'suffix' then 'marked text' end
+    select u.name::text, u.kind, u.policy, case when u.policy <> 'merge' then u.column_name::text end,
+           case when u.policy = 'merge' then 'one row' when u.yields = 'null' then 'null' when u.yields = 'suffix' then 'marked text' end
     from syncagent.replicated r cross join lateral syncagent._rules(r.id) as u where r.relation = p_table
     union all
     select x.name::text, 'foreign key', x.policy, null, null
@@ -444,7 +460,7 @@ begin
                    ' syncagent.typed_change, syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair, syncagent.app_version to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text), syncagent.version_users(name),'
                    ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'
-                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid),'
+                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid), syncagent._apart(uuid, jsonb), syncagent._is_merge(syncagent.conflict_record),'
                    ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
                    ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record), syncagent._marked(text, integer, uuid),'
                    ' syncagent._key_text(jsonb, name[]), syncagent._typed_sql(integer, text, name, jsonb, jsonb, name), syncagent._watched() to %s', p_role);

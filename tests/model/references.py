@@ -3,7 +3,7 @@
 No site can refuse what another has committed. Where a delete arrives and rows that refer to the deleted one are there, and stay once
 the batch, or the knot, is merged whole, the deleted row is written again as it was: an ordinary write of the site that sees it, newer
 than the delete. The site that made the referring row always sees it: it had that row before the delete came, or its own constraint
-would have refused it. Others may see it, too; what they write is the same.
+would have refused it. Others may see it, too; what they write is the same. With --cascade the rows that refer to it are deleted instead.
 
 Random schedules over N sites, as in `model`: parents, children of them, deletes that take the children along, children that are
 given another parent, cuts, pulls, coalesced pulls, relays, compaction. Every run checks:
@@ -11,8 +11,9 @@ given another parent, cuts, pulls, coalesced pulls, relays, compaction. Every ru
   no orphans      when every batch is delivered, and what that made sites write as well, each child has its parent
   convergence     all sites hold the same rows then
   no false alarm  a parent comes back only if a child was written by who had not seen the delete, or the child go
+  no more goes    with --cascade, too: a row that nobody deleted, and no delete of its parent took along, is there
 
-Run:               python -m tests.model.references [RUNS] [FIRST_SEED] [--coalesced]
+Run:               python -m tests.model.references [RUNS] [FIRST_SEED] [--coalesced] [--cascade]
 Negative controls: ... --break unlogged|within|knot|older|ignored   (each must fail)
 """
 
@@ -38,6 +39,7 @@ class Truth:
     seen: dict = field(default_factory=dict)        # write -> writes
     gone: dict = field(default_factory=dict)        # parent -> writes that deleted it
     referred: dict = field(default_factory=dict)    # parent -> writes that made a row refer to it
+    children: set = field(default_factory=set)
     cuts: dict = field(default_factory=dict)        # (origin, cut) -> writes seen there
     writes: int = 0
 
@@ -51,6 +53,7 @@ class Site(model.Site):
     """A row is (write, the key of its parent); one without a parent is a parent."""
     truth: Truth = None
     world: frozenset = frozenset()
+    cascade: bool = False
     whole: bool = True                              # else more parts of a knot come
     bereft: dict = field(default_factory=dict)      # parents that this batch has deleted, as they were
 
@@ -69,6 +72,7 @@ class Site(model.Site):
     def put(self, key, parent, now):
         number = self.record()
         if parent:
+            self.truth.children.add(key)
             self.truth.referred.setdefault(parent, []).append(number)
         if key in self.rows:
             self.write(key, (number, parent), False, now, number)
@@ -113,6 +117,9 @@ class Site(model.Site):
                 continue
             deletes = self.truth.gone[key]
             assert any(other not in self.truth.seen[delete] for delete in deletes for other in self.truth.referred[key]), "false alarm"
+            if self.cascade:
+                self.delete_orphans(key, stats)
+                continue
             if stats is not None:
                 stats["parents restored"] += 1
             if BROKEN == "unlogged":
@@ -124,6 +131,17 @@ class Site(model.Site):
                 number = self.record()
                 self.write(key, (write, None), False, self.hlc, number)
         self.bereft.clear()
+
+
+    def delete_orphans(self, parent, stats):
+        for key in sorted(self.children(parent)):
+            if stats is not None:
+                stats["orphans deleted"] += 1
+            if BROKEN == "unlogged":
+                del self.rows[key]
+            else:
+                self.truth.gone.setdefault(key, [])
+                self.write(key, None, True, self.hlc, self.record())
 
 
 def step(site, sites, rnd, now, stats, coalesced):
@@ -153,11 +171,11 @@ def step(site, sites, rnd, now, stats, coalesced):
         site.compact(stats)
 
 
-def run(seed, stats, steps=300, coalesced=False):
+def run(seed, stats, steps=300, coalesced=False, cascade=False):
     rnd = random.Random(f"references {seed}")
     n = rnd.choice([2, 3, 4])
     truth, members = Truth(), list(range(n))
-    sites = [Site(i, n, rnd.randint(-5, 5), members=members, truth=truth) for i in range(n)]
+    sites = [Site(i, n, rnd.randint(-5, 5), members=members, truth=truth, cascade=cascade) for i in range(n)]
     now = 0
     for _ in range(steps):
         now += rnd.randint(0, 2)
@@ -168,8 +186,10 @@ def run(seed, stats, steps=300, coalesced=False):
     for site in sites:
         orphans = [key for key, (_, parent) in site.rows.items() if parent and parent not in site.rows]
         assert not orphans, f"an orphan at seed {seed}"
+    for key in truth.children:
+        assert key in sites[0].rows or key in truth.gone, f"a row was lost at seed {seed}"
 
 
 if __name__ == "__main__":
     BROKEN = asked("--break")
-    play(run, coalesced="--coalesced" in sys.argv)
+    play(run, coalesced="--coalesced" in sys.argv, cascade="--cascade" in sys.argv)

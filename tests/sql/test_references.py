@@ -225,3 +225,69 @@ async def test_a_key_that_looks_like_sql(sites: Sites, pair: Pair) -> None:
     await a.rows("select syncagent.undo($1)", lost[0])
     await quiet(a, b)
     await same("t", a, b)
+
+
+async def cascading(*sites: Site, constraint: str = "sale_customer_fkey", table: str = "sale") -> None:
+    for site in sites:
+        await site.rows(
+            "update syncagent.replicated set policies = policies || jsonb_build_object($1::text, 'cascade') where table_name = $2",
+            constraint,
+            table,
+        )
+
+
+async def test_orphans_go_where_that_is_chosen(sites: Sites, pair: Pair) -> None:
+    a, b, c = await sites(SHOP, *pair, pair[0])
+    await stocked(a, b, c)
+    await cascading(a, b, c)
+    await a.do(f"delete from customer where id = '{key(1)}'")
+    await b.do(f"insert into sale values ('{key(21)}', '{key(1)}', 'new'), ('{key(22)}', '{key(2)}', 'new')")
+    await ship(b, c)
+    await quiet(a, b, c)
+    assert await names(a) == ["Bob"]
+    assert [row.split(",")[2] for row in await same("sale", a, b, c)] == ["old)", "new)"]
+    found = await b.rows(
+        "select kind, constraint_name, strategy, key, other_key, winner, winning_image, losing_image ->> 'note' from syncagent.conflict"
+    )
+    assert ("foreign key", "sale_customer_fkey", "cascade", key(21), key(1), "site2", None, "new") in found
+
+
+async def test_what_refers_to_an_orphan_goes_with_it(sites: Sites, pair: Pair) -> None:
+    schema = """create table customer (id uuid primary key, name text, boss uuid references customer);
+        create table sale (id uuid primary key, customer uuid references customer);
+        create table line (sale uuid references sale, number int, primary key (sale, number));
+        create table note (id uuid primary key, sale uuid references sale on delete set null)"""
+    a, b = await sites(schema, *pair)
+    await cascading(a, b)
+    await cascading(a, b, constraint="customer_boss_fkey", table="customer")
+    await a.do(f"insert into customer values ('{key(1)}', 'Ann')")
+    await exchange(a, b)
+    await a.do("delete from customer")
+    await b.do(
+        f"insert into customer values ('{key(2)}', 'Bob', '{key(1)}'), ('{key(3)}', 'Cyd', '{key(2)}')",
+        f"insert into sale values ('{key(11)}', '{key(3)}')",
+        f"insert into line values ('{key(11)}', 1), ('{key(11)}', 2)",
+        f"insert into note values ('{key(12)}', '{key(11)}')",
+    )
+    await cross(a, b)
+    for table, left in (("customer", []), ("sale", []), ("line", []), ("note", [f"({key(12)},)"])):
+        assert await same(table, a, b) == left
+    told = await b.rows(
+        "select table_name, count(*) from syncagent.conflict where strategy = 'cascade' group by 1 order by 1"
+    )
+    assert told == [("public.customer", 2), ("public.line", 2), ("public.sale", 1)]
+
+
+async def test_who_comes_back_for_one_keeps_the_others(sites: Sites, pair: Pair) -> None:
+    schema = SHOP + "; create table letter (id uuid primary key, customer uuid references customer)"
+    a, b = await sites(schema, *pair)
+    await stocked(a, b)
+    await cascading(a, b)
+    await a.do(f"delete from customer where id = '{key(1)}'")
+    await b.do(
+        f"insert into sale values ('{key(21)}', '{key(1)}', 'new')",
+        f"insert into letter values ('{key(31)}', '{key(1)}')",
+    )
+    await cross(a, b)
+    assert await names(a) == ["Ann", "Bob"]
+    assert len(await same("sale", a, b)) == 2

@@ -105,7 +105,7 @@ def attach(
             if every
             else storage.named(connection, tables or [], derive=derive_key)
         )
-        constraints.refuse_unknown(connection, {table.oid: table.name for table in chosen}, policies)
+        constraints.refuse_unfit(connection, {table.oid: table.name for table in chosen}, policies)
         judged = preflight.of(connection, chosen, strided=stride is not None)
         others = _ask_others(
             connection,

@@ -17,6 +17,7 @@ OnUniqueOption = Annotated[
         envvar="SYNCAGENT_ON_UNIQUE",
         metavar="CONSTRAINT=POLICY",
         help="Two sites have written rows with one value. keep-both: the row of the larger key yields it, and both live;"
+        " merge: that row is deleted, and rows that refer to it are given to the other one;"
         " report: the one that comes later waits, parked. [default: keep-both]",
         show_default=False,
     ),
@@ -27,8 +28,8 @@ OnForeignKeyOption = Annotated[
         "--on-foreign-key",
         envvar="SYNCAGENT_ON_FOREIGN_KEY",
         metavar="CONSTRAINT=POLICY",
-        help="One site has deleted a row to which another one refers. restore-parent: it comes back, everywhere; report: it is"
-        " gone, and a conflict says so. [default: restore-parent]",
+        help="One site has deleted a row to which another one refers. restore-parent: it comes back, everywhere; cascade: what"
+        " refers to it is deleted, too; report: it is gone, and a conflict says so. [default: restore-parent]",
         show_default=False,
     ),
 ]
@@ -56,7 +57,7 @@ def constraints(
         tables = attached.attached(connection, [table])
         (oid,) = tables
         if chosen:
-            storage.refuse_unknown(connection, tables, chosen)
+            storage.refuse_unfit(connection, tables, chosen)
             storage.refuse_nothing_to_yield(connection, oid, chosen)
             (named,) = attaching.named(connection, [table])
             asked = {

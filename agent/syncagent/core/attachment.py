@@ -9,8 +9,9 @@ from syncagent.core.batch import Table
 from syncagent.core.forest import Bucket
 from syncagent.core.merge import Strategy
 
-Policy = Literal["keep-both", "restore-parent", "report"]
-"""Of two rows with one value one yields it; a row that others refer to comes back; or a person is to decide."""
+Policy = Literal["keep-both", "merge", "restore-parent", "cascade", "report"]
+"""Of two rows with one value one yields it, or they become one; a row that others refer to comes back, or those go, too; or a person
+is to decide."""
 
 
 class Attachment(msgspec.Struct, frozen=True, order=True):

@@ -9,7 +9,9 @@ from uuid import UUID
 
 import msgspec
 
-Form = Literal["plain", "exact", "keys", "entries"]
+Form = Literal["plain", "exact", "keys", "aliases", "entries"]
+BESIDE: tuple[Form, ...] = ("keys", "aliases")
+"""What travels with rows, and is none."""
 
 
 class Table(msgspec.Struct, frozen=True, order=True):
@@ -25,7 +27,7 @@ class Table(msgspec.Struct, frozen=True, order=True):
 class Stream(msgspec.Struct, frozen=True):
     """Rows of one table. `plain` rows have implicit stamps and only their columns; `exact` rows carry
     `_stamp uuid, _cut int8, _deleted bool` before them. `keys` are no rows: which keys each cut of the range saw
-    changed, for a receiver that may have to hand them on; `entries` are what a listing knows of versions. `size` is the length of the raw COPY bytes; `lowest` is
+    changed, for a receiver that may have to hand them on; nor are `aliases`: which rows were merged into which; `entries` are what a listing knows of versions. `size` is the length of the raw COPY bytes; `lowest` is
     not above any key of plain rows."""
 
     table: Table
@@ -70,7 +72,7 @@ class BatchHeader(msgspec.Struct, frozen=True):
 
     @property
     def rows(self) -> int:
-        return sum(stream.rows for stream in self.streams if stream.form != "keys")
+        return sum(stream.rows for stream in self.streams if stream.form not in BESIDE)
 
     @property
     def size(self) -> int:

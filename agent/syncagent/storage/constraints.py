@@ -1,6 +1,7 @@
 """What is done where rows of two sites break a constraint: read, and chosen.
 
-Invariant: a choice names a constraint that is there, and keep-both is chosen only where a row has something to yield.
+Invariant: a choice names a constraint that is there; keep-both is chosen only where a row has something to yield, and merge only
+where two rows can become one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,8 @@ from syncagent.core.attachment import Policy
 from syncagent.errors import RefusedError, UsageError
 from syncagent.storage.commands import Connection
 
-ON_UNIQUE: tuple[Policy, ...] = ("keep-both", "report")
-ON_FOREIGN_KEY: tuple[Policy, ...] = ("restore-parent", "report")
+ON_UNIQUE: tuple[Policy, ...] = ("keep-both", "merge", "report")
+ON_FOREIGN_KEY: tuple[Policy, ...] = ("restore-parent", "cascade", "report")
 
 
 def choices(on_unique: Sequence[str], on_foreign_key: Sequence[str]) -> tuple[tuple[str, Policy], ...]:
@@ -37,10 +38,18 @@ def of_table(connection: Connection, oid: int, chosen: Sequence[tuple[str, Polic
     return {name: policy for name, policy in chosen if name in names}
 
 
-def refuse_unknown(
+def refuse_unfit(
     connection: Connection, tables: Mapping[int, str], chosen: Sequence[tuple[str, Policy]]
 ) -> None:
-    """RefusedError for a choice that names a constraint of none of these tables."""
+    """RefusedError for a choice that names a constraint of none of these tables, which need not be attached yet, or rows that
+    cannot be merged."""
+    _refuse_unknown(connection, tables, chosen)
+    _refuse_unmergeable(connection, tables, chosen)
+
+
+def _refuse_unknown(
+    connection: Connection, tables: Mapping[int, str], chosen: Sequence[tuple[str, Policy]]
+) -> None:
     names = _names(connection, list(tables))
     for name, _ in chosen:
         if name not in names:
@@ -53,7 +62,8 @@ def refuse_unknown(
 def refuse_nothing_to_yield(connection: Connection, oid: int, chosen: Sequence[tuple[str, Policy]]) -> None:
     """RefusedError if rows of an attached table cannot both be kept."""
     rows = connection.execute(
-        "select constraint_name as name from syncagent.constraints_of(%s::bigint::oid::regclass) where column_name is null and kind <> 'foreign key'",
+        "select u.name::text as name from syncagent.replicated r cross join lateral syncagent._rules(r.id) as u"
+        " where r.relation = %s::bigint::oid and u.column_name is null",
         (oid,),
     ).fetchall()
     stuck = {row["name"] for row in rows}
@@ -63,6 +73,23 @@ def refuse_nothing_to_yield(connection: Connection, oid: int, chosen: Sequence[t
                 f"constraint {name} has no column that could become null, or be marked: a row has nothing to yield",
                 detail="columns of the key and of foreign keys are left alone, and so is what is neither text nor may be null",
                 hint="rows that collide are parked: settle them by hand, or make one of its columns nullable",
+            )
+
+
+def _refuse_unmergeable(
+    connection: Connection, tables: Mapping[int, str], chosen: Sequence[tuple[str, Policy]]
+) -> None:
+    rows = connection.execute(
+        "select c.relname::text as name, syncagent._merge_problem(i.indrelid::regclass, i.indexrelid::regclass) as problem"
+        " from pg_index i join pg_class c on c.oid = i.indexrelid where i.indrelid = any (%s::bigint[]::oid[])",
+        (list(tables),),
+    ).fetchall()
+    problems = {row["name"]: row["problem"] for row in rows if row["problem"]}
+    for name, policy in chosen:
+        if policy == "merge" and name in problems:
+            raise RefusedError(
+                f"rows that collide in {name} cannot be merged: {problems[name]}",
+                hint=f"keep both: --on-unique {name}=keep-both; or settle them by hand: --on-unique {name}=report",
             )
 
 

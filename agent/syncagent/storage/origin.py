@@ -12,7 +12,7 @@ import asyncpg
 import msgspec
 
 from syncagent.core.arrival import START, Position
-from syncagent.core.batch import BatchHeader, CutContext, Stream, Table
+from syncagent.core.batch import BESIDE, BatchHeader, CutContext, Stream, Table
 from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.core.store import Cut, Shipment
@@ -171,7 +171,7 @@ class PostgresOrigin:
                 output.end()
                 if rows := int(status.split()[1]):
                     table = Table(part["schema_name"], part["table_name"])
-                    columns = () if part["form"] == "keys" else tuple(part["columns"])
+                    columns = () if part["form"] in BESIDE else tuple(part["columns"])
                     streams.append(Stream(table, part["form"], columns, rows, output.size, part["lowest"]))
             await spool.seal()
         except BaseException:

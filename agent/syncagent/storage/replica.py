@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 
 from syncagent.core import limits
-from syncagent.core.batch import BatchHeader, Stream, Table
+from syncagent.core.batch import BESIDE, BatchHeader, Stream, Table
 from syncagent.core.ports import Spool
 from syncagent.core.store import Applied
 from syncagent.errors import ConstraintBroken, Contended, Inexact
@@ -66,7 +66,7 @@ class PostgresReplica:
                     staged = await self._stage(header, spool)
                     total += await self._merge(staged, attempt=attempt, careful=careful, settle=False)
                 await self._session.execute(  # now all of it is there
-                    "select syncagent._restore_parents(), syncagent._log_yielded()"
+                    "select syncagent._bring_together(), syncagent._log_yielded()"
                 )
             return total
 
@@ -113,7 +113,7 @@ class PostgresReplica:
         plain: list[_Source] = []
         relations: set[int] = set()
         epoch = await session.fetchval(
-            "select s.schema_epoch from syncagent._empty('pg_temp.stage_keys') cross join syncagent.local_site s"
+            "select s.schema_epoch from syncagent._empty('pg_temp.stage_keys') as k, syncagent._empty('pg_temp.stage_aliases') as a, syncagent.local_site s"
         )
         staged = set[Table]()
         for index, stream in enumerate(header.streams):
@@ -123,12 +123,12 @@ class PostgresReplica:
                 stream.table.name,
                 stream.form,
                 list(stream.columns),
-                stream.form != "keys" and stream.table not in staged,
+                stream.form not in BESIDE and stream.table not in staged,
             )
             assert target is not None
             source = _Source(target, index, stream, spool)
-            if stream.form == "keys":
-                await source.stage_keys(session)
+            if stream.form in BESIDE:
+                await source.stage_beside(session)
                 continue
             staged.add(stream.table)
             relations.add(source.relation)
@@ -220,12 +220,16 @@ class _Source:
             self._stream.rows,
         )
 
-    async def stage_keys(self, session: asyncpg.Connection) -> None:
+    async def stage_beside(self, session: asyncpg.Connection) -> None:
+        stage = self._target["stage"]
         await session.copy_to_table(
-            "stage_keys", source=self._spool.read(self._index), columns=["cut", "keys"], format="binary"
+            stage,
+            source=self._spool.read(self._index),
+            columns=self._target["stage_columns"],
+            format="binary",
         )
         await session.execute(
-            "update pg_temp.stage_keys set relation = $1 where relation is null", self.relation
+            f"update pg_temp.{stage} set relation = $1 where relation is null", self.relation
         )
 
     async def may_copy(self, session: asyncpg.Connection) -> bool:

@@ -1,0 +1,331 @@
+"""Two rows, written at two sites, with one value of a unique constraint whose policy is `merge`: one of them is left, with all that refers to either."""
+
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from syncagent.core.outbox import Group
+from tests.sql.conftest import Pair, Sites
+from tests.support.lab import Row, Site, cross, exchange, key, quiet, same, ship
+
+SHOP = """create table customer (id uuid primary key, email text unique, name text);
+    create table sale (id uuid primary key, customer uuid not null references customer on delete cascade, what text)"""
+
+
+async def merging(*sites: Site, constraint: str = "customer_email_key", table: str = "customer") -> None:
+    for site in sites:
+        await site.rows(
+            "update syncagent.replicated set policies = policies || jsonb_build_object($1::text, 'merge') where table_name = $2",
+            constraint,
+            table,
+        )
+
+
+async def customer(site: Site, number: int, email: str = "ann@x", name: str = "Ann") -> None:
+    await site.rows("insert into customer values ($1, $2, $3)", key(number), email, name)
+
+
+async def sale(site: Site, number: int, customer: int, what: str = "tea") -> None:
+    await site.rows("insert into sale values ($1, $2, $3)", key(number), key(customer), what)
+
+
+async def sales(site: Site) -> list[Row]:
+    return await site.rows(
+        "select c.name, s.what from sale s left join customer c on c.id = s.customer order by s.id"
+    )
+
+
+async def merged(site: Site) -> list[Row]:
+    return await site.rows(
+        "select table_name, key, other_key, winning_image ->> 'name', losing_image ->> 'name' from syncagent.conflict"
+        " where kind = 'unique' and strategy = 'merge' order by key"
+    )
+
+
+async def test_two_sites_that_created_one_customer_end_with_one_and_all_sales(
+    sites: Sites, pair: Pair
+) -> None:
+    a, b = await sites(SHOP, *pair)
+    await merging(a, b)
+    await customer(a, 1, name="of a")
+    await sale(a, 11, 1, "tea")
+    await customer(b, 2, name="of b")
+    await sale(b, 12, 2, "pot")
+    there, here = await a.batch(b), await b.batch(a)
+    await b.apply(there)
+    await a.apply(here)
+    for site in (a, b):  # each on its own, before either knows of what the other did
+        assert await site.rows("select name from customer") == [("of a",)]
+        assert await sales(site) == [("of a", "tea"), ("of a", "pot")]
+        assert await merged(site) == [("public.customer", key(2), key(1), "of a", "of b")]
+        assert await site.parked() == []
+    await quiet(a, b)
+    await same("customer", a, b)
+    await same("sale", a, b)
+    assert await a.conflicts() == await b.conflicts() == ["unique"]
+    for _ in range(2):
+        await a.compact()
+        await b.compact()
+        await exchange(a, b)
+    assert await a.versions("customer") == {}
+    assert await a.one("select count(*) from syncagent.alias") == 0
+
+
+async def test_a_sale_for_the_loser_that_comes_late(sites: Sites, pair: Pair) -> None:
+    """C never meets both rows, and the winner has another value by the time that it hears of it."""
+    a, b, c = await sites(SHOP, *pair, pair[0])
+    await merging(a, b, c)
+    await customer(b, 2, name="of b")
+    await ship(b, c)
+    await sale(c, 12, 2, "late")
+    await customer(a, 1, name="of a")
+    await ship(b, a)
+    assert await merged(a) == [("public.customer", key(2), key(1), "of a", "of b")]
+    await a.do("update customer set email = 'ann@y'")
+    late, news = await c.batch(a), await a.batch(c)
+    await a.apply(late)
+    await c.apply(news)
+    for site in (a, c):
+        assert await sales(site) == [("of a", "late")]
+    assert await c.rows("select name, email from customer") == [("of a", "ann@y")]
+    await quiet(a, b, c)
+    await same("customer", a, b, c)
+    await same("sale", a, b, c)
+    assert "foreign key" not in await c.conflicts()
+
+
+async def test_a_chain_of_three_and_a_sale_for_each(sites: Sites, pair: Pair) -> None:
+    a, b, c = await sites(SHOP, *pair, pair[0])
+    await merging(a, b, c)
+    for number, site in ((3, a), (2, b), (1, c)):
+        await customer(site, number, name=f"of {number}")
+        await sale(site, 10 + number, number)
+    batches = [await a.batch(b), await b.batch(c), await c.batch(a)]
+    for batch, site in zip(batches, (b, c, a), strict=True):
+        await site.apply(batch)
+    await sale(b, 20, 2, "more")
+    await quiet(a, b, c)
+    for site in (a, b, c):
+        assert [owner for owner, _ in await sales(site)] == ["of 1"] * 4
+    await same("customer", a, b, c)
+    await same("sale", a, b, c)
+
+
+async def test_a_relay_hands_the_alias_on(sites: Sites, pair: Pair) -> None:
+    b, a, c, d = await sites(SHOP, *pair, *pair)
+    await merging(a, b, c, d)
+    await customer(b, 2, name="of b")
+    await exchange(b, d)
+    await sale(d, 12, 2, "late")
+    await customer(a, 1, name="of a")
+    await ship(b, a)
+    await a.do("update customer set email = 'ann@y'")
+    await ship(b, c)
+    await ship(a, c)
+    stands = await d.frontier()
+    cut = await c.cut_groups(
+        [Group(stands.get(origin.node, 0), True, (d.node,), origin.node) for origin in (b, a)]
+        + [Group(stands.get(c.node, 0), True, (d.node,))]
+    )
+    await d.store.replica.apply_knot([(s.header, s.spool) for s in cut.shipments], attempt=0)
+    assert await sales(d) == [("of a", "late")]
+    await quiet(a, b, c, d)
+    await same("customer", a, b, c, d)
+    await same("sale", a, b, c, d)
+
+
+EVERYTHING = """create table customer (id uuid primary key, email text unique, name text, region int not null default 1, boss uuid references customer,
+        unique (id, region));
+    create table sale (id uuid primary key, customer uuid not null, region int, what text, foreign key (customer, region) references customer (id, region) on delete cascade);
+    create table letter (id uuid primary key, address text references customer (email), body text);
+    create table cart (id uuid primary key, customer uuid references customer on delete cascade, product int, number int, unique (customer, product));
+    create table line (id uuid primary key, cart uuid references cart on delete cascade, what text);
+    create table likes (customer uuid references customer on delete cascade, product int, why text, primary key (customer, product));
+    create table profile (customer uuid primary key references customer on delete cascade, motto text)"""
+
+
+async def test_everything_that_can_refer_to_a_row(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(EVERYTHING, *pair)
+    await merging(a, b)
+    for site, n in ((a, 1), (b, 2)):
+        await site.do(
+            f"insert into customer values ('{key(n)}', 'ann@x', '{n}', {n}, '{key(n)}'), ('{key(n + 10)}', null, 'at {n}', 1, '{key(n)}')",
+            f"insert into sale values ('{key(n + 20)}', '{key(n)}', {n}, 's{n}')",
+            f"insert into letter values ('{key(n + 30)}', 'ann@x', 'dear {n}')",
+            f"insert into cart values ('{key(n + 40)}', '{key(n)}', 7, {n}), ('{key(n + 50)}', '{key(n)}', {n}, {n})",
+            f"insert into line values ('{key(n + 60)}', '{key(n + 40)}', 'l{n}')",
+            f"insert into likes values ('{key(n)}', 7, 'all, {n}'), ('{key(n)}', {n}, 'own, {n}')",
+            f"insert into profile values ('{key(n)}', 'motto {n}')",
+        )
+    await cross(a, b)
+    for site in (a, b):
+        assert await site.parked() == []
+        assert await site.rows("select name, boss from customer order by id") == [
+            ("1", UUID(key(1))),
+            ("at 1", UUID(key(1))),
+            ("at 2", UUID(key(1))),
+        ]
+        assert await site.rows("select customer, region, what from sale order by id") == [
+            (UUID(key(1)), 1, "s1"),
+            (UUID(key(1)), 1, "s2"),
+        ]
+        assert len(await site.table("letter")) == 2
+        assert await site.rows("select product, number from cart order by id") == [(7, 1), (1, 1), (2, 2)]
+        assert await site.rows("select cart, what from line order by id") == [
+            (UUID(key(41)), "l1"),
+            (UUID(key(41)), "l2"),
+        ]
+        assert await site.rows("select customer, product, why from likes order by product") == [
+            (UUID(key(1)), 1, "own, 1"),
+            (UUID(key(1)), 2, "own, 2"),
+            (UUID(key(1)), 7, "all, 1"),
+        ]
+        assert await site.rows("select customer, motto from profile") == [(UUID(key(1)), "motto 1")]
+        lost = await site.rows(
+            "select table_name, losing_image from syncagent.conflict where strategy = 'merge' order by 1"
+        )
+        assert [name for name, _ in lost] == [
+            "public.cart",
+            "public.customer",
+            "public.likes",
+            "public.profile",
+        ]
+    for table in ("customer", "sale", "letter", "cart", "line", "likes", "profile"):
+        await same(table, a, b)
+
+
+async def test_two_rows_that_come_to_have_one_place_at_two_sites(sites: Sites, pair: Pair) -> None:
+    """One adds a line of the winner while the other gives it one of the loser: what follows from a merge is merged."""
+    a, b = await sites(EVERYTHING, *pair)
+    await merging(a, b)
+    await customer(b, 2)
+    await b.do(f"insert into cart values ('{key(42)}', '{key(2)}', 7, 2)")
+    await customer(a, 1)
+    await ship(a, b)
+    await a.do(f"insert into cart values ('{key(41)}', '{key(1)}', 7, 1)")
+    await cross(a, b)
+    assert await same("cart", a, b) == [f"({key(41)},{key(1)},7,1)"]
+    assert await a.rows("select policy from syncagent.constraints_of('cart') where kind = 'unique'") == [
+        ("merge",)
+    ]
+
+
+async def test_a_winner_that_is_deleted_by_hand_meanwhile_comes_back(sites: Sites, pair: Pair) -> None:
+    a, b, c = await sites(SHOP, *pair, pair[0])
+    await merging(a, b, c)
+    await customer(a, 1, name="of a")
+    await customer(b, 2, name="of b")
+    await exchange(a, c)
+    await sale(b, 12, 2)
+    await ship(b, a)
+    await c.do("delete from customer")
+    await quiet(a, b, c)
+    assert len(await same("customer", a, b, c)) == 1
+    assert len(await same("sale", a, b, c)) == 1
+    assert (await sales(a))[0][0] is not None
+
+
+async def test_one_that_was_merged_away_and_written_meanwhile(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(SHOP, *pair)
+    await merging(a, b)
+    await customer(b, 2, name="of b")
+    await ship(b, a)
+    await customer(a, 1, "bob@x", "of a")
+    await a.do(
+        "update customer set email = null where name = 'of b'",
+        "update customer set email = 'ann@x' where name = 'of a'",
+    )
+    await b.do("update customer set email = 'ann@x', name = 'newer'")
+    await sale(b, 12, 2)
+    await cross(a, b)
+    assert await sales(a) == await sales(b) == [("of a", "tea")]
+    await same("customer", a, b)
+
+
+async def test_a_sale_that_a_constraint_refuses_stays_and_is_told(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(SHOP, *pair)
+    await merging(a, b)
+    await b.do(f"alter table sale add check (what <> 'bound' or customer = '{key(2)}')")
+    await customer(a, 1, name="of a")
+    await customer(b, 2, name="of b")
+    await sale(b, 12, 2, "bound")
+    await sale(b, 13, 2, "free")
+    await ship(a, b)
+    assert await sales(b) == [(None, "bound"), ("of a", "free")]
+    assert ("foreign key", key(12)) in await b.rows("select kind, key from syncagent.conflict")
+
+
+CANNOT = {
+    "a key that is not one uuid": "create table t (a int, b int, v text not null unique, primary key (a, b))",
+    "another column that is referred to": "create table t (id uuid primary key, v text unique, w int unique); create table u (id uuid primary key, t int references t (w))",
+    "exclusion": "create table t (id uuid primary key, v int4range, exclude using gist (v with &&))",
+}
+
+
+@pytest.mark.parametrize("what", CANNOT)
+async def test_what_cannot_be_merged_is_reported(sites: Sites, pair: Pair, what: str) -> None:
+    (a,) = await sites(CANNOT[what], pair[0])
+    name = "t_v_excl" if what == "exclusion" else "t_v_key"
+    await merging(a, constraint=name, table="t")
+    assert await a.rows(
+        "select policy from syncagent.constraints_of('t') where constraint_name = $1", name
+    ) == [("report",)]
+
+
+async def test_one_that_comes_back_is_merged_with_who_has_its_value_by_now(sites: Sites, pair: Pair) -> None:
+    for first, then in ((1, 2), (2, 1)):
+        a, b = await sites(SHOP, *pair)
+        await merging(a, b)
+        await customer(a, first, name="before")
+        await exchange(a, b)
+        await a.do("delete from customer")
+        await customer(a, then, name="after")
+        await sale(b, 12, first)
+        await cross(a, b)
+        assert await sales(a) == await sales(b) == [("before" if first == 1 else "after", "tea")]
+        assert len(await same("customer", a, b)) == 1
+
+
+async def test_a_merge_is_taken_back_and_told(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(SHOP, *pair)
+    await merging(a, b)
+    await customer(a, 1, name="of a")
+    await sale(a, 11, 1, "tea")
+    await customer(b, 2, name="of b")
+    await sale(b, 12, 2, "pot")
+    await sale(b, 13, 2, "cup")
+    await cross(a, b)
+    (found,) = await b.rows("select id from syncagent.conflict")
+    (told,) = await b.rows("select detail from syncagent.why('customer', $1) where what = 'conflict'", key(2))
+    assert told[0].startswith(
+        f"unique: merged into row {key(1)}, which has its value of customer_email_key; it was"
+    )
+    (told,) = await b.rows("select detail from syncagent.why('customer', $1) where what = 'merged'", key(1))
+    assert told[0].startswith(f"row {key(2)} was merged into this one")
+    with pytest.raises(asyncpg.PostgresError, match="was merged into row") as refused:
+        await b.rows("select syncagent.resolve($1, 'loser')", found[0])
+    assert "conflicts undo" in str(getattr(refused.value, "hint", ""))
+
+    await b.do(
+        f"update sale set customer = '{key(1)}', what = 'hers' where id = '{key(13)}'",
+        f"delete from sale where id = '{key(13)}'",
+    )
+    await b.rows("select syncagent.undo($1)", found[0])
+    await quiet(a, b)
+    for site in (a, b):
+        assert await site.rows("select email, name from customer order by id") == [
+            ("ann@x", "of a"),
+            (None, "of b"),
+        ]
+        assert await sales(site) == [("of a", "tea"), ("of b", "pot")]
+    await b.rows("select syncagent.undo($1)", found[0])  # and that, too
+    await quiet(a, b)
+    assert await sales(a) == await sales(b) == [("of a", "tea"), ("of a", "pot")]
+    await b.rows('select syncagent.resolve_with($1, \'{"email": "bob@x"}\')', found[0])
+    await quiet(a, b)
+    assert await a.rows("select email, name from customer order by id") == [
+        ("ann@x", "of a"),
+        ("bob@x", "of b"),
+    ]
+    await same("sale", a, b)
