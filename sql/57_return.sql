@@ -108,6 +108,8 @@ begin
     delete from syncagent.frontier;
     delete from syncagent.settling;
     delete from syncagent.parked_row;
+    delete from syncagent.alias a where a.node <> v_site.node or a.cut <= p_cut;
+    update syncagent.alias set node = p_node, cut = null;
     delete from syncagent.forest;
     delete from syncagent.bucket;
     delete from syncagent.mark;

@@ -51,7 +51,7 @@ create function syncagent._kept_bytes() returns bigint
     select coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
     from pg_class c
     where c.relnamespace = 'syncagent'::regnamespace and c.relkind = 'r'
-      and (c.relname in ('cut', 'cut_keys', 'context', 'settling') or c.relname like 'version\_%' or c.relname like 'log\_%')
+      and (c.relname in ('cut', 'cut_keys', 'context', 'settling', 'alias') or c.relname like 'version\_%' or c.relname like 'log\_%')
 $$;
 comment on function syncagent._kept_bytes is 'bytes of what is kept until every site has it: keys of cuts, versions, contexts, the log';
 

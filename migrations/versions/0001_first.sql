@@ -5256,6 +5256,8 @@ begin
     delete from syncagent.frontier;
     delete from syncagent.settling;
     delete from syncagent.parked_row;
+    delete from syncagent.alias a where a.node <> v_site.node or a.cut <= p_cut;
+    update syncagent.alias set node = p_node, cut = null;
     delete from syncagent.forest;
     delete from syncagent.bucket;
     delete from syncagent.mark;
@@ -6515,7 +6517,7 @@ create function syncagent._kept_bytes() returns bigint
     select coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
     from pg_class c
     where c.relnamespace = 'syncagent'::regnamespace and c.relkind = 'r'
-      and (c.relname in ('cut', 'cut_keys', 'context', 'settling') or c.relname like 'version\_%' or c.relname like 'log\_%')
+      and (c.relname in ('cut', 'cut_keys', 'context', 'settling', 'alias') or c.relname like 'version\_%' or c.relname like 'log\_%')
 $$;
 comment on function syncagent._kept_bytes is 'bytes of what is kept until every site has it: keys of cuts, versions, contexts, the log';
 

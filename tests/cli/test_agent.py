@@ -292,7 +292,9 @@ def test_two_sites_and_everything_one_asks_of_them(pair: tuple[Site, Site]) -> N
         # from now on the second one waits for a person
         policy = ("constraints", "t", "--on-unique")
         assert "no constraint x that" in paris(*policy, "x=report").err
-        assert paris(*policy, "t_n_key=merge").code == 2
+        assert paris(*policy, "t_n_key=both").code == 2
+        (chosen,) = paris(*policy, "t_n_key=merge", "--json").answer
+        assert (chosen["policy"], chosen["column_name"], chosen["becomes"]) == ("merge", None, "one row")
         assert [c["policy"] for c in paris(*policy, "t_n_key=report", "--json").answer] == ["report"]
         assert "report" in tokyo("constraints", "t").out
         for site in (paris, tokyo):

@@ -1,16 +1,26 @@
 """Two rows, written at two sites, with one value of a unique constraint whose policy is `merge`: one of them is left, with all that refers to either."""
 
+import random
+from collections.abc import Callable
 from uuid import UUID
 
 import asyncpg
 import pytest
 
 from syncagent.core.outbox import Group
+from syncagent.errors import Inexact, RefusedError
+from syncagent.storage import constraints
+from syncagent.storage import tables as storage
+from syncagent.storage.commands import site_of
 from tests.sql.conftest import Pair, Sites
 from tests.support.lab import Row, Site, cross, exchange, key, quiet, same, ship
 
 SHOP = """create table customer (id uuid primary key, email text unique, name text);
     create table sale (id uuid primary key, customer uuid not null references customer on delete cascade, what text)"""
+
+
+CARTS = """create table customer (id uuid primary key, email text unique, name text);
+    create table cart (id uuid primary key, customer uuid not null references customer on delete cascade, product int, unique (customer, product))"""
 
 
 async def merging(*sites: Site, constraint: str = "customer_email_key", table: str = "customer") -> None:
@@ -34,6 +44,15 @@ async def sales(site: Site) -> list[Row]:
     return await site.rows(
         "select c.name, s.what from sale s left join customer c on c.id = s.customer order by s.id"
     )
+
+
+async def ship_if_ready(origin: Site, receiver: Site) -> None:
+    batch = await origin.batch(receiver)
+    if await receiver.ready(batch.header):
+        try:
+            await receiver.apply(batch)
+        except Inexact:
+            await receiver.apply(await origin.batch(receiver, plain=False))
 
 
 async def merged(site: Site) -> list[Row]:
@@ -329,3 +348,78 @@ async def test_a_merge_is_taken_back_and_told(sites: Sites, pair: Pair) -> None:
         ("bob@x", "of b"),
     ]
     await same("sale", a, b)
+
+
+async def test_a_merge_that_cannot_be_is_refused_with_the_reason(sites: Sites, pair: Pair) -> None:
+    (a,) = await sites(CANNOT["another column that is referred to"], pair[0])
+    with site_of(a.dsn) as connection:
+        tables = {storage.resolve(connection, "t"): "t"}
+        constraints.refuse_unfit(connection, tables, (("t_w_key", "merge"),))
+        with pytest.raises(
+            RefusedError, match="u_t_fkey of u refers to w, of which the other row has other values"
+        ):
+            constraints.refuse_unfit(connection, tables, (("t_v_key", "merge"),))
+
+
+@pytest.mark.soak
+async def test_random_schedules(sites: Sites, pair: Pair, seed: int, runs: Callable[[int, int], int]) -> None:
+    """As in tests/model/merging.py, on real servers."""
+    for number in range(seed, seed + runs(1, 100)):
+        rnd = random.Random(number)
+        three = await sites(CARTS, *pair, pair[0])
+        await merging(*three)
+        made, gone = set[int](), set[int]()
+        for step in range(1, 60):
+            site, mail = rnd.choice(three), f"{rnd.randrange(4)}@x"
+            there, carts = [
+                [
+                    row[0]
+                    for row in await site.rows(
+                        f"select ('x' || right(id::text, 8))::bit(32)::int from {table} order by id"
+                    )
+                ]
+                for table in ("customer", "cart")
+            ]
+            chosen = rnd.choice(there or [0])
+            free = not await site.one("select exists (select from customer where email = $1)", mail)
+            room = not await site.one(
+                "select exists (select from cart where customer = $1 and product = $2)", key(chosen), step % 3
+            )
+            dice = rnd.random()
+            if dice < 0.25 and free:
+                await customer(site, step, mail, str(step))
+            elif dice < 0.40 and there and room:
+                await site.do(f"insert into cart values ('{key(step)}', '{key(chosen)}', {step % 3})")
+                made.add(step)
+            elif dice < 0.45 and there and free:
+                await site.do(f"update customer set email = '{mail}' where id = '{key(chosen)}'")
+            elif dice < 0.48 and there:
+                found = await site.rows(
+                    f"delete from cart where customer = '{key(chosen)}' returning ('x' || right(id::text, 8))::bit(32)::int"
+                )
+                gone |= {row[0] for row in found}
+                await site.do(f"delete from customer where id = '{key(chosen)}'")
+            elif dice < 0.50 and carts:
+                gone.add(cart := rnd.choice(carts))
+                await site.do(f"delete from cart where id = '{key(cart)}'")
+            elif dice < 0.56:
+                await site.compact()
+            else:
+                await ship_if_ready(rnd.choice([other for other in three if other is not site]), site)
+        await quiet(*three)
+        await same("customer", *three)
+        rows = await same("cart", *three)
+        assert all([await site.parked() == [] for site in three]), f"SEED={number}"
+        assert (
+            await three[0].one("select count(*) from cart where customer not in (select id from customer)")
+            == 0
+        ), f"SEED={number}"
+        merged_carts = {
+            int(row[0][-12:], 16)
+            for site in three
+            for row in await site.rows(
+                "select key from syncagent.conflict where table_name = 'public.cart' and strategy = 'merge'"
+            )
+        }
+        left = {int(row[1:37][-12:], 16) for row in rows}
+        assert made - gone - merged_carts <= left, f"a cart was lost: SEED={number}"

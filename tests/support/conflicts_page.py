@@ -17,6 +17,11 @@ from tests.support.postgres import Servers
 PAGE = Path(__file__).parents[2] / "docs" / "conflicts.md"
 MEET = "-- the two meet"
 BY_COLUMN = "-- attached with --strategy lww-column"
+_CHOSEN = re.compile(r"-- attached with --on-(?:unique|foreign-key) (\w+)=([\w-]+)")
+_CHOOSE = """
+    update syncagent.replicated r set policies = r.policies || jsonb_build_object($1::text, $2::text)
+    where exists (select from pg_constraint c where c.conrelid = r.relation and c.conname = $1)
+"""
 _BLOCK = re.compile(r"(?<=```text\n)(?:create|berlin=>|tokyo=>).*?(?=```)", re.DOTALL)
 _TYPED = re.compile(r"(berlin|tokyo)=> (.*)")
 
@@ -43,8 +48,13 @@ async def _block(text: str, berlin: Site, tokyo: Site) -> list[str]:
     said = []
     for line in text.splitlines():
         typed = _TYPED.fullmatch(line)
+        chosen = _CHOSEN.fullmatch(line)
         if line.startswith("create table") or line == BY_COLUMN:
             said.append(line)
+        elif chosen is not None:
+            said.append(line)
+            for site in (berlin, tokyo):
+                await site.rows(_CHOOSE, *chosen.groups())
         elif line == MEET:
             said.append(line)
             await _meet(berlin, tokyo)
