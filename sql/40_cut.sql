@@ -173,7 +173,7 @@ begin
     insert into syncagent.context (node, cut, context, newest) values (v_site.node, v_number, v_context, v_newest);
     insert into syncagent.cut (number, id, previous, taken, rows)
         values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows);
-    update syncagent.alias a set cut = v_number where a.cut is null;
+    update syncagent.alias a set cut = v_number where a.cut is null;   -- the deletes that they go with are in this cut
     return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling);
 end
 $$;

@@ -152,7 +152,9 @@ declare
     v_id integer;
     v_seen pg_snapshot;
 begin
-    perform syncagent._take_aliases(p_origin);
+    if exists (select from pg_temp.stage_aliases) then
+        perform syncagent._take_aliases(p_origin);
+    end if;
     foreach v_id in array p_relations loop
         perform syncagent._empty('pg_temp.verdict');
         if p_locked then

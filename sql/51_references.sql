@@ -127,6 +127,7 @@ declare
     v_parent jsonb := syncagent._bereft_tokens(p_relation);
     v_me     syncagent.local_site;
     v_count  bigint;
+    v_state  text;
 begin
     if p_deep and not exists (select from pg_temp.bereft b where b.relation = p_relation and b.deep) then
         return 0;
@@ -160,6 +161,12 @@ begin
         using p_deep, p_merged, v_me.node, v_me.tail;
     get diagnostics v_count = row_count;
     return v_count;
+exception when others then
+    get stacked diagnostics v_state = returned_sqlstate;
+    if p_emptied is null or not syncagent._may_park(v_state) then
+        raise;
+    end if;
+    return syncagent._delete_orphans(p_relation, p_name, p_child, p_same, null, p_deep, p_merged);   -- it may not be null here
 end
 $$;
 comment on function syncagent._delete_orphans is 'of one foreign key: rows whose parent is gone go, too; deep: below rows that went so, where ON DELETE SET NULL is heeded';

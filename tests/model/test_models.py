@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.model import columns, merging, model, references, schema, siblings, txmodel, txmodel_directed, typed, unique
+from tests.model import aliases, columns, model, references, schema, siblings, txmodel, txmodel_directed, typed, unique
 
 FULL = 20_000
 
@@ -75,7 +75,7 @@ UNIQUE_BREAKS = {
     "within": (0, "false alarm"),
     "knot": (117, "false alarm"),
 }
-MERGING_BREAKS = {
+ALIASES_BREAKS = {
     "untold": (2, "comes back"),
     "dropped": (2, "a row waits"),
     "needed": (344, "a row waits"),
@@ -128,7 +128,7 @@ def test_every_broken_rule_is_tried():
     assert COLUMNS_BREAKS.keys() == columns.BREAKS.keys()
     assert SIBLINGS_BREAKS.keys() == siblings.BREAKS.keys()
     assert UNIQUE_BREAKS.keys() == unique.BREAKS.keys()
-    assert MERGING_BREAKS.keys() == merging.BREAKS.keys()
+    assert ALIASES_BREAKS.keys() == aliases.BREAKS.keys()
     assert REFERENCES_BREAKS.keys() == references.BREAKS.keys()
     assert SCHEMA_BREAKS.keys() == schema.BREAKS.keys()
     assert TYPED_BREAKS.keys() == typed.BREAKS.keys()
@@ -178,7 +178,7 @@ def test_unique_values_hold(seed: int, runs: Callable[[int, int], int]):
 
 @pytest.mark.soak
 def test_rows_that_are_merged_hold(seed: int, runs: Callable[[int, int], int]):
-    stats = played(merging, seed, runs(20, FULL))
+    stats = played(aliases, seed, runs(20, FULL))
     met = ["merged", "late", "one place", "restored", "coalesced", "relayed", "aliases dropped"]
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 
@@ -236,18 +236,18 @@ def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
 
 @pytest.mark.parametrize(("program", "rule"), [
     *((columns, rule) for rule in COLUMNS_BREAKS), *((siblings, rule) for rule in SIBLINGS_BREAKS), *((unique, rule) for rule in UNIQUE_BREAKS),
-    *((merging, rule) for rule in MERGING_BREAKS), *((references, rule) for rule in REFERENCES_BREAKS), *((schema, rule) for rule in SCHEMA_BREAKS),
+    *((aliases, rule) for rule in ALIASES_BREAKS), *((references, rule) for rule in REFERENCES_BREAKS), *((schema, rule) for rule in SCHEMA_BREAKS),
     *((typed, rule) for rule in TYPED_BREAKS),
 ], ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2])
 def test_a_rule_of_a_strategy_left_out_is_noticed(monkeypatch, program, rule: str):
-    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, unique: UNIQUE_BREAKS, merging: MERGING_BREAKS, references: REFERENCES_BREAKS, schema: SCHEMA_BREAKS, typed: TYPED_BREAKS}[program][rule]
+    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, unique: UNIQUE_BREAKS, aliases: ALIASES_BREAKS, references: REFERENCES_BREAKS, schema: SCHEMA_BREAKS, typed: TYPED_BREAKS}[program][rule]
     program.run(number, Counter(), coalesced=True)
     monkeypatch.setattr(program, "BROKEN", rule)
     with pytest.raises(AssertionError, match=what):
         program.run(number, Counter(), coalesced=True)
 
 
-@pytest.mark.parametrize("rule", ["unlogged", "within", "knot", "ignored"])
+@pytest.mark.parametrize("rule", ["unlogged", "within", "ignored"])
 def test_a_rule_of_cascades_left_out_is_noticed(monkeypatch, rule: str):
     monkeypatch.setattr(references, "BROKEN", rule)
     with pytest.raises(AssertionError):

@@ -154,7 +154,7 @@ def undo(
     dsn: DsnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a resolution back: the row becomes what it was before."""
+    """Take a resolution back: the row becomes what it was before. Or a merge: both rows live, and what followed here goes back."""
     from syncagent.storage import inspection
     from syncagent.storage.commands import site_of
 
@@ -193,6 +193,12 @@ def _show(found: dict[str, Any]) -> None:
         "loser": f"{found['loser'] or 'not known any more'}, {render.plain(found['losing_time'])}",
         "noticed": found["noticed_at"],
     }
+    if found["kind"] == "unique" and found["strategy"] == "merge":
+        facts["constraint"] = found["constraint_name"]
+        facts["merged into"] = found["other_key"]
+    elif found["strategy"] == "cascade":
+        facts["constraint"] = found["constraint_name"]
+        facts["deleted with"] = found["other_key"]
     if found["yielded"] is not None:
         facts["constraint"] = found["constraint_name"]
         facts["keeps the value"] = found["other_key"]

@@ -363,7 +363,7 @@ async def test_a_merge_that_cannot_be_is_refused_with_the_reason(sites: Sites, p
 
 @pytest.mark.soak
 async def test_random_schedules(sites: Sites, pair: Pair, seed: int, runs: Callable[[int, int], int]) -> None:
-    """As in tests/model/merging.py, on real servers."""
+    """As in tests/model/aliases.py, on real servers."""
     for number in range(seed, seed + runs(1, 100)):
         rnd = random.Random(number)
         three = await sites(CARTS, *pair, pair[0])

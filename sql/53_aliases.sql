@@ -4,7 +4,7 @@
 -- to the *winner*: writes of the site that sees the collision. Another site may hold rows that refer to the loser and never meet
 -- both. So an *alias*, loser -> winner, goes with the cut that has the delete, and is kept as long as its tombstone. Rows that refer
 -- to the loser follow it: those that are here when the delete comes, and those that come later. Of two rows that would have one
--- place with the winner then, the larger key is merged into the other, too (tests/model/merging.py).
+-- place with the winner then, the larger key is merged into the other, too (tests/model/aliases.py).
 
 create function syncagent._refer_by_key(p_table regclass)
     returns table (relation integer, name name, refers name, columns name[], named name[], moves boolean, derived boolean)
@@ -151,6 +151,7 @@ create function syncagent._follow(p_relation integer, p_parent regclass, p_name 
 declare
     v_table  syncagent.replicated;
     v_tokens jsonb := syncagent._tokens(p_relation);
+    v_state  text;
     v_key    uuid;
 begin
     select * into strict v_table from syncagent.replicated r where r.id = p_relation;
@@ -173,7 +174,15 @@ begin
     if not exists (select from pg_temp.follower) then
         return;
     elsif p_moves then
-        perform syncagent._follow_with_key(p_relation, v_tokens);
+        begin
+            perform syncagent._follow_with_key(p_relation, v_tokens);
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate;
+            if not syncagent._may_park(v_state) then
+                raise;
+            end if;
+            perform syncagent._report_stray(v_tokens, f.key) from pg_temp.follower f;
+        end;
         return;
     end if;
     perform syncagent._merge_followers(p_relation, v_tokens);

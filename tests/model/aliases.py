@@ -17,7 +17,7 @@ Random schedules over N sites, as in `unique`. Every run checks:
   no order lost   an order that nobody deleted is there, or another one has its place
   right owner     it belongs to a customer that it was given to, or whom that one was merged into
 
-Run:               python -m tests.model.merging [RUNS] [FIRST_SEED] [--coalesced]
+Run:               python -m tests.model.aliases [RUNS] [FIRST_SEED] [--coalesced]
 Negative controls: ... --break untold|dropped|needed|unlogged|cascade|newest|chain|place   (each must fail)
 """
 
