@@ -3421,7 +3421,7 @@ create function syncagent._note_astray(p_relation integer) returns void
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_tokens jsonb := syncagent._tokens(p_relation);
+    v_tokens jsonb;
     r        record;
 begin
     for r in
@@ -3430,6 +3430,7 @@ begin
         join syncagent.replicated c on c.id = x.relation
         where x.relation = p_relation and exists (select from syncagent.alias a where a.relation = p.id)
     loop
+        v_tokens := coalesce(v_tokens, syncagent._tokens(p_relation));
         execute syncagent._render($sql$
             insert into pg_temp.astray (relation, key)
             select distinct {parent}, a.loser from {stage} s join syncagent.alias a on a.relation = {parent} and a.loser = s.c{n}
@@ -3466,7 +3467,10 @@ begin
                 order by r.loser, r.winner $sql$, syncagent._tokens(v_id));
             delete from pg_temp.astray a where a.relation = v_id;
             continue when not exists (select from pg_temp.heir);
-            for r in select x.*, t.relation as parent from syncagent.replicated t cross join lateral syncagent._refer_by_key(t.relation) as x where t.id = v_id loop
+            for r in
+                select x.*, t.relation as parent from syncagent.replicated t cross join lateral syncagent._refer_by_key(t.relation) as x where t.id = v_id
+                order by cardinality(x.columns) desc, x.relation, x.name   -- one over more columns may have all of another
+            loop
                 perform syncagent._follow(r.relation, r.parent, r.name, r.refers, r.columns, r.named, r.moves);
             end loop;
         end loop;
@@ -3659,7 +3663,6 @@ begin
         update pg_temp.follower f set placed = f.key = (
             select min(o.key::text)::uuid from pg_temp.follower o where o.new_key = f.new_key)
         from gone g where g."$key" = f.key and f.new_key in (select l.key from logged l) $sql$, v_tokens);
-    get diagnostics v_count = row_count;
     execute syncagent._render('select count(*) from {table} t join pg_temp.follower f on t.{refers} = (f.image ->> {refers_literal})::uuid and {key} = f.key', v_tokens) into v_count;
     if v_count > 0 then
         raise exception 'a row of % that is to follow was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';

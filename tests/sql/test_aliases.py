@@ -156,7 +156,7 @@ async def test_a_relay_hands_the_alias_on(sites: Sites, pair: Pair) -> None:
 
 EVERYTHING = """create table customer (id uuid primary key, email text unique, name text, region int not null default 1, boss uuid references customer,
         unique (id, region));
-    create table sale (id uuid primary key, customer uuid not null, region int, what text, foreign key (customer, region) references customer (id, region) on delete cascade);
+    create table sale (id uuid primary key, customer uuid not null references customer, region int, what text, foreign key (customer, region) references customer (id, region) on delete cascade);
     create table letter (id uuid primary key, address text references customer (email), body text);
     create table cart (id uuid primary key, customer uuid references customer on delete cascade, product int, number int, unique (customer, product));
     create table line (id uuid primary key, cart uuid references cart on delete cascade, what text);
