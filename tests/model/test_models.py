@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.model import aliases, columns, model, references, schema, siblings, txmodel, txmodel_directed, typed, unique
+from tests.model import aliases, columns, merging, model, references, schema, siblings, txmodel, txmodel_directed, typed, unique
 
 FULL = 20_000
 
@@ -67,6 +67,16 @@ SIBLINGS_BREAKS = {
     "lww": (0, "resurrected or lost"),
     "stable": (0, "write was lost"),
     "mark": (0, "write was lost"),
+}
+MERGING_BREAKS = {
+    "total": (1, "write was lost"),
+    "largest": (0, "write was lost"),
+    "one": (4, "neither side tells"),
+    "union": (0, "write was lost"),
+    "revived": (0, "write was lost"),
+    "uncut": (0, "write was lost"),
+    "replaced": (11, "write was lost"),
+    "stable": (0, "write was lost"),
 }
 UNIQUE_BREAKS = {
     "unlogged": (3, "diverged"),
@@ -127,6 +137,7 @@ def test_every_broken_rule_is_tried():
     assert MODEL_BREAKS.keys() == model.BREAKS.keys()
     assert COLUMNS_BREAKS.keys() == columns.BREAKS.keys()
     assert SIBLINGS_BREAKS.keys() == siblings.BREAKS.keys()
+    assert MERGING_BREAKS.keys() == merging.BREAKS.keys()
     assert UNIQUE_BREAKS.keys() == unique.BREAKS.keys()
     assert ALIASES_BREAKS.keys() == aliases.BREAKS.keys()
     assert REFERENCES_BREAKS.keys() == references.BREAKS.keys()
@@ -166,6 +177,13 @@ def test_columns_hold(seed: int, runs: Callable[[int, int], int]):
 def test_siblings_hold(seed: int, runs: Callable[[int, int], int]):
     stats = played(siblings, seed, runs(150, FULL))
     met = ["siblings", "coalesced", "relayed", "inserted again", "lives forgotten", "tombstones collected"]
+    assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
+
+
+@pytest.mark.soak
+def test_merging_holds(seed: int, runs: Callable[[int, int], int]):
+    stats = played(merging, seed, runs(60, FULL))
+    met = ["siblings", "removed", "told by ours", "coalesced", "relayed", "inserted again", "lives forgotten", "tombstones collected"]
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 
 
@@ -236,11 +254,12 @@ def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
 
 @pytest.mark.parametrize(("program", "rule"), [
     *((columns, rule) for rule in COLUMNS_BREAKS), *((siblings, rule) for rule in SIBLINGS_BREAKS), *((unique, rule) for rule in UNIQUE_BREAKS),
-    *((aliases, rule) for rule in ALIASES_BREAKS), *((references, rule) for rule in REFERENCES_BREAKS), *((schema, rule) for rule in SCHEMA_BREAKS),
-    *((typed, rule) for rule in TYPED_BREAKS),
+    *((merging, rule) for rule in MERGING_BREAKS), *((aliases, rule) for rule in ALIASES_BREAKS),
+    *((references, rule) for rule in REFERENCES_BREAKS), *((schema, rule) for rule in SCHEMA_BREAKS), *((typed, rule) for rule in TYPED_BREAKS),
 ], ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2])
 def test_a_rule_of_a_strategy_left_out_is_noticed(monkeypatch, program, rule: str):
-    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, unique: UNIQUE_BREAKS, aliases: ALIASES_BREAKS, references: REFERENCES_BREAKS, schema: SCHEMA_BREAKS, typed: TYPED_BREAKS}[program][rule]
+    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, merging: MERGING_BREAKS, unique: UNIQUE_BREAKS, aliases: ALIASES_BREAKS,
+                    references: REFERENCES_BREAKS, schema: SCHEMA_BREAKS, typed: TYPED_BREAKS}[program][rule]
     program.run(number, Counter(), coalesced=True)
     monkeypatch.setattr(program, "BROKEN", rule)
     with pytest.raises(AssertionError, match=what):
