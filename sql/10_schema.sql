@@ -38,7 +38,8 @@ create table syncagent.replicated (
     relation    regclass not null unique,
     schema_name name not null,
     table_name  name not null,
-    strategy    text not null default 'lww' check (strategy in ('lww', 'lww-column')),
+    strategy    text not null default 'lww' check (strategy in ('lww', 'lww-column', 'merge')),
+    merges      jsonb not null default '{}',
     key_columns name[] not null,
     derived     boolean not null,
     columns     name[] not null,
@@ -54,7 +55,7 @@ create table syncagent.replicated (
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and policies are how it was attached; fills is what rows have in columns that a schema change has added, as SQL, where they come from a site before it; filling while rows get their value in such a column; agreed once the catalog has it';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket, policies and merges (of columns, where the strategy is merge) are how it was attached; fills is what rows have in columns that a schema change has added, as SQL, where they come from a site before it; filling while rows get their value in such a column; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,
@@ -77,10 +78,11 @@ create table syncagent.log (
     hlc      bigint not null,
     keys     uuid[] not null,
     odd      text[],
-    columns  name[]
+    columns  name[],
+    deltas   jsonb
 ) partition by list (((hlc >> 23) & 15));
 alter table syncagent.log alter column keys set storage external;  -- random bits: compressing them is time lost
-comment on table syncagent.log is 'one entry per captured statement: I, U or D and the keys it touched; odd carries the key columns of derived keys; columns are those that an update changed, where the strategy is by column, null if all are new';
+comment on table syncagent.log is 'one entry per captured statement: I, U or D and the keys it touched; odd carries the key columns of derived keys; columns are those that an update changed, where the strategy is by column, null if all are new; deltas what it added to those that are counters or sets';
 
 do $$
 begin

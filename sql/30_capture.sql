@@ -184,7 +184,7 @@ declare
     v_by_column boolean;
 begin
     select * into strict v_table from syncagent.replicated where id = p_id;
-    v_by_column := v_table.strategy = 'lww-column';
+    v_by_column := v_table.strategy <> 'lww';
     select format('%I.%I', n.nspname, c.relname), c.relkind = 'p' into strict v_name, v_parts
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
     v_n := cardinality(v_table.columns);
@@ -249,12 +249,17 @@ begin
         ) || case when v_by_column then jsonb_build_object(
             'entries', format('(select e.*, syncagent._registers_of(e.op, e.columns, syncagent._stamp(e.tx_hlc, p_tail), p_node, p_cut) as registers'
                               ' from pg_temp.window_entry e where e.relation = %s offset 0)', p_id),
-            'e_registers', ', e.registers', 'folded_registers', 'syncagent._joined(e.registers)',
+            'e_registers', ', e.registers', 'folded_registers', 'syncagent._joined(e.registers)', 'unfolded_registers', 'syncagent._joined(x.registers)', 'written', '_written',
+            'log_registers', 'syncagent._registers_of(l.op, l.columns, syncagent._stamp(l.tx_hlc, v_site.tail), v_site.node, null)',
+            'newer', 'array(select e.key from jsonb_each(m.theirs) as e where e.key <> '''' and coalesce((e.value ->> 0)::uuid > (m.mine -> e.key ->> 0)::uuid, true))',
+            'above', 'array(select e.key from jsonb_each(m.mine) as e where e.key <> '''' and coalesce((e.value ->> 0)::uuid > (m.waiting_registers -> e.key ->> 0)::uuid, true))',
+            'sides', '_sides', 'at_odds', '', 'strategy', '''lww-column''',
+            'join_registers', '(select syncagent._joined_registers(j.mine, j.theirs) as registers)', 'entries_of', 'jsonb_each', 'shipped_from', '', 'seen', 'null::jsonb', 'note_part', '',
             'more_typed', ', _node integer, _at bigint, _registers jsonb', 'more_names', ', _node, _at, _registers', 'more_null', ', null::integer, null::bigint, null::jsonb',
             'more_of_version', ', v.node, v.cut, v.registers', 'more_of_parked', ', p.node, p.cut, p.registers', 'more_of_staged', ', s._node, s._cut, s._registers',
             'version_node', 'coalesce(s._node, p_origin)', 'version_cut', 'case when s._node is null then s._cut else s._at end',
             'set_registers', ', registers = coalesce(s._registers, ''{}'')', 'excluded_registers', ', registers = excluded.registers',
-            'parked_registers', 's._registers', 'v_registers', ', v.registers', 'v_registers_named', ', v.registers as _registers', 'l_registers', ', l.registers as _registers', 'null_registers', ', ''{}''::jsonb',
+            'parked_registers', 's._registers', 'v_registers', ', v.registers', 'v_registers_named', ', v.registers as _registers', 'l_registers', ', l.registers as _registers', 'null_registers', ', ''{}''::jsonb', 'own_deltas', 'null::jsonb',
             -- by write, not by row: of one that was deleted its end, else each life and the columns that were written at once
             'own_versions', format('(select v.key, v.deleted %2$s, r.stamp, r.node, r.cut, r.columns from syncagent.version_%1$s v cross join lateral ('
                 'select x.stamp, x.node, x.cut, array_agg(x.name::name order by x.name) as columns from syncagent._sides(v.key, v.registers, v.deleted, v.stamp, v.node, v.cut) as x'
@@ -274,7 +279,7 @@ begin
             'entries', 'pg_temp.window_entry', 'e_registers', '', 'folded_registers', 'null::jsonb',
             'more_typed', '', 'more_names', '', 'more_null', '', 'more_of_version', '', 'more_of_parked', '', 'more_of_staged', '',
             'version_node', 'p_origin', 'version_cut', 's._cut', 'set_registers', '', 'excluded_registers', '', 'parked_registers', 'null::jsonb',
-            'v_registers', '', 'v_registers_named', '', 'own_versions', format('(select v.*, null::name[] as columns from syncagent.version_%s v)', p_id), 'l_registers', '', 'null_registers', '', 'all_stable', '')
+            'v_registers', '', 'v_registers_named', '', 'own_versions', format('(select v.*, null::name[] as columns from syncagent.version_%s v)', p_id), 'l_registers', '', 'null_registers', '', 'all_stable', '', 'own_deltas', 'null::jsonb')
         end || case when not v_table.derived then jsonb_build_object(
             'key', format('t.%I', v_table.key_columns[1]), 'pinned', '',
             't_eq_v', format('t.%I = v.key', v_table.key_columns[1]), 't_eq_f', format('t.%I = f.key', v_table.key_columns[1]),
@@ -315,7 +320,7 @@ begin
             'named', case count(k)
                 when 1 then format('(select p_key::%s as k1) as o', max(v_bases[n]) filter (where k is not null))
                 else format('(select (p_key::syncagent.key_%s).*) as o', p_id) end)
-        end
+        end || case when v_table.strategy = 'merge' then syncagent._merge_tokens(v_table) else '{}' end
         from (select u.c, u.n::integer, array_position(v_table.key_columns, u.c) as k from unnest(v_table.columns) with ordinality as u (c, n)) as u
     );
 end
@@ -536,11 +541,11 @@ create function syncagent._text(p_id integer, out version text, out functions te
     as $$
 declare
     v_tokens jsonb := syncagent._tokens(p_id);
-    v_by_column boolean := (select r.strategy = 'lww-column' from syncagent.replicated r where r.id = p_id);
+    v_by_column boolean := (select r.strategy <> 'lww' from syncagent.replicated r where r.id = p_id);
 begin
     version := syncagent._render(syncagent._version_template(), v_tokens);
     functions := syncagent._render(replace(   -- no name may end a function's body: _obstacles keeps this quote from them
-        syncagent._capture_template() || case when v_by_column then syncagent._column_capture_template() else '' end
+        syncagent._capture_template() || case (select r.strategy from syncagent.replicated r where r.id = p_id) when 'lww' then '' when 'merge' then syncagent._merge_capture_template() else syncagent._column_capture_template() end
         || case when exists (select from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id and c.relkind = 'p')
                 then syncagent._moved_template() else syncagent._key_template() end
         || syncagent._fold_template(v_by_column) || syncagent._settle_template()
@@ -590,7 +595,7 @@ declare
 begin
     select format('%I.%I', n.nspname, c.relname) into strict v_node
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
-    select c.relkind = 'p', r.strategy = 'lww-column' into strict v_partitioned, v_by_column
+    select c.relkind = 'p', r.strategy <> 'lww' into strict v_partitioned, v_by_column
     from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id;
     execute syncagent._render(syncagent._trigger_template(v_partitioned, v_by_column), syncagent._tokens(p_id) || jsonb_build_object('node', v_node));
 end
@@ -697,7 +702,7 @@ end
 $$;
 comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
 
-create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour', p_policies jsonb default '{}', p_strategy text default 'lww') returns integer
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour', p_policies jsonb default '{}', p_strategy text default 'lww', p_merges jsonb default '{}') returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -708,7 +713,7 @@ declare
     r         record;
 begin
     select string_agg(problem, '; ') as problems, string_agg(o.hint, '; ') as hints into v_problem
-    from syncagent._obstacles(p_table, p_derive) as o;
+    from (select * from syncagent._obstacles(p_table, p_derive) union all select * from syncagent._merge_obstacles(p_table, p_strategy, p_merges)) as o;
     if v_problem.problems is not null then
         raise exception 'table % cannot be attached: %', p_table, v_problem.problems
             using errcode = 'SA002', hint = coalesce(v_problem.hints, '');
@@ -722,8 +727,8 @@ begin
         lock table syncagent.merge_lock in exclusive mode;
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
-    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, policies, strategy, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, p_strategy, k.names, not k.uuid,
+    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, policies, strategy, merges, key_columns, derived, columns)
+    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, p_strategy, p_merges, k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace

@@ -35,7 +35,7 @@ create function syncagent._prepare_session() returns void
     as $$
 begin
     create temp table if not exists window_entry (
-        relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[], columns name[]);
+        relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[], columns name[], deltas jsonb);
     alter table pg_temp.window_entry alter column keys set storage external;
     create temp table if not exists stage_keys (relation integer, cut bigint, keys uuid[]);
     alter table pg_temp.stage_keys alter column keys set storage external;
@@ -52,7 +52,8 @@ begin
     create temp table if not exists joined (
         key uuid, plain boolean, entered boolean, fresh boolean, here boolean, waits boolean, above text[], inexact boolean, same boolean, newer text[],
         outcome text, my_stamp uuid, my_node integer, my_cut bigint, my_end boolean, mine jsonb,
-        their_stamp uuid, their_node integer, their_cut bigint, their_end boolean, theirs jsonb, born_node integer, born_cut bigint, twice boolean);
+        their_stamp uuid, their_node integer, their_cut bigint, their_end boolean, theirs jsonb, born_node integer, born_cut bigint, twice boolean, waiting jsonb, seen jsonb);
+    create temp table if not exists knotted (relation integer, key uuid, part integer, seen jsonb, primary key (relation, key, part));
     create temp table if not exists yielded (relation integer, key uuid, odd text, columns name[], op "char" not null default 'U', primary key (relation, key));
     create temp table if not exists astray (relation integer, key uuid);
     create temp table if not exists heir (loser uuid, winner uuid);
@@ -136,7 +137,7 @@ begin
     select * into strict v_site from syncagent.local_site;
     perform syncagent._empty('pg_temp.window_entry');
     insert into pg_temp.window_entry
-    select l.relation, l.xid, l.op, l.hlc, max(l.hlc) over (partition by l.xid), l.keys, l.odd, l.columns
+    select l.relation, l.xid, l.op, l.hlc, max(l.hlc) over (partition by l.xid), l.keys, l.odd, l.columns, l.deltas
     from syncagent.log l
     where l.xid >= v_last.xmax or l.xid = any (v_last.xip);
     get diagnostics v_count = row_count;
@@ -252,7 +253,7 @@ $sql$ || case when p_columns then $sql$
         from (
             select f.key, n.*
             from pg_temp.folded f join syncagent.version_{id} v on v.key = f.key {decode_odd} left join {table} t on {t_eq_f}
-            cross join lateral syncagent._written(v.stamp, v.node, v.cut, v.deleted, v.registers, f.registers,
+            cross join lateral syncagent.{written}(v.stamp, v.node, v.cut, v.deleted, v.registers, f.registers,
                 syncagent._stamp(f.hlc, p_tail), syncagent._stamp(f.first, p_tail), p_node, p_cut, not ({t_absent}), f.gone) as n
             where not f.implicit and (not ({t_absent}) or f.gone)
         ) as n
@@ -263,7 +264,7 @@ $sql$ || case when p_columns then $sql$
     from pg_temp.folded f {decode_odd}
     left join {table} t on {t_eq_f}
     left join syncagent.version_{id} v on v.key = f.key
-    cross join lateral syncagent._written(null, null, null, null, null, f.registers,
+    cross join lateral syncagent.{written}(null, null, null, null, null, f.registers,
         syncagent._stamp(f.hlc, p_tail), syncagent._stamp(f.first, p_tail), p_node, p_cut, not ({t_absent}), f.gone) as n
     where not f.implicit and v.key is null and (not ({t_absent}) or f.gone) and n.stamp is not null
     order by f.key;
@@ -335,7 +336,7 @@ $sql$ || case when p_columns then $sql$
     )
     select v.stamp, k.cut, v.deleted {more_of_version}, {v_columns}
     from k join syncagent.version_{id} v on v.key = k.key
-    left join {table} t on {t_eq_v} and not v.deleted
+    left join {table} t on {t_eq_v} and not v.deleted {shipped_from}
     where (v.deleted or not ({t_absent}))
       and not exists (select from syncagent.parked_row p where p.relation = {id} and p.key = v.key and p.stamp = v.stamp)
     union all

@@ -45,7 +45,7 @@ begin
     end if;
     return query
     select v_table.id, case when p_form in ('keys', 'aliases') then 'stage_' || p_form else format('stage_%s', v_table.id) end,
-           case when p_form = 'keys' then '{cut,keys}'::text[] when p_form = 'aliases' then '{cut,loser,winner}' when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] || case when v_table.strategy = 'lww-column' then '{_node,_at,_registers}'::text[] else '{}' end
+           case when p_form = 'keys' then '{cut,keys}'::text[] when p_form = 'aliases' then '{cut,loser,winner}' when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] || case when v_table.strategy <> 'lww' then '{_node,_at,_registers}'::text[] else '{}' end
                 else '{}' end
            || array(select 'c' || array_position(v_table.columns, u.c) from unnest(p_columns) with ordinality as u (c, n) order by n),
            n.nspname, c.relname, p_form in ('keys', 'aliases') or p_columns @> v_table.columns
@@ -91,6 +91,19 @@ begin
 end
 $$;
 comment on function syncagent._foretell is 'make the contexts of a batch known, before it, or another part of its knot, is merged';
+
+create function syncagent._tie(p_part integer, p_context jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if p_part = 1 then
+        perform syncagent._empty('pg_temp.knotted');
+    end if;
+    perform set_config('syncagent.knot', p_part::text, true), set_config('syncagent.context', p_context::text, true);
+end
+$$;
+comment on function syncagent._tie is 'next of a knot comes this part, the state of a site that had seen this';
 
 create function syncagent._apply_begin(p_origin integer, p_contexts jsonb, p_newest bigint, p_after bigint) returns boolean
     language plpgsql volatile

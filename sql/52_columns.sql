@@ -179,10 +179,13 @@ declare
     v_last      record := syncagent._last_cut();
     v_site      syncagent.local_site;
     v_context   jsonb := coalesce(nullif(current_setting('syncagent.context', true), '')::jsonb, '{}');
+    v_frontier  jsonb := (select coalesce(jsonb_object_agg(f.node, f.cut), '{}') from syncagent.frontier f);
+    v_part      integer := coalesce(nullif(current_setting('syncagent.knot', true), ''), '0')::integer;
     v_rows      bigint;
     v_conflicts bigint := 0;
 begin
     select * into strict v_site from syncagent.local_site;
+    {note_part}
     if not exists (select from syncagent.version_{id})
        and not exists (select from syncagent.log l
                        where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)))
@@ -193,11 +196,10 @@ begin
     end if;
     perform syncagent._empty('pg_temp.joined');
     with unfolded as materialized (
-        select k.key, syncagent._joined(x.registers) as registers, bool_or(x.op = 'D') as gone,
+        select k.key, {unfolded_registers} as registers, bool_or(x.op = 'D') as gone,
                syncagent._stamp(max(x.tx_hlc), v_site.tail) as stamp, syncagent._stamp(min(x.tx_hlc), v_site.tail) as first
         from (
-            select l.keys, l.op, l.tx_hlc,
-                   syncagent._registers_of(l.op, l.columns, syncagent._stamp(l.tx_hlc, v_site.tail), v_site.node, null) as registers
+            select l.keys, l.op, l.hlc, l.tx_hlc, {log_registers} as registers
             from (select l.*, max(l.hlc) over (partition by l.xid) as tx_hlc
                   from syncagent.log l where l.xid >= v_last.xmax or l.xid = any (v_last.xip)) as l
             where l.relation = {id} offset 0
@@ -220,14 +222,14 @@ begin
                coalesce(s._stamp, syncagent._implicit(s._key)) as their_stamp, coalesce(s._node, p_origin) as their_node,
                case when s._node is null then s._cut else s._at end as their_cut, coalesce(s._deleted, false) as their_end,
                coalesce(s._registers, '{}') as theirs,
-               s._stamp is null and v.key is null and u.key is null and t.ctid is not null as twice
+               s._stamp is null and v.key is null and u.key is null and t.ctid is not null as twice, {seen} as seen
         from {stage} s
         left join {table} t on {t_eq_s}
         left join syncagent.version_{id} v on v.key = s._key
         left join unfolded u on u.key = s._key
         left join born b on b.key = s._key
         left join syncagent.parked_row p on p.relation = {id} and p.key = s._key
-        cross join lateral syncagent._written(v.stamp, v.node, v.cut, v.deleted, v.registers,
+        cross join lateral syncagent.{written}(v.stamp, v.node, v.cut, v.deleted, v.registers,
             u.registers, u.stamp, u.first, v_site.node, null, t.ctid is not null, u.gone) as w
         where (v.key is not null or u.key is not null or t.ctid is not null)
           and (v.key is not null or u.key is not null or b.key is not null or s._stamp is null or s._stamp <= syncagent._implicit(s._key))
@@ -235,10 +237,8 @@ begin
         select m.*, syncagent._same_life(m.mine -> '', m.theirs -> '', v_context, v_site.compacted) as same,
                coalesce((m.mine -> '' ->> 0)::uuid, syncagent._implicit(m.key)) as my_life,
                coalesce((m.theirs -> '' ->> 0)::uuid, syncagent._implicit(m.key)) as their_life,
-               array(select e.key from jsonb_each(m.theirs) as e
-                     where e.key <> '' and coalesce((e.value ->> 0)::uuid > (m.mine -> e.key ->> 0)::uuid, true)) as newer,
-               case when m.waits then array(select e.key from jsonb_each(m.mine) as e   -- written here on top of a row that waits
-                     where e.key <> '' and coalesce((e.value ->> 0)::uuid > (m.waiting_registers -> e.key ->> 0)::uuid, true)) end as above
+               {newer} as newer,
+               case when m.waits then {above} end as above   -- written here on top of a row that waits
         from met m
     )
     insert into pg_temp.joined
@@ -253,7 +253,7 @@ begin
                 when l.newer = '{}' then 'mine'
                 else 'both' end,
            coalesce(l.my_stamp, syncagent._implicit(l.key)), l.my_node, l.my_cut, l.my_end, l.mine,
-           l.their_stamp, l.their_node, l.their_cut, l.their_end, l.theirs, l.born_node, l.born_cut, l.twice
+           l.their_stamp, l.their_node, l.their_cut, l.their_end, l.theirs, l.born_node, l.born_cut, l.twice, l.waiting_registers, l.seen
     from lives l
     left join {stage} s on l.twice and s._key = l.key
     cross join lateral (
@@ -274,14 +274,14 @@ begin
         select j.*, o.name, o.stamp as our_stamp, o.node as our_node, o.cut as our_cut, t.stamp as other_stamp, t.node as other_node
         from pg_temp.joined j
         cross join lateral (
-            select * from syncagent._sides(j.key, j.mine, j.my_end, j.my_stamp, j.my_node, j.my_cut)
+            select * from syncagent.{sides}(j.key, j.mine, j.my_end, j.my_stamp, j.my_node, j.my_cut)
             union all   -- an insert, as it is here, that the origin had not seen
             select '', syncagent._implicit(j.key), j.born_node, j.born_cut where j.born_node is not null and not j.my_end and not j.mine ? '') as o
-        join lateral syncagent._sides(j.key, j.theirs, j.their_end, j.their_stamp, j.their_node, j.their_cut) as t
+        join lateral syncagent.{sides}(j.key, j.theirs, j.their_end, j.their_stamp, j.their_node, j.their_cut) as t
             on case when not j.same then true
                     when j.my_end then o.name is null and t.name <> ''
                     when j.their_end then t.name is null and o.name <> ''
-                    else o.name = t.name and o.name <> '' end
+                    else o.name = t.name and o.name <> '' {at_odds} end
         left join syncagent.frontier f on f.node = t.node
         left join syncagent.context theirs on theirs.node = t.node and theirs.cut = t.cut
         left join syncagent.context ours on ours.node = o.node and ours.cut = o.cut
@@ -316,7 +316,7 @@ begin
         winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
     select distinct on (1) syncagent._conflict_id({id}, d.key, d.our_stamp, d.other_stamp), {schema_literal}, {table_literal}, d.key, {s_key_text},
            case when p_retry and not d.within then 'parked' when d.our_stamp = d.other_stamp then 'insert/insert'
-                when d.ours then k.ours || '/' || k.theirs else k.theirs || '/' || k.ours end, 'lww-column',
+                when d.ours then k.ours || '/' || k.theirs else k.theirs || '/' || k.ours end, {strategy},
            case when d.ours then d.our_stamp else d.other_stamp end, case when d.ours then d.other_stamp else d.our_stamp end,
            case when d.ours then d.our_node else d.other_node end, case when d.ours then d.other_node else d.our_node end,
            case when d.ours then i.here else i.there end, case when d.ours then i.there else i.here end
@@ -351,19 +351,19 @@ begin
     update pg_temp.stage_{id} x
     set _stamp = (m.newest ->> 0)::uuid, _deleted = false, _node = (m.newest ->> 1)::integer, _at = (m.newest ->> 2)::bigint, _registers = m.registers {combined_columns}
     from (
-        select s.ctid as tid, case when p_retry then null else j.newer end as newer, j.above, j.waits, r.registers, n.newest, {t_columns_numbered} {q_columns_numbered}
+        select s.ctid as tid, case when p_retry then null else j.newer end as newer, j.above, j.waits, r.*, n.newest, {t_columns_numbered} {q_columns_numbered}
         from pg_temp.stage_{id} s
         join pg_temp.joined j on j.key = {stage_key}
-        cross join lateral (select syncagent._joined_registers(j.mine, j.theirs)) as r (registers)
-        cross join lateral (
-            select e.value from (
-                select e.value from jsonb_each(r.registers) as e
-                union all select jsonb_build_array(j.my_stamp, j.my_node, j.my_cut) where j.my_node is not null
-                union all select jsonb_build_array(j.their_stamp, j.their_node, j.their_cut)) as e
-            order by (e.value ->> 0) collate "C" desc, e.value ->> 2 is null limit 1) as n (newest)
         left join {table} t on {t_eq_s}
         left join syncagent.parked_row p on p.relation = {id} and p.key = j.key
         cross join lateral (select (p.image::syncagent.row_{id}).*) as q
+        cross join lateral {join_registers} as r
+        cross join lateral (
+            select e.value from (
+                select e.value from {entries_of}(r.registers) as e
+                union all select jsonb_build_array(j.my_stamp, j.my_node, j.my_cut) where j.my_node is not null
+                union all select jsonb_build_array(j.their_stamp, j.their_node, j.their_cut)) as e
+            order by (e.value ->> 0) collate "C" desc, e.value ->> 2 is null limit 1) as n (newest)
         where j.outcome = 'both'
     ) as m
     where x.ctid = m.tid;

@@ -259,7 +259,7 @@ begin
             raise exception 'a row of % that is to yield was written meanwhile', v_tokens ->> 'title' using errcode = 'SA101';
         end if;
         insert into pg_temp.yielded as y (relation, key, odd, columns)
-        select distinct on (c.loser) p_relation, c.loser, c.odd, case v_table.strategy when 'lww-column' then array[r.column_name] end from pg_temp.collision c where c.due order by c.loser
+        select distinct on (c.loser) p_relation, c.loser, c.odd, case when v_table.strategy <> 'lww' then array[r.column_name] end from pg_temp.collision c where c.due order by c.loser
         on conflict (relation, key) do update set columns = y.columns || excluded.columns;
         update pg_temp.collision c set due = false where c.due;
     end loop;

@@ -191,6 +191,7 @@ declare
     v_winner   text := syncagent._site_name(v_conflict.winning_node);
     v_loser    text := syncagent._site_name(v_conflict.losing_node);
     v_loses    boolean;
+    v_columns  name[];
 begin
     if p_take in (v_winner, v_loser) and v_winner is distinct from v_loser then
         v_loses := p_take = v_loser;
@@ -200,9 +201,14 @@ begin
         raise exception '% is neither winner nor loser of conflict %', quote_literal(p_take), p_conflict
             using errcode = 'SA004', hint = format('take winner (%s) or loser (%s)', v_winner, v_loser);
     end if;
+    v_columns := syncagent._sibling_columns(v_conflict);
     if syncagent._is_merge(v_conflict) then
         raise exception 'row % was merged into row %', v_conflict.key_text, v_conflict.other_key_text
             using errcode = 'SA004', hint = format('to have both again: syncagent conflicts undo %s, or resolve %1$s --value with a value of its own', p_conflict);
+    elsif v_columns <> '{}' then   -- what was added to other columns stays
+        perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', (
+            select jsonb_object_agg(u.name, case when v_loses then v_conflict.losing_image else v_conflict.winning_image end -> u.name::text) from unnest(v_columns) as u (name)))));
+        perform syncagent._settled_columns(format('%I.%I', v_conflict.schema_name, v_conflict.table_name)::regclass, v_conflict.key_text, v_columns);
     elsif v_conflict.yielded is null then
         perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text,
             'image', case when v_loses then v_conflict.losing_image else v_conflict.winning_image end)));

@@ -27,6 +27,7 @@ create table syncagent.copied_table (
     stride      integer,
     bucket      text not null,
     strategy    text not null,
+    merges      jsonb not null default '{}',
     columns     name[] not null,
     filled      boolean not null default false,
     unique (schema_name, table_name)
@@ -86,7 +87,7 @@ begin
     from syncagent.copied_table c cross join lateral unnest(c.key_columns) with ordinality as k (name, n)
     join pg_attribute a on a.attrelid = format('%I.%I', c.schema_name, c.table_name)::regclass and a.attname = k.name
     where c.id = p_id and c.derived;
-    v_keys := coalesce(v_keys, '') || (select case c.strategy when 'lww-column' then ', registers jsonb' else '' end from syncagent.copied_table c where c.id = p_id);
+    v_keys := coalesce(v_keys, '') || (select case c.strategy when 'lww' then '' else ', registers jsonb' end from syncagent.copied_table c where c.id = p_id);
     execute format('create table syncagent.copied_version_%s (key uuid not null, stamp uuid not null, node integer not null, cut bigint,'
                    ' deleted boolean not null%s, rest boolean not null)', p_id, coalesce(v_keys, ''));
 end

@@ -71,16 +71,16 @@ begin
         -- A cut that nobody has is undone: its writes are in the log again, each with its own clock. What was first of a key decides
         -- whether it was born here.
         execute syncagent._render($sql$
-            insert into syncagent.log (xid, relation, op, hlc, keys {odd_column}, columns)
+            insert into syncagent.log (xid, relation, op, hlc, keys {odd_column}, columns, deltas)
             select (2 + $3 + dense_rank() over (order by v.stamp))::text::xid8, {id},
                    (case when v.deleted then 'D' when u.born or v.columns = '{""}' then 'I' else 'U' end)::"char",
-                   syncagent._hlc(v.stamp), array_agg(v.key) {odd_of_version}, case when v.columns <> '{""}' and not v.deleted then v.columns end
+                   syncagent._hlc(v.stamp), array_agg(v.key) {odd_of_version}, case when v.columns <> '{""}' and not v.deleted then v.columns end, {own_deltas}
             from {own_versions} v
             join (select k.key, (array_agg(c.born order by c.cut))[1] as born
                   from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
                   where c.node = $1 and c.relation = {id} and c.cut > $2 group by k.key) as u on u.key = v.key
             where v.node = $1 and v.cut > $2
-            group by v.stamp, v.deleted, u.born, v.columns
+            group by v.stamp, v.deleted, u.born, v.columns, {own_deltas}
             $sql$, syncagent._tokens(r.id)) using v_site.node, p_cut, v_kept;
         execute syncagent._render($sql$
             insert into syncagent.log (xid, relation, op, hlc, keys)

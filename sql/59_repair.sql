@@ -46,7 +46,7 @@ create function syncagent._entry_columns(p_table syncagent.replicated) returns t
     as $$
     select '{key,stamp,node,cut,deleted}'::text[]
         || case when p_table.derived then array(select format('k%s', k) from generate_subscripts(p_table.key_columns, 1) as k order by k) else '{}' end
-        || case when p_table.strategy = 'lww-column' then '{registers}'::text[] else '{}' end || '{rest}'::text[]
+        || case when p_table.strategy <> 'lww' then '{registers}'::text[] else '{}' end || '{rest}'::text[]
 $$;
 comment on function syncagent._entry_columns is 'what is sent of a table''s version entries, in this order';
 

@@ -112,7 +112,11 @@ begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict;
     select r.id into v_relation from syncagent.replicated r join pg_class c on c.oid = r.relation
     where r.schema_name = v_conflict.schema_name and r.table_name = v_conflict.table_name;
-    if not found or v_conflict.yielded is null then
+    if found and v_conflict.strategy = 'merge' and v_conflict.constraint_name is null then   -- as long as both are siblings
+        return exists (
+            select from syncagent._parts_of(syncagent._registers(v_relation, v_conflict.key)) as p
+            where p.value ->> 0 in (v_conflict.winning_stamp::text, v_conflict.losing_stamp::text) group by p.key having count(*) = 2);
+    elsif not found or v_conflict.yielded is null then
         return false;
     end if;
     execute format('select syncagent.holds_%s($1, $2)', v_relation) into v_open using v_conflict.key_text, v_conflict.yielded;
@@ -129,7 +133,7 @@ create function syncagent._forget_conflicts(p_age interval, p_most integer) retu
     as $$
     with old as (
         select c.id from syncagent.conflict_record c
-        where c.noticed_at < clock_timestamp() - p_age and not (c.yielded is not null and syncagent._open(c.id))
+        where c.noticed_at < clock_timestamp() - p_age and not ((c.yielded is not null or c.strategy = 'merge' and c.constraint_name is null) and syncagent._open(c.id))
         order by c.noticed_at limit p_most for update skip locked
     ), gone as (
         delete from syncagent.conflict_record c using old where c.id = old.id returning 1
@@ -233,9 +237,9 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        c.winning_image, c.losing_image, c.winning_stamp, c.losing_stamp,
        syncagent.stamp_time(c.winning_stamp) as winning_time, syncagent.stamp_time(c.losing_stamp) as losing_time,
        c.noticed_at, c.resolved_at, c.resolved_by::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
-       c.yielded is not null and syncagent._open(c.id) as open
+       (c.yielded is not null or c.strategy = 'merge' and c.constraint_name is null) and syncagent._open(c.id) as open
 from syncagent.conflict_record c;
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (strategy merge) the other was merged into it. Others are settled by the rule: the newer stamp has won';
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings. Others are settled by the rule: the newer stamp has won';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,
@@ -338,10 +342,10 @@ begin
             left join syncagent.frontier f on f.node = v_version.node
             left join syncagent.frontier x on x.node = m.node), 0);
         return query   -- by column, if the table's strategy is
-        select case e.key when '' then 'inserted' else format('column %s', e.key) end, syncagent._site_name((e.value ->> 1)::integer),
+        select case e.key when '' then 'inserted' else format('column %s', e.key) end, syncagent._site_name(e.node),
                syncagent.stamp_time((e.value ->> 0)::uuid), (e.value ->> 0)::uuid, (e.value ->> 2)::bigint,
                case e.key when '' then 'what was written before is of a row that was deleted' else 'its newest write' end
-        from jsonb_each(to_jsonb(v_version) -> 'registers') as e
+        from syncagent._parts_of(to_jsonb(v_version) -> 'registers') as e
         order by 4 desc, 1;
     end if;
 
@@ -458,18 +462,19 @@ begin
     execute format('grant usage on schema syncagent to %s', p_role);
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table, syncagent.schema_change,'
                    ' syncagent.typed_change, syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair, syncagent.app_version to %s', p_role);
-    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text), syncagent.version_users(name),'
+    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text), syncagent.version_users(name), syncagent.siblings(regclass, text),'
                    ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'
                    ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid), syncagent._apart(uuid, jsonb), syncagent._is_merge(syncagent.conflict_record),'
                    ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
                    ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record), syncagent._marked(text, integer, uuid),'
+                   ' syncagent.resolve_siblings(regclass, text, jsonb, text), syncagent._hold_row(regclass, text), syncagent._settled_columns(regclass, text, name[]), syncagent._sibling_columns(syncagent.conflict_record), syncagent._must_be_allowed(name, name, text),'
                    ' syncagent._key_text(jsonb, name[]), syncagent._typed_sql(integer, text, name, jsonb, jsonb, name), syncagent._watched() to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);
     end if;
 end
 $$;
-comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of(), constraints_of() and forest_of(); they show rows of attached tables';
+comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of(), siblings(), constraints_of() and forest_of(); they show rows of attached tables';
 
 revoke execute on all functions in schema syncagent from public;
 grant usage on schema syncagent to public;

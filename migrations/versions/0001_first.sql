@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 51_references.sql, 52_columns.sql, 53_aliases.sql, 53_constraints.sql, 54_resolve.sql, 55_copy.sql, 56_schema_changes.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 51_references.sql, 52_columns.sql, 52_merge.sql, 53_constraints.sql, 54_resolve.sql, 54_siblings.sql, 55_copy.sql, 56_schema_changes.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -40,7 +40,8 @@ create table syncagent.replicated (
     relation    regclass not null unique,
     schema_name name not null,
     table_name  name not null,
-    strategy    text not null default 'lww' check (strategy in ('lww', 'lww-column')),
+    strategy    text not null default 'lww' check (strategy in ('lww', 'lww-column', 'merge')),
+    merges      jsonb not null default '{}',
     key_columns name[] not null,
     derived     boolean not null,
     columns     name[] not null,
@@ -56,7 +57,7 @@ create table syncagent.replicated (
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket and policies are how it was attached; fills is what rows have in columns that a schema change has added, as SQL, where they come from a site before it; filling while rows get their value in such a column; agreed once the catalog has it';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket, policies and merges (of columns, where the strategy is merge) are how it was attached; fills is what rows have in columns that a schema change has added, as SQL, where they come from a site before it; filling while rows get their value in such a column; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,
@@ -79,10 +80,11 @@ create table syncagent.log (
     hlc      bigint not null,
     keys     uuid[] not null,
     odd      text[],
-    columns  name[]
+    columns  name[],
+    deltas   jsonb
 ) partition by list (((hlc >> 23) & 15));
 alter table syncagent.log alter column keys set storage external;  -- random bits: compressing them is time lost
-comment on table syncagent.log is 'one entry per captured statement: I, U or D and the keys it touched; odd carries the key columns of derived keys; columns are those that an update changed, where the strategy is by column, null if all are new';
+comment on table syncagent.log is 'one entry per captured statement: I, U or D and the keys it touched; odd carries the key columns of derived keys; columns are those that an update changed, where the strategy is by column, null if all are new; deltas what it added to those that are counters or sets';
 
 do $$
 begin
@@ -166,17 +168,6 @@ create table syncagent.parked_row (
 );
 comment on table syncagent.parked_row is 'rows that arrived and break a constraint here; retried after every batch';
 
-create table syncagent.alias (
-    relation integer not null,
-    loser    uuid not null,
-    winner   uuid not null,
-    node     integer not null,
-    cut      bigint,
-    primary key (relation, loser, node)
-);
-create index alias_winner on syncagent.alias (relation, winner);
-comment on table syncagent.alias is 'rows that were merged into others, by a cut of a node (null: in no cut yet), as long as their tombstones: rows that refer to the loser are given to the winner';
-
 create table syncagent.conflict_record (
     id            uuid primary key,
     schema_name   name not null,
@@ -195,7 +186,6 @@ create table syncagent.conflict_record (
     winning_image jsonb,
     losing_image  jsonb,
     yielded       jsonb,
-    followed      jsonb,
     noticed_at    timestamptz not null default clock_timestamp(),
     resolved_at   timestamptz,
     resolved_by   name,
@@ -203,7 +193,7 @@ create table syncagent.conflict_record (
 );
 create index conflict_record_key on syncagent.conflict_record (schema_name, table_name, key);
 create index conflict_record_time on syncagent.conflict_record (noticed_at);
-comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them here; writes take back what a person has resolved it by; a node that is not known any more is null';
+comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; writes take back what a person has resolved it by; a node that is not known any more is null';
 
 -- The agent and its verbs ----------------------------------------------------------------------------------
 
@@ -633,7 +623,7 @@ declare
     v_by_column boolean;
 begin
     select * into strict v_table from syncagent.replicated where id = p_id;
-    v_by_column := v_table.strategy = 'lww-column';
+    v_by_column := v_table.strategy <> 'lww';
     select format('%I.%I', n.nspname, c.relname), c.relkind = 'p' into strict v_name, v_parts
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
     v_n := cardinality(v_table.columns);
@@ -698,12 +688,17 @@ begin
         ) || case when v_by_column then jsonb_build_object(
             'entries', format('(select e.*, syncagent._registers_of(e.op, e.columns, syncagent._stamp(e.tx_hlc, p_tail), p_node, p_cut) as registers'
                               ' from pg_temp.window_entry e where e.relation = %s offset 0)', p_id),
-            'e_registers', ', e.registers', 'folded_registers', 'syncagent._joined(e.registers)',
+            'e_registers', ', e.registers', 'folded_registers', 'syncagent._joined(e.registers)', 'unfolded_registers', 'syncagent._joined(x.registers)', 'written', '_written',
+            'log_registers', 'syncagent._registers_of(l.op, l.columns, syncagent._stamp(l.tx_hlc, v_site.tail), v_site.node, null)',
+            'newer', 'array(select e.key from jsonb_each(m.theirs) as e where e.key <> '''' and coalesce((e.value ->> 0)::uuid > (m.mine -> e.key ->> 0)::uuid, true))',
+            'above', 'array(select e.key from jsonb_each(m.mine) as e where e.key <> '''' and coalesce((e.value ->> 0)::uuid > (m.waiting_registers -> e.key ->> 0)::uuid, true))',
+            'sides', '_sides', 'at_odds', '', 'strategy', '''lww-column''',
+            'join_registers', '(select syncagent._joined_registers(j.mine, j.theirs) as registers)', 'entries_of', 'jsonb_each', 'shipped_from', '', 'seen', 'null::jsonb', 'note_part', '',
             'more_typed', ', _node integer, _at bigint, _registers jsonb', 'more_names', ', _node, _at, _registers', 'more_null', ', null::integer, null::bigint, null::jsonb',
             'more_of_version', ', v.node, v.cut, v.registers', 'more_of_parked', ', p.node, p.cut, p.registers', 'more_of_staged', ', s._node, s._cut, s._registers',
             'version_node', 'coalesce(s._node, p_origin)', 'version_cut', 'case when s._node is null then s._cut else s._at end',
             'set_registers', ', registers = coalesce(s._registers, ''{}'')', 'excluded_registers', ', registers = excluded.registers',
-            'parked_registers', 's._registers', 'v_registers', ', v.registers', 'v_registers_named', ', v.registers as _registers', 'l_registers', ', l.registers as _registers', 'null_registers', ', ''{}''::jsonb',
+            'parked_registers', 's._registers', 'v_registers', ', v.registers', 'v_registers_named', ', v.registers as _registers', 'l_registers', ', l.registers as _registers', 'null_registers', ', ''{}''::jsonb', 'own_deltas', 'null::jsonb',
             -- by write, not by row: of one that was deleted its end, else each life and the columns that were written at once
             'own_versions', format('(select v.key, v.deleted %2$s, r.stamp, r.node, r.cut, r.columns from syncagent.version_%1$s v cross join lateral ('
                 'select x.stamp, x.node, x.cut, array_agg(x.name::name order by x.name) as columns from syncagent._sides(v.key, v.registers, v.deleted, v.stamp, v.node, v.cut) as x'
@@ -723,7 +718,7 @@ begin
             'entries', 'pg_temp.window_entry', 'e_registers', '', 'folded_registers', 'null::jsonb',
             'more_typed', '', 'more_names', '', 'more_null', '', 'more_of_version', '', 'more_of_parked', '', 'more_of_staged', '',
             'version_node', 'p_origin', 'version_cut', 's._cut', 'set_registers', '', 'excluded_registers', '', 'parked_registers', 'null::jsonb',
-            'v_registers', '', 'v_registers_named', '', 'own_versions', format('(select v.*, null::name[] as columns from syncagent.version_%s v)', p_id), 'l_registers', '', 'null_registers', '', 'all_stable', '')
+            'v_registers', '', 'v_registers_named', '', 'own_versions', format('(select v.*, null::name[] as columns from syncagent.version_%s v)', p_id), 'l_registers', '', 'null_registers', '', 'all_stable', '', 'own_deltas', 'null::jsonb')
         end || case when not v_table.derived then jsonb_build_object(
             'key', format('t.%I', v_table.key_columns[1]), 'pinned', '',
             't_eq_v', format('t.%I = v.key', v_table.key_columns[1]), 't_eq_f', format('t.%I = f.key', v_table.key_columns[1]),
@@ -764,7 +759,7 @@ begin
             'named', case count(k)
                 when 1 then format('(select p_key::%s as k1) as o', max(v_bases[n]) filter (where k is not null))
                 else format('(select (p_key::syncagent.key_%s).*) as o', p_id) end)
-        end
+        end || case when v_table.strategy = 'merge' then syncagent._merge_tokens(v_table) else '{}' end
         from (select u.c, u.n::integer, array_position(v_table.key_columns, u.c) as k from unnest(v_table.columns) with ordinality as u (c, n)) as u
     );
 end
@@ -985,11 +980,11 @@ create function syncagent._text(p_id integer, out version text, out functions te
     as $$
 declare
     v_tokens jsonb := syncagent._tokens(p_id);
-    v_by_column boolean := (select r.strategy = 'lww-column' from syncagent.replicated r where r.id = p_id);
+    v_by_column boolean := (select r.strategy <> 'lww' from syncagent.replicated r where r.id = p_id);
 begin
     version := syncagent._render(syncagent._version_template(), v_tokens);
     functions := syncagent._render(replace(   -- no name may end a function's body: _obstacles keeps this quote from them
-        syncagent._capture_template() || case when v_by_column then syncagent._column_capture_template() else '' end
+        syncagent._capture_template() || case (select r.strategy from syncagent.replicated r where r.id = p_id) when 'lww' then '' when 'merge' then syncagent._merge_capture_template() else syncagent._column_capture_template() end
         || case when exists (select from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id and c.relkind = 'p')
                 then syncagent._moved_template() else syncagent._key_template() end
         || syncagent._fold_template(v_by_column) || syncagent._settle_template()
@@ -1039,7 +1034,7 @@ declare
 begin
     select format('%I.%I', n.nspname, c.relname) into strict v_node
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
-    select c.relkind = 'p', r.strategy = 'lww-column' into strict v_partitioned, v_by_column
+    select c.relkind = 'p', r.strategy <> 'lww' into strict v_partitioned, v_by_column
     from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id;
     execute syncagent._render(syncagent._trigger_template(v_partitioned, v_by_column), syncagent._tokens(p_id) || jsonb_build_object('node', v_node));
 end
@@ -1146,7 +1141,7 @@ end
 $$;
 comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
 
-create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour', p_policies jsonb default '{}', p_strategy text default 'lww') returns integer
+create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour', p_policies jsonb default '{}', p_strategy text default 'lww', p_merges jsonb default '{}') returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -1157,7 +1152,7 @@ declare
     r         record;
 begin
     select string_agg(problem, '; ') as problems, string_agg(o.hint, '; ') as hints into v_problem
-    from syncagent._obstacles(p_table, p_derive) as o;
+    from (select * from syncagent._obstacles(p_table, p_derive) union all select * from syncagent._merge_obstacles(p_table, p_strategy, p_merges)) as o;
     if v_problem.problems is not null then
         raise exception 'table % cannot be attached: %', p_table, v_problem.problems
             using errcode = 'SA002', hint = coalesce(v_problem.hints, '');
@@ -1171,8 +1166,8 @@ begin
         lock table syncagent.merge_lock in exclusive mode;
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
-    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, policies, strategy, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, p_strategy, k.names, not k.uuid,
+    insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, policies, strategy, merges, key_columns, derived, columns)
+    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, p_strategy, p_merges, k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -1222,7 +1217,6 @@ begin
     delete from syncagent.cut_keys where relation = v_id;
     delete from syncagent.settling where relation = v_id;
     delete from syncagent.parked_row where relation = v_id;
-    delete from syncagent.alias where relation = v_id;
     delete from syncagent.forest where relation = v_id;
     delete from syncagent.bucket where relation = v_id;
     delete from syncagent.mark where relation = v_id;
@@ -1398,11 +1392,10 @@ create function syncagent._prepare_session() returns void
     as $$
 begin
     create temp table if not exists window_entry (
-        relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[], columns name[]);
+        relation integer, xid xid8, op "char", hlc bigint, tx_hlc bigint, keys uuid[], odd text[], columns name[], deltas jsonb);
     alter table pg_temp.window_entry alter column keys set storage external;
     create temp table if not exists stage_keys (relation integer, cut bigint, keys uuid[]);
     alter table pg_temp.stage_keys alter column keys set storage external;
-    create temp table if not exists stage_aliases (relation integer, cut bigint, loser uuid, winner uuid);
     create temp table if not exists folded (
         key uuid, hlc bigint, first bigint, implicit boolean, born boolean, gone boolean, odd text, registers jsonb);
     create temp table if not exists verdict (
@@ -1411,16 +1404,13 @@ begin
     create temp table if not exists collision (
         rule name, loser uuid, key_text text, odd text, losing_stamp uuid, losing_image jsonb, tid tid, leaf oid,
         winner uuid, winner_text text, winning_stamp uuid, winning_image jsonb, due boolean);
-    create temp table if not exists bereft (xid xid8, relation integer, key uuid, image text, odd text, deep boolean not null default false);
+    create temp table if not exists bereft (xid xid8, relation integer, key uuid, image text, odd text);
     create temp table if not exists joined (
         key uuid, plain boolean, entered boolean, fresh boolean, here boolean, waits boolean, above text[], inexact boolean, same boolean, newer text[],
         outcome text, my_stamp uuid, my_node integer, my_cut bigint, my_end boolean, mine jsonb,
-        their_stamp uuid, their_node integer, their_cut bigint, their_end boolean, theirs jsonb, born_node integer, born_cut bigint, twice boolean);
-    create temp table if not exists yielded (relation integer, key uuid, odd text, columns name[], op "char" not null default 'U', primary key (relation, key));
-    create temp table if not exists astray (relation integer, key uuid);
-    create temp table if not exists heir (loser uuid, winner uuid);
-    create temp table if not exists follower (
-        key uuid, odd text, key_text text, image jsonb, tid tid, leaf oid, loser uuid, winner uuid, new_key uuid, new_text text, placed boolean not null default false);
+        their_stamp uuid, their_node integer, their_cut bigint, their_end boolean, theirs jsonb, born_node integer, born_cut bigint, twice boolean, waiting jsonb, seen jsonb);
+    create temp table if not exists knotted (relation integer, key uuid, part integer, seen jsonb, primary key (relation, key, part));
+    create temp table if not exists yielded (relation integer, key uuid, odd text, columns name[], primary key (relation, key));
 end
 $$;
 comment on function syncagent._prepare_session is 'work tables of one session of the agent';
@@ -1499,7 +1489,7 @@ begin
     select * into strict v_site from syncagent.local_site;
     perform syncagent._empty('pg_temp.window_entry');
     insert into pg_temp.window_entry
-    select l.relation, l.xid, l.op, l.hlc, max(l.hlc) over (partition by l.xid), l.keys, l.odd, l.columns
+    select l.relation, l.xid, l.op, l.hlc, max(l.hlc) over (partition by l.xid), l.keys, l.odd, l.columns, l.deltas
     from syncagent.log l
     where l.xid >= v_last.xmax or l.xid = any (v_last.xip);
     get diagnostics v_count = row_count;
@@ -1536,7 +1526,6 @@ begin
     insert into syncagent.context (node, cut, context, newest) values (v_site.node, v_number, v_context, v_newest);
     insert into syncagent.cut (number, id, previous, taken, rows)
         values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows);
-    update syncagent.alias a set cut = v_number where a.cut is null;   -- the deletes that they go with are in this cut
     return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling);
 end
 $$;
@@ -1615,7 +1604,7 @@ $sql$ || case when p_columns then $sql$
         from (
             select f.key, n.*
             from pg_temp.folded f join syncagent.version_{id} v on v.key = f.key {decode_odd} left join {table} t on {t_eq_f}
-            cross join lateral syncagent._written(v.stamp, v.node, v.cut, v.deleted, v.registers, f.registers,
+            cross join lateral syncagent.{written}(v.stamp, v.node, v.cut, v.deleted, v.registers, f.registers,
                 syncagent._stamp(f.hlc, p_tail), syncagent._stamp(f.first, p_tail), p_node, p_cut, not ({t_absent}), f.gone) as n
             where not f.implicit and (not ({t_absent}) or f.gone)
         ) as n
@@ -1626,7 +1615,7 @@ $sql$ || case when p_columns then $sql$
     from pg_temp.folded f {decode_odd}
     left join {table} t on {t_eq_f}
     left join syncagent.version_{id} v on v.key = f.key
-    cross join lateral syncagent._written(null, null, null, null, null, f.registers,
+    cross join lateral syncagent.{written}(null, null, null, null, null, f.registers,
         syncagent._stamp(f.hlc, p_tail), syncagent._stamp(f.first, p_tail), p_node, p_cut, not ({t_absent}), f.gone) as n
     where not f.implicit and v.key is null and (not ({t_absent}) or f.gone) and n.stamp is not null
     order by f.key;
@@ -1698,7 +1687,7 @@ $sql$ || case when p_columns then $sql$
     )
     select v.stamp, k.cut, v.deleted {more_of_version}, {v_columns}
     from k join syncagent.version_{id} v on v.key = k.key
-    left join {table} t on {t_eq_v} and not v.deleted
+    left join {table} t on {t_eq_v} and not v.deleted {shipped_from}
     where (v.deleted or not ({t_absent}))
       and not exists (select from syncagent.parked_row p where p.relation = {id} and p.key = v.key and p.stamp = v.stamp)
     union all
@@ -1763,9 +1752,7 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
     set search_path = pg_catalog, pg_temp
     as $$
     select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
-           case f.form when 'aliases'
-                then format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
-                else format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node) end
+           format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node)
     from syncagent.replicated r join pg_class t on t.oid = r.relation
     cross join lateral (
         select count(*) filter (where c.implicit) > 0 as implicit,
@@ -1777,8 +1764,7 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
     cross join lateral (values
         ('keys', 'keys', p_plain and k.implicit and syncagent._relays(p_node)),
         ('plain', 'plain', p_plain and k.implicit), ('exact', 'exact', p_plain and k.stamped),
-        ('exact', 'whole', not p_plain and (k.implicit or k.stamped)),
-        ('aliases', null, exists (select from syncagent.alias a where a.relation = r.id and a.node = p_node and a.cut > p_after and a.cut <= p_upto))) as f (form, function, wanted)
+        ('exact', 'whole', not p_plain and (k.implicit or k.stamped))) as f (form, function, wanted)
     where f.wanted
     order by r.id, f.form desc
 $$;
@@ -1911,11 +1897,6 @@ begin
         execute format('select syncagent.compact_%s($1, $2, $3)', r.id) into v_count using p_limit, v_oldest, v_stable;
         v_dropped := v_dropped + v_count;
         v_full := v_full or v_count >= p_limit;
-    end loop;
-    for r in select distinct a.relation as id from syncagent.alias a loop   -- with its tombstone, unless another one leads to it
-        execute format('delete from syncagent.alias a where a.relation = %1$s and a.cut is not null'
-                       ' and not exists (select from syncagent.version_%1$s v where v.key = a.loser and v.deleted)'
-                       ' and not exists (select from syncagent.alias b where b.relation = a.relation and b.winner = a.loser)', r.id);
     end loop;
     if not v_full then
         delete from syncagent.context c using syncagent._stable() s
@@ -2142,7 +2123,7 @@ begin
         raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
     end if;
-    if p_form not in ('keys', 'aliases') and not syncagent._fits(v_table, p_columns) then
+    if p_form <> 'keys' and not syncagent._fits(v_table, p_columns) then
         raise exception 'table %.% has other columns here than at the origin', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104',
                   detail = format('here: %s; there: %s', array_to_string(v_table.columns, ', '), array_to_string(p_columns, ', ')),
@@ -2152,11 +2133,11 @@ begin
         perform syncagent._fit_stage(v_table, p_columns);
     end if;
     return query
-    select v_table.id, case when p_form in ('keys', 'aliases') then 'stage_' || p_form else format('stage_%s', v_table.id) end,
-           case when p_form = 'keys' then '{cut,keys}'::text[] when p_form = 'aliases' then '{cut,loser,winner}' when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] || case when v_table.strategy = 'lww-column' then '{_node,_at,_registers}'::text[] else '{}' end
+    select v_table.id, format('stage_%s', v_table.id),
+           case when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] || case when v_table.strategy <> 'lww' then '{_node,_at,_registers}'::text[] else '{}' end
                 else '{}' end
            || array(select 'c' || array_position(v_table.columns, u.c) from unnest(p_columns) with ordinality as u (c, n) order by n),
-           n.nspname, c.relname, p_form in ('keys', 'aliases') or p_columns @> v_table.columns
+           n.nspname, c.relname, p_form = 'keys' or p_columns @> v_table.columns
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
 end
 $$;
@@ -2173,9 +2154,6 @@ begin
     execute format('select not exists (select from syncagent.version_%s)', p_relation) into v_free;
     return v_free and not exists (select from syncagent.stride x where x.relation = p_relation)
         and not (select syncagent._deferrable(r.relation) from syncagent.replicated r where r.id = p_relation)
-        and not exists (   -- whom one of them refers to may have been merged away
-            select from syncagent.replicated r join pg_constraint f on f.conrelid = r.relation and f.contype = 'f'
-            join syncagent.replicated p on p.relation = f.confrelid join syncagent.alias a on a.relation = p.id where r.id = p_relation)
         -- what the forest may have sealed must be marked, and only what is staged is
         and not exists (select from syncagent.forest f where f.relation = p_relation
                         and (p_lowest < syncagent._first_key(f.horizon * syncagent._width(f.bucket, true), true)) is not false)
@@ -2199,6 +2177,19 @@ begin
 end
 $$;
 comment on function syncagent._foretell is 'make the contexts of a batch known, before it, or another part of its knot, is merged';
+
+create function syncagent._tie(p_part integer, p_context jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if p_part = 1 then
+        perform syncagent._empty('pg_temp.knotted');
+    end if;
+    perform set_config('syncagent.knot', p_part::text, true), set_config('syncagent.context', p_context::text, true);
+end
+$$;
+comment on function syncagent._tie is 'next of a knot comes this part, the state of a site that had seen this';
 
 create function syncagent._apply_begin(p_origin integer, p_contexts jsonb, p_newest bigint, p_after bigint) returns boolean
     language plpgsql volatile
@@ -2260,9 +2251,6 @@ declare
     v_id integer;
     v_seen pg_snapshot;
 begin
-    if exists (select from pg_temp.stage_aliases) then
-        perform syncagent._take_aliases(p_origin);
-    end if;
     foreach v_id in array p_relations loop
         perform syncagent._empty('pg_temp.verdict');
         if p_locked then
@@ -2280,14 +2268,11 @@ begin
         if p_record then
             execute format('select syncagent.record_%s($1, $2)', v_id) using p_origin, p_after;
         end if;
-        if exists (select from syncagent.alias) then
-            perform syncagent._note_astray(v_id);
-        end if;
         v_taken := v_taken + v_count;
-        v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null and d.kind = 'parked');
+        v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
     end loop;
     if p_settle then
-        perform syncagent._bring_together();
+        perform syncagent._restore_parents();
     end if;
     v_conflicts := v_conflicts + syncagent._log_yielded();
     return query select v_taken, v_conflicts, v_parked;
@@ -2683,7 +2668,7 @@ begin
            (select (x.*)::text from (select {stage_as_table}) as x), {parked_registers}, (select to_jsonb(x.*) from (select {stage_as_table}) as x),
            d.sqlstate, d.reason
     from pg_temp.verdict d join {stage} s on s._key = d.key
-    where d.reason is not null and d.kind = 'parked'
+    where d.reason is not null
     on conflict (relation, key) do update
         set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, registers = excluded.registers, shown = excluded.shown,
             sqlstate = excluded.sqlstate, reason = excluded.reason;
@@ -2697,11 +2682,10 @@ $sql$ $template$;
 -- Foreign keys are not checked while rows are applied. Where a delete comes in and a row that refers to the deleted one is here,
 -- and stays once all of the batch, or knot, is there, the deleted row is written again as it was: a write of this site, newer
 -- than the delete. Who made the referring row always sees that: it was there first, or its own constraint had refused it. Others may
--- see it, too, and write the same (tests/model/references.py shows what each of these rules prevents). Or the rows that refer to it go,
--- too, and all that refers to them (the policy `cascade`).
+-- see it, too, and write the same (tests/model/references.py shows what each of these rules prevents).
 
 create function syncagent._references(p_relation integer)
-    returns table (name name, relation integer, policy text, refers text, same text, emptied text)
+    returns table (name name, relation integer, policy text, refers text)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
@@ -2710,26 +2694,20 @@ create function syncagent._references(p_relation integer)
            format('exists (select from (select t.*, %s as "$key" from %I.%I t) as c where %s'
                   ' and not exists (select from syncagent.parked_row p where p.relation = %s and p.key = c."$key"))',
                   syncagent._tokens(r.id) ->> 'key', n.nspname, c.relname,
-                  k.same, r.id),
-           k.mine, case when f.confdeltype = 'n' and not k.given then k.emptied end
+                  (select string_agg(format('t.%I operator(%I.%s) c.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k)
+                   from generate_series(1, cardinality(f.conkey)) k
+                   join pg_attribute p on p.attrelid = f.confrelid and p.attnum = f.confkey[k]
+                   join pg_attribute a on a.attrelid = f.conrelid and a.attnum = f.conkey[k]
+                   join pg_operator o on o.oid = f.conpfeqop[k] join pg_namespace s on s.oid = o.oprnamespace), r.id)
     from syncagent.replicated t
     join pg_constraint f on f.confrelid = t.relation and f.contype = 'f' and f.conparentid = 0
     join syncagent.replicated r on r.relation = f.conrelid   -- rows of one site alone hold nobody's parent
     join pg_class c on c.oid = f.conrelid join pg_namespace n on n.oid = c.relnamespace
-    cross join lateral (
-        select string_agg(format('t.%I operator(%I.%s) c.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k) as same,
-               string_agg(format('p.%I operator(%I.%s) t.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k) as mine,
-               string_agg(format('%I = null', a.attname), ', ' order by k) as emptied, bool_or(a.attnotnull) as given
-        from generate_series(1, cardinality(f.conkey)) k
-        join pg_attribute p on p.attrelid = f.confrelid and p.attnum = f.confkey[k]
-        join pg_attribute a on a.attrelid = f.conrelid and a.attnum = f.conkey[k]
-        join pg_operator o on o.oid = f.conpfeqop[k] join pg_namespace s on s.oid = o.oprnamespace
-    ) as k
     where t.id = p_relation
       and not exists (select from pg_attribute p where p.attrelid = f.confrelid and p.attnum = any (f.confkey) and p.attname <> all (t.columns))
     order by f.conname, r.id
 $$;
-comment on function syncagent._references is 'foreign keys of attached tables that refer to one of them: what is done about a row whose parent was deleted, whether a row t has such rows, whether t is one of a row p, and what is written where an ON DELETE SET NULL would be';
+comment on function syncagent._references is 'foreign keys of attached tables that refer to one of them: what is done about a row whose parent was deleted, and whether a row t has such rows';
 
 create function syncagent._referred(p_relation integer) returns boolean
     language sql stable
@@ -2758,112 +2736,37 @@ end
 $$;
 $sql$ $template$;
 
-create function syncagent._bring_together() returns void
+create function syncagent._restore_parents() returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    r record;
+    v_more boolean := true;
+    r      record;
 begin
-    if not exists (select from pg_temp.bereft) and not exists (select from pg_temp.astray) then
+    if not exists (select from pg_temp.bereft) then
         return;
     end if;
     delete from pg_temp.bereft b where b.xid <> pg_current_xact_id() or (select s.joining from syncagent.local_site s);
-    delete from pg_temp.astray a where (select s.joining from syncagent.local_site s);
     for r in select distinct b.relation from pg_temp.bereft b loop   -- a later part of a knot has brought it back
         execute syncagent._render($sql$
             delete from pg_temp.bereft b using (select {key} as key from {table} t, pg_temp.bereft x, lateral {row} as p where x.relation = {id} and {same}) as k
             where b.relation = {id} and b.key = k.key $sql$, syncagent._bereft_tokens(r.relation));
     end loop;
-    loop   -- who comes back may have a parent, too, or be whom others wait for
-        insert into pg_temp.astray (relation, key)
-        select b.relation, b.key from pg_temp.bereft b where exists (select from syncagent.alias a where a.relation = b.relation and a.loser = b.key);
-        perform syncagent._follow_winners();
-        exit when not syncagent._restore_parents();
+    while v_more loop   -- who comes back may have a parent, too
+        v_more := false;
+        for r in
+            select b.relation, x.name, x.policy, x.refers
+            from (select distinct b.relation from pg_temp.bereft b) as b cross join lateral syncagent._references(b.relation) as x
+            order by x.policy = 'report', b.relation, x.name
+        loop
+            v_more := syncagent._restore(r.relation, r.name, r.policy, r.refers) > 0 or v_more;
+        end loop;
     end loop;
     perform syncagent._empty('pg_temp.bereft');
 end
 $$;
-comment on function syncagent._bring_together is 'once all is there that comes at once: rows that refer to somebody who was merged away follow, and rows that were deleted, and to which others refer, are written again';
-
-create function syncagent._restore_parents() returns boolean
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_merged boolean;
-    v_more   boolean := false;
-    r        record;
-begin
-    foreach v_merged in array array[false, true] loop   -- those who were merged away last: they may have somebody to follow then
-        exit when v_more;
-        for r in
-            select b.relation, x.name, x.policy, x.refers, x.relation as child, x.same, x.emptied
-            from (select distinct b.relation from pg_temp.bereft b) as b cross join lateral syncagent._references(b.relation) as x
-            order by array_position('{restore-parent,cascade,report}', x.policy), b.relation, x.name
-        loop
-            v_more := syncagent._delete_orphans(r.relation, r.name, r.child, r.same, r.emptied, true, v_merged) > 0 or v_more;
-            v_more := case r.policy when 'cascade' then syncagent._delete_orphans(r.relation, r.name, r.child, r.same, null, false, v_merged)
-                                    else syncagent._restore(r.relation, r.name, r.policy, r.refers, v_merged) end > 0 or v_more;
-        end loop;
-    end loop;
-    return v_more;
-end
-$$;
-comment on function syncagent._restore_parents is 'write rows again that were deleted by what has just been merged, and that rows which stay refer to, or delete those; whether there were any';
-
-create function syncagent._delete_orphans(p_relation integer, p_name name, p_child integer, p_same text, p_emptied text, p_deep boolean, p_merged boolean) returns bigint
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_tokens jsonb := syncagent._tokens(p_child);
-    v_parent jsonb := syncagent._bereft_tokens(p_relation);
-    v_me     syncagent.local_site;
-    v_count  bigint;
-    v_state  text;
-begin
-    if p_deep and not exists (select from pg_temp.bereft b where b.relation = p_relation and b.deep) then
-        return 0;
-    end if;
-    select * into strict v_me from syncagent.local_site;
-    execute syncagent._render($sql$
-        with orphan as (
-            {act} (select x.key as "$parent", q.* from pg_temp.bereft x cross join lateral {row} as q
-                   where x.relation = {parent} and x.deep = $1 and exists (select from syncagent.alias a where a.relation = {parent} and a.loser = x.key) = $2) as p
-            where {same} and not exists (select from syncagent.parked_row w where w.relation = {id} and w.key = {key})
-            returning {key} as key, {t_key_text} as key_text, to_jsonb(t.*) as image, row({t_columns})::text as line, p."$parent" as parent {odd_value}
-        ), told as (
-            insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
-                winning_stamp, losing_stamp, winning_node, losing_node, losing_image)
-            select syncagent._name_uuid(format('%s %s %s %s', {title}, o.key, o.stamp, 'foreign key')), {schema_literal}, {table_literal}, o.key, o.key_text,
-                   'foreign key', 'cascade', {name}, o.parent, o.parent::text, syncagent._stamp(syncagent._tick(), $4), o.stamp, $3, o.node, o.image
-            from (select o.*, coalesce(v.stamp, syncagent._implicit(o.key)) as stamp, v.node
-                  from orphan o left join syncagent.version_{id} v on v.key = o.key) as o
-            where {gone}
-            on conflict (id) do nothing
-        ), deeper as (
-            insert into pg_temp.bereft (xid, relation, key, image, odd, deep)
-            select pg_current_xact_id(), {id}, o.key, o.line, o.odd, true from orphan o where {gone}
-        )
-        insert into pg_temp.yielded (relation, key, odd, op)
-        select distinct on (o.key) {id}, o.key, o.odd, case when {gone} then 'D' else 'U' end::"char" from orphan o
-        on conflict (relation, key) do update set op = excluded.op, columns = null $sql$,
-        v_tokens || jsonb_build_object('parent', p_relation, 'row', v_parent ->> 'row', 'same', p_same, 'name', quote_literal(p_name) || '::name',
-            'act', syncagent._render(case when p_emptied is null then 'delete from {table} t using' else 'update {table} t set ' || p_emptied || ' from' end, v_tokens),
-            'gone', (p_emptied is null)::text, 'odd_value', coalesce(nullif(v_tokens ->> 'odd_value', ''), ', null::text as odd')))
-        using p_deep, p_merged, v_me.node, v_me.tail;
-    get diagnostics v_count = row_count;
-    return v_count;
-exception when others then
-    get stacked diagnostics v_state = returned_sqlstate;
-    if p_emptied is null or not syncagent._may_park(v_state) then
-        raise;
-    end if;
-    return syncagent._delete_orphans(p_relation, p_name, p_child, p_same, null, p_deep, p_merged);   -- it may not be null here
-end
-$$;
-comment on function syncagent._delete_orphans is 'of one foreign key: rows whose parent is gone go, too; deep: below rows that went so, where ON DELETE SET NULL is heeded';
+comment on function syncagent._restore_parents is 'write rows again that were deleted by what has just been merged, and that rows which stay refer to';
 
 create function syncagent._bereft_tokens(p_relation integer) returns jsonb
     language sql stable
@@ -2877,7 +2780,7 @@ create function syncagent._bereft_tokens(p_relation integer) returns jsonb
 $$;
 comment on function syncagent._bereft_tokens is 'tokens of a table, with the row that is kept of a deleted one';
 
-create function syncagent._restore(p_relation integer, p_name name, p_policy text, p_refers text, p_merged boolean) returns bigint
+create function syncagent._restore(p_relation integer, p_name name, p_policy text, p_refers text) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -2888,19 +2791,15 @@ declare
     v_me     syncagent.local_site;
     v_keys   uuid[];
     v_back   uuid[] := '{}';
-    v_merged uuid[] := '{}';
     v_key    uuid;
 begin
     select * into strict v_me from syncagent.local_site;
     execute syncagent._render($sql$
-        select array_agg(x.key) from pg_temp.bereft x cross join lateral {row} as t where x.relation = {id} and not x.deep and {refers}
-          and exists (select from syncagent.alias a where a.relation = {id} and a.loser = x.key) = $1 $sql$, v_tokens) into v_keys using p_merged;
+        select array_agg(x.key) from pg_temp.bereft x cross join lateral {row} as t where x.relation = {id} and {refers} $sql$, v_tokens) into v_keys;
     if v_keys is null then
         return 0;
     end if;
     if p_policy <> 'report' then
-        v_merged := syncagent._merge_restored(p_relation, v_keys);   -- somebody else has a value of theirs by now
-        v_keys := array(select k from unnest(v_keys) as k where k <> all (v_merged));
         if syncagent._put_back(p_relation, v_keys, v_tokens) then
             v_back := v_keys;
         else   -- a constraint of this site refuses one by now: of that one the conflict says that it is missed
@@ -2927,8 +2826,8 @@ begin
     insert into pg_temp.yielded (relation, key, odd)
     select b.relation, b.key, b.odd from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_back)
     on conflict (relation, key) do update set columns = null;   -- it is all new
-    delete from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_keys || v_merged);
-    return cardinality(v_back || v_merged);
+    delete from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_keys);
+    return cardinality(v_back);
 end
 $$;
 comment on function syncagent._restore is 'of one foreign key: put parents back, or report them; returns how many came back';
@@ -3136,10 +3035,13 @@ declare
     v_last      record := syncagent._last_cut();
     v_site      syncagent.local_site;
     v_context   jsonb := coalesce(nullif(current_setting('syncagent.context', true), '')::jsonb, '{}');
+    v_frontier  jsonb := (select coalesce(jsonb_object_agg(f.node, f.cut), '{}') from syncagent.frontier f);
+    v_part      integer := coalesce(nullif(current_setting('syncagent.knot', true), ''), '0')::integer;
     v_rows      bigint;
     v_conflicts bigint := 0;
 begin
     select * into strict v_site from syncagent.local_site;
+    {note_part}
     if not exists (select from syncagent.version_{id})
        and not exists (select from syncagent.log l
                        where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)))
@@ -3150,11 +3052,10 @@ begin
     end if;
     perform syncagent._empty('pg_temp.joined');
     with unfolded as materialized (
-        select k.key, syncagent._joined(x.registers) as registers, bool_or(x.op = 'D') as gone,
+        select k.key, {unfolded_registers} as registers, bool_or(x.op = 'D') as gone,
                syncagent._stamp(max(x.tx_hlc), v_site.tail) as stamp, syncagent._stamp(min(x.tx_hlc), v_site.tail) as first
         from (
-            select l.keys, l.op, l.tx_hlc,
-                   syncagent._registers_of(l.op, l.columns, syncagent._stamp(l.tx_hlc, v_site.tail), v_site.node, null) as registers
+            select l.keys, l.op, l.hlc, l.tx_hlc, {log_registers} as registers
             from (select l.*, max(l.hlc) over (partition by l.xid) as tx_hlc
                   from syncagent.log l where l.xid >= v_last.xmax or l.xid = any (v_last.xip)) as l
             where l.relation = {id} offset 0
@@ -3177,14 +3078,14 @@ begin
                coalesce(s._stamp, syncagent._implicit(s._key)) as their_stamp, coalesce(s._node, p_origin) as their_node,
                case when s._node is null then s._cut else s._at end as their_cut, coalesce(s._deleted, false) as their_end,
                coalesce(s._registers, '{}') as theirs,
-               s._stamp is null and v.key is null and u.key is null and t.ctid is not null as twice
+               s._stamp is null and v.key is null and u.key is null and t.ctid is not null as twice, {seen} as seen
         from {stage} s
         left join {table} t on {t_eq_s}
         left join syncagent.version_{id} v on v.key = s._key
         left join unfolded u on u.key = s._key
         left join born b on b.key = s._key
         left join syncagent.parked_row p on p.relation = {id} and p.key = s._key
-        cross join lateral syncagent._written(v.stamp, v.node, v.cut, v.deleted, v.registers,
+        cross join lateral syncagent.{written}(v.stamp, v.node, v.cut, v.deleted, v.registers,
             u.registers, u.stamp, u.first, v_site.node, null, t.ctid is not null, u.gone) as w
         where (v.key is not null or u.key is not null or t.ctid is not null)
           and (v.key is not null or u.key is not null or b.key is not null or s._stamp is null or s._stamp <= syncagent._implicit(s._key))
@@ -3192,10 +3093,8 @@ begin
         select m.*, syncagent._same_life(m.mine -> '', m.theirs -> '', v_context, v_site.compacted) as same,
                coalesce((m.mine -> '' ->> 0)::uuid, syncagent._implicit(m.key)) as my_life,
                coalesce((m.theirs -> '' ->> 0)::uuid, syncagent._implicit(m.key)) as their_life,
-               array(select e.key from jsonb_each(m.theirs) as e
-                     where e.key <> '' and coalesce((e.value ->> 0)::uuid > (m.mine -> e.key ->> 0)::uuid, true)) as newer,
-               case when m.waits then array(select e.key from jsonb_each(m.mine) as e   -- written here on top of a row that waits
-                     where e.key <> '' and coalesce((e.value ->> 0)::uuid > (m.waiting_registers -> e.key ->> 0)::uuid, true)) end as above
+               {newer} as newer,
+               case when m.waits then {above} end as above   -- written here on top of a row that waits
         from met m
     )
     insert into pg_temp.joined
@@ -3210,7 +3109,7 @@ begin
                 when l.newer = '{}' then 'mine'
                 else 'both' end,
            coalesce(l.my_stamp, syncagent._implicit(l.key)), l.my_node, l.my_cut, l.my_end, l.mine,
-           l.their_stamp, l.their_node, l.their_cut, l.their_end, l.theirs, l.born_node, l.born_cut, l.twice
+           l.their_stamp, l.their_node, l.their_cut, l.their_end, l.theirs, l.born_node, l.born_cut, l.twice, l.waiting_registers, l.seen
     from lives l
     left join {stage} s on l.twice and s._key = l.key
     cross join lateral (
@@ -3231,14 +3130,14 @@ begin
         select j.*, o.name, o.stamp as our_stamp, o.node as our_node, o.cut as our_cut, t.stamp as other_stamp, t.node as other_node
         from pg_temp.joined j
         cross join lateral (
-            select * from syncagent._sides(j.key, j.mine, j.my_end, j.my_stamp, j.my_node, j.my_cut)
+            select * from syncagent.{sides}(j.key, j.mine, j.my_end, j.my_stamp, j.my_node, j.my_cut)
             union all   -- an insert, as it is here, that the origin had not seen
             select '', syncagent._implicit(j.key), j.born_node, j.born_cut where j.born_node is not null and not j.my_end and not j.mine ? '') as o
-        join lateral syncagent._sides(j.key, j.theirs, j.their_end, j.their_stamp, j.their_node, j.their_cut) as t
+        join lateral syncagent.{sides}(j.key, j.theirs, j.their_end, j.their_stamp, j.their_node, j.their_cut) as t
             on case when not j.same then true
                     when j.my_end then o.name is null and t.name <> ''
                     when j.their_end then t.name is null and o.name <> ''
-                    else o.name = t.name and o.name <> '' end
+                    else o.name = t.name and o.name <> '' {at_odds} end
         left join syncagent.frontier f on f.node = t.node
         left join syncagent.context theirs on theirs.node = t.node and theirs.cut = t.cut
         left join syncagent.context ours on ours.node = o.node and ours.cut = o.cut
@@ -3273,7 +3172,7 @@ begin
         winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
     select distinct on (1) syncagent._conflict_id({id}, d.key, d.our_stamp, d.other_stamp), {schema_literal}, {table_literal}, d.key, {s_key_text},
            case when p_retry and not d.within then 'parked' when d.our_stamp = d.other_stamp then 'insert/insert'
-                when d.ours then k.ours || '/' || k.theirs else k.theirs || '/' || k.ours end, 'lww-column',
+                when d.ours then k.ours || '/' || k.theirs else k.theirs || '/' || k.ours end, {strategy},
            case when d.ours then d.our_stamp else d.other_stamp end, case when d.ours then d.other_stamp else d.our_stamp end,
            case when d.ours then d.our_node else d.other_node end, case when d.ours then d.other_node else d.our_node end,
            case when d.ours then i.here else i.there end, case when d.ours then i.there else i.here end
@@ -3308,19 +3207,19 @@ begin
     update pg_temp.stage_{id} x
     set _stamp = (m.newest ->> 0)::uuid, _deleted = false, _node = (m.newest ->> 1)::integer, _at = (m.newest ->> 2)::bigint, _registers = m.registers {combined_columns}
     from (
-        select s.ctid as tid, case when p_retry then null else j.newer end as newer, j.above, j.waits, r.registers, n.newest, {t_columns_numbered} {q_columns_numbered}
+        select s.ctid as tid, case when p_retry then null else j.newer end as newer, j.above, j.waits, r.*, n.newest, {t_columns_numbered} {q_columns_numbered}
         from pg_temp.stage_{id} s
         join pg_temp.joined j on j.key = {stage_key}
-        cross join lateral (select syncagent._joined_registers(j.mine, j.theirs)) as r (registers)
-        cross join lateral (
-            select e.value from (
-                select e.value from jsonb_each(r.registers) as e
-                union all select jsonb_build_array(j.my_stamp, j.my_node, j.my_cut) where j.my_node is not null
-                union all select jsonb_build_array(j.their_stamp, j.their_node, j.their_cut)) as e
-            order by (e.value ->> 0) collate "C" desc, e.value ->> 2 is null limit 1) as n (newest)
         left join {table} t on {t_eq_s}
         left join syncagent.parked_row p on p.relation = {id} and p.key = j.key
         cross join lateral (select (p.image::syncagent.row_{id}).*) as q
+        cross join lateral {join_registers} as r
+        cross join lateral (
+            select e.value from (
+                select e.value from {entries_of}(r.registers) as e
+                union all select jsonb_build_array(j.my_stamp, j.my_node, j.my_cut) where j.my_node is not null
+                union all select jsonb_build_array(j.their_stamp, j.their_node, j.their_cut)) as e
+            order by (e.value ->> 0) collate "C" desc, e.value ->> 2 is null limit 1) as n (newest)
         where j.outcome = 'both'
     ) as m
     where x.ctid = m.tid;
@@ -3329,407 +3228,660 @@ end
 $$;
 $sql$ $template$;
 
--- What applying can run into: two rows with one value that are to become one, the policy `merge` of a unique constraint.
+-- Strategy `merge`: by column (52_columns), and what two sites write at once in one column is not decided, but joined.
 --
--- Of two rows that collide (53_constraints) the one of the larger key, the *loser*, is deleted, and rows that refer to it are given
--- to the *winner*: writes of the site that sees the collision. Another site may hold rows that refer to the loser and never meet
--- both. So an *alias*, loser -> winner, goes with the cut that has the delete, and is kept as long as its tombstone. Rows that refer
--- to the loser follow it: those that are here when the delete comes, and those that come later. Of two rows that would have one
--- place with the winner then, the larger key is merged into the other, too (tests/model/aliases.py).
+-- How is chosen for each column: a `counter` keeps what each site has added, a `set` what was added and not seen by who removed it; of any
+-- other column the writes that no other has read stay, as its *siblings*, and the table shows the newest of them, their `max` or
+-- `min`, or all that was appended (`append`). To show is not to write: every site that has the same siblings shows the same.
+--
+-- Instead of one entry the register of a column has one for each node that wrote it: {"node": [stamp, cut, ...]}, the newest write,
+-- and behind it
+--   of a counter   since, total: what the node has added in its cuts since < .. <= cut, an unbroken stretch
+--   of a set       {"element": cut of its add, ...}: what the node added and nobody has removed
+--   of a sibling   its value as text, if there are several; how much of it is what its writer had read, if it is appended to
+-- A cut is null while there is none. Two states of a column are joined by what each side has seen: what comes, its context; this
+-- site, its frontier, and all that it wrote. A column of which one side has seen all is the other side's, to the byte. Else an
+-- element's add, or a sibling, stays if both have it, or if the side that lacks it has not seen it; to one side's count is added what
+-- that side has not seen of the other's. A stretch that goes on at its writer may have been dropped elsewhere: then it is what
+-- the other side has not seen of ours that is told, for entries are dropped all together only.
+--
+-- The parts of a knot are states of different sites: a row that came in one has, for the next, seen what that part had (`knotted`).
+--
+-- tests/model/merging.py is this page as a program; docs/decisions/0017-strategies.md says what it found.
 
-create function syncagent._refer_by_key(p_table regclass)
-    returns table (relation integer, name name, refers name, columns name[], named name[], moves boolean, derived boolean)
-    language sql stable
-    set search_path = pg_catalog, pg_temp
+-- Values: sets and what is appended to, as members -------------------------------------------------------------
+
+create function syncagent._members(p_value text, p_of text) returns text[]
+    language plpgsql immutable
     as $$
-    select r.id, f.conname, max(a.attname::text) filter (where p.attname = k.names[1])::name, array_agg(a.attname order by u.n), array_agg(p.attname order by u.n),
-           bool_or(a.attname = any (r.key_columns)), r.derived
-    from syncagent._key(p_table) as k
-    join pg_constraint f on f.confrelid = p_table and f.contype = 'f' and f.conparentid = 0
-    join syncagent.replicated r on r.relation = f.conrelid
-    cross join lateral unnest(f.conkey, f.confkey) with ordinality as u (child, parent, n)
-    join pg_attribute a on a.attrelid = f.conrelid and a.attnum = u.child
-    join pg_attribute p on p.attrelid = f.confrelid and p.attnum = u.parent
-    group by r.id, f.oid, f.conname, k.names
-    having bool_or(p.attname = k.names[1])
-    order by r.id, f.conname
-$$;
-comment on function syncagent._refer_by_key is 'foreign keys of attached tables that refer to a table by its key: the column that names the key, all columns and what they refer to, whether they are part of the key of the table that refers, and whether that one is derived';
-
--- Who is merged ---------------------------------------------------------------------------------------------
-
-create function syncagent._bury(p_relation integer) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_node    integer := (select s.node from syncagent.local_site s);
-    v_derived boolean := (select r.derived from syncagent.replicated r where r.id = p_relation);
 begin
-    insert into pg_temp.yielded (relation, key, odd, op)
-    select distinct on (c.loser) p_relation, c.loser, c.odd, 'D' from pg_temp.collision c where c.due order by c.loser
-    on conflict (relation, key) do update set op = 'D', columns = null;
-    if not v_derived then   -- nobody refers to others
-        insert into syncagent.alias as a (relation, loser, winner, node)
-        select distinct on (c.loser) p_relation, c.loser, c.winner, v_node from pg_temp.collision c where c.due order by c.loser, c.winner
-        on conflict (relation, loser, node) do update set winner = excluded.winner, cut = null;
-        insert into pg_temp.astray (relation, key) select distinct p_relation, c.loser from pg_temp.collision c where c.due;
+    if p_value is null then
+        return '{}';
+    elsif p_of = 'array' then
+        return array(select u.m from unnest(p_value::text[]) with ordinality as u (m, n) where u.m is not null order by u.n);
+    elsif p_of = 'text' then
+        return string_to_array(p_value, null);
+    elsif jsonb_typeof(p_value::jsonb) <> 'array' then
+        return array[p_value];
     end if;
-    update pg_temp.collision c set due = false where c.due;
+    return array(select e.m::text from jsonb_array_elements(p_value::jsonb) with ordinality as e (m, n) order by e.n);
 end
 $$;
-comment on function syncagent._bury is 'losers that are gone from their table: deleted by this site, with an alias';
+comment on function syncagent._members is 'the members of an array, of a JSON array, or the characters of a text, as text; one that is null is none';
 
-create function syncagent._merge_due(p_relation integer, p_tokens jsonb) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
+create function syncagent._of_members(p_members text[], p_of text) returns text
+    language sql immutable
+    as $$
+    select case p_of when 'array' then p_members::text when 'text' then array_to_string(p_members, '')
+                     else (select coalesce(jsonb_agg(u.m::jsonb order by u.n), '[]')::text from unnest(p_members) with ordinality as u (m, n)) end
+$$;
+comment on function syncagent._of_members is 'the value that has these members, in this order';
+
+create function syncagent._in_order(p_members text[]) returns text[]
+    language sql immutable
+    as $$
+    -- the same at every site, whatever its collation; whole numbers as people count
+    select array(select distinct_member.m from (select distinct u.m from unnest(p_members) as u (m)) as distinct_member
+                 order by case when m ~ '^-?\d{1,18}$' then m::bigint end nulls last, m collate "C")
+$$;
+comment on function syncagent._in_order is 'the members of a set that was joined';
+
+create function syncagent._alike(p_one text[], p_other text[]) returns integer
+    language sql immutable
+    as $$
+    select coalesce(min(u.n) - 1, least(cardinality(p_one), cardinality(p_other)))::integer
+    from unnest(p_one, p_other) with ordinality as u (one, other, n) where u.one is distinct from u.other
+$$;
+comment on function syncagent._alike is 'how many members two lists begin with alike';
+
+create function syncagent._set_delta(p_old text, p_new text, p_of text) returns jsonb
+    language sql immutable
+    as $$
+    select jsonb_build_object('+', to_jsonb(array(select unnest(v.new) except select unnest(v.old))), '-', to_jsonb(array(select unnest(v.old) except select unnest(v.new))))
+    from (select syncagent._members(p_old, p_of), syncagent._members(p_new, p_of)) as v (old, new)
+$$;
+comment on function syncagent._set_delta is 'what a write has added to a set, and removed';
+
+create function syncagent._kept(p_old text, p_new text, p_of text) returns jsonb
+    language sql immutable
+    as $$ select jsonb_build_object('kept', syncagent._alike(syncagent._members(p_old, p_of), syncagent._members(p_new, p_of))) $$;
+comment on function syncagent._kept is 'how much a write has left of what it appended to';
+
+create function syncagent._wrapped(p_value numeric, p_how jsonb) returns numeric
+    language sql immutable
+    as $$
+    -- Each site adds in its own order: what the type cannot hold wraps around, and is right again once the sum fits.
+    select x.shifted - floor(x.shifted / x.size) * x.size + x.low
+    from (select p_value - (p_how ->> 'low')::numeric, (p_how ->> 'size')::numeric, (p_how ->> 'low')::numeric) as x (shifted, size, low)
+$$;
+comment on function syncagent._wrapped is 'a count as its type holds it';
+
+-- Registers ----------------------------------------------------------------------------------------------------
+
+create function syncagent._parts_of(p_registers jsonb) returns table (key text, node integer, value jsonb)
+    language sql immutable
+    as $$
+    select e.key, (e.value ->> 1)::integer, e.value from jsonb_each(p_registers) as e where jsonb_typeof(e.value) = 'array'
+    union all
+    select e.key, p.key::integer, jsonb_build_array(p.value -> 0, p.key::integer, p.value -> 1)
+    from jsonb_each(p_registers) as e cross join lateral jsonb_each(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end) as p
+$$;
+comment on function syncagent._parts_of is 'what registers are made of, by name: each an entry [stamp, node, cut]';
+
+create function syncagent._part_sides(p_key uuid, p_registers jsonb, p_ended boolean, p_stamp uuid, p_node integer, p_cut bigint)
+    returns table (name text, stamp uuid, node integer, cut bigint)
+    language sql immutable
+    as $$
+    select e.key, (e.value ->> 0)::uuid, e.node, (e.value ->> 2)::bigint from syncagent._parts_of(p_registers) as e where not p_ended
+    union all
+    select null, p_stamp, p_node, p_cut where p_ended
+$$;
+comment on function syncagent._part_sides is 'as _sides, where the strategy is merge';
+
+create function syncagent._parts_stable(p_registers jsonb, p_stable jsonb, p_plan jsonb) returns boolean
+    language plpgsql immutable
+    as $$
+begin
+    return not exists (select from syncagent._parts_of(p_registers) as e
+                       where not coalesce((e.value ->> 2)::bigint <= (p_stable ->> e.node::text)::bigint, false))
+       and not exists (select from jsonb_each(p_registers) as e   -- siblings stay until somebody has read them, and written
+                       where coalesce(p_plan -> e.key ->> 'kind', 'latest') = 'latest'
+                         and (select count(*) from jsonb_object_keys(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end)) > 1);
+end
+$$;
+comment on function syncagent._parts_stable is 'whether every site has all of these registers, and nothing is left to be settled in them';
+
+create function syncagent._op(p_op "char", p_columns name[], p_deltas jsonb, p_stamp uuid) returns jsonb
+    language sql immutable
+    as $$ select jsonb_build_array(p_stamp, p_op, to_jsonb(p_columns::text[]), p_deltas) $$;
+comment on function syncagent._op is 'what one log entry says of its rows';
+
+create function syncagent._with_op(p_registers jsonb, p_op jsonb, p_me integer, p_next bigint) returns jsonb
+    language plpgsql immutable
     as $$
 declare
-    v_count bigint;
+    v_me     text := p_me::text;
+    v_cut    jsonb := coalesce(to_jsonb(p_next), 'null');
+    v_name   text;
+    v_delta  jsonb;
+    v_column jsonb;
+    v_own    jsonb;
 begin
-    execute syncagent._render('delete from {table} t using pg_temp.collision c where c.due and t.ctid = c.tid and t.tableoid = c.leaf', p_tokens);
-    get diagnostics v_count = row_count;
-    if v_count < (select count(*) from pg_temp.collision c where c.due and c.tid is not null) then
-        raise exception 'a row of % that is to be merged was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';
-    end if;
-    -- of one that has just come its version is entered, and an older one that is here goes
-    execute syncagent._render('delete from {table} t using pg_temp.collision c where c.due and c.tid is null and {key} = c.loser', p_tokens);
-    insert into pg_temp.verdict (key, loses, conflict, kind, reason)
-    select distinct c.loser, true, false, 'merged', 'merged' from pg_temp.collision c where c.due and c.tid is null;
-    delete from syncagent.parked_row p using pg_temp.collision c where c.due and p.relation = p_relation and p.key = c.loser;
-    perform syncagent._bury(p_relation);
-end
-$$;
-comment on function syncagent._merge_due is 'losers of collisions, staged or here, go; their conflicts are recorded already';
-
--- Who follows -----------------------------------------------------------------------------------------------
-
-create function syncagent._take_aliases(p_origin integer) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-begin
-    insert into syncagent.alias as a (relation, loser, winner, node, cut)
-    select distinct on (s.relation, s.loser) s.relation, s.loser, s.winner, p_origin, s.cut from pg_temp.stage_aliases s order by s.relation, s.loser, s.cut desc
-    on conflict (relation, loser, node) do update set winner = excluded.winner, cut = excluded.cut;
-end
-$$;
-comment on function syncagent._take_aliases is 'keep the aliases that came with a batch';
-
-create function syncagent._note_astray(p_relation integer) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_tokens jsonb;
-    r        record;
-begin
-    for r in
-        select p.id, array_position(c.columns, x.refers) as n
-        from syncagent.replicated p cross join lateral syncagent._refer_by_key(p.relation) as x
-        join syncagent.replicated c on c.id = x.relation
-        where x.relation = p_relation and exists (select from syncagent.alias a where a.relation = p.id)
-    loop
-        v_tokens := coalesce(v_tokens, syncagent._tokens(p_relation));
-        execute syncagent._render($sql$
-            insert into pg_temp.astray (relation, key)
-            select distinct {parent}, a.loser from {stage} s join syncagent.alias a on a.relation = {parent} and a.loser = s.c{n}
-            where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses) $sql$,
-            v_tokens || jsonb_build_object('parent', r.id, 'n', r.n));
+    for v_name in select jsonb_array_elements_text(p_op -> 2) loop
+        v_column := coalesce(p_registers -> v_name, '{}');
+        v_own := v_column -> v_me;
+        continue when (v_own ->> 0)::uuid >= (p_op ->> 0)::uuid;   -- known already, before a cut had it
+        v_delta := p_op -> 3 -> v_name;
+        case
+            when v_delta is null or v_delta = 'null' then
+                v_column := jsonb_build_object(v_me, jsonb_build_array(p_op -> 0, v_cut));
+            when v_delta ? 'kept' then
+                v_column := jsonb_build_object(v_me, jsonb_build_array(p_op -> 0, v_cut, null, v_delta ->> 'kept'));
+            when jsonb_typeof(v_delta) = 'object' then
+                select jsonb_object_agg(p.key, case when p.value -> 2 ?| g.gone then jsonb_set(p.value, '{2}', (p.value -> 2) - g.gone) else p.value end) into v_column
+                from jsonb_each(v_column || jsonb_build_object(v_me, jsonb_build_array(p_op -> 0, v_cut, coalesce(v_own -> 2, '{}')))) as p
+                cross join (select array(select jsonb_array_elements_text(v_delta -> '-'))) as g (gone);
+                v_column := jsonb_set(v_column, array[v_me, '2'], v_column -> v_me -> 2
+                    || coalesce((select jsonb_object_agg(e.m, v_cut) from jsonb_array_elements_text(v_delta -> '+') as e (m)), '{}'));
+            else
+                v_column := v_column || jsonb_build_object(v_me, jsonb_build_array(p_op -> 0, v_cut,
+                    case when v_own is null then p_next - 1 else (v_own ->> 2)::bigint end, coalesce((v_own ->> 3)::numeric, 0) + v_delta::numeric));
+        end case;
+        p_registers := p_registers || jsonb_build_object(v_name, v_column);
     end loop;
+    return p_registers;
 end
 $$;
-comment on function syncagent._note_astray is 'losers to which rows refer that have just come';
+comment on function syncagent._with_op is 'registers after one write of this site';
 
-create function syncagent._follow_winners() returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
+create function syncagent._cut_parts(p_registers jsonb, p_me integer, p_next bigint) returns jsonb
+    language plpgsql immutable
     as $$
 declare
-    v_round integer[];
-    v_id    integer;
+    v_me   text := p_me::text;
+    v_name text;
+    v_own  jsonb;
+begin
+    for v_name, v_own in
+        select e.key, e.value -> v_me from jsonb_each(p_registers) as e where jsonb_typeof(e.value) = 'object' and e.value -> v_me -> 1 = 'null'
+    loop
+        v_own := jsonb_set(v_own, '{1}', to_jsonb(p_next));
+        if jsonb_array_length(v_own) = 4 and v_own -> 2 = 'null' and jsonb_typeof(v_own -> 3) = 'number' then
+            v_own := jsonb_set(v_own, '{2}', to_jsonb(p_next - 1));
+        elsif jsonb_typeof(v_own -> 2) = 'object' then
+            v_own := jsonb_set(v_own, '{2}', (
+                select coalesce(jsonb_object_agg(m.key, coalesce(nullif(m.value, 'null'), to_jsonb(p_next))), '{}') from jsonb_each(v_own -> 2) as m));
+        end if;
+        p_registers := jsonb_set(p_registers, array[v_name, v_me], v_own);
+    end loop;
+    return p_registers;
+end
+$$;
+comment on function syncagent._cut_parts is 'registers once this site''s next cut has what it wrote';
+
+create function syncagent._merge_written(p_stamp uuid, p_node integer, p_cut bigint, p_deleted boolean, p_registers jsonb,
+                                         p_log jsonb, p_new uuid, p_first uuid, p_me integer, p_next bigint, p_alive boolean, p_gone boolean,
+                                         out stamp uuid, out node integer, out cut bigint, out deleted boolean, out registers jsonb)
+    language plpgsql immutable
+    as $$
+declare
+    v_life   jsonb;
+    v_newest record;
+    v_op     jsonb;
+begin
+    stamp := p_stamp; node := p_node; cut := p_cut; deleted := coalesce(p_deleted, false); registers := coalesce(p_registers, '{}');
+    if p_new is null then
+        return;   -- nothing was written here since
+    end if;
+    select jsonb_build_array(o.op -> 0, p_me, p_next) into v_life from jsonb_array_elements(p_log) with ordinality as o (op, n)
+    where o.op ->> 1 = 'I' or o.op ->> 1 = 'U' and o.op -> 2 = 'null' order by o.n desc limit 1;
+    if not p_alive then
+        if p_gone and (stamp is null or p_new >= stamp or not deleted) then
+            registers := syncagent._joined_registers(syncagent._life(registers), case when v_life is null then '{}' else jsonb_build_object('', v_life) end);
+            stamp := p_new; node := p_me; cut := p_next; deleted := true;
+        end if;
+        return;
+    elsif deleted then
+        if p_new <= stamp then
+            return;   -- it lives under a newer tombstone, and will be written anew
+        end if;
+        if v_life is null or (v_life ->> 0)::uuid <= stamp then
+            v_life := jsonb_build_array(p_new, p_me, p_next);
+        end if;
+        deleted := false; registers := '{}';
+    end if;
+    if v_life ->> 0 = registers -> '' ->> 0 then
+        registers := registers || jsonb_build_object('', v_life);   -- known before a cut had it
+    elsif v_life is not null and coalesce((v_life ->> 0)::uuid > (registers -> '' ->> 0)::uuid, true) then
+        registers := jsonb_build_object('', v_life);
+    end if;
+    for v_op in
+        select o.op from jsonb_array_elements(p_log) with ordinality as o (op, n)
+        where o.op ->> 1 = 'U' and o.op -> 2 <> 'null' and coalesce((o.op ->> 0)::uuid > (registers -> '' ->> 0)::uuid, true) order by o.n
+    loop
+        registers := syncagent._with_op(registers, v_op, p_me, p_next);
+    end loop;
+    if p_next is not null then
+        registers := syncagent._cut_parts(registers, p_me, p_next);
+    end if;
+    select e.value into v_newest from syncagent._parts_of(registers) as e order by (e.value ->> 0) collate "C" desc, e.value ->> 2 is null limit 1;
+    if found and coalesce((v_newest.value ->> 0)::uuid >= stamp, true) then
+        stamp := (v_newest.value ->> 0)::uuid; node := (v_newest.value ->> 1)::integer; cut := (v_newest.value ->> 2)::bigint;
+    end if;
+end
+$$;
+comment on function syncagent._merge_written is 'as _written, where the strategy is merge: p_log are the log entries in their order, as _op says them';
+
+-- Joining ------------------------------------------------------------------------------------------------------
+
+create function syncagent._unseen(p_parts jsonb, p_seen jsonb, p_me integer) returns boolean
+    language sql immutable
+    as $$
+    select exists (select from jsonb_each(p_parts) as p
+                   where p.value -> 1 = 'null' or p.key::integer is distinct from p_me and (p.value ->> 1)::bigint > coalesce((p_seen ->> p.key)::bigint, 0))
+$$;
+comment on function syncagent._unseen is 'whether a side that has seen these cuts, and all of a node of its own, has not seen all of the writes in a column';
+
+create function syncagent._parts_newer(p_theirs jsonb, p_mine jsonb, p_seen jsonb, p_me integer) returns text[]
+    language sql immutable
+    as $$
+    select array(
+        select e.key from jsonb_each(p_theirs) as e
+        where jsonb_typeof(e.value) = 'object' and exists (
+            select from jsonb_each(e.value) as p
+            where p.key::integer <> p_me and (p.value ->> 1)::bigint > coalesce((p_seen ->> p.key)::bigint, 0)
+              and not coalesce((p_mine -> e.key -> p.key ->> 1)::bigint >= (p.value ->> 1)::bigint, false)))
+$$;
+comment on function syncagent._parts_newer is 'the columns of a state that hold writes which this site has not seen';
+
+create function syncagent._own_newer(p_mine jsonb, p_waiting jsonb, p_me integer) returns text[]
+    language sql immutable
+    as $$
+    select array(select e.key from jsonb_each(p_mine) as e
+                 where jsonb_typeof(e.value) = 'object' and (e.value -> p_me::text) is not null
+                   and coalesce((e.value -> p_me::text ->> 0)::uuid > (p_waiting -> e.key -> p_me::text ->> 0)::uuid, true))
+$$;
+comment on function syncagent._own_newer is 'the columns that were written here on top of a row that waits';
+
+create function syncagent._added(p_parts jsonb, p_other jsonb, p_seen jsonb, p_me integer) returns numeric
+    language plpgsql immutable
+    as $$
+declare
+    v_total numeric := 0;
+    v_seen  bigint;
     r       record;
 begin
-    perform syncagent._empty('pg_temp.collision');
-    while exists (select from pg_temp.astray) loop   -- who is given to another may be merged itself
-        v_round := array(select distinct a.relation from pg_temp.astray a order by 1);
-        foreach v_id in array v_round loop
-            perform syncagent._empty('pg_temp.heir');
-            execute syncagent._render($sql$
-                insert into pg_temp.heir (loser, winner)
-                with recursive reach (loser, winner) as (
-                    select a.loser, a.winner from syncagent.alias a where a.relation = {id} and a.loser in (select s.key from pg_temp.astray s where s.relation = {id})
-                    union
-                    select r.loser, a.winner from reach r join syncagent.alias a on a.relation = {id} and a.loser = r.winner
-                )
-                select distinct on (r.loser) r.loser, r.winner from reach r join {table} t on {key} = r.winner
-                where not exists (select from {table} t where {key} = r.loser)   -- it may live again
-                order by r.loser, r.winner $sql$, syncagent._tokens(v_id));
-            delete from pg_temp.astray a where a.relation = v_id;
-            continue when not exists (select from pg_temp.heir);
-            for r in
-                select x.*, t.relation as parent from syncagent.replicated t cross join lateral syncagent._refer_by_key(t.relation) as x where t.id = v_id
-                order by cardinality(x.columns) desc, x.relation, x.name   -- one over more columns may have all of another
-            loop
-                perform syncagent._follow(r.relation, r.parent, r.name, r.refers, r.columns, r.named, r.moves);
-            end loop;
-        end loop;
+    for r in select p.key, (p.value ->> 1)::bigint as cut, (p.value ->> 2)::bigint as since, (p.value ->> 3)::numeric as total, p_other -> p.key as other
+             from jsonb_each(p_parts) as p
+    loop
+        continue when r.key::integer = p_me;
+        v_seen := coalesce((p_seen ->> r.key)::bigint, 0);
+        continue when r.cut <= v_seen;
+        if (r.other ->> 2)::bigint = r.since then
+            continue when (r.other ->> 1)::bigint >= r.cut;
+            v_total := v_total + r.total - (r.other ->> 3)::numeric;
+        elsif coalesce(r.since >= v_seen, true) then
+            v_total := v_total + r.total;
+        else
+            return null;
+        end if;
     end loop;
+    return v_total;
 end
 $$;
-comment on function syncagent._follow_winners is 'give rows that refer to somebody who was merged away to the one that is left: the lowest key that is here of those that the aliases lead to';
+comment on function syncagent._added is 'what one side has added to a counter and the other, which has these entries and has seen these cuts, not seen; null if that is not told';
 
-create function syncagent._follow(p_relation integer, p_parent regclass, p_name name, p_refers name, p_columns name[], p_named name[], p_moves boolean) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
+create function syncagent._newest_parts(p_one jsonb, p_other jsonb) returns jsonb
+    language sql immutable
     as $$
-declare
-    v_table  syncagent.replicated;
-    v_tokens jsonb := syncagent._tokens(p_relation);
-    v_state  text;
-    v_key    uuid;
-begin
-    select * into strict v_table from syncagent.replicated r where r.id = p_relation;
-    v_tokens := v_tokens || jsonb_build_object(
-        'odd_value', coalesce(nullif(v_tokens ->> 'odd_value', ''), ', null::text as odd'),
-        'refers', quote_ident(p_refers), 'refers_literal', quote_literal(p_refers), 'name', quote_literal(p_name) || '::name',
-        'parent', (select format('%I.%I w on w.%I = f.winner', n.nspname, c.relname, k.names[1])
-                   from pg_class c join pg_namespace n on n.oid = c.relnamespace cross join lateral syncagent._key(c.oid) as k where c.oid = p_parent),
-        'set', (select string_agg(format('%I = w.%I', p_columns[n], p_named[n]), ', ') from generate_subscripts(p_columns, 1) as n),
-        'given', (select format('jsonb_build_object(%s)', string_agg(format('%L, w.%I', p_columns[n], p_named[n]), ', ')) from generate_subscripts(p_columns, 1) as n));
-    v_tokens := v_tokens || jsonb_build_object('followed', (
-        select string_agg(case when u.c = any (p_columns) then format('w.%I as %I', p_named[array_position(p_columns, u.c)], u.c) else format('t.%I', u.c) end, ', ' order by u.n)
-        from unnest(v_table.columns) with ordinality as u (c, n)));
-    perform syncagent._empty('pg_temp.follower');
-    execute syncagent._render($sql$
-        insert into pg_temp.follower (key, odd, key_text, image, tid, leaf, loser, winner)
-        select f.key, f.odd, f.key_text, f.image, f.tid, f.leaf, f.loser, f.winner
-        from (select {key} as key, {t_key_text} as key_text, to_jsonb(t.*) as image, t.ctid as tid, t.tableoid as leaf, h.loser, h.winner {odd_value}
-              from {table} t join pg_temp.heir h on t.{refers} = h.loser) as f $sql$, v_tokens);
-    if not exists (select from pg_temp.follower) then
-        return;
-    elsif p_moves then
-        begin
-            perform syncagent._follow_with_key(p_relation, v_tokens);
-        exception when others then
-            get stacked diagnostics v_state = returned_sqlstate;
-            if not syncagent._may_park(v_state) then
-                raise;
-            end if;
-            perform syncagent._report_stray(v_tokens, f.key) from pg_temp.follower f;
-        end;
-        return;
-    end if;
-    perform syncagent._merge_followers(p_relation, v_tokens);
-    if not syncagent._give(v_tokens, array(select f.key from pg_temp.follower f)) then
-        for v_key in select f.key from pg_temp.follower f loop   -- a constraint of this site refuses one: it stays as it is, and the conflict says so
-            if not syncagent._give(v_tokens, array[v_key]) then
-                perform syncagent._report_stray(v_tokens, v_key);
-                delete from pg_temp.follower f where f.key = v_key;
-            end if;
-        end loop;
-    end if;
-    execute syncagent._render($sql$
-        update syncagent.conflict_record c set followed = coalesce(c.followed, '[]') || n.rows
-        from (select p.schema_name, p.table_name, f.loser, f.winner, jsonb_agg(jsonb_build_object('schema', {schema_literal}, 'table', {table_literal}, 'key', f.key_text,
-                     'before', (select jsonb_object_agg(k, f.image -> k) from unnest($1) as k), 'after', {given})) as rows
-              from pg_temp.follower f join {parent} cross join syncagent.replicated p where p.relation = $2
-              group by 1, 2, 3, 4) as n
-        where c.schema_name = n.schema_name and c.table_name = n.table_name and c.key = n.loser and c.other_key = n.winner
-          and c.kind = 'unique' and c.strategy = 'merge' and c.resolved_at is null $sql$, v_tokens) using p_columns::text[], p_parent;
-    insert into pg_temp.yielded as y (relation, key, odd, columns)
-    select p_relation, f.key, f.odd, case v_table.strategy when 'lww-column' then p_columns end from pg_temp.follower f
-    on conflict (relation, key) do update set columns = y.columns || excluded.columns;
-end
+    select coalesce(jsonb_object_agg(k.node, case when p_one -> k.node -> 1 = 'null' or coalesce((p_one -> k.node ->> 1)::bigint >= (p_other -> k.node ->> 1)::bigint, p_one ? k.node)
+                                                  then p_one -> k.node else p_other -> k.node end), '{}')
+    from jsonb_object_keys(p_one || p_other) as k (node)
 $$;
-comment on function syncagent._follow is 'of one foreign key: rows that refer to losers refer to the winners';
+comment on function syncagent._newest_parts is 'of each node the newer entry';
 
-create function syncagent._give(p_tokens jsonb, p_keys uuid[]) returns boolean
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_state text;
-    v_count bigint;
-begin
-    execute syncagent._render('update {table} t set {set} from pg_temp.follower f join {parent} where t.ctid = f.tid and t.tableoid = f.leaf and f.key = any ($1)', p_tokens) using p_keys;
-    get diagnostics v_count = row_count;
-    if v_count < cardinality(p_keys) then
-        raise exception 'a row of % that is to follow was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';
-    end if;
-    return true;
-exception when others then
-    get stacked diagnostics v_state = returned_sqlstate;
-    if not syncagent._may_park(v_state) then
-        raise;
-    end if;
-    return false;
-end
-$$;
-comment on function syncagent._give is 'let these rows refer to the winner; whether no constraint refuses one';
+create function syncagent._adds(p_parts jsonb) returns table (member text, node integer, cut bigint)
+    language sql immutable
+    as $$ select m.key, p.key::integer, m.value::text::bigint from (select x.key, x.value -> 2 as adds from jsonb_each(p_parts) as x) as p
+          cross join lateral (select a.key, nullif(a.value, 'null') as value from jsonb_each(p.adds) as a) as m $$;
+comment on function syncagent._adds is 'the adds of a set';
 
-create function syncagent._report_stray(p_tokens jsonb, p_key uuid) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-begin
-    execute syncagent._render($sql$
-        insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name,
-            winning_stamp, losing_stamp, winning_node, losing_image)
-        select syncagent._name_uuid(format('%s %s %s %s', {title}, f.key, f.winner, 'foreign key')), {schema_literal}, {table_literal}, f.key, f.key_text,
-               'foreign key', 'merge', {name}, syncagent._stamp(syncagent._tick(), s.tail), syncagent._implicit(f.key), s.node, f.image
-        from pg_temp.follower f cross join syncagent.local_site s where f.key = $1
-        on conflict (id) do nothing $sql$, p_tokens) using p_key;
-end
-$$;
-comment on function syncagent._report_stray is 'a conflict for a row that refers to somebody who is gone, and that cannot be written';
-
-create function syncagent._merge_followers(p_relation integer, p_tokens jsonb) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_tokens jsonb;
-    v_count  bigint;
-    r        record;
-begin
-    for r in select * from syncagent._rules(p_relation) as u where u.kind = 'unique' order by u.name loop
-        v_tokens := p_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind), 'strategy', quote_literal('merge'),
-            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column_literal', 'null::text', 'yielded_image', 'null::jsonb');
-        execute syncagent._render($sql$
-            with came as materialized (
-                select {expressions}, t."$key" as key, t."$odd" as odd, t."$text" as key_text, t."$image" as image, t."$tid" as tid, t."$leaf" as leaf
-                from (select {followed}, f.key as "$key", f.odd as "$odd", f.key_text as "$text", f.image as "$image", f.tid as "$tid", f.leaf as "$leaf"
-                      from pg_temp.follower f join {table} t on t.ctid = f.tid and t.tableoid = f.leaf join {parent}) as t {predicate}
-            ), here as not materialized (
-                select {expressions}, t."$key" as key, t."$image" as image, {t_key_text} as key_text {odd_value}, t."$tid" as tid, t."$leaf" as leaf
-                from (select t.*, {key} as "$key", to_jsonb(t.*) as "$image", t.ctid as "$tid", t.tableoid as "$leaf" from {table} t) as t {predicate}
-            ), pair as (
-                select x.key as loser, x.key_text, x.odd, x.image, x.tid, x.leaf, y.key as winner, y.key_text as winner_text, y.image as winning_image
-                from came x join here y on {equal} where x.key > y.key and y.key not in (select f.key from pg_temp.follower f)
-                union all
-                select y.key, y.key_text, y.odd, y.image, y.tid, y.leaf, x.key, x.key_text, x.image
-                from came x join here y on {equal} where x.key < y.key and y.key not in (select f.key from pg_temp.follower f)
-                union all
-                select x.key, x.key_text, x.odd, x.image, x.tid, x.leaf, y.key, y.key_text, y.image
-                from came x join came y on {equal} where x.key > y.key
-            )
-            insert into pg_temp.collision (rule, loser, key_text, odd, losing_image, tid, leaf, winner, winner_text, winning_image, due)
-            select distinct on (p.loser) {rule}, p.loser, p.key_text, p.odd, p.image, p.tid, p.leaf, p.winner, p.winner_text, p.winning_image, true
-            from pair p order by p.loser, p.winner $sql$, v_tokens);
-        get diagnostics v_count = row_count;
-        continue when v_count = 0;
-        perform syncagent._record_collisions(v_tokens, 0);
-        delete from pg_temp.follower f using pg_temp.collision c where c.due and f.key = c.loser;
-        perform syncagent._merge_due(p_relation, v_tokens);
-    end loop;
-end
-$$;
-comment on function syncagent._merge_followers is 'of rows that would have one place with the winner only one is left, the lowest key';
-
-create function syncagent._follow_with_key(p_relation integer, p_tokens jsonb) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
+create function syncagent._join_set(p_mine jsonb, p_theirs jsonb, p_here text[], p_there text[], p_seen jsonb, p_context jsonb, p_me integer, p_returns boolean,
+                                    out parts jsonb, out members text[])
+    language plpgsql immutable
     as $$
 #variable_conflict use_column
 declare
-    v_tokens jsonb := p_tokens || jsonb_build_object('primary', (
-        select quote_literal(c.conname) from syncagent.replicated r join pg_constraint c on c.conrelid = r.relation and c.contype = 'p' where r.id = p_relation));
-    v_count  bigint;
+    v_live jsonb;   -- node -> {member: cut}
 begin
-    execute syncagent._render($sql$
-        update pg_temp.follower g set new_key = n.key, new_text = n.key_text
-        from (select t."$key", {key} as key, {t_key_text} as key_text
-              from (select {followed}, f.key as "$key" from pg_temp.follower f join {table} t on t.ctid = f.tid and t.tableoid = f.leaf join {parent}) as t) as n
-        where g.key = n."$key" $sql$, v_tokens);
-    -- Where there is a row of that name, that one stays.
-    execute syncagent._render($sql$
-        with gone as materialized (
-            delete from {table} t using pg_temp.follower f where t.ctid = f.tid and t.tableoid = f.leaf
-            returning {t_columns}, f.key as "$key", f.new_key as "$new", f.winner as "$winner"
-        ), placed as (
-            insert into {table} as t ({columns}) overriding system value
-            select {t_columns} from (
-                select distinct on (t."$new") {followed} from gone t cross join lateral (select t."$winner" as winner) as f join {parent}
-                order by t."$new", t."$key") as t
-            on conflict do nothing
-            returning {key} as key {odd_value}
-        ), logged as (
-            insert into pg_temp.yielded as y (relation, key, odd, op)
-            select {id}, p.key, p.odd, 'U' from placed p
-            on conflict (relation, key) do update set op = 'U', columns = null
-            returning key
-        )
-        update pg_temp.follower f set placed = f.key = (
-            select min(o.key::text)::uuid from pg_temp.follower o where o.new_key = f.new_key)
-        from gone g where g."$key" = f.key and f.new_key in (select l.key from logged l) $sql$, v_tokens);
-    execute syncagent._render('select count(*) from {table} t join pg_temp.follower f on t.{refers} = (f.image ->> {refers_literal})::uuid and {key} = f.key', v_tokens) into v_count;
-    if v_count > 0 then
-        raise exception 'a row of % that is to follow was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';
-    end if;
-    execute syncagent._render($sql$
-        insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
-            winning_stamp, losing_stamp, winning_node, winning_image, losing_image)
-        select syncagent._name_uuid(format('%s %s %s %s', {title}, f.new_key, f.key, {primary})), {schema_literal}, {table_literal}, f.key, f.key_text,
-               'unique', 'merge', {primary}::name, f.new_key, f.new_text,
-               syncagent._stamp(syncagent._tick(), s.tail), coalesce(v.stamp, syncagent._implicit(f.key)), s.node, to_jsonb(t.*), f.image
-        from pg_temp.follower f cross join syncagent.local_site s
-        left join syncagent.version_{id} v on v.key = f.key
-        left join {table} t on t.{refers} = f.winner and {key} = f.new_key
-        where not f.placed
-        on conflict (id) do nothing $sql$, v_tokens);
-    insert into pg_temp.yielded as y (relation, key, odd, op)
-    select p_relation, f.key, f.odd, 'D' from pg_temp.follower f
-    on conflict (relation, key) do update set op = 'D', columns = null;
+    with ours as materialized (select * from syncagent._adds(p_mine)), theirs as materialized (select * from syncagent._adds(p_theirs)),
+    live as materialized (
+        select o.* from ours o
+        where o.cut is null or o.cut > coalesce((p_context ->> o.node::text)::bigint, 0) or exists (select from theirs t where (t.member, t.node, t.cut) = (o.member, o.node, o.cut))
+        union
+        select t.* from theirs t
+        where t.node <> p_me and t.cut > coalesce((p_seen ->> t.node::text)::bigint, 0) or exists (select from ours o where (t.member, t.node, t.cut) = (o.member, o.node, o.cut))
+    ), base as (
+        select h.member from unnest(p_here) as h (member)
+        where h.member = any (p_there)
+          and (not exists (select from ours o where o.member = h.member) or not exists (select from theirs t where t.member = h.member))
+        union
+        select t.member from unnest(p_there) as t (member) where p_returns   -- what is here is older than all that was forgotten there
+    )
+    select syncagent._in_order(array(select l.member from live l union select b.member from base b)),
+           (select jsonb_object_agg(n.node, n.adds) from (select l.node, jsonb_object_agg(l.member, l.cut) as adds from live l group by l.node) as n)
+    into members, v_live;
+    select jsonb_object_agg(p.key, jsonb_set(p.value, '{2}', coalesce(v_live -> p.key, '{}'))) into parts
+    from jsonb_each(syncagent._newest_parts(p_mine, p_theirs)) as p;
 end
 $$;
-comment on function syncagent._follow_with_key is 'rows whose key names the loser are deleted, and written again under a key that names the winner, unless there is one';
+comment on function syncagent._join_set is 'two states of a set: entries, and the members that are here and there';
 
-create function syncagent._merge_restored(p_relation integer, p_keys uuid[]) returns uuid[]
-    language plpgsql volatile
+create function syncagent._join_siblings(p_mine jsonb, p_theirs jsonb, p_here text, p_there text, p_seen jsonb, p_context jsonb, p_me integer) returns jsonb
+    language sql immutable
+    as $$
+    with ours as materialized (
+        select p.key, case when s.single then jsonb_build_array(p.value -> 0, p.value -> 1, p_here, p.value -> 3) else p.value end as part
+        from jsonb_each(p_mine) as p cross join (select count(*) = 1 from jsonb_object_keys(p_mine)) as s (single)
+    ), theirs as materialized (
+        select p.key, case when s.single then jsonb_build_array(p.value -> 0, p.value -> 1, p_there, p.value -> 3) else p.value end as part
+        from jsonb_each(p_theirs) as p cross join (select count(*) = 1 from jsonb_object_keys(p_theirs)) as s (single)
+    )
+    select jsonb_object_agg(k.key, k.part) from (
+        select o.key, o.part from ours o left join theirs t on t.key = o.key
+        where o.part -> 1 = 'null' or (o.part ->> 1)::bigint > coalesce((p_context ->> o.key)::bigint, 0) or o.part -> 1 = t.part -> 1
+        union all
+        select t.key, t.part from theirs t left join ours o on o.key = t.key
+        where t.key::integer <> p_me and (t.part ->> 1)::bigint > coalesce((p_seen ->> t.key)::bigint, 0) and t.part -> 1 is distinct from o.part -> 1
+    ) as k
+$$;
+comment on function syncagent._join_siblings is 'the siblings that stay of two states of a column, with their values';
+
+create function syncagent._shown(p_siblings jsonb, p_how jsonb) returns text
+    language plpgsql stable
+    as $$
+declare
+    v_values text[];
+    v_value  text;
+    v_first  text[];
+    v_tails  text[] := '{}';
+    v_kept   integer;
+    v_list   text[];
+begin
+    v_values := array(select p.value ->> 2 from jsonb_each(p_siblings) as p order by (p.value ->> 0) collate "C");
+    case p_how ->> 'kind'
+        when 'max', 'min' then
+            execute format('select v from unnest($1) with ordinality as u (v, n) order by %s %s nulls last, n desc limit 1', p_how ->> 'by',
+                           case p_how ->> 'kind' when 'max' then 'desc' else 'asc' end) into v_value using v_values;
+            return v_value;
+        when 'append' then
+            v_kept := (select min((p.value ->> 3)::integer) from jsonb_each(p_siblings) as p);
+            v_first := syncagent._members(v_values[1], p_how ->> 'of');
+            foreach v_value in array v_values loop
+                v_kept := least(v_kept, syncagent._alike(v_first, syncagent._members(v_value, p_how ->> 'of')));
+            end loop;
+            foreach v_value in array v_values loop
+                v_list := syncagent._members(v_value, p_how ->> 'of');
+                v_tails := v_tails || v_list[v_kept + 1:];
+            end loop;
+            return syncagent._of_members(v_first[:v_kept] || v_tails, p_how ->> 'of');
+        else
+            return v_values[cardinality(v_values)];
+    end case;
+end
+$$;
+comment on function syncagent._shown is 'what the table shows of several siblings';
+
+create function syncagent._join_columns(p_plan jsonb, p_me integer, p_mine jsonb, p_theirs jsonb, p_newer text[], p_here jsonb, p_there jsonb,
+                                        p_seen jsonb, p_context jsonb, p_returns boolean,
+                                        out registers jsonb, out taken text[], out shown jsonb)
+    language plpgsql stable
+    as $$
+declare
+    v_name   text;
+    v_how    jsonb;
+    v_mine   jsonb;
+    v_theirs jsonb;
+    v_value  text;
+    v_amount numeric;
+    v_set    record;
+begin
+    registers := p_mine || syncagent._joined_registers(syncagent._life(p_mine), syncagent._life(p_theirs)); taken := '{}'; shown := '{}';
+    foreach v_name in array p_newer loop
+        v_how := coalesce(p_plan -> v_name, '{"kind": "latest"}');
+        v_mine := coalesce(p_mine -> v_name, '{}');
+        v_theirs := p_theirs -> v_name;
+        if not syncagent._unseen(v_mine, p_context, null) then
+            taken := taken || v_name;
+            case v_how ->> 'kind'   -- nothing of these that the other side has dropped is dropped here but with all the rest
+                when 'counter' then v_theirs := syncagent._newest_parts(v_theirs, v_mine);
+                when 'set' then
+                    select jsonb_object_agg(p.key, case when v_theirs ? p.key then p.value else jsonb_set(p.value, '{2}', (
+                               select coalesce(jsonb_object_agg(m.key, m.value), '{}') from jsonb_each(p.value -> 2) as m
+                               where m.key = any (syncagent._members(p_there ->> v_name, v_how ->> 'of')))) end) into v_theirs
+                    from jsonb_each(v_mine || v_theirs) as p;
+                else null;
+            end case;
+            registers := registers || jsonb_build_object(v_name, v_theirs);
+            continue;
+        end if;
+        case v_how ->> 'kind'
+            when 'counter' then
+                v_amount := case when not p_returns then (p_here ->> v_name)::numeric + syncagent._added(v_theirs, v_mine, p_seen, p_me) end;
+                if v_amount is null then
+                    v_amount := (p_there ->> v_name)::numeric + syncagent._added(v_mine, v_theirs, p_context, null);
+                end if;
+                v_value := syncagent._wrapped(v_amount, v_how)::text;
+                v_mine := syncagent._newest_parts(v_mine, v_theirs);
+            when 'set' then
+                v_set := syncagent._join_set(v_mine, v_theirs, syncagent._members(p_here ->> v_name, v_how ->> 'of'), syncagent._members(p_there ->> v_name, v_how ->> 'of'),
+                                             p_seen, p_context, p_me, p_returns);
+                v_mine := v_set.parts;
+                v_value := syncagent._of_members(v_set.members, v_how ->> 'of');
+            else
+                v_mine := syncagent._join_siblings(v_mine, v_theirs, p_here ->> v_name, p_there ->> v_name, p_seen, p_context, p_me);
+                v_value := syncagent._shown(v_mine, v_how);
+                if (select count(*) = 1 from jsonb_object_keys(v_mine)) then   -- its value is the column's
+                    select jsonb_object_agg(p.key, case when p.value -> 3 = 'null' or p.value -> 3 is null then jsonb_build_array(p.value -> 0, p.value -> 1)
+                                                        else jsonb_set(p.value, '{2}', 'null') end) into v_mine from jsonb_each(v_mine) as p;
+                end if;
+        end case;
+        registers := registers || jsonb_build_object(v_name, v_mine);
+        shown := shown || jsonb_build_object(v_name, v_value);
+    end loop;
+end
+$$;
+comment on function syncagent._join_columns is 'two states of one life of a row: its registers; columns that are taken as they came; and what others show now. p_newer: columns with writes that this site has not seen; p_here and p_there: the values as text; p_seen and p_context: what this site, and who sent the row, had seen; p_returns: this site returns, and its rows are older than what it has seen';
+
+-- Per table ----------------------------------------------------------------------------------------------------
+
+create function syncagent._merge_capture_template() returns text
+    language sql immutable
+    as $template$ select $sql$
+create function syncagent.capture_{id}_columns() returns trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp set enable_nestloop = off {pinned}
+    as $$
+begin
+    {guard}
+    insert into syncagent.log (xid, relation, op, hlc, keys {odd_column}, columns, deltas)
+    select pg_current_xact_id(), {id}, 'U', syncagent._tick(), array_agg(k.key) {odd_agg}, k.columns, k.deltas
+    from (
+        select k.*, (row_number() over (partition by k.columns, k.deltas) - 1) / 10000 as chunk
+        from (
+            select {key} as key {odd_value}, case when {o_here} then array_remove(array[{changed_columns}]::name[], null) end as columns,
+                   case when {o_here} then {deltas} end as deltas
+            from changed t left join before o on {o_eq_t}
+        ) as k
+        where k.columns is distinct from '{}'   -- nothing was changed
+    ) as k
+    group by k.columns, k.deltas, k.chunk;
+    return null;
+end
+$$;
+$sql$ $template$;
+
+create function syncagent._merge_how(p_table regclass, p_column name, p_kind text) returns jsonb
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_tokens jsonb;
-    v_merged uuid[] := '{}';
-    v_count  bigint;
-    r        record;
+    v_base regtype;
+    v_mod  integer;
+    v_of   text;
+    v_size numeric;
+    v_unit numeric;
 begin
-    for r in select * from syncagent._rules(p_relation) as u where u.policy = 'merge' order by u.name loop
-        v_tokens := coalesce(v_tokens, syncagent._bereft_tokens(p_relation)) || jsonb_build_object('rule', quote_literal(r.name) || '::name',
-            'kind', quote_literal(r.kind), 'strategy', quote_literal('merge'), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
-            'column_literal', 'null::text', 'yielded_image', 'null::jsonb');
-        execute syncagent._render($sql$
-            with back as materialized (
-                select {expressions}, t."$key" as key, {t_key_text} as key_text, t."$image" as image
-                from (select t.*, x.key as "$key", to_jsonb(t.*) as "$image" from pg_temp.bereft x cross join lateral {row} as t
-                      where x.relation = {id} and x.key = any ($1)) as t {predicate}
-            ), here as not materialized (
-                select {expressions}, t."$key" as key, t."$image" as image, {t_key_text} as key_text, t."$tid" as tid, t."$leaf" as leaf
-                from (select t.*, {key} as "$key", to_jsonb(t.*) as "$image", t.ctid as "$tid", t.tableoid as "$leaf" from {table} t) as t {predicate}
-            ), pair as (
-                select x.key as loser, x.key_text, x.image, null::tid as tid, null::oid as leaf, y.key as winner, y.key_text as winner_text, y.image as winning_image
-                from back x join here y on {equal} where x.key > y.key
-                union all
-                select y.key, y.key_text, y.image, y.tid, y.leaf, x.key, x.key_text, x.image
-                from back x join here y on {equal} where x.key < y.key
-                union all
-                select x.key, x.key_text, x.image, null, null, y.key, y.key_text, y.image
-                from back x join back y on {equal} where x.key > y.key
-            )
-            insert into pg_temp.collision (rule, loser, key_text, losing_image, tid, leaf, winner, winner_text, winning_image, due)
-            select distinct on (p.loser) {rule}, p.loser, p.key_text, p.image, p.tid, p.leaf, p.winner, p.winner_text, p.winning_image, true
-            from pair p order by p.loser, p.winner $sql$, v_tokens) using p_keys;
-        get diagnostics v_count = row_count;
-        continue when v_count = 0;
-        perform syncagent._record_collisions(v_tokens, 0);
-        v_merged := v_merged || array(select c.loser from pg_temp.collision c where c.due and c.loser = any (p_keys));
-        perform syncagent._merge_due(p_relation, v_tokens);
-    end loop;
-    return v_merged;
+    select syncagent._base_type(a.atttypid), case when t.typtype = 'd' then t.typtypmod else a.atttypmod end into v_base, v_mod
+    from pg_attribute a join pg_type t on t.oid = a.atttypid where a.attrelid = p_table and a.attname = p_column and not a.attisdropped;
+    v_of := case when v_base = 'jsonb'::regtype then 'jsonb' when v_base in ('text'::regtype, 'varchar'::regtype) then 'text'
+                 when (select t.typelem <> 0 and t.typsubscript = 'array_subscript_handler'::regproc and t.typdelim = ',' from pg_type t where t.oid = v_base) then 'array' end;
+    case p_kind
+        when 'counter' then
+            v_size := case v_base when 'smallint'::regtype then 65536 when 'integer'::regtype then 4294967296 when 'bigint'::regtype then 18446744073709551616 end;
+            if v_size is not null then
+                return jsonb_build_object('kind', p_kind, 'low', -trunc(v_size / 2), 'size', v_size);
+            elsif v_base = 'numeric'::regtype and v_mod >= 4 then
+                v_unit := power(10::numeric, -((((v_mod - 4) & 2047) # 1024) - 1024));   -- a scale may be negative
+                v_size := power(10::numeric, (v_mod - 4) >> 16 & 65535) * v_unit;
+                return jsonb_build_object('kind', p_kind, 'low', v_unit - v_size, 'size', 2 * v_size - v_unit);
+            end if;
+        when 'set' then
+            if v_of in ('array', 'jsonb') then
+                return jsonb_build_object('kind', p_kind, 'of', v_of);
+            end if;
+        when 'append' then
+            if v_of is not null then
+                return jsonb_build_object('kind', p_kind, 'of', v_of);
+            end if;
+        when 'max', 'min' then
+            if exists (select from pg_opclass o join pg_am m on m.oid = o.opcmethod and m.amname = 'btree' and o.opcdefault
+                       where o.opcintype = v_base or v_base = 'varchar'::regtype and o.opcintype = 'text'::regtype)
+               or (select t.typtype = 'e' from pg_type t where t.oid = v_base) then
+                return jsonb_build_object('kind', p_kind, 'by', format('v::%s%s', format_type(v_base, -1),
+                    case when (select t.typcollation <> 0 from pg_type t where t.oid = v_base) then ' collate "C"' else '' end));
+            end if;
+        when 'latest' then
+            return jsonb_build_object('kind', p_kind);
+        else null;
+    end case;
+    return null;
 end
 $$;
-comment on function syncagent._merge_restored is 'of rows that are to come back those that are merged into one that is here; those that are here, and are to be merged into one that comes back, go';
+comment on function syncagent._merge_how is 'how a column is joined, as _join_columns takes it; null if its type does not go with that';
+
+create function syncagent._merge_obstacles(p_table regclass, p_strategy text, p_merges jsonb) returns table (problem text, hint text)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with m as (
+        select e.key as name, e.value #>> '{}' as kind, a.attnum, a.attnotnull, a.attgenerated <> '' as generated, format_type(a.atttypid, a.atttypmod) as type,
+               exists (select from pg_constraint c where c.conrelid = p_table and c.contype in ('p', 'u', 'x', 'f') and a.attnum = any (c.conkey))
+               or exists (select from pg_index i where i.indrelid = p_table and (i.indisunique or i.indisexclusion) and a.attnum = any (i.indkey)) as bound
+        from jsonb_each(p_merges) as e
+        left join pg_attribute a on a.attrelid = p_table and a.attname = e.key and a.attnum > 0 and not a.attisdropped
+    )
+    select 'how its columns are merged is said, and its strategy is not merge', 'attach it with --strategy merge' from (select) as always
+    where p_strategy <> 'merge' and p_merges <> '{}'
+    union all
+    select format('it has no column %I', m.name), 'see its columns with \d in psql' from m where m.attnum is null
+    union all
+    select format('column %I is computed: what it is computed from is merged, and it follows', m.name), 'leave it out' from m where m.generated
+    union all
+    select format('there is no way to merge a column that is called %L', m.kind), 'counter, set, append, max, min, or latest'
+    from m where m.kind not in ('counter', 'set', 'append', 'max', 'min', 'latest')
+    union all
+    select format('column %I is in a key, or a unique or foreign key constraint: it cannot be %s', m.name, m.kind), 'leave it out'
+    from m where m.bound and m.kind in ('counter', 'set', 'append', 'max', 'min')
+    union all
+    select format('column %I may be null: it cannot be %s', m.name, m.kind),
+           format('update %1$s set %2$I = %3$s where %2$I is null; alter table %1$s alter column %2$I set not null', p_table, m.name,
+                  case when m.kind = 'counter' then '0' when m.type = 'jsonb' then '''[]''' when m.type ~ '\[\]$' then '''{}''' else '''''' end)
+    from m where m.attnotnull is false and m.kind in ('counter', 'set', 'append')
+    union all
+    select format('column %I is of type %s: it cannot be %s', m.name, m.type, m.kind),
+           case m.kind when 'counter' then 'a counter is smallint, integer, bigint, or numeric with a scale, as numeric(12, 2)'
+                       when 'set' then 'a set is an array, or jsonb' when 'append' then 'text, arrays and jsonb are appended to'
+                       else 'its type has no order' end
+    from m where m.attnum is not null and not m.generated and m.kind in ('counter', 'set', 'append', 'max', 'min') and syncagent._merge_how(p_table, m.name, m.kind) is null
+$$;
+comment on function syncagent._merge_obstacles is 'why columns of a table cannot be merged as is asked, and what mends it; no row if they can';
+
+create function syncagent._told_again(p_registers jsonb, p_name text, p_node integer, p_cut bigint) returns jsonb
+    language sql immutable
+    as $$
+    select case jsonb_typeof(r.part -> 2)
+        when 'object' then jsonb_build_object('-', '[]'::jsonb, '+', (
+            select coalesce(jsonb_agg(m.key), '[]') from jsonb_each(r.part -> 2) as m where m.value::text::bigint > p_cut))
+        when 'number' then case when (r.part ->> 2)::bigint >= p_cut then r.part -> 3 else '0' end
+        else case when jsonb_array_length(r.part) = 4 then jsonb_build_object('kept', r.part -> 3) end end
+    from (select p_registers -> p_name -> p_node::text as part) as r
+$$;
+comment on function syncagent._told_again is 'what a node wrote of a column after a cut that is undone, as the log says it: of a count only a stretch that began after it';
+
+create function syncagent._merge_tokens(p_table syncagent.replicated) returns jsonb
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_plan   jsonb;
+    v_tokens jsonb;
+    v_count  text := 'q.c%2$s + coalesce((v.registers -> %3$L -> me.node::text ->> 3)::numeric, 0)'
+                     ' - coalesce((w.registers -> %3$L -> me.node::text ->> 3)::numeric, 0)';   -- of a row that waits, with what was added here since
+begin
+    select coalesce(jsonb_object_agg(e.key, syncagent._merge_how(p_table.relation, e.key, e.value)), '{}') into v_plan
+    from jsonb_each_text(p_table.merges) as e where e.value <> 'latest';
+    select jsonb_build_object(
+        -- of a row that waits, and was written on since: what the write made of it
+        'shipped_from', format('left join syncagent.parked_row w on w.relation = %1$s and w.key = v.key and not v.deleted'
+            ' cross join lateral (select (w.image::syncagent.row_%1$s).*) as q cross join (select s.node from syncagent.local_site s) as me', p_table.id),
+        'v_columns', string_agg(case when u.key is not null then case when p_table.derived then format('v.k%s', u.key) else 'v.key' end else format(
+            'case when w.key is null then t.%1$I' || case when u.how ->> 'kind' = 'counter' then ' when w.key is not null then (' || v_count || ')::%4$s'
+                                                          else ' when %3$L <> all (syncagent._own_newer(v.registers, w.registers, me.node)) then q.c%2$s' end
+            || ' else t.%1$I end', u.name, u.n, u.name, format_type(syncagent._base_type(a.atttypid), -1)) end, ', ' order by u.n),
+        'seen', format('(select k.seen from pg_temp.knotted k where v_part > 1 and k.relation = %s and k.key = s._key and k.part < v_part order by k.part desc limit 1)', p_table.id),
+        'plan', quote_literal(v_plan) || '::jsonb',
+        'deltas', coalesce(string_agg(format('case when row(o.%1$I)::record *<> row(t.%1$I)::record then jsonb_build_object(%2$L, '
+            || case u.how ->> 'kind' when 'counter' then 't.%1$I::numeric - o.%1$I::numeric' when 'set' then 'syncagent._set_delta(o.%1$I::text, t.%1$I::text, %3$L)'
+                                     else 'syncagent._kept(o.%1$I::text, t.%1$I::text, %3$L)' end || ') else ''{}'' end',
+            u.name, u.name, u.how ->> 'of'), ' || ' order by u.n) filter (where u.how ->> 'kind' in ('counter', 'set', 'append')), 'null::jsonb'),
+        'here', format('jsonb_object(array[%s]::text[], array[%s]::text[])',
+            string_agg(format('%L', u.name), ', ' order by u.n) filter (where u.key is null), string_agg(format(
+                case when u.how ->> 'kind' = 'counter'
+                     then 'case when j.waits then (' || replace(replace(replace(v_count, 'v.registers', 'j.mine'), 'w.registers', 'j.waiting'), 'me.node', 'v_site.node') || ')::text else t.%1$I::text end'
+                     else 'case when j.waits and %3$L <> all (j.above) then q.c%2$s::text else t.%1$I::text end' end, u.name, u.n, u.name), ', ' order by u.n) filter (where u.key is null)),
+        'there', format('jsonb_object(array[%s]::text[], array[%s]::text[])',
+            string_agg(format('%L', u.name), ', ' order by u.n) filter (where u.key is null), string_agg(format('s.c%s::text', u.n), ', ' order by u.n) filter (where u.key is null)),
+        'combined_columns', coalesce(string_agg(format(', c%1$s = case when %2$L = any (m.taken) then x.c%1$s when m.shown ? %2$L then (m.shown ->> %2$L)::%3$s'
+            || case when u.how ->> 'kind' = 'counter' then ' when m.waits then (m.here ->> %2$L)::numeric::%3$s' else ' when m.waits and %2$L <> all (m.above) then m.q%1$s' end
+            || ' else m.t%1$s end', u.n, u.name, format_type(syncagent._base_type(a.atttypid), -1)), '' order by u.n) filter (where u.key is null), ''),
+        'at_odds', format('and o.name <> all (%L::text[])', array(select e.key from jsonb_each(v_plan) as e where e.value ->> 'kind' <> 'latest')::text)
+    ) into v_tokens
+    from (select u.name, u.n, v_plan -> u.name::text as how, array_position(p_table.key_columns, u.name) as key from unnest(p_table.columns) with ordinality as u (name, n)) as u
+    join pg_attribute a on a.attrelid = p_table.relation and a.attname = u.name;
+    return v_tokens || jsonb_build_object(
+        'written', '_merge_written', 'sides', '_part_sides', 'entries_of', 'syncagent._parts_of', 'strategy', '''merge''',
+        'pinned', E'\n    set datestyle = ''ISO, MDY'' set timezone = ''UTC'' set intervalstyle = ''postgres'' set extra_float_digits = 1 set bytea_output = ''hex''',
+        'entries', format('(select e.*, syncagent._op(e.op, e.columns, e.deltas, syncagent._stamp(e.tx_hlc, p_tail)) as registers'
+                          ' from pg_temp.window_entry e where e.relation = %s offset 0)', p_table.id),
+        'folded_registers', 'jsonb_agg(e.registers order by e.hlc)', 'unfolded_registers', 'jsonb_agg(x.registers order by x.hlc)',
+        'log_registers', 'syncagent._op(l.op, l.columns, l.deltas, syncagent._stamp(l.tx_hlc, v_site.tail))',
+        'newer', 'syncagent._parts_newer(m.theirs, m.mine, coalesce(m.seen, v_frontier), v_site.node)', 'above', 'syncagent._own_newer(m.mine, m.waiting_registers, v_site.node)',
+        'join_registers', format('(select v.here, r.* from (select %s as here, %s as there) as v cross join lateral syncagent._join_columns(%s, v_site.node, j.mine, j.theirs,'
+            ' case when p_retry then ''{}'' else j.newer end, v.here, v.there, coalesce(j.seen, v_frontier), v_context, not v_site.copied) as r)', v_tokens ->> 'here', v_tokens ->> 'there', v_tokens ->> 'plan'),
+        'seen', v_tokens ->> 'seen', 'note_part', format(   -- what comes in the parts that follow meets rows that have seen what this part had
+            'if v_part > 0 then insert into pg_temp.knotted select %1$s, s._key, v_part, syncagent._greatest(coalesce(%2$s, v_frontier), v_context) from (select s.*, %3$s as _key from pg_temp.stage_%1$s s) s; end if;', p_table.id, v_tokens ->> 'seen', syncagent._stage_key(p_table)),
+        'all_stable', format(' and syncagent._parts_stable(v.registers, p_stable, %s)', v_tokens ->> 'plan'),
+        'own_versions', replace(format('(select v.key, v.deleted {keys}, r.stamp, r.node, r.cut, r.columns, r.deltas from syncagent.version_%1$s v cross join lateral ('
+            'select x.stamp, x.node, x.cut, array_agg(x.name::name order by x.name) as columns,'
+            ' nullif(jsonb_strip_nulls(jsonb_object_agg(x.name, syncagent._told_again(v.registers, x.name, x.node, $2))), ''{}'') as deltas'
+            ' from syncagent._part_sides(v.key, v.registers, v.deleted, v.stamp, v.node, v.cut) as x where x.name is not null group by x.stamp, x.node, x.cut, x.name = '''''
+            ' union all select v.stamp, v.node, v.cut, array[null::name], null where v.deleted) as r)', p_table.id), '{keys}',
+            case when p_table.derived then (select string_agg(format(', v.k%s', k), '' order by k) from generate_subscripts(p_table.key_columns, 1) as k) else '' end),
+        'own_deltas', 'v.deltas');
+end
+$$;
+comment on function syncagent._merge_tokens is 'what the templates of a table are filled with where its strategy is merge';
 
 -- What applying can run into: rows that break a constraint here.
 --
@@ -3759,48 +3911,6 @@ create function syncagent._marked(p_value text, p_room integer, p_key uuid) retu
     as $$ select left(coalesce(p_value, ''), p_room - 13) || '~' || left(md5(p_key::text), 12) $$;
 comment on function syncagent._marked is 'what a text becomes in a row that yields it: what there is room for, and a mark that the key alone decides';
 
-create function syncagent._merge_problem(p_table regclass, p_index regclass) returns text
-    language sql stable
-    set search_path = pg_catalog, pg_temp
-    as $$
-    select case
-        when not i.indisunique or i.indisexclusion then 'it is no unique constraint'
-        when not k.uuid then 'the key of its table is not one uuid column'
-        else (
-            select case
-                when k.names[1] <> all (x.named) and not x.within
-                    then format('%s of %s refers to %s, of which the other row has other values', x.name, x.child, array_to_string(x.named, ', '))
-                when x.moves and exists (select from pg_constraint g join syncagent.replicated o on o.relation = g.conrelid where g.confrelid = x.child and g.contype = 'f')
-                    then format('%s is part of the key of %s, to which other rows refer', x.name, x.child) end
-            from (
-                select f.conname as name, r.relation as child, array_agg(p.attname order by p.attname) as named,
-                       bool_and(p.attnum = any (i.indkey::smallint[])) as within, bool_or(a.attname = any (r.key_columns)) as moves
-                from pg_constraint f join syncagent.replicated r on r.relation = f.conrelid
-                cross join lateral unnest(f.conkey, f.confkey) as u (child, parent)
-                join pg_attribute a on a.attrelid = f.conrelid and a.attnum = u.child
-                join pg_attribute p on p.attrelid = f.confrelid and p.attnum = u.parent
-                where f.confrelid = p_table and f.contype = 'f' and f.conparentid = 0
-                group by f.oid, f.conname, r.relation
-            ) as x
-            where k.names[1] <> all (x.named) and not x.within
-               or x.moves and exists (select from pg_constraint g join syncagent.replicated o on o.relation = g.conrelid where g.confrelid = x.child and g.contype = 'f')
-            order by x.name limit 1) end
-    from pg_index i cross join lateral syncagent._key(p_table) as k where i.indexrelid = p_index
-$$;
-comment on function syncagent._merge_problem is 'why two rows that collide cannot become one, or null';
-
-create function syncagent._over_merged(p_table regclass, p_index regclass) returns boolean
-    language sql stable
-    set search_path = pg_catalog, pg_temp
-    as $$
-    select exists (
-        select from pg_index i join pg_constraint f on f.conrelid = i.indrelid and f.contype = 'f' and f.conkey && i.indkey::smallint[]
-        join syncagent.replicated p on p.relation = f.confrelid
-        where i.indexrelid = p_index and i.indrelid = p_table
-          and exists (select from jsonb_each_text(p.policies) as c where c.value = 'merge'))
-$$;
-comment on function syncagent._over_merged is 'whether a unique constraint has a column that refers to rows that are merged: what it keeps apart can become one then';
-
 create function syncagent._rules(p_relation integer)
     returns table (name name, kind text, policy text, is_deferrable boolean, predicate text, expressions text, equal text,
                    column_name name, yields text)
@@ -3808,8 +3918,7 @@ create function syncagent._rules(p_relation integer)
     set search_path = pg_catalog, pg_temp
     as $$
     select c.relname, case when i.indisexclusion then 'exclusion' else 'unique' end,
-           case when coalesce(t.policies ->> c.relname::text, case when m.over then 'merge' end) = 'merge' and m.problem is null then 'merge'
-                when y.attname is null or t.policies ->> c.relname::text = 'merge' then 'report' else coalesce(t.policies ->> c.relname::text, 'keep-both') end,
+           case when y.attname is null then 'report' else coalesce(t.policies ->> c.relname::text, 'keep-both') end,
            exists (select from pg_constraint d where d.conindid = i.indexrelid and d.condeferrable),
            coalesce(' where ' || pg_get_expr(i.indpred, i.indrelid, true), ''),
            (select string_agg(format(case when l.oid is null then '%s as e%s' else '(%s) collate %3$I.%4$I as e%2$s' end,
@@ -3827,7 +3936,6 @@ create function syncagent._rules(p_relation integer)
            y.attname, y.yields
     from syncagent.replicated t join pg_index i on i.indrelid = t.relation join pg_class c on c.oid = i.indexrelid
     cross join lateral (select coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) as nulls_too) as w   -- from 15 on
-    cross join lateral (select syncagent._merge_problem(i.indrelid::regclass, i.indexrelid::regclass) as problem, syncagent._over_merged(i.indrelid::regclass, i.indexrelid::regclass) as over) as m
     left join pg_constraint x on x.conindid = i.indexrelid and x.conexclop is not null
     left join lateral (
         select a.attname, case when v.nullable then 'null' else 'suffix' end as yields
@@ -3864,51 +3972,13 @@ create function syncagent._rules(p_relation integer)
 $$;
 comment on function syncagent._rules is 'unique and exclusion constraints of an attached table that can be compared before rows are written: what they compare, what is done about a collision, and which column of the row that yields becomes null or gets a suffix; one of a foreign key, or of the key, is left alone';
 
-create function syncagent._record_collisions(p_tokens jsonb, p_origin integer) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_last record := syncagent._last_cut();
-    v_me   syncagent.local_site;
-begin
-    select * into strict v_me from syncagent.local_site;
-    execute syncagent._render($sql$
-        with unfolded as materialized (
-            select k.key, syncagent._stamp(max(x.tx_hlc), $1) as stamp
-            from (select l.relation, l.keys, max(l.hlc) over (partition by l.xid) as tx_hlc
-                  from syncagent.log l where l.xid >= $3 or l.xid = any ($4)) as x cross join lateral unnest(x.keys) as k (key)
-            where x.relation = {id} group by k.key
-        ), known as (
-            select k.key, coalesce(greatest(v.stamp, u.stamp), syncagent._implicit(k.key)) as stamp,
-                   case when u.stamp is not null and (v.stamp is null or u.stamp >= v.stamp) then $2
-                        else coalesce(v.node, (select e.node from syncagent.cut_keys e
-                                               where e.relation = {id} and e.implicit and k.key = any (e.keys) limit 1)) end as node
-            from (select c.loser as key from pg_temp.collision c where c.due and c.losing_stamp is null
-                  union select c.winner from pg_temp.collision c where c.due and c.winning_stamp is null) as k
-            left join syncagent.version_{id} v on v.key = k.key left join unfolded u on u.key = k.key
-        )
-        insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
-            winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image, yielded)
-        select syncagent._name_uuid(format('%s %s %s %s %s', {title}, c.rule, c.winner, c.loser, coalesce(c.losing_stamp, l.stamp))),
-               {schema_literal}, {table_literal}, c.loser, c.key_text, {kind}, {strategy}, c.rule, c.winner, c.winner_text,
-               coalesce(c.winning_stamp, w.stamp), coalesce(c.losing_stamp, l.stamp),
-               case when c.winning_stamp is null then w.node else $5 end, case when c.losing_stamp is null then l.node else $5 end,
-               c.winning_image, c.losing_image, {yielded_image}
-        from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
-        left join known l on l.key = c.loser left join known w on w.key = c.winner
-        where c.due
-        on conflict (id) do nothing
-        $sql$, p_tokens) using v_me.tail, v_me.node, v_last.xmax, v_last.xip, p_origin;
-end
-$$;
-comment on function syncagent._record_collisions is 'a conflict for each collision that is due, with both rows';
-
 create function syncagent._settle_collisions(p_relation integer, p_origin integer) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
+    v_last    record := syncagent._last_cut();
+    v_me      syncagent.local_site;
     v_table   syncagent.replicated;
     v_tokens  jsonb;
     v_settled bigint := 0;
@@ -3917,23 +3987,19 @@ declare
     v_room    integer;
     r         record;
 begin
+    select * into strict v_me from syncagent.local_site;
     select * into strict v_table from syncagent.replicated where id = p_relation;
     v_tokens := syncagent._tokens(p_relation);
     if v_tokens ->> 'odd_value' = '' then
         v_tokens := v_tokens || jsonb_build_object('odd_value', ', null::text as odd');
     end if;
-    for r in select * from syncagent._rules(p_relation) as u where u.policy in ('keep-both', 'merge') order by u.name loop
+    for r in select * from syncagent._rules(p_relation) as u where u.policy = 'keep-both' order by u.name loop
+        select a.atttypid, syncagent._room(a.atttypid, a.atttypmod) into strict v_type, v_room
+        from pg_attribute a where a.attrelid = v_table.relation and a.attname = r.column_name;
         v_tokens := v_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind),
-            'strategy', quote_literal(r.policy), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
-            'column_literal', 'null::text', 'yielded_image', 'null::jsonb');
-        if r.policy = 'keep-both' then
-            select a.atttypid, syncagent._room(a.atttypid, a.atttypmod) into strict v_type, v_room
-            from pg_attribute a where a.attrelid = v_table.relation and a.attname = r.column_name;
-            v_tokens := v_tokens || jsonb_build_object('column', quote_ident(r.column_name), 'column_literal', quote_literal(r.column_name) || '::text',
-                'stage_column', 'c' || array_position(v_table.columns, r.column_name),
-                'yielded', case r.yields when 'null' then 'null' else format('syncagent._marked(f.value::text, %s, c.loser)', v_room) end);
-            v_tokens := v_tokens || jsonb_build_object('yielded_image', syncagent._render('jsonb_build_object({column_literal}, {yielded})', v_tokens));
-        end if;
+            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column', quote_ident(r.column_name), 'column_literal', quote_literal(r.column_name) || '::text',
+            'stage_column', 'c' || array_position(v_table.columns, r.column_name),
+            'yielded', case r.yields when 'null' then 'null' else format('syncagent._marked(f.value::text, %s, c.loser)', v_room) end);
 
         -- Which rows collide: one that came with one that is here and stays as it is, or with another that came.
         execute syncagent._render($sql$
@@ -3971,11 +4037,34 @@ begin
         continue when v_count = 0;
         v_settled := v_settled + v_count;
 
-        perform syncagent._record_collisions(v_tokens, p_origin);
-        if r.policy = 'merge' then
-            perform syncagent._merge_due(p_relation, v_tokens);
-            continue;
-        end if;
+        execute syncagent._render($sql$
+            with unfolded as materialized (
+                select k.key, syncagent._stamp(max(x.tx_hlc), $1) as stamp
+                from (select l.relation, l.keys, max(l.hlc) over (partition by l.xid) as tx_hlc
+                      from syncagent.log l where l.xid >= $3 or l.xid = any ($4)) as x cross join lateral unnest(x.keys) as k (key)
+                where x.relation = {id} group by k.key
+            ), known as (
+                select k.key, coalesce(greatest(v.stamp, u.stamp), syncagent._implicit(k.key)) as stamp,
+                       case when u.stamp is not null and (v.stamp is null or u.stamp >= v.stamp) then $2
+                            else coalesce(v.node, (select e.node from syncagent.cut_keys e
+                                                   where e.relation = {id} and e.implicit and k.key = any (e.keys) limit 1)) end as node
+                from (select c.loser as key from pg_temp.collision c where c.due and c.losing_stamp is null
+                      union select c.winner from pg_temp.collision c where c.due and c.winning_stamp is null) as k
+                left join syncagent.version_{id} v on v.key = k.key left join unfolded u on u.key = k.key
+            )
+            insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
+                winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image, yielded)
+            select syncagent._name_uuid(format('%s %s %s %s %s', {title}, c.rule, c.winner, c.loser, coalesce(c.losing_stamp, l.stamp))),
+                   {schema_literal}, {table_literal}, c.loser, c.key_text, {kind}, 'keep-both', c.rule, c.winner, c.winner_text,
+                   coalesce(c.winning_stamp, w.stamp), coalesce(c.losing_stamp, l.stamp),
+                   case when c.winning_stamp is null then w.node else $5 end, case when c.losing_stamp is null then l.node else $5 end,
+                   c.winning_image, c.losing_image, jsonb_build_object({column_literal}, {yielded})
+            from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
+            left join known l on l.key = c.loser left join known w on w.key = c.winner
+            where c.due
+            on conflict (id) do nothing
+            $sql$, v_tokens) using v_me.tail, v_me.node, v_last.xmax, v_last.xip, p_origin;
+
         execute syncagent._render($sql$
             update pg_temp.stage_{id} s set {stage_column} = {yielded}
             from pg_temp.collision c
@@ -3992,7 +4081,7 @@ begin
             raise exception 'a row of % that is to yield was written meanwhile', v_tokens ->> 'title' using errcode = 'SA101';
         end if;
         insert into pg_temp.yielded as y (relation, key, odd, columns)
-        select distinct on (c.loser) p_relation, c.loser, c.odd, case v_table.strategy when 'lww-column' then array[r.column_name] end from pg_temp.collision c where c.due order by c.loser
+        select distinct on (c.loser) p_relation, c.loser, c.odd, case when v_table.strategy <> 'lww' then array[r.column_name] end from pg_temp.collision c where c.due order by c.loser
         on conflict (relation, key) do update set columns = y.columns || excluded.columns;
         update pg_temp.collision c set due = false where c.due;
     end loop;
@@ -4012,9 +4101,9 @@ begin
         return 0;
     end if;
     insert into syncagent.log (xid, relation, op, hlc, keys, odd, columns)
-    select pg_current_xact_id(), y.relation, y.op, syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end, y.columns
-    from (select y.*, (row_number() over (partition by y.relation, y.op, y.columns order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
-    group by y.relation, y.op, y.columns, y.chunk;
+    select pg_current_xact_id(), y.relation, 'U', syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end, y.columns
+    from (select y.*, (row_number() over (partition by y.relation, y.columns order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
+    group by y.relation, y.columns, y.chunk;
     select count(*) into v_rows from pg_temp.yielded;
     perform syncagent._empty('pg_temp.yielded');
     return v_rows;
@@ -4087,10 +4176,6 @@ begin
     execute format('select syncagent.judge_%s($1, true)', p_relation) using p_node;
     perform syncagent._write_carefully(p_relation, p_node, true);
     execute format('select syncagent.recheck_%s($1)', p_relation) using v_seen;
-    if exists (select from syncagent.alias) then
-        perform syncagent._note_astray(p_relation);
-    end if;
-    perform syncagent._bring_together();
     perform syncagent._log_yielded();
     execute format('truncate pg_temp.stage_%s', p_relation);
 end
@@ -4385,12 +4470,11 @@ begin
     set resolved_at = case when not p_undone then clock_timestamp() end, resolved_by = case when not p_undone then session_user end,
         -- what was there before, in the opposite order; of a few columns only these
         writes = case when not p_undone then (
-            select jsonb_agg(jsonb_build_object('schema', w.write -> 'schema', 'table', w.write -> 'table', 'key', w.write ->> 'key', 'columns', w.write -> 'columns', 'image', case
+            select jsonb_agg(jsonb_build_object('key', w.write ->> 'key', 'columns', w.write -> 'columns', 'image', case
                        when (w.write ->> 'columns')::boolean then (select jsonb_object_agg(k, b.image -> k) from jsonb_object_keys(w.write -> 'image') as k)
                        else b.image end) order by w.n desc)
             from jsonb_array_elements(p_writes) with ordinality as w (write, n)
-            cross join lateral (
-                select syncagent._image(coalesce(w.write ->> 'schema', v_conflict.schema_name), coalesce(w.write ->> 'table', v_conflict.table_name), w.write ->> 'key')) as b (image)) end
+            cross join lateral (select syncagent._image(v_conflict.schema_name, v_conflict.table_name, w.write ->> 'key')) as b (image)) end
     where c.id = p_conflict;
     return v_conflict;
 end
@@ -4408,18 +4492,17 @@ declare
     r           record;
 begin
     -- in this order: a value is given up before another row takes it
-    for r in select coalesce(w.write ->> 'schema', p_conflict.schema_name) as schema_name, coalesce(w.write ->> 'table', p_conflict.table_name) as table_name,
-                    w.write ->> 'key' as key, nullif(w.write -> 'image', 'null') as image, coalesce((w.write ->> 'columns')::boolean, false) as columns
+    for r in select w.write ->> 'key' as key, nullif(w.write -> 'image', 'null') as image, coalesce((w.write ->> 'columns')::boolean, false) as columns
              from jsonb_array_elements(p_writes) with ordinality as w (write, n) order by w.n
     loop
-        v_statement := syncagent._statement(r.schema_name, r.table_name, r.key, r.image, r.columns);
+        v_statement := syncagent._statement(p_conflict.schema_name, p_conflict.table_name, r.key, r.image, r.columns);
         continue when v_statement is null;
         perform set_config('search_path', v_path, true);   -- triggers of the application find what is theirs
         execute v_statement;
         get diagnostics v_rows = row_count;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
         if v_rows = 0 and r.image is not null then
-            raise exception 'row % of %.% was not written', r.key, quote_ident(r.schema_name), quote_ident(r.table_name)
+            raise exception 'row % of %.% was not written', r.key, quote_ident(p_conflict.schema_name), quote_ident(p_conflict.table_name)
                 using errcode = 'SA005', hint = 'a policy or a trigger of the table keeps it from being written';
         end if;
     end loop;
@@ -4463,6 +4546,7 @@ declare
     v_winner   text := syncagent._site_name(v_conflict.winning_node);
     v_loser    text := syncagent._site_name(v_conflict.losing_node);
     v_loses    boolean;
+    v_columns  name[];
 begin
     if p_take in (v_winner, v_loser) and v_winner is distinct from v_loser then
         v_loses := p_take = v_loser;
@@ -4472,9 +4556,11 @@ begin
         raise exception '% is neither winner nor loser of conflict %', quote_literal(p_take), p_conflict
             using errcode = 'SA004', hint = format('take winner (%s) or loser (%s)', v_winner, v_loser);
     end if;
-    if syncagent._is_merge(v_conflict) then
-        raise exception 'row % was merged into row %', v_conflict.key_text, v_conflict.other_key_text
-            using errcode = 'SA004', hint = format('to have both again: syncagent conflicts undo %s, or resolve %1$s --value with a value of its own', p_conflict);
+    v_columns := syncagent._sibling_columns(v_conflict);
+    if v_columns <> '{}' then   -- what was added to other columns stays
+        perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', (
+            select jsonb_object_agg(u.name, case when v_loses then v_conflict.losing_image else v_conflict.winning_image end -> u.name::text) from unnest(v_columns) as u (name)))));
+        perform syncagent._settled_columns(format('%I.%I', v_conflict.schema_name, v_conflict.table_name)::regclass, v_conflict.key_text, v_columns);
     elsif v_conflict.yielded is null then
         perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text,
             'image', case when v_loses then v_conflict.losing_image else v_conflict.winning_image end)));
@@ -4492,52 +4578,6 @@ begin
 end
 $$;
 comment on function syncagent.resolve(uuid, text) is 'settle a conflict: the row becomes what the winner, the loser, or a site wrote; of two rows with one value the loser gets it, and the other one yields';
-
-create function syncagent._is_merge(p_conflict syncagent.conflict_record) returns boolean
-    language sql immutable
-    set search_path = pg_catalog, pg_temp
-    as $$ select p_conflict.kind = 'unique' and p_conflict.strategy = 'merge' $$;
-comment on function syncagent._is_merge is 'whether a row was merged into another one';
-
-create function syncagent._apart(p_conflict uuid, p_value jsonb) returns jsonb
-    language plpgsql stable security definer
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
-    v_id       integer;
-    v_rule     record;
-    v_held     boolean;
-    v_value    jsonb := p_value;
-    v_writes   jsonb;
-    r          record;
-begin
-    select t.id into v_id from syncagent.replicated t where t.schema_name = v_conflict.schema_name and t.table_name = v_conflict.table_name;
-    if v_value is null then   -- what it would have yielded
-        select u.column_name, u.yields, syncagent._room(a.atttypid, a.atttypmod) as room into v_rule
-        from syncagent._rules(v_id) as u join syncagent.replicated t on t.id = v_id
-        join pg_attribute a on a.attrelid = t.relation and a.attname = u.column_name where u.name = v_conflict.constraint_name;
-        if not found then
-            raise exception 'row % needs a value of its own', v_conflict.key_text
-                using errcode = 'SA004', detail = format('row %s has that of %s', v_conflict.other_key_text, v_conflict.constraint_name),
-                      hint = format('syncagent conflicts resolve %s --value ''{"column": value}''', p_conflict);
-        end if;
-        v_value := jsonb_build_object(v_rule.column_name, case v_rule.yields when 'suffix'
-            then syncagent._marked(v_conflict.losing_image ->> v_rule.column_name::text, v_rule.room, v_conflict.key) end);
-    end if;
-    v_writes := jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'image', v_conflict.losing_image || v_value));
-    for r in select f.value as row, t.id from jsonb_array_elements(v_conflict.followed) as f
-             join syncagent.replicated t on t.schema_name = f.value ->> 'schema' and t.table_name = f.value ->> 'table'
-    loop
-        execute format('select syncagent.holds_%s($1, $2)', r.id) into v_held using r.row ->> 'key', r.row -> 'after';
-        if v_held then   -- else it was given to somebody else since
-            v_writes := v_writes || jsonb_build_object('schema', r.row -> 'schema', 'table', r.row -> 'table', 'key', r.row -> 'key', 'columns', true, 'image', r.row -> 'before');
-        end if;
-    end loop;
-    return v_writes;
-end
-$$;
-comment on function syncagent._apart is 'the writes that take a merge back: the loser as it was, but for these values, and the rows that followed here';
 
 create function syncagent._still_keeps(p_conflict uuid) returns boolean
     language plpgsql stable security definer
@@ -4586,11 +4626,10 @@ begin
             using errcode = 'SA004', hint = format('its columns are %s', (
                 select string_agg(quote_ident(k), ', ') from jsonb_object_keys(coalesce(v_conflict.winning_image, v_conflict.losing_image)) as k));
     end if;
-    perform syncagent._resolve(p_conflict, case when syncagent._is_merge(v_conflict) then syncagent._apart(p_conflict, p_value)
-        else jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', p_value)) end);
+    perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', p_value)));
 end
 $$;
-comment on function syncagent.resolve_with(uuid, jsonb) is 'settle a conflict: these columns of the row get these values; one that was merged into another comes back with them';
+comment on function syncagent.resolve_with(uuid, jsonb) is 'settle a conflict: these columns of the row get these values';
 
 create function syncagent.drop_parked(p_table regclass, p_key text) returns uuid
     language plpgsql volatile security definer
@@ -4641,15 +4680,155 @@ create function syncagent.undo(p_conflict uuid) returns void
 declare
     v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
 begin
-    if syncagent._is_merge(v_conflict) and v_conflict.resolved_at is null then
-        perform syncagent._resolve(p_conflict, syncagent._apart(p_conflict, null));
-        return;
-    end if;
     v_conflict := syncagent._resolution(p_conflict, null, true);
     perform syncagent._settle_by_hand(v_conflict, v_conflict.writes);
 end
 $$;
-comment on function syncagent.undo(uuid) is 'take a resolution back: its rows become what they were before it; or a merge that nobody has resolved: both rows live, and what followed goes back';
+comment on function syncagent.undo(uuid) is 'take a resolution back: its rows become what they were before it';
+
+-- Siblings: what sites have written at once in a column whose strategy is `merge`, and nobody has read and replaced since.
+--
+-- To settle them is to write the column, by whatever statement; `resolve_siblings` does so only if they are still those that were read.
+
+create function syncagent._registers(p_relation integer, p_key uuid) returns jsonb
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_last    record := syncagent._last_cut();
+    v_version record;
+    v_log     record;
+begin
+    execute format('select v.* from (select) as always left join syncagent.version_%s v on v.key = $1', p_relation) into v_version using p_key;
+    select jsonb_agg(syncagent._op(l.op, l.columns, l.deltas, syncagent._stamp(l.tx_hlc, s.tail)) order by l.hlc) as ops,
+           syncagent._stamp(max(l.tx_hlc), min(s.tail)) as stamp, syncagent._stamp(min(l.tx_hlc), min(s.tail)) as first, min(s.node) as node
+    into v_log
+    from (select e.*, max(e.hlc) over (partition by e.xid) as tx_hlc from syncagent.log e where e.xid >= v_last.xmax or e.xid = any (v_last.xip)) as l
+    cross join syncagent.local_site s
+    where l.relation = p_relation and p_key = any (l.keys);
+    return (select w.registers from syncagent._merge_written(v_version.stamp, v_version.node, v_version.cut, v_version.deleted, v_version.registers,
+                                                             v_log.ops, v_log.stamp, v_log.first, v_log.node, null, true, false) as w);
+end
+$$;
+comment on function syncagent._registers is 'what is known of the columns of a row whose strategy is merge, with what no cut has yet';
+
+create function syncagent.siblings(p_table regclass, p_key text)
+    returns table (column_name text, site text, at timestamptz, stamp uuid, value text, context text)
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_row   record := syncagent._row(p_table, p_key);
+    v_table syncagent.replicated;
+begin
+    select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
+    if v_table.strategy <> 'merge' then
+        raise exception 'the strategy of table % is %: its rows have no siblings', p_table, v_table.strategy
+            using errcode = 'SA003', hint = 'of a table that is attached with --strategy merge both writes are kept; `syncagent conflicts list` shows what lost';
+    end if;
+    return query
+    with sibling as (
+        select e.key as name, p.key::integer as node, p.value as part
+        from jsonb_each(syncagent._registers(v_row.relation, v_row.key)) as e
+        cross join lateral jsonb_each(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end) as p
+        where coalesce(v_table.merges ->> e.key, 'latest') not in ('counter', 'set') and (select count(*) from jsonb_object_keys(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end)) > 1
+    )
+    select s.name, syncagent._site_name(s.node), syncagent.stamp_time((s.part ->> 0)::uuid), (s.part ->> 0)::uuid, s.part ->> 2,
+           (select md5(string_agg(format('%s %s', x.name, x.part ->> 0), ',' order by x.name, x.node)) from sibling x)
+    from sibling s order by s.name, 4 desc;
+end
+$$;
+comment on function syncagent.siblings(regclass, text) is 'what sites have written at once in columns of a row, the newest first, until somebody who has read it writes the column: value as text, and the context to settle it with; the key as text';
+
+create function syncagent._settled_columns(p_table regclass, p_key text, p_columns name[]) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_row   record := syncagent._row(p_table, p_key);
+    v_table syncagent.replicated;
+begin
+    select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
+    perform syncagent._must_be_allowed(v_table.schema_name, v_table.table_name, 'update');
+    -- also where they are what they were: a value that is chosen is a write
+    insert into syncagent.log (xid, relation, op, hlc, keys, odd, columns)
+    select pg_current_xact_id(), v_table.id, 'U', syncagent._tick(), array[v_row.key],
+           case when v_table.derived then array[syncagent._odd_of(v_table, p_key)] end, p_columns;
+end
+$$;
+comment on function syncagent._settled_columns is 'columns of a row are written by whoever asks';
+
+create function syncagent.resolve_siblings(p_table regclass, p_key text, p_value jsonb, p_context text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_schema  name;
+    v_name    name;
+    v_path    text := (select s.reset_val from pg_settings s where s.name = 'search_path');
+    v_context text;
+    v_columns name[];
+    v_unknown text;
+    v_rows    bigint;
+begin
+    if jsonb_typeof(p_value) is distinct from 'object' or p_value = '{}' then
+        raise exception 'the value is no object of columns' using errcode = 'SA004', hint = 'write {"column": value, ...}';
+    end if;
+    select n.nspname, c.relname into v_schema, v_name from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_table;
+    perform syncagent._must_be_allowed(v_schema, v_name, 'update');
+    perform syncagent._hold_row(p_table, p_key);   -- who has it now writes first
+    select min(s.context), array_agg(distinct s.column_name)::name[] into v_context, v_columns from syncagent.siblings(p_table, p_key) as s;
+    if v_context is null then
+        raise exception 'row % of % has no siblings: it is settled', p_key, p_table
+            using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', p_table, p_key);
+    elsif v_context is distinct from p_context then
+        raise exception 'the siblings of row % of % are others by now', p_key, p_table
+            using errcode = 'SA005', hint = format('read them again: select * from syncagent.siblings(%L, %L)', p_table, p_key);
+    end if;
+    select string_agg(quote_ident(k.name), ', ' order by k.name) into v_unknown from jsonb_object_keys(p_value) as k (name) where k.name <> all (v_columns);
+    if v_unknown is not null then
+        raise exception 'there are no siblings of %', v_unknown
+            using errcode = 'SA004', hint = format('there are of %s', (select string_agg(quote_ident(c), ', ') from unnest(v_columns) as c));
+    end if;
+    perform set_config('search_path', v_path, true);   -- triggers of the application find what is theirs
+    execute syncagent._statement(v_schema, v_name, p_key, p_value, true);
+    get diagnostics v_rows = row_count;
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    if v_rows = 0 then
+        raise exception 'row % of % was not written', p_key, p_table
+            using errcode = 'SA005', hint = 'a policy or a trigger of the table keeps it from being written';
+    end if;
+    perform syncagent._settled_columns(p_table, p_key, array(select jsonb_object_keys(p_value)::name));
+end
+$$;
+comment on function syncagent.resolve_siblings(regclass, text, jsonb, text) is 'settle siblings: these columns of the row get these values, everywhere; context is what siblings() said with what was read, and an error tells if they are others by now';
+
+create function syncagent._sibling_columns(p_conflict syncagent.conflict_record) returns name[]
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select array(select k.name::name from syncagent.replicated r cross join lateral jsonb_object_keys(p_conflict.winning_image) as k (name)
+                 where (r.schema_name, r.table_name) = (p_conflict.schema_name, p_conflict.table_name) and k.name = any (r.columns) and k.name <> all (r.key_columns)
+                   and p_conflict.strategy = 'merge' and p_conflict.kind = 'update/update' and coalesce(r.merges ->> k.name, 'latest') not in ('counter', 'set')
+                   and p_conflict.winning_image -> k.name is distinct from p_conflict.losing_image -> k.name order by k.name)
+$$;
+comment on function syncagent._sibling_columns is 'the columns that a conflict is about, where the strategy is merge';
+
+create function syncagent._hold_row(p_table regclass, p_key text) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_row    record := syncagent._row(p_table, p_key);
+    v_tokens jsonb := syncagent._tokens(v_row.relation);
+begin
+    perform syncagent._must_be_allowed(r.schema_name, r.table_name, 'update') from syncagent.replicated r where r.id = v_row.relation;
+    execute syncagent._render('select from {named} join {table} t on {t_eq_f} for no key update of t',
+                              v_tokens || jsonb_build_object('named', syncagent._with_key(v_tokens ->> 'named', p_key)));
+end
+$$;
+comment on function syncagent._hold_row is 'lock a row until the end of the transaction';
 
 -- The copy of the rows with which a site joins: what the donor reads out, and what the joiner keeps of it.
 --
@@ -4680,6 +4859,7 @@ create table syncagent.copied_table (
     stride      integer,
     bucket      text not null,
     strategy    text not null,
+    merges      jsonb not null default '{}',
     columns     name[] not null,
     filled      boolean not null default false,
     unique (schema_name, table_name)
@@ -4739,7 +4919,7 @@ begin
     from syncagent.copied_table c cross join lateral unnest(c.key_columns) with ordinality as k (name, n)
     join pg_attribute a on a.attrelid = format('%I.%I', c.schema_name, c.table_name)::regclass and a.attname = k.name
     where c.id = p_id and c.derived;
-    v_keys := coalesce(v_keys, '') || (select case c.strategy when 'lww-column' then ', registers jsonb' else '' end from syncagent.copied_table c where c.id = p_id);
+    v_keys := coalesce(v_keys, '') || (select case c.strategy when 'lww' then '' else ', registers jsonb' end from syncagent.copied_table c where c.id = p_id);
     execute format('create table syncagent.copied_version_%s (key uuid not null, stamp uuid not null, node integer not null, cut bigint,'
                    ' deleted boolean not null%s, rest boolean not null)', p_id, coalesce(v_keys, ''));
 end
@@ -5240,16 +5420,16 @@ begin
         -- A cut that nobody has is undone: its writes are in the log again, each with its own clock. What was first of a key decides
         -- whether it was born here.
         execute syncagent._render($sql$
-            insert into syncagent.log (xid, relation, op, hlc, keys {odd_column}, columns)
+            insert into syncagent.log (xid, relation, op, hlc, keys {odd_column}, columns, deltas)
             select (2 + $3 + dense_rank() over (order by v.stamp))::text::xid8, {id},
                    (case when v.deleted then 'D' when u.born or v.columns = '{""}' then 'I' else 'U' end)::"char",
-                   syncagent._hlc(v.stamp), array_agg(v.key) {odd_of_version}, case when v.columns <> '{""}' and not v.deleted then v.columns end
+                   syncagent._hlc(v.stamp), array_agg(v.key) {odd_of_version}, case when v.columns <> '{""}' and not v.deleted then v.columns end, {own_deltas}
             from {own_versions} v
             join (select k.key, (array_agg(c.born order by c.cut))[1] as born
                   from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key)
                   where c.node = $1 and c.relation = {id} and c.cut > $2 group by k.key) as u on u.key = v.key
             where v.node = $1 and v.cut > $2
-            group by v.stamp, v.deleted, u.born, v.columns
+            group by v.stamp, v.deleted, u.born, v.columns, {own_deltas}
             $sql$, syncagent._tokens(r.id)) using v_site.node, p_cut, v_kept;
         execute syncagent._render($sql$
             insert into syncagent.log (xid, relation, op, hlc, keys)
@@ -5277,8 +5457,6 @@ begin
     delete from syncagent.frontier;
     delete from syncagent.settling;
     delete from syncagent.parked_row;
-    delete from syncagent.alias a where a.node <> v_site.node or a.cut <= p_cut;
-    update syncagent.alias set node = p_node, cut = null;
     delete from syncagent.forest;
     delete from syncagent.bucket;
     delete from syncagent.mark;
@@ -6345,7 +6523,7 @@ create function syncagent._entry_columns(p_table syncagent.replicated) returns t
     as $$
     select '{key,stamp,node,cut,deleted}'::text[]
         || case when p_table.derived then array(select format('k%s', k) from generate_subscripts(p_table.key_columns, 1) as k order by k) else '{}' end
-        || case when p_table.strategy = 'lww-column' then '{registers}'::text[] else '{}' end || '{rest}'::text[]
+        || case when p_table.strategy <> 'lww' then '{registers}'::text[] else '{}' end || '{rest}'::text[]
 $$;
 comment on function syncagent._entry_columns is 'what is sent of a table''s version entries, in this order';
 
@@ -6538,7 +6716,7 @@ create function syncagent._kept_bytes() returns bigint
     select coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
     from pg_class c
     where c.relnamespace = 'syncagent'::regnamespace and c.relkind = 'r'
-      and (c.relname in ('cut', 'cut_keys', 'context', 'settling', 'alias') or c.relname like 'version\_%' or c.relname like 'log\_%')
+      and (c.relname in ('cut', 'cut_keys', 'context', 'settling') or c.relname like 'version\_%' or c.relname like 'log\_%')
 $$;
 comment on function syncagent._kept_bytes is 'bytes of what is kept until every site has it: keys of cuts, versions, contexts, the log';
 
@@ -6599,7 +6777,11 @@ begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict;
     select r.id into v_relation from syncagent.replicated r join pg_class c on c.oid = r.relation
     where r.schema_name = v_conflict.schema_name and r.table_name = v_conflict.table_name;
-    if not found or v_conflict.yielded is null then
+    if found and v_conflict.strategy = 'merge' then   -- as long as both are siblings
+        return exists (
+            select from syncagent._parts_of(syncagent._registers(v_relation, v_conflict.key)) as p
+            where p.value ->> 0 in (v_conflict.winning_stamp::text, v_conflict.losing_stamp::text) group by p.key having count(*) = 2);
+    elsif not found or v_conflict.yielded is null then
         return false;
     end if;
     execute format('select syncagent.holds_%s($1, $2)', v_relation) into v_open using v_conflict.key_text, v_conflict.yielded;
@@ -6616,7 +6798,7 @@ create function syncagent._forget_conflicts(p_age interval, p_most integer) retu
     as $$
     with old as (
         select c.id from syncagent.conflict_record c
-        where c.noticed_at < clock_timestamp() - p_age and not (c.yielded is not null and syncagent._open(c.id))
+        where c.noticed_at < clock_timestamp() - p_age and not ((c.yielded is not null or c.strategy = 'merge') and syncagent._open(c.id))
         order by c.noticed_at limit p_most for update skip locked
     ), gone as (
         delete from syncagent.conflict_record c using old where c.id = old.id returning 1
@@ -6718,9 +6900,9 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        c.winning_image, c.losing_image, c.winning_stamp, c.losing_stamp,
        syncagent.stamp_time(c.winning_stamp) as winning_time, syncagent.stamp_time(c.losing_stamp) as losing_time,
        c.noticed_at, c.resolved_at, c.resolved_by::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
-       c.yielded is not null and syncagent._open(c.id) as open
+       (c.yielded is not null or c.strategy = 'merge') and syncagent._open(c.id) as open
 from syncagent.conflict_record c;
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (strategy merge) the other was merged into it. Others are settled by the rule: the newer stamp has won';
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead; of a table whose strategy is merge, as long as both are siblings. Others are settled by the rule: the newer stamp has won';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,
@@ -6823,10 +7005,10 @@ begin
             left join syncagent.frontier f on f.node = v_version.node
             left join syncagent.frontier x on x.node = m.node), 0);
         return query   -- by column, if the table's strategy is
-        select case e.key when '' then 'inserted' else format('column %s', e.key) end, syncagent._site_name((e.value ->> 1)::integer),
+        select case e.key when '' then 'inserted' else format('column %s', e.key) end, syncagent._site_name(e.node),
                syncagent.stamp_time((e.value ->> 0)::uuid), (e.value ->> 0)::uuid, (e.value ->> 2)::bigint,
                case e.key when '' then 'what was written before is of a row that was deleted' else 'its newest write' end
-        from jsonb_each(to_jsonb(v_version) -> 'registers') as e
+        from syncagent._parts_of(to_jsonb(v_version) -> 'registers') as e
         order by 4 desc, 1;
     end if;
 
@@ -6852,40 +7034,24 @@ begin
     from syncagent.parked_row p where p.relation = v_row.relation and p.key = v_row.key;
 
     return query
-    select 'merged', syncagent._site_name(a.node), null::timestamptz, null::uuid, a.cut, format('rows that refer to it are given to row %s', a.winner)
-    from syncagent.alias a where a.relation = v_row.relation and a.loser = v_row.key;
-
-    return query
-    select 'merged', c.winner, c.noticed_at, null::uuid, null::bigint, format('row %s was merged into this one; it was %s; conflict %s', c.key, c.losing_image, c.id)
-    from syncagent.conflict_record x join syncagent.replicated t on t.id = v_row.relation join syncagent.conflict c on c.id = x.id
-    where x.schema_name = t.schema_name and x.table_name = t.table_name and x.other_key = v_row.key and x.kind = 'unique' and x.strategy = 'merge'
-    order by c.noticed_at desc;
-
-    return query
     select 'conflict', c.winner, c.winning_time, c.winning_stamp, null::bigint,
            case when c.yielded is not null
                 then format('%s: row %s keeps its value of %s; it was %s; conflict %s, %s', c.kind, c.other_key, c.constraint_name,
                             c.losing_image, c.id, case when c.open then 'open' else 'settled since' end)
-                when c.kind = 'unique'
-                then format('unique: merged into row %s, which has its value of %s; it was %s; conflict %s%s', c.other_key, c.constraint_name,
-                            c.losing_image, c.id, case when c.resolved_at is not null then ', taken back' else '' end)
-                when c.strategy = 'cascade'
-                then format('foreign key: deleted with row %s, to which it referred by %s; it was %s; conflict %s', c.other_key, c.constraint_name, c.losing_image, c.id)
                 else format('%s: won over %s (%s), which wrote %s; conflict %s', c.kind, c.loser,
                             coalesce(c.losing_time::text, 'no time'), coalesce(c.losing_image::text, 'a delete'), c.id) end
     from syncagent.conflicts_of(p_table, p_key) as c order by c.noticed_at desc;
 end
 $$;
 comment on function syncagent.why(regclass, text) is
-    'the story of one row, newest first: unsettled (which site, when, stamp, cut, and who may not have it yet) or settled, parked, merged, its conflicts';
+    'the story of one row, newest first: unsettled (which site, when, stamp, cut, and who may not have it yet) or settled, parked, its conflicts';
 
 create function syncagent.constraints_of(p_table regclass)
     returns table (constraint_name text, kind text, policy text, column_name text, becomes text)
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
-    select u.name::text, u.kind, u.policy, case when u.policy <> 'merge' then u.column_name::text end,
-           case when u.policy = 'merge' then 'one row' when u.yields = 'null' then 'null' when u.yields = 'suffix' then 'marked text' end
+    select u.name::text, u.kind, u.policy, u.column_name::text, case u.yields when 'null' then 'null' when 'suffix' then 'marked text' end
     from syncagent.replicated r cross join lateral syncagent._rules(r.id) as u where r.relation = p_table
     union all
     select x.name::text, 'foreign key', x.policy, null, null
@@ -6943,18 +7109,19 @@ begin
     execute format('grant usage on schema syncagent to %s', p_role);
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table, syncagent.schema_change,'
                    ' syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
-    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text),'
+    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text), syncagent.siblings(regclass, text),'
                    ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'
-                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid), syncagent._apart(uuid, jsonb), syncagent._is_merge(syncagent.conflict_record),'
+                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid),'
                    ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
                    ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record), syncagent._marked(text, integer, uuid),'
+                   ' syncagent.resolve_siblings(regclass, text, jsonb, text), syncagent._hold_row(regclass, text), syncagent._settled_columns(regclass, text, name[]), syncagent._sibling_columns(syncagent.conflict_record), syncagent._must_be_allowed(name, name, text),'
                    ' syncagent._key_text(jsonb, name[]) to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);
     end if;
 end
 $$;
-comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of(), constraints_of() and forest_of(); they show rows of attached tables';
+comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of(), siblings(), constraints_of() and forest_of(); they show rows of attached tables';
 
 revoke execute on all functions in schema syncagent from public;
 grant usage on schema syncagent to public;

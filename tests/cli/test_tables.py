@@ -46,6 +46,44 @@ def refused(said: Said, what: str, hint: str = "") -> None:
     assert not said.out
 
 
+# ---- how columns are merged
+
+
+def test_columns_are_merged_as_is_chosen_or_the_reason_is_said(site: Site) -> None:
+    site.sql(
+        "create table product (id uuid primary key, stock int, weight float8 not null, tags text[] not null, code text unique not null)"
+    )
+    refused(site("attach", "product", "--strategy", "merge", "--merge", "stock=counter"), "column stock may be null",
+            "update product set stock = 0 where stock is null; alter table product alter column stock set not null")  # fmt: skip
+    site.sql("alter table product alter column stock set not null")
+    for choice, what, hint in (
+        ("weight=counter", "column weight is of type double precision: it cannot be counter", "a counter is"),
+        ("stock=set", "column stock is of type integer: it cannot be set", "a set is an array, or jsonb"),
+        ("code=append", "column code is in a key, or a unique or foreign key constraint", "leave it out"),
+        ("tags=union", "there is no way to merge a column that is called 'union'", "counter, set, append"),
+        ("price=max", "has no column price", "a column is named as it is called"),
+    ):
+        refused(site("attach", "product", "--strategy", "merge", "--merge", choice), what, hint)
+    said = site("attach", "product", "--merge", "stock=counter")
+    assert said.code == 2
+    assert "the strategy is not merge" in said.err
+    assert attached(site) == []
+    assert (
+        site(
+            "attach", "product", "--strategy", "merge", "--merge", "stock=counter", "--merge", "tags=set"
+        ).code
+        == 0
+    )
+    assert site.sql("select strategy, merges from syncagent.replicated") == [
+        ("merge", {"stock": "counter", "tags": "set"})
+    ]
+    site.sql("insert into product values (gen_random_uuid(), 1, 1, '{a}', 'x')")
+    site.sql("update product set stock = stock - 1, tags = '{b}'")
+    assert site.sql("select deltas from syncagent.log where op = 'U'") == [
+        ({"stock": -1, "tags": {"+": ["b"], "-": ["a"]}},)
+    ]
+
+
 # ---- names
 
 

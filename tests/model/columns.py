@@ -254,6 +254,9 @@ class Site:
         self.apply(parts, stats)
         return True
 
+    def wait(self, origin, batch, stats):
+        """It cannot be applied yet; here it is asked for again."""
+
     # ---- forgetting
 
     def compact(self, stats):
@@ -350,6 +353,8 @@ def run(seed, stats, steps=300, coalesced=False, kind=Site, oracle=Truth):
                 if site.ready(peer.me, batch.context):
                     site.apply({peer.me: batch}, stats)
                     stats["coalesced"] += upto > after + 1
+                else:
+                    site.wait(peer.me, batch, stats)
         elif dice < 0.92 and n > 2:
             origin, via = rnd.sample([s for s in sites if s is not site], 2)
             stats["relayed"] += site.take_knot(via.knot([origin.me], site.frontier), stats)

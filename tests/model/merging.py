@@ -13,6 +13,9 @@ it, or if the one that lacks it has not seen its dot; and a counter is the value
 other's. Entries are only ever dropped all together, so a stretch may go on at its writer that others have dropped: then what the other
 side has not seen of *ours* is told exactly, and is added to theirs.
 
+Batches that wait for each other are applied together, as a knot: each is a state of its own origin. What one of them has seen of another
+is in its rows, and only in those: a row that came in one part has, for the next, seen what that part had seen.
+
 Every run checks:
 
   convergence   when every batch is delivered, all sites hold the same rows
@@ -20,7 +23,7 @@ Every run checks:
                 seen; siblings are the writes that no other had read
 
 Run:               python -m tests.model.merging [RUNS] [FIRST_SEED] [--coalesced]
-Negative controls: ... --break total|largest|one|union|revived|uncut|replaced|stable   (each must fail)
+Negative controls: ... --break total|largest|one|union|revived|uncut|replaced|stable|state|part   (each must fail)
 """
 
 import random
@@ -40,6 +43,8 @@ BREAKS = {
     "uncut": "what was written here since the last cut counts as seen by a batch that comes",
     "replaced": "a write leaves the siblings that it has read",
     "stable": "applied here counts as stable",
+    "state": "in a knot all parts count as read where all that any of them had seen was seen",
+    "part": "in a knot a row that came in one part counts as read before it",
 }
 BROKEN = None  # one of BREAKS
 COUNTER, SET, SIBLINGS = columns.COLUMNS
@@ -144,6 +149,10 @@ JOINS = {COUNTER: join_counter, SET: join_set, SIBLINGS: join_siblings}
 
 
 class Site(columns.Site):
+    def __post_init__(self):
+        super().__post_init__()
+        self.held, self.came = {}, {}                 # origin -> batch; in a knot, key -> what it has seen beyond the frontier
+
     # ---- what the application does
 
     def insert(self, key, write, now, truth):
@@ -218,12 +227,15 @@ class Site(columns.Site):
         life = max(mine.life, row.life, key=lambda entry: (entry.dot is not None, entry.stamp))
         values, entries = dict(mine.values), dict(mine.entries)
 
+        def here(node):
+            return max(self.seen(node), self.came[key][node] if key in self.came and BROKEN != "part" else 0)
+
         def there(node):
             return self.cuts + 1 if BROKEN == "uncut" and node == self.me else context[node]
 
         for name in set(mine.entries) | set(row.entries):
             parts, others = (each.entries.get(name, Column()).parts for each in (mine, row))
-            if all(part.cut <= self.seen(node) or parts.get(node, part).cut >= part.cut and node in parts for node, part in others.items()):
+            if all(part.cut <= here(node) or parts.get(node, part).cut >= part.cut and node in parts for node, part in others.items()):
                 continue
             if all(part.cut <= there(node) for node, part in parts.items()):
                 values[name], joined = row.values[name], dict(others)
@@ -233,9 +245,34 @@ class Site(columns.Site):
                         joined[node] = part if name == COUNTER else replace(part, tells={e: c for e, c in part.tells.items() if e in values[name]})
             else:
                 stats["at once"] += 1
-                values[name], joined = JOINS[name]((values[name], parts), (row.values[name], others), self.seen, there, stats)
+                values[name], joined = JOINS[name]((values[name], parts), (row.values[name], others), here, there, stats)
             entries[name] = Column(joined)
         self.rows[key] = replace(mine, life=life, values=values, entries=entries)
+
+    # ---- knots
+
+    def wait(self, origin, batch, stats):
+        self.held[origin] = batch
+        self.held = {o: held for o, held in self.held.items() if min(held.contexts) == self.frontier[o] + 1}
+        knot = dict(self.held)
+        while knot and (early := [o for o, held in knot.items() if any(
+                self.frontier[p] < cut and not (p in knot and knot[p].number >= cut) for p, cut in enumerate(held.context) if p not in (o, self.me))]):
+            for o in early:
+                del knot[o]
+        if not knot:
+            return
+        stats["tied"] += len(knot) > 1
+        together = tuple(map(max, zip(*(part.context for part in knot.values()), strict=True)))
+        for o, held in knot.items():
+            self.contexts.update({(o, cut): context for cut, context in held.contexts.items()})
+        for o, part in knot.items():
+            state = together if BROKEN == "state" else part.context
+            for key, row in part.rows.items():
+                self.join(key, row, state, stats)
+                self.came[key] = tuple(map(max, self.came.get(key, self.frontier), part.context))
+            self.frontier[o], self.known[o] = part.number, part.context
+            self.born.update(part.born)
+        self.came = {}
 
     # ---- forgetting
 

@@ -16,12 +16,12 @@ from tests.support.postgres import Servers
 
 PAGE = Path(__file__).parents[2] / "docs" / "conflicts.md"
 MEET = "-- the two meet"
-BY_COLUMN = "-- attached with --strategy lww-column"
 _CHOSEN = re.compile(r"-- attached with --on-(?:unique|foreign-key) (\w+)=([\w-]+)")
 _CHOOSE = """
     update syncagent.replicated r set policies = r.policies || jsonb_build_object($1::text, $2::text)
     where exists (select from pg_constraint c where c.conrelid = r.relation and c.conname = $1)
 """
+_ATTACHED = re.compile(r"-- attached with --strategy (\S+)((?: --merge \w+=\w+)*)")
 _BLOCK = re.compile(r"(?<=```text\n)(?:create|berlin=>|tokyo=>).*?(?=```)", re.DOTALL)
 _TYPED = re.compile(r"(berlin|tokyo)=> (.*)")
 
@@ -49,7 +49,7 @@ async def _block(text: str, berlin: Site, tokyo: Site) -> list[str]:
     for line in text.splitlines():
         typed = _TYPED.fullmatch(line)
         chosen = _CHOSEN.fullmatch(line)
-        if line.startswith("create table") or line == BY_COLUMN:
+        if line.startswith("create table") or _ATTACHED.fullmatch(line):
             said.append(line)
         elif chosen is not None:
             said.append(line)
@@ -72,8 +72,11 @@ async def perform(page: str, laboratory: Laboratory, servers: Servers) -> str:
     pieces, last = [], 0
     for block in _BLOCK.finditer(page):
         schema = [line for line in block[0].splitlines() if line.startswith("create table")]
-        if BY_COLUMN in block[0]:  # see the laboratory
-            schema.append(f"comment on table {schema[-1].split()[2]} is 'lww-column';")
+        if attached := _ATTACHED.search(block[0]):  # see the laboratory
+            merges = dict(words.split("=") for words in attached[2].split() if "=" in words)
+            schema.append(
+                f"comment on table {schema[-1].split()[2]} is '{attached[1]} {json.dumps(merges)}';"
+            )
         async with laboratory.sites("\n".join(schema), servers.of(18), servers.of(18)) as (berlin, tokyo):
             for site in (berlin, tokyo):
                 await site.do(

@@ -48,7 +48,9 @@ def timeless(number: int) -> str:
 
 
 _ATTACH_ALL = """
-    select syncagent._attach(c.oid::regclass, true, false, p_strategy => coalesce(obj_description(c.oid, 'pg_class'), 'lww')) from pg_class c join pg_namespace n on n.oid = c.relnamespace
+    select syncagent._attach(c.oid::regclass, true, false, p_strategy => coalesce(split_part(d.text, ' ', 1), 'lww'),
+        p_merges => coalesce(nullif(substr(d.text, strpos(d.text || ' ', ' ')), '')::jsonb, '{}'))
+    from pg_class c cross join lateral (select obj_description(c.oid, 'pg_class')) as d (text) join pg_namespace n on n.oid = c.relnamespace
     where c.relkind in ('r', 'p') and not c.relispartition and n.nspname not in ('pg_catalog', 'information_schema', 'syncagent') and n.nspname !~ '^pg_'
     order by n.nspname, c.relname
 """

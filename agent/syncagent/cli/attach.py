@@ -12,7 +12,7 @@ from syncagent.errors import RefusedError, UsageError
 if TYPE_CHECKING:
     from syncagent.storage.commands import Connection
     from syncagent.storage.preflight import Judged
-    from syncagent.storage.tables import Attached, Candidate
+    from syncagent.storage.tables import Attached, Candidate, Terms
 
 _SECONDS = 30.0
 """How long other sites may take to answer, and then to attach."""
@@ -39,9 +39,22 @@ BucketOption = Annotated[
     ),
 ]
 StrategyOption = Annotated[
-    Literal["lww", "lww-column"],
+    Literal["lww", "lww-column", "merge"],
     typer.Option(
-        help="What becomes of a row that two sites write at once: the later write wins the row, or each of its columns."
+        help="What becomes of a row that two sites write at once: the later write wins the row, or each of its columns,"
+        " or the columns are merged."
+    ),
+]
+MergeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--merge",
+        envvar="SYNCAGENT_ATTACH_MERGE",
+        metavar="COLUMN=HOW",
+        help="With --strategy merge: how a column is merged that two sites write at once. counter: what both added; set: members"
+        " that were added stay, those that were removed go; append, max, min: what is shown of both values. Other columns show"
+        " the latest, and keep the other value.",
+        show_default=False,
     ),
 ]
 EveryOption = Annotated[
@@ -78,6 +91,7 @@ def attach(
     derive_key: DeriveOption = False,
     stride: StrideOption = None,
     strategy: StrategyOption = "lww",
+    merge: MergeOption = None,
     bucket: BucketOption = "hour",
     on_unique: OnUniqueOption = None,
     on_foreign_key: OnForeignKeyOption = None,
@@ -89,7 +103,7 @@ def attach(
     as_json: JsonOption = False,
 ) -> None:
     """Replicate tables from now on, at every site: all of those named, or none if one of them cannot be."""
-    from syncagent.storage import constraints, preflight
+    from syncagent.storage import constraints, merges, preflight
     from syncagent.storage import tables as storage
     from syncagent.storage.commands import site_of
 
@@ -97,7 +111,15 @@ def attach(
         raise UsageError("name tables, or use --all" if not tables else "name tables or use --all, not both")
     if not every and (schema or exclude):
         raise UsageError("--schema and --exclude choose among --all tables")
-    ship, policies = existing == "ship", constraints.choices(on_unique or [], on_foreign_key or [])
+    terms = storage.Terms(
+        derive=derive_key,
+        ship=existing == "ship",
+        stride=stride,
+        bucket=bucket,
+        policies=constraints.choices(on_unique or [], on_foreign_key or []),
+        strategy=strategy,
+        merges=merges.choices(merge or [], strategy),
+    )
     with site_of(dsn_of(home, dsn)) as connection:
         storage.refuse_witness(connection)
         chosen = (
@@ -105,13 +127,12 @@ def attach(
             if every
             else storage.named(connection, tables or [], derive=derive_key)
         )
-        constraints.refuse_unfit(connection, {table.oid: table.name for table in chosen}, policies)
+        names = {table.oid: table.name for table in chosen}
+        constraints.refuse_unfit(connection, names, terms.policies)
+        merges.refuse_unknown(connection, names, terms.merges)
+        chosen = merges.judged(connection, chosen, terms.merges)
         judged = preflight.of(connection, chosen, strided=stride is not None)
-        others = _ask_others(
-            connection,
-            chosen,
-            {"derive": derive_key, "ship": ship, "stride": stride, "bucket": bucket, "strategy": strategy},
-        )
+        others = _ask_others(connection, chosen, terms)
         if dry_run:
             foretell(judged, as_json, others)
             return
@@ -120,14 +141,7 @@ def attach(
         done = storage.attach(
             connection,
             chosen,
-            storage.Terms(
-                derive=derive_key,
-                ship=ship,
-                stride=stride,
-                bucket=bucket,
-                policies=policies,
-                strategy=strategy,
-            ),
+            terms,
             patience=lock_timeout,
             on_wait=lambda held: render.say(f"waiting: {held}"),
         )
@@ -138,16 +152,26 @@ def attach(
         render.say(f"{finding.severity}: {finding.what}")
 
 
-def _ask_others(
-    connection: "Connection", chosen: "list[Candidate]", how: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _ask_others(connection: "Connection", chosen: "list[Candidate]", terms: "Terms") -> list[dict[str, Any]]:
     """What every other site says about it; nothing if no agent runs here."""
+    from syncagent.storage import merges
     from syncagent.storage.commands import agent_runs
     from syncagent.storage.requests import ask
 
     if not agent_runs(connection):
         return []
-    asked = [{"table": (table.schema, table.relname), **how} for table in chosen]
+    asked = [
+        {
+            "table": (table.schema, table.relname),
+            "derive": terms.derive,
+            "ship": terms.ship,
+            "stride": terms.stride,
+            "bucket": terms.bucket,
+            "strategy": terms.strategy,
+            "merges": list(merges.of_table(connection, table.oid, terms.merges).items()),
+        }
+        for table in chosen
+    ]
     found: list[dict[str, Any]] = ask(connection, "inspect", {"tables": asked}, seconds=_SECONDS)["sites"]
     return found
 

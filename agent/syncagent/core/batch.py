@@ -4,6 +4,7 @@ Invariant: a batch is the range of cuts `(after, upto]` of one origin, in the st
 `upto`, and names the context of every cut in that range, so that each row's own dot stays exact.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 from uuid import UUID
 
@@ -77,3 +78,12 @@ class BatchHeader(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         return sum(stream.size for stream in self.streams)
+
+
+def states(parts: Sequence[BatchHeader]) -> list[dict[int, int]]:
+    """Of each part of a knot, what whoever read its rows had seen: the origin, or the relay whose own batch follows."""
+    seen = [part.context for part in parts]
+    for place, part in enumerate(parts):
+        for before in range(place - len(part.relayed), place):
+            seen[before] = part.context
+    return seen

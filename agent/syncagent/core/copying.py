@@ -14,7 +14,7 @@ from syncagent.core import limits
 from syncagent.core.batch import Table
 from syncagent.core.forest import Bucket
 from syncagent.core.invitation import Admission, Returning
-from syncagent.core.merge import Strategy
+from syncagent.core.merge import Merges, Strategy
 from syncagent.errors import ProtocolError
 
 ROWS, VERSIONS, PARKED = 0, 1, 2
@@ -69,6 +69,7 @@ class CopiedTable(msgspec.Struct, frozen=True):
     ranges: tuple[Range, ...]
     bucket: Bucket = "hour"
     strategy: Strategy = "lww"
+    merges: Merges = ()
 
     @property
     def names(self) -> list[str]:

@@ -94,10 +94,10 @@ class Attaching:
         for attachment in catalog.attached:
             if attachment.table not in local:
                 trouble += await self._try(attachment)
-            elif ours[attachment.table].strategy != attachment.strategy:
+            elif ours[attachment.table].merged != attachment.merged:
                 trouble.append(
-                    f"table {attachment.table} has the strategy {ours[attachment.table].strategy} here,"
-                    f" and {attachment.strategy} in the cluster: detach it here, and it is attached anew"
+                    f"table {attachment.table} has the strategy {ours[attachment.table].merged} here,"
+                    f" and {attachment.merged} in the cluster: detach it here, and it is attached anew"
                 )
             elif not local[attachment.table] or ours[attachment.table].policies != attachment.policies:
                 await self._tables.agree(attachment)
@@ -153,6 +153,7 @@ class Attaching:
                 given["stride"],
                 given["bucket"],
                 strategy=given["strategy"],
+                merges=tuple((name, how) for name, how in given["merges"]),
             )
             for given in request.arguments["tables"]
         )

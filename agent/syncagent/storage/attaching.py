@@ -12,7 +12,7 @@ from psycopg.types.json import Jsonb
 from syncagent.core.attachment import Attachment, Inspected
 from syncagent.core.batch import Table
 from syncagent.errors import RefusedError, UsageError
-from syncagent.storage import tables
+from syncagent.storage import merges, tables
 from syncagent.storage.commands import Connection, site_of
 
 _PATIENCE = 10.0
@@ -46,7 +46,8 @@ class PostgresTables:
         with site_of(self._dsn) as connection:
             rows = connection.execute(
                 "select schema_name::text as schema, table_name::text as name, derived, shipped, stride, bucket, strategy, agreed,"
-                " (select jsonb_agg(jsonb_build_array(key, value) order by key) from jsonb_each_text(policies)) as policies"
+                " (select jsonb_agg(jsonb_build_array(key, value) order by key) from jsonb_each_text(policies)) as policies,"
+                ' (select jsonb_agg(jsonb_build_array(key, value) order by key collate "C") from jsonb_each_text(merges)) as merges'
                 " from syncagent.replicated order by id"
             ).fetchall()
         return {
@@ -58,6 +59,7 @@ class PostgresTables:
                 row["bucket"],
                 tuple((name, policy) for name, policy in row["policies"] or ()),
                 row["strategy"],
+                tuple((name, how) for name, how in row["merges"] or ()),
             ): row["agreed"]
             for row in rows
         }
@@ -76,6 +78,7 @@ class PostgresTables:
                     bucket=attachment.bucket,
                     policies=attachment.policies,
                     strategy=attachment.strategy,
+                    merges=attachment.merges,
                 ),
                 patience=_PATIENCE,
                 on_wait=_nobody_listens,
@@ -111,7 +114,14 @@ def _candidate(connection: Connection, attachment: Attachment) -> tables.Candida
             f"table {attachment.table} is attached in the cluster, and is not here",
             hint="create it here as it is at the other sites",
         )
-    return tables.candidate(connection, oid, derive=attachment.derive)
+    return _judged(connection, tables.candidate(connection, oid, derive=attachment.derive), attachment)
+
+
+def _judged(connection: Connection, candidate: tables.Candidate, attachment: Attachment) -> tables.Candidate:
+    """Also with what stands against merging its columns."""
+    if attachment.strategy != "merge":
+        return candidate
+    return merges.judged(connection, [candidate], attachment.merges)[0]
 
 
 def _inspected(connection: Connection, attachment: Attachment) -> Inspected:
@@ -120,16 +130,19 @@ def _inspected(connection: Connection, attachment: Attachment) -> Inspected:
     if oid is None:
         return Inspected(attachment.table, ("the table is not there",), ("create it as it is here",), None)
     known = connection.execute(
-        "select strategy from syncagent.replicated where relation = %s::bigint::oid", (oid,)
+        "select strategy, merges from syncagent.replicated where relation = %s::bigint::oid", (oid,)
     ).fetchone()
-    if known is not None and known["strategy"] != attachment.strategy:
-        problem = f"it is attached there with the strategy {known['strategy']}"
+    if known is not None and (
+        known["strategy"] != attachment.strategy or known["merges"] != dict(attachment.merges)
+    ):
+        chosen = " ".join(f"--merge {name}={how}" for name, how in sorted(known["merges"].items()))
+        there = f"--strategy {known['strategy']} {chosen}".rstrip()
         return Inspected(
-            attachment.table, (problem,), (f"attach it with --strategy {known['strategy']}",), None
+            attachment.table, (f"it is attached there with {there}",), (f"attach it with {there}",), None
         )
     if known is not None:
         return Inspected(attachment.table, (), (), None)
-    candidate = tables.candidate(connection, oid, derive=attachment.derive)
+    candidate = _judged(connection, tables.candidate(connection, oid, derive=attachment.derive), attachment)
     row = connection.execute(
         f"select count(*) as rows from (select from {candidate.name} limit {_COUNTED}) as t".encode()
     ).fetchone()

@@ -51,6 +51,7 @@ _PARKED = [
 _WAIT_MS = 5000
 """Nobody else uses the tables of a site that joins; whoever looks at one is waited for."""
 _context = msgspec.json.Decoder(dict[int, int])
+_merges = msgspec.json.Decoder(dict[str, str])
 _frontier = msgspec.json.Decoder(dict[int, At])
 _encoder = msgspec.json.Encoder()
 
@@ -101,7 +102,7 @@ class PostgresCopier:
             return None
         tables, waiting, rows, done = [], [], 0, 0
         for row in await session.fetch(
-            "select id, schema_name, table_name, key_columns::text[] as keys, derived, stride, bucket, strategy, columns::text[] as columns"
+            "select id, schema_name, table_name, key_columns::text[] as keys, derived, stride, bucket, strategy, merges::text as merges, columns::text[] as columns"
             " from syncagent.copied_table order by id"
         ):
             table, ranges = Table(row["schema_name"], row["table_name"]), []
@@ -131,6 +132,7 @@ class PostgresCopier:
                     tuple(ranges),
                     row["bucket"],
                     row["strategy"],
+                    tuple(sorted(_merges.decode(row["merges"]).items())),
                 )
             )
         plan = CopyPlan(
@@ -426,8 +428,8 @@ async def _enter(session: asyncpg.Connection, number: int, table: CopiedTable, *
     if filled:
         await _attach(session, table)
     await session.execute(
-        "insert into syncagent.copied_table (id, schema_name, table_name, key_columns, derived, stride, columns, filled, bucket, strategy)"
-        " values ($1, $2::text, $3::text, $4::text[]::name[], $5, $6, $7::text[]::name[], $8, $9, $10)",
+        "insert into syncagent.copied_table (id, schema_name, table_name, key_columns, derived, stride, columns, filled, bucket, strategy, merges)"
+        " values ($1, $2::text, $3::text, $4::text[]::name[], $5, $6, $7::text[]::name[], $8, $9, $10, $11::text::jsonb)",
         number,
         table.table.schema,
         table.table.name,
@@ -438,6 +440,7 @@ async def _enter(session: asyncpg.Connection, number: int, table: CopiedTable, *
         filled,
         table.bucket,
         table.strategy,
+        msgspec.json.encode(dict(table.merges)).decode(),
     )
     await session.executemany(
         "insert into syncagent.copied_range (relation, number, node_schema, node_name, low, high, estimate)"
@@ -475,11 +478,12 @@ async def _attach(session: asyncpg.Connection, table: CopiedTable) -> int:
                 hint="make the primary keys before the copy is concluded",
             )
         known = await session.fetchval(
-            "select syncagent._attach($1::text::regclass, $2, false, $3, $4, p_strategy => $5)",
+            "select syncagent._attach($1::text::regclass, $2, false, $3, $4, p_strategy => $5, p_merges => $6::text::jsonb)",
             name,
             table.derived,
             table.stride,
             table.bucket,
             table.strategy,
+            msgspec.json.encode(dict(table.merges)).decode(),
         )
     return int(known)

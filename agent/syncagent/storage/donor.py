@@ -41,6 +41,7 @@ _QUIET = limits.COPY_BUSY / 20
 _LOCK_MS = 300
 """One try for a table's lock, below deadlock_timeout: who queues behind us is not kept."""
 _context = msgspec.json.Decoder(dict[int, int])
+_merges = msgspec.json.Decoder(dict[str, str])
 _CONTEXTS = "select c.node, c.cut, c.context, c.newest from syncagent.context c"
 _RECORDS = (
     "select r.schema_name, r.table_name, k.node, k.cut, k.implicit, k.keys"
@@ -108,7 +109,7 @@ class PostgresDonor:
                     )
                 }
             tables = await session.fetch(
-                "select r.id, r.relation::oid::bigint as oid, r.schema_name, r.table_name, r.key_columns::text[] as keys, r.derived, r.bucket, r.strategy,"
+                "select r.id, r.relation::oid::bigint as oid, r.schema_name, r.table_name, r.key_columns::text[] as keys, r.derived, r.bucket, r.strategy, r.merges::text as merges,"
                 " (select min(s.every) from syncagent.stride s where s.relation = r.id) as stride"
                 " from syncagent.replicated r join pg_class c on c.oid = r.relation order by r.id"
             )
@@ -162,6 +163,7 @@ class PostgresDonor:
             tuple(ranges),
             row["bucket"],
             row["strategy"],
+            tuple(sorted(_merges.decode(row["merges"]).items())),
         )
 
     async def _bounds(

@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 
 from syncagent.core import limits
-from syncagent.core.batch import BESIDE, BatchHeader, Stream, Table
+from syncagent.core.batch import BESIDE, BatchHeader, Stream, Table, states
 from syncagent.core.ports import Spool
 from syncagent.core.store import Applied
 from syncagent.errors import ConstraintBroken, Contended, Inexact
@@ -52,6 +52,8 @@ class PostgresReplica:
     async def apply_knot(self, parts: Sequence[tuple[BatchHeader, Spool]], *, attempt: int) -> Applied:
         """The staging tables serve one part after the other, so all happens inside the transaction."""
 
+        seen = states([header for header, _ in parts])
+
         async def merge(careful: bool) -> Applied:
             total = Applied(0, 0, 0)
             async with AsyncExitStack() as turn, self._session.transaction():
@@ -62,8 +64,13 @@ class PostgresReplica:
                     await self._session.fetchval(
                         "select syncagent._foretell($1, $2::text::jsonb, $3)", *_contexts(header)
                     )
-                for header, spool in parts:
+                for number, (header, spool) in enumerate(parts):
                     staged = await self._stage(header, spool)
+                    await self._session.fetchval(
+                        "select syncagent._tie($1, $2::text::jsonb)",
+                        number + 1,
+                        _encoder.encode(seen[number]).decode(),
+                    )
                     total += await self._merge(staged, attempt=attempt, careful=careful, settle=False)
                 await self._session.execute(  # now all of it is there
                     "select syncagent._bring_together(), syncagent._log_yielded()"

@@ -16,9 +16,9 @@ from psycopg.types.json import Jsonb
 
 from syncagent.core.attachment import Policy
 from syncagent.core.forest import Bucket
-from syncagent.core.merge import Strategy
+from syncagent.core.merge import Merges, Strategy
 from syncagent.errors import Contended, RefusedError, UsageError
-from syncagent.storage import constraints, drift
+from syncagent.storage import constraints, drift, merges
 from syncagent.storage.commands import Connection
 
 _TRY_MS = 300
@@ -237,6 +237,7 @@ class Terms:
     bucket: Bucket
     policies: Sequence[tuple[str, Policy]]
     strategy: Strategy
+    merges: Merges = ()
 
 
 def attach(
@@ -263,7 +264,7 @@ def _attach(connection: Connection, table: Candidate, terms: Terms) -> Attached:
     only = "" if table.partitioned else "only "
     connection.execute(f"lock table {only}{table.name} in share row exclusive mode".encode())
     made = connection.execute(
-        "select syncagent._attach(%s::oid::regclass, %s, %s, %s, %s, %s, %s) as id",
+        "select syncagent._attach(%s::oid::regclass, %s, %s, %s, %s, %s, %s, %s) as id",
         (
             table.oid,
             terms.derive,
@@ -272,6 +273,7 @@ def _attach(connection: Connection, table: Candidate, terms: Terms) -> Attached:
             terms.bucket,
             Jsonb(constraints.of_table(connection, table.oid, terms.policies)),
             terms.strategy,
+            Jsonb(merges.of_table(connection, table.oid, terms.merges)),
         ),
     ).fetchone()
     assert made is not None

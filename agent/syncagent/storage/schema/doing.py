@@ -140,7 +140,7 @@ def _run(connection: Connection, epoch: int, step: Step, change: Change) -> None
     for attachment in step.attach:
         oid = tables.exactly(connection, attachment.table.schema, attachment.table.name)
         connection.execute(
-            "select syncagent._attach(%s::bigint::oid::regclass, %s, %s, %s, %s, '{}', %s)",
+            "select syncagent._attach(%s::bigint::oid::regclass, %s, %s, %s, %s, '{}', %s, %s)",
             (
                 oid,
                 attachment.derive,
@@ -148,6 +148,7 @@ def _run(connection: Connection, epoch: int, step: Step, change: Change) -> None
                 attachment.stride,
                 attachment.bucket,
                 attachment.strategy,
+                Jsonb(dict(attachment.merges)),
             ),
         )
         connection.execute(

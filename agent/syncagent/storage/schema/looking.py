@@ -151,7 +151,7 @@ class Look:
     def refuse_by_column(self, table: Known) -> None:
         """What such a table remembers of each column is by the column's name."""
         if self.one(
-            "select strategy = 'lww-column' from syncagent.replicated where relation = %s::bigint::oid",
+            "select strategy <> 'lww' from syncagent.replicated where relation = %s::bigint::oid",
             table.oid,
         ):
             raise Against(
