@@ -105,5 +105,6 @@ def test_who_leads_is_killed_within_a_change(laboratory: Laboratory, seed: int) 
 
 @pytest.mark.soak
 def test_kills_in_every_phase(laboratory: Laboratory, seed: int, runs: Callable[[int, int], int]) -> None:
-    for run in range(runs(0, 1)):
-        killed(laboratory, seed + run, list(product(PHASES, ("leader", "follower"))))
+    if not runs(0, 1):
+        pytest.skip("ten changes: --soak")
+    killed(laboratory, seed, list(product(PHASES, ("leader", "follower"))))
