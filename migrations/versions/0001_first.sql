@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 50_apply.sql, 51_references.sql, 52_columns.sql, 52_merge.sql, 53_constraints.sql, 54_resolve.sql, 54_siblings.sql, 55_copy.sql, 56_schema_changes.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 48_shape.sql, 50_apply.sql, 51_references.sql, 52_columns.sql, 52_merge.sql, 53_aliases.sql, 53_constraints.sql, 54_resolve.sql, 54_siblings.sql, 55_copy.sql, 56_schema_changes.sql, 56_versions.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -168,6 +168,17 @@ create table syncagent.parked_row (
 );
 comment on table syncagent.parked_row is 'rows that arrived and break a constraint here; retried after every batch';
 
+create table syncagent.alias (
+    relation integer not null,
+    loser    uuid not null,
+    winner   uuid not null,
+    node     integer not null,
+    cut      bigint,
+    primary key (relation, loser, node)
+);
+create index alias_winner on syncagent.alias (relation, winner);
+comment on table syncagent.alias is 'rows that were merged into others, by a cut of a node (null: in no cut yet), as long as their tombstones: rows that refer to the loser are given to the winner';
+
 create table syncagent.conflict_record (
     id            uuid primary key,
     schema_name   name not null,
@@ -186,6 +197,7 @@ create table syncagent.conflict_record (
     winning_image jsonb,
     losing_image  jsonb,
     yielded       jsonb,
+    followed      jsonb,
     noticed_at    timestamptz not null default clock_timestamp(),
     resolved_at   timestamptz,
     resolved_by   name,
@@ -193,7 +205,7 @@ create table syncagent.conflict_record (
 );
 create index conflict_record_key on syncagent.conflict_record (schema_name, table_name, key);
 create index conflict_record_time on syncagent.conflict_record (noticed_at);
-comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; writes take back what a person has resolved it by; a node that is not known any more is null';
+comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them here; writes take back what a person has resolved it by; a node that is not known any more is null';
 
 -- The agent and its verbs ----------------------------------------------------------------------------------
 
@@ -1178,6 +1190,7 @@ begin
         perform syncagent._stride(v_id, p_stride);
     end if;
     perform syncagent._generate(v_id);
+    perform syncagent._shape_take(v_id);
     v_tokens := syncagent._tokens(v_id);
     if p_ship_existing then
         execute syncagent._render($sql$
@@ -1211,12 +1224,14 @@ begin
         return false;
     end if;
     perform syncagent._drop_functions(v_id, p_table);
+    perform syncagent._shape_forget(v_id);
     perform syncagent._unstride(v_id);
     execute format('drop table syncagent.version_%s', v_id);
     execute format('drop type if exists syncagent.key_%s, syncagent.row_%1$s', v_id);
     delete from syncagent.cut_keys where relation = v_id;
     delete from syncagent.settling where relation = v_id;
     delete from syncagent.parked_row where relation = v_id;
+    delete from syncagent.alias where relation = v_id;
     delete from syncagent.forest where relation = v_id;
     delete from syncagent.bucket where relation = v_id;
     delete from syncagent.mark where relation = v_id;
@@ -1396,6 +1411,7 @@ begin
     alter table pg_temp.window_entry alter column keys set storage external;
     create temp table if not exists stage_keys (relation integer, cut bigint, keys uuid[]);
     alter table pg_temp.stage_keys alter column keys set storage external;
+    create temp table if not exists stage_aliases (relation integer, cut bigint, loser uuid, winner uuid);
     create temp table if not exists folded (
         key uuid, hlc bigint, first bigint, implicit boolean, born boolean, gone boolean, odd text, registers jsonb);
     create temp table if not exists verdict (
@@ -1404,13 +1420,17 @@ begin
     create temp table if not exists collision (
         rule name, loser uuid, key_text text, odd text, losing_stamp uuid, losing_image jsonb, tid tid, leaf oid,
         winner uuid, winner_text text, winning_stamp uuid, winning_image jsonb, due boolean);
-    create temp table if not exists bereft (xid xid8, relation integer, key uuid, image text, odd text);
+    create temp table if not exists bereft (xid xid8, relation integer, key uuid, image text, odd text, deep boolean not null default false);
     create temp table if not exists joined (
         key uuid, plain boolean, entered boolean, fresh boolean, here boolean, waits boolean, above text[], inexact boolean, same boolean, newer text[],
         outcome text, my_stamp uuid, my_node integer, my_cut bigint, my_end boolean, mine jsonb,
         their_stamp uuid, their_node integer, their_cut bigint, their_end boolean, theirs jsonb, born_node integer, born_cut bigint, twice boolean, waiting jsonb, seen jsonb);
     create temp table if not exists knotted (relation integer, key uuid, part integer, seen jsonb, primary key (relation, key, part));
-    create temp table if not exists yielded (relation integer, key uuid, odd text, columns name[], primary key (relation, key));
+    create temp table if not exists yielded (relation integer, key uuid, odd text, columns name[], op "char" not null default 'U', primary key (relation, key));
+    create temp table if not exists astray (relation integer, key uuid);
+    create temp table if not exists heir (loser uuid, winner uuid);
+    create temp table if not exists follower (
+        key uuid, odd text, key_text text, image jsonb, tid tid, leaf oid, loser uuid, winner uuid, new_key uuid, new_text text, placed boolean not null default false);
 end
 $$;
 comment on function syncagent._prepare_session is 'work tables of one session of the agent';
@@ -1526,6 +1546,7 @@ begin
     insert into syncagent.context (node, cut, context, newest) values (v_site.node, v_number, v_context, v_newest);
     insert into syncagent.cut (number, id, previous, taken, rows)
         values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows);
+    update syncagent.alias a set cut = v_number where a.cut is null;   -- the deletes that they go with are in this cut
     return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling);
 end
 $$;
@@ -1752,7 +1773,9 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
     set search_path = pg_catalog, pg_temp
     as $$
     select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
-           format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node)
+           case f.form when 'aliases'
+                then format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
+                else format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node) end
     from syncagent.replicated r join pg_class t on t.oid = r.relation
     cross join lateral (
         select count(*) filter (where c.implicit) > 0 as implicit,
@@ -1764,7 +1787,8 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
     cross join lateral (values
         ('keys', 'keys', p_plain and k.implicit and syncagent._relays(p_node)),
         ('plain', 'plain', p_plain and k.implicit), ('exact', 'exact', p_plain and k.stamped),
-        ('exact', 'whole', not p_plain and (k.implicit or k.stamped))) as f (form, function, wanted)
+        ('exact', 'whole', not p_plain and (k.implicit or k.stamped)),
+        ('aliases', null, exists (select from syncagent.alias a where a.relation = r.id and a.node = p_node and a.cut > p_after and a.cut <= p_upto))) as f (form, function, wanted)
     where f.wanted
     order by r.id, f.form desc
 $$;
@@ -1897,6 +1921,11 @@ begin
         execute format('select syncagent.compact_%s($1, $2, $3)', r.id) into v_count using p_limit, v_oldest, v_stable;
         v_dropped := v_dropped + v_count;
         v_full := v_full or v_count >= p_limit;
+    end loop;
+    for r in select distinct a.relation as id from syncagent.alias a loop   -- with its tombstone, unless another one leads to it
+        execute format('delete from syncagent.alias a where a.relation = %1$s and a.cut is not null'
+                       ' and not exists (select from syncagent.version_%1$s v where v.key = a.loser and v.deleted)'
+                       ' and not exists (select from syncagent.alias b where b.relation = a.relation and b.winner = a.loser)', r.id);
     end loop;
     if not v_full then
         delete from syncagent.context c using syncagent._stable() s
@@ -2087,6 +2116,485 @@ end
 $$;
 comment on function syncagent._fingerprint is 'count and lanes of the rows t of a table for which a condition holds';
 
+-- The shape of attached tables that was agreed on, and what somebody has made of it by hand.
+--
+-- `shape` is what attaching a table and steps of schema changes have led to. What a table is now and its shape is not, was typed here: it is in
+-- `typed_record`, with role and statement where the event trigger saw it. A comparison finds it alone as well; so where no event trigger is
+-- allowed, who typed it is not known, and nothing else is lost. What a schema change takes over of it bears the step's epoch until the change is
+-- closed, and is of the shape then.
+--
+-- Compared are names, columns, constraints and indexes. Triggers, rights and comments are not, nor what an index is made with.
+
+create table syncagent.shape (
+    relation integer not null,
+    kind     text not null check (kind in ('table', 'column', 'constraint', 'index')),
+    name     name not null,
+    place    smallint not null,
+    made     jsonb not null,
+    server   integer not null,
+    primary key (relation, kind, name)
+);
+comment on table syncagent.shape is 'attached tables as agreed: what each part is made as, in the words of which major version of the server';
+
+create table syncagent.typed_record (
+    relation  integer not null,
+    kind      text not null,
+    name      name not null,
+    agreed    jsonb,
+    now       jsonb,
+    became    name,
+    what      text not null,
+    role      name,
+    statement text,
+    since     timestamptz not null default clock_timestamp(),
+    epoch     bigint,
+    primary key (relation, kind, name)
+);
+comment on table syncagent.typed_record is 'what somebody has made of attached tables by hand: a part as agreed (null: there was none) and now (null: there is none), or another name for it; epoch is the step of a schema change that has taken it over';
+
+create table syncagent.typed_rule (
+    only_row boolean primary key default true check (only_row),
+    refuse   boolean not null
+);
+comment on table syncagent.typed_rule is 'whether DDL that is typed by hand is refused here, as config.toml says';
+
+create function syncagent._shape_now(p_relation integer default null)
+    returns table (relation integer, kind text, name name, place smallint, made jsonb)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with attached as (
+        select r.id, c.oid, n.nspname, c.relname
+        from syncagent.replicated r join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace
+        where p_relation is null or r.id = p_relation
+    )
+    select t.id, 'table', ''::name, 0::smallint, jsonb_build_object('schema', t.nspname, 'table', t.relname) from attached t
+    union all
+    select t.id, 'column', a.attname, a.attnum, jsonb_strip_nulls(jsonb_build_object(
+        'type', format_type(a.atttypid, a.atttypmod),
+        'collation', case when a.attcollation <> y.typcollation then (select format('%I.%I', n.nspname, l.collname)
+                         from pg_collation l join pg_namespace n on n.oid = l.collnamespace where l.oid = a.attcollation) end,
+        'default', case when a.attgenerated = '' then pg_get_expr(d.adbin, d.adrelid) end,
+        'generated', case when a.attgenerated <> '' then pg_get_expr(d.adbin, d.adrelid) end,
+        'virtual', case when a.attgenerated = 'v' then true end,
+        'identity', case a.attidentity when 'a' then 'always' when 'd' then 'by default' end,
+        'required', case when a.attnotnull then true end))
+    from attached t join pg_attribute a on a.attrelid = t.oid and a.attnum > 0 and not a.attisdropped
+    join pg_type y on y.oid = a.atttypid left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+    union all
+    select t.id, 'constraint', k.conname, 0::smallint,
+           jsonb_build_object('kind', k.contype, 'definition', regexp_replace(d.definition, ' NOT VALID$', ''))
+    from attached t join pg_constraint k on k.conrelid = t.oid and k.contype in ('c', 'f', 'p', 'u', 'x')
+    cross join lateral (select pg_get_constraintdef(k.oid)) as d (definition) where d.definition is not null
+    union all
+    select t.id, 'index', c.relname, 0::smallint, jsonb_build_object('definition', d.definition)
+    from attached t join pg_index i on i.indrelid = t.oid and i.indisvalid join pg_class c on c.oid = i.indexrelid
+    cross join lateral (select pg_get_indexdef(i.indexrelid)) as d (definition)
+    where d.definition is not null
+      and not exists (select from pg_constraint k where k.conindid = i.indexrelid and k.conrelid = t.oid and k.contype in ('p', 'u', 'x'))
+$$;
+comment on function syncagent._shape_now is 'the parts of an attached table, or of all, as they are';
+
+create function syncagent._typed_now(p_relation integer default null)
+    returns table (relation integer, kind text, name name, agreed jsonb, now jsonb, became name)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with was as (
+        select s.* from syncagent.shape s join syncagent.replicated r on r.id = s.relation left join pg_class c on c.oid = r.relation
+        where (p_relation is null or s.relation = p_relation) and (s.kind = 'table' or c.oid is not null)   -- of a table that is gone only that
+    ), unlike as (
+        select coalesce(w.relation, n.relation) as relation, coalesce(w.kind, n.kind) as kind, coalesce(w.name, n.name) as name,
+               w.made as agreed, n.made as now, coalesce(w.place, n.place) as place
+        from was w full join (
+            select x.* from syncagent._shape_now(p_relation) x where exists (select from syncagent.shape s where s.relation = x.relation)
+        ) as n on (n.relation, n.kind, n.name) = (w.relation, w.kind, w.name)
+        where w.made is distinct from n.made
+    ), renamed as (
+        select u.relation, u.kind, u.name, u.agreed, v.now, v.name as became
+        from unlike u join unlike v on v.relation = u.relation and u.kind = 'column' and v.kind = 'column' and v.place = u.place
+            and v.agreed is null and u.now is null and u.agreed ->> 'type' = v.now ->> 'type'
+    )
+    select u.relation, u.kind, u.name, u.agreed, u.now, null from unlike u
+    where not exists (select from renamed x where x.relation = u.relation and u.kind = 'column' and u.name in (x.name, x.became))
+      and not (u.kind in ('constraint', 'index') and u.agreed is not null and u.now is not null   -- a name in it is another one
+               and (exists (select from renamed x where x.relation = u.relation) or exists (select from unlike v where v.relation = u.relation and v.kind = 'table')))
+    union all
+    select x.relation, x.kind, x.name, x.agreed, x.now, x.became from renamed x
+$$;
+comment on function syncagent._typed_now is 'where an attached table, or any, is not what was agreed';
+
+create function syncagent._shape_text(p_kind text, p_made jsonb) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case case when p_made is not null then p_kind end
+        when 'column' then concat_ws(' ', p_made ->> 'type', 'collate ' || (p_made ->> 'collation'), 'default ' || (p_made ->> 'default'),
+            'generated always as (' || (p_made ->> 'generated') || case when p_made ? 'virtual' then ') virtual' else ') stored' end,
+            'generated ' || (p_made ->> 'identity') || ' as identity', case when p_made ? 'required' then 'not null' end)
+        when 'table' then format('%I.%I', p_made ->> 'schema', p_made ->> 'table')
+        else p_made ->> 'definition' end
+$$;
+comment on function syncagent._shape_text is 'a part of a table as SQL';
+
+create function syncagent._typed_text(p_kind text, p_name name, p_agreed jsonb, p_now jsonb, p_became name) returns text
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case
+        when p_kind = 'table' and p_now is null then 'the table was dropped'
+        when p_kind = 'table' then format('the table is %s now', syncagent._shape_text(p_kind, p_now))
+        when p_became is not null then format('column %I is %I now', p_name, p_became)
+        when p_agreed is null then format('%s %I was added: %s', p_kind, p_name, syncagent._shape_text(p_kind, p_now))
+        when p_now is null then format('%s %I was dropped', p_kind, p_name)
+        else format('%s %I is %s, and was %s', p_kind, p_name, syncagent._shape_text(p_kind, p_now), syncagent._shape_text(p_kind, p_agreed)) end
+$$;
+comment on function syncagent._typed_text is 'what somebody has made of a table, in words';
+
+-- What is agreed ------------------------------------------------------------------------------------------------
+
+create function syncagent._shape_take(p_relation integer default null) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    insert into syncagent.shape (relation, kind, name, place, made, server)
+    select n.relation, n.kind, n.name, n.place, n.made, current_setting('server_version_num')::integer / 10000
+    from syncagent._shape_now(p_relation) n
+    where not exists (select from syncagent.shape s where s.relation = n.relation)
+$$;
+comment on function syncagent._shape_take is 'an attached table, or each, whose shape is not known is as it should be';
+
+create function syncagent._shape_agree(p_relation integer, p_kind text, p_name name, p_became name) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    delete from syncagent.shape s where (s.relation, s.kind) = (p_relation, p_kind) and s.name in (p_name, p_became);
+    insert into syncagent.shape (relation, kind, name, place, made, server)
+    select n.relation, n.kind, n.name, n.place, n.made, current_setting('server_version_num')::integer / 10000
+    from syncagent._shape_now(p_relation) n where n.kind = p_kind and n.name in (p_name, p_became);
+    update syncagent.shape s set made = n.made from syncagent._shape_now(p_relation) n
+    where s.relation = p_relation and (n.relation, n.kind, n.name) = (s.relation, s.kind, s.name) and n.kind in ('constraint', 'index')
+      and (p_became is not null or p_kind = 'table');
+    delete from syncagent.typed_record t where (t.relation, t.kind, t.name) = (p_relation, p_kind, p_name);
+$$;
+comment on function syncagent._shape_agree is 'a part of a table is agreed to be as it is';
+
+create function syncagent._shape_follow(p_alone text) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select syncagent._shape_agree(d.relation, d.kind, d.name, d.became)
+    from syncagent._typed_now() d
+    left join syncagent.typed_record t on (t.relation, t.kind, t.name) = (d.relation, d.kind, d.name)
+        and (t.now, t.became) is not distinct from (d.now, d.became)
+    where t.name is null or d.kind = 'index' and strpos(p_alone, quote_ident(d.name)) > 0
+$$;
+comment on function syncagent._shape_follow is 'the last of a step: what it has made of tables is agreed, and what was typed before stays typed; alone is what ran outside of its transaction, if anything did';
+
+create function syncagent._shape_forget(p_relation integer) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    delete from syncagent.shape s where s.relation = p_relation;
+    delete from syncagent.typed_record t where t.relation = p_relation;
+$$;
+comment on function syncagent._shape_forget is 'the table is not attached any more';
+
+-- What was typed ------------------------------------------------------------------------------------------------
+
+create function syncagent._note_typed(p_relation integer default null, p_role name default null, p_statement text default null)
+    returns setof syncagent.typed_record
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_server integer := current_setting('server_version_num')::integer / 10000;
+begin
+    if exists (select from syncagent.replicated r where not exists (select from syncagent.shape s where s.relation = r.id)) then
+        perform syncagent._shape_take();
+    end if;
+    if exists (select from syncagent.shape s where s.server <> v_server) then   -- another major version says the same in other words
+        update syncagent.shape s set made = coalesce(n.made, s.made), server = v_server
+        from syncagent.shape o left join syncagent._shape_now() n on (n.relation, n.kind, n.name) = (o.relation, o.kind, o.name)
+        where s.server <> v_server and (o.relation, o.kind, o.name) = (s.relation, s.kind, s.name);
+    end if;
+    if not exists (select from syncagent.schema_record c cross join syncagent.local_site s
+                   where c.state in ('open', 'back') or c.upto > s.schema_epoch) then
+        perform syncagent._shape_agree(t.relation, t.kind, t.name, t.became) from syncagent.typed_record t where t.epoch is not null;
+    end if;
+    if exists (select from syncagent.typed_record t where p_relation is null or t.relation = p_relation) then
+        delete from syncagent.typed_record t where (p_relation is null or t.relation = p_relation)
+            and not exists (select from syncagent._typed_now(p_relation) d where (d.relation, d.kind, d.name) = (t.relation, t.kind, t.name));
+    end if;
+    return query
+        insert into syncagent.typed_record as t (relation, kind, name, agreed, now, became, what, role, statement)
+        select d.relation, d.kind, d.name, d.agreed, d.now, d.became, syncagent._typed_text(d.kind, d.name, d.agreed, d.now, d.became),
+               p_role, case when p_statement !~* 'password' then left(p_statement, 10000) end
+        from syncagent._typed_now(p_relation) d
+        left join syncagent.typed_record k on (k.relation, k.kind, k.name) = (d.relation, d.kind, d.name)
+            and (k.agreed, k.now, k.became) is not distinct from (d.agreed, d.now, d.became)
+        where k.name is null
+        on conflict (relation, kind, name) do update set agreed = excluded.agreed, now = excluded.now, became = excluded.became,
+            what = excluded.what, role = excluded.role, statement = excluded.statement, since = clock_timestamp(), epoch = null
+        returning t.*;
+end
+$$;
+comment on function syncagent._note_typed is 'note where an attached table, or any, is not what was agreed; returns what was not noted before';
+
+create function syncagent._adopted(p_adopts jsonb) returns setof syncagent.typed_record
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select t.* from jsonb_to_recordset(p_adopts) as x (schema name, "table" name, kind text, name name, now jsonb, became name)
+    join syncagent.replicated r on (r.schema_name, r.table_name) = (x.schema, x."table")
+    join syncagent.typed_record t on (t.relation, t.kind, t.name) = (r.id, x.kind, x.name) and t.became is not distinct from x.became
+        and coalesce(t.now, 'null') = coalesce(x.now, 'null')
+$$;
+comment on function syncagent._adopted is 'what a step adopts, where it was made by hand here';
+
+create function syncagent._lock_adopted(p_adopts jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    r record;
+begin
+    for r in select distinct c.oid::regclass as name from syncagent._adopted(p_adopts) x
+             join syncagent.replicated t on t.id = x.relation join pg_class c on c.oid = t.relation
+    loop
+        execute format('lock table %s in access exclusive mode', r.name);
+    end loop;
+end
+$$;
+comment on function syncagent._lock_adopted is 'as if the step were done: nobody writes its tables meanwhile, and they are touched';
+
+create function syncagent._take_over(p_adopts jsonb, p_epoch bigint) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if (select count(*) from syncagent._adopted(p_adopts)) < jsonb_array_length(p_adopts) then
+        return false;
+    end if;
+    perform syncagent._lock_adopted(p_adopts);
+    update syncagent.typed_record t set epoch = p_epoch from syncagent._adopted(p_adopts) x
+    where (t.relation, t.kind, t.name) = (x.relation, x.kind, x.name) and t.epoch is null;
+    return true;
+end
+$$;
+comment on function syncagent._take_over is 'whether a step finds done here by hand what it is to do; it is the step''s then';
+
+create function syncagent._is_taken_over(p_adopts jsonb, p_epoch bigint) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$ select exists (select from syncagent._adopted(p_adopts) x where x.epoch <= p_epoch) $$;
+comment on function syncagent._is_taken_over is 'whether this step, or one before it, has found it done here by hand';
+
+create function syncagent._give_back(p_adopts jsonb, p_epoch bigint) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_ours boolean := syncagent._is_taken_over(p_adopts, p_epoch);
+begin
+    perform syncagent._lock_adopted(p_adopts);
+    update syncagent.typed_record t set epoch = null from syncagent._adopted(p_adopts) x
+    where (t.relation, t.kind, t.name) = (x.relation, x.kind, x.name) and t.epoch = p_epoch;
+    return v_ours;
+end
+$$;
+comment on function syncagent._give_back is 'whether a step that is taken back was done by hand here: it stays, and is the step''s no more';
+
+create function syncagent._log_unlike(p_schema name, p_table name, p_column name, p_value text) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_table syncagent.replicated;
+    v_rows  bigint;
+begin
+    select * into strict v_table from syncagent.replicated r where (r.schema_name, r.table_name) = (p_schema, p_table);
+    execute syncagent._render($sql$
+        insert into syncagent.log (xid, relation, op, hlc, keys, columns {odd_column})
+        select pg_current_xact_id(), {id}, 'U', syncagent._tick(), array_agg(k.key), {written} {odd_agg}
+        from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from {table} t where {unlike}) as k
+        group by k.chunk $sql$, syncagent._tokens(v_table.id) || jsonb_build_object(
+            'unlike', case when p_value is null then format('t.%I is not null', p_column)
+                           else format('row(t.%I)::record *<> row(%s)::record', p_column, p_value) end,
+            'written', case v_table.strategy when 'lww-column' then format('array[%L]::name[]', p_column) else 'null' end));
+    get diagnostics v_rows = row_count;
+    return v_rows;
+end
+$$;
+comment on function syncagent._log_unlike is 'rows whose column holds something else than all other sites are given are written by this site, now; returns the log entries made';
+
+-- The event trigger ---------------------------------------------------------------------------------------------
+
+create function syncagent._typed() returns event_trigger
+    language plpgsql security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_role     name := coalesce(nullif(current_setting('role'), 'none'), session_user::text);
+    v_relation integer;
+    v_refused  text;
+begin
+    if coalesce(current_setting('syncagent.step', true), '') = 'on' then
+        return;   -- the agent, or one of its verbs
+    end if;
+    begin
+        for v_relation in
+            select r.id from syncagent.replicated r
+            where tg_event = 'sql_drop' and exists (
+                select from pg_event_trigger_dropped_objects() d where d.classid = 'pg_class'::regclass and d.objid = r.relation
+                   or (d.object_type, d.schema_name) = ('index', r.schema_name)
+                   and exists (select from syncagent.shape s where (s.relation, s.kind, s.name) = (r.id, 'index', d.object_name::name))
+                   or d.object_type = 'table constraint' and d.address_names[1:2] = array[r.schema_name, r.table_name]::text[])
+            union
+            select r.id from pg_event_trigger_ddl_commands() e
+            left join pg_index i on e.classid = 'pg_class'::regclass and i.indexrelid = e.objid
+            join syncagent.replicated r on r.relation = coalesce(pg_partition_root(coalesce(i.indrelid, e.objid)::regclass), coalesce(i.indrelid, e.objid))
+            where tg_event = 'ddl_command_end' and e.classid = 'pg_class'::regclass
+        loop
+            if exists (select from syncagent.typed_rule u where u.refuse) then
+                select format('%I.%I: %s', r.schema_name, r.table_name, string_agg(syncagent._typed_text(d.kind, d.name, d.agreed, d.now, d.became), '; '))
+                into v_refused
+                from syncagent._typed_now(v_relation) d join syncagent.replicated r on r.id = d.relation
+                left join syncagent.typed_record k on (k.relation, k.kind, k.name) = (d.relation, d.kind, d.name)
+                    and (k.now, k.became) is not distinct from (d.now, d.became)
+                where k.name is null group by r.schema_name, r.table_name;
+                exit when v_refused is not null;
+            end if;
+            perform syncagent._note_typed(v_relation, v_role, current_query());
+        end loop;
+    exception when others then
+        raise log 'syncagent could not look at what was typed: %', sqlerrm;   -- the comparison finds it
+    end;
+    if v_refused is not null then
+        raise exception '%', v_refused
+            using errcode = 'SA005', detail = 'The table is replicated, and this site refuses DDL that only it would have.',
+                  hint = 'write it into a file: `syncagent schema apply FILE` carries it through all sites';
+    end if;
+end
+$$;
+comment on function syncagent._typed is 'at the end of each DDL statement: note, or refuse, what it has made of attached tables; whatever goes wrong in here, the statement goes on';
+
+create function syncagent.watch_ddl() returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if not exists (select from pg_event_trigger e where e.evtname = 'syncagent_ddl') then
+        create event trigger syncagent_ddl on ddl_command_end
+            when tag in ('ALTER TABLE', 'ALTER INDEX', 'CREATE INDEX') execute function syncagent._typed();
+    end if;
+    if not exists (select from pg_event_trigger e where e.evtname = 'syncagent_drop') then
+        create event trigger syncagent_drop on sql_drop
+            when tag in ('DROP TABLE', 'DROP INDEX', 'DROP SCHEMA', 'DROP TYPE', 'DROP DOMAIN', 'DROP FUNCTION', 'DROP SEQUENCE', 'DROP OWNED')
+            execute function syncagent._typed();
+    end if;
+    return true;
+exception when insufficient_privilege then
+    return false;
+end
+$$;
+comment on function syncagent.watch_ddl() is 'make the event triggers that see DDL typed by hand, if they are not there; whether they are: it takes a superuser, or what a provider has in its place';
+
+create function syncagent._watched() returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case when count(*) < 2 then 'missing' when bool_or(e.evtenabled in ('D', 'R')) then 'disabled' else 'there' end
+    from pg_event_trigger e where e.evtname in ('syncagent_ddl', 'syncagent_drop')
+$$;
+comment on function syncagent._watched is 'whether the event triggers are there, missing or disabled';
+
+create function syncagent._typed_sql(p_relation integer, p_kind text, p_name name, p_agreed jsonb, p_now jsonb, p_became name,
+                                     out forth text[], out back text[], out rehearse text[])
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_table text;   -- as agreed
+    v_forth text;
+    v_alter text;   -- as it is called here
+    v_old   text := syncagent._shape_text(p_kind, p_agreed);
+    v_new   text := syncagent._shape_text(p_kind, p_now);
+begin
+    select format('%I.%I', r.schema_name, r.table_name), format('alter table %s ', case when c.oid is null then '' else format('%I.%I', n.nspname, c.relname) end)
+    into v_table, v_alter
+    from syncagent.replicated r left join pg_class c on c.oid = r.relation left join pg_namespace n on n.oid = c.relnamespace where r.id = p_relation;
+    v_forth := format('alter table %s ', v_table);
+    case
+        when p_kind = 'table' and p_now is null then
+            forth := array[format('drop table %s', v_table)];
+        when p_kind = 'table' and p_agreed ->> 'schema' = p_now ->> 'schema' then
+            forth := array[format('alter table %s rename to %I', v_table, p_now ->> 'table')];
+            back := array[v_alter || format('rename to %I', p_agreed ->> 'table')];
+        when p_kind = 'table' then
+            back := array[v_alter || format('set schema %I', p_agreed ->> 'schema')];
+        when p_became is not null then
+            forth := array[v_forth || format('rename column %I to %I', p_name, p_became)];
+            back := array[v_alter || format('rename column %I to %I', p_became, p_name)];
+        when p_kind = 'column' and p_agreed is null then
+            forth := array[v_forth || format('add column %I %s', p_name, v_new)];
+            back := array[v_alter || format('drop column %I', p_name)];
+            rehearse := array[back[1] || ' cascade'];
+        when p_kind = 'column' and p_now is null then
+            forth := array[v_forth || format('drop column %I', p_name)];
+            back := array[v_alter || format('add column %I %s', p_name, v_old)];
+            rehearse := array[v_alter || format('add column %I %s', p_name, syncagent._shape_text('column', p_agreed - '{required,default,generated,identity}'::text[]))];
+        when p_kind = 'column' and (p_agreed - '{type,default,required}'::text[]) = (p_now - '{type,default,required}'::text[]) then
+            select array_agg(v_forth || format('alter column %I %s', p_name, x.forth) order by x.n),
+                   array_agg(v_alter || format('alter column %I %s', p_name, x.back) order by x.n)
+            into forth, back
+            from (values
+                (1, p_agreed -> 'type' <> p_now -> 'type', 'type ' || (p_now ->> 'type'), 'type ' || (p_agreed ->> 'type')),
+                (2, p_agreed -> 'default' is distinct from p_now -> 'default', coalesce('set default ' || (p_now ->> 'default'), 'drop default'),
+                    coalesce('set default ' || (p_agreed ->> 'default'), 'drop default')),
+                (3, p_agreed ? 'required' <> (p_now ? 'required'), case when p_now ? 'required' then 'set not null' else 'drop not null' end,
+                    case when p_agreed ? 'required' then 'set not null' else 'drop not null' end)) as x (n, differs, forth, back)
+            where x.differs;
+            if p_agreed -> 'type' <> p_now -> 'type' then   -- no row is written anew
+                rehearse := array[v_alter || format('drop column %I cascade', p_name),
+                                  v_alter || format('add column %I %s', p_name, syncagent._shape_text('column', p_agreed - 'required'))];
+            end if;
+        when p_kind = 'column' then
+            rehearse := '{}';
+        when p_kind = 'constraint' and p_agreed is null then
+            forth := array[v_forth || format('add constraint %I %s', p_name, v_new)];
+            back := array[v_alter || format('drop constraint %I', p_name)];
+            rehearse := array[back[1] || ' cascade'];
+        when p_kind = 'constraint' and p_now is null then
+            forth := array[v_forth || format('drop constraint if exists %I', p_name)];
+            back := array[v_alter || format('add constraint %I %s', p_name, v_old)];
+            rehearse := '{}';
+        when p_kind = 'index' and p_agreed is null then
+            forth := array[v_new];
+            back := array[format('drop index %I.%I', (select r.schema_name from syncagent.replicated r where r.id = p_relation), p_name)];
+        when p_kind = 'index' and p_now is null then
+            forth := array[format('drop index concurrently if exists %I.%I', (select r.schema_name from syncagent.replicated r where r.id = p_relation), p_name)];
+            back := array[v_old];
+            rehearse := '{}';
+        when p_kind = 'constraint' then
+            back := array[v_alter || format('drop constraint %I', p_name), v_alter || format('add constraint %I %s', p_name, v_old)];
+        else
+            back := array[format('drop index %I.%I', (select r.schema_name from syncagent.replicated r where r.id = p_relation), p_name), v_old];
+    end case;
+    rehearse := coalesce(rehearse, back);
+end
+$$;
+comment on function syncagent._typed_sql is 'what was typed as SQL: the same for other sites (null: nothing can carry it), what takes it back (null: nothing can), and what takes it back where rows do not matter';
+
+-- What people ask -----------------------------------------------------------------------------------------------
+
+create view syncagent.typed_change as
+select format('%I.%I', r.schema_name, r.table_name) as table_name, t.what, t.role::text as role, t.since, t.statement,
+       array_to_string(q.back, '; ') as take_back, t.kind, t.name::text as name, t.epoch is not null as taken_over
+from syncagent.typed_record t join syncagent.replicated r on r.id = t.relation
+cross join lateral syncagent._typed_sql(t.relation, t.kind, t.name, t.agreed, t.now, t.became) as q;
+comment on view syncagent.typed_change is 'what somebody has made of attached tables by hand, here and nowhere else: who and how, if an event trigger saw it, and what takes it back; taken over while a schema change carries it through the other sites';
+
 -- Apply at the receiver: stage the bytes of a batch, then merge them in one READ COMMITTED transaction.
 --
 -- judge_N decides, in one statement that sees rows, versions and log alike; write_N moves the rows, and so locks
@@ -2123,7 +2631,7 @@ begin
         raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
     end if;
-    if p_form <> 'keys' and not syncagent._fits(v_table, p_columns) then
+    if p_form not in ('keys', 'aliases') and not syncagent._fits(v_table, p_columns) then
         raise exception 'table %.% has other columns here than at the origin', quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA104',
                   detail = format('here: %s; there: %s', array_to_string(v_table.columns, ', '), array_to_string(p_columns, ', ')),
@@ -2133,11 +2641,11 @@ begin
         perform syncagent._fit_stage(v_table, p_columns);
     end if;
     return query
-    select v_table.id, format('stage_%s', v_table.id),
-           case when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] || case when v_table.strategy <> 'lww' then '{_node,_at,_registers}'::text[] else '{}' end
+    select v_table.id, case when p_form in ('keys', 'aliases') then 'stage_' || p_form else format('stage_%s', v_table.id) end,
+           case when p_form = 'keys' then '{cut,keys}'::text[] when p_form = 'aliases' then '{cut,loser,winner}' when p_form = 'exact' then '{_stamp,_cut,_deleted}'::text[] || case when v_table.strategy <> 'lww' then '{_node,_at,_registers}'::text[] else '{}' end
                 else '{}' end
            || array(select 'c' || array_position(v_table.columns, u.c) from unnest(p_columns) with ordinality as u (c, n) order by n),
-           n.nspname, c.relname, p_form = 'keys' or p_columns @> v_table.columns
+           n.nspname, c.relname, p_form in ('keys', 'aliases') or p_columns @> v_table.columns
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = v_table.relation;
 end
 $$;
@@ -2154,6 +2662,9 @@ begin
     execute format('select not exists (select from syncagent.version_%s)', p_relation) into v_free;
     return v_free and not exists (select from syncagent.stride x where x.relation = p_relation)
         and not (select syncagent._deferrable(r.relation) from syncagent.replicated r where r.id = p_relation)
+        and not exists (   -- whom one of them refers to may have been merged away
+            select from syncagent.replicated r join pg_constraint f on f.conrelid = r.relation and f.contype = 'f'
+            join syncagent.replicated p on p.relation = f.confrelid join syncagent.alias a on a.relation = p.id where r.id = p_relation)
         -- what the forest may have sealed must be marked, and only what is staged is
         and not exists (select from syncagent.forest f where f.relation = p_relation
                         and (p_lowest < syncagent._first_key(f.horizon * syncagent._width(f.bucket, true), true)) is not false)
@@ -2251,6 +2762,9 @@ declare
     v_id integer;
     v_seen pg_snapshot;
 begin
+    if exists (select from pg_temp.stage_aliases) then
+        perform syncagent._take_aliases(p_origin);
+    end if;
     foreach v_id in array p_relations loop
         perform syncagent._empty('pg_temp.verdict');
         if p_locked then
@@ -2268,11 +2782,14 @@ begin
         if p_record then
             execute format('select syncagent.record_%s($1, $2)', v_id) using p_origin, p_after;
         end if;
+        if exists (select from syncagent.alias) then
+            perform syncagent._note_astray(v_id);
+        end if;
         v_taken := v_taken + v_count;
-        v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null);
+        v_parked := v_parked + (select count(*) from pg_temp.verdict d where d.reason is not null and d.kind = 'parked');
     end loop;
     if p_settle then
-        perform syncagent._restore_parents();
+        perform syncagent._bring_together();
     end if;
     v_conflicts := v_conflicts + syncagent._log_yielded();
     return query select v_taken, v_conflicts, v_parked;
@@ -2668,7 +3185,7 @@ begin
            (select (x.*)::text from (select {stage_as_table}) as x), {parked_registers}, (select to_jsonb(x.*) from (select {stage_as_table}) as x),
            d.sqlstate, d.reason
     from pg_temp.verdict d join {stage} s on s._key = d.key
-    where d.reason is not null
+    where d.reason is not null and d.kind = 'parked'
     on conflict (relation, key) do update
         set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, registers = excluded.registers, shown = excluded.shown,
             sqlstate = excluded.sqlstate, reason = excluded.reason;
@@ -2682,10 +3199,11 @@ $sql$ $template$;
 -- Foreign keys are not checked while rows are applied. Where a delete comes in and a row that refers to the deleted one is here,
 -- and stays once all of the batch, or knot, is there, the deleted row is written again as it was: a write of this site, newer
 -- than the delete. Who made the referring row always sees that: it was there first, or its own constraint had refused it. Others may
--- see it, too, and write the same (tests/model/references.py shows what each of these rules prevents).
+-- see it, too, and write the same (tests/model/references.py shows what each of these rules prevents). Or the rows that refer to it go,
+-- too, and all that refers to them (the policy `cascade`).
 
 create function syncagent._references(p_relation integer)
-    returns table (name name, relation integer, policy text, refers text)
+    returns table (name name, relation integer, policy text, refers text, same text, emptied text)
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
@@ -2694,20 +3212,26 @@ create function syncagent._references(p_relation integer)
            format('exists (select from (select t.*, %s as "$key" from %I.%I t) as c where %s'
                   ' and not exists (select from syncagent.parked_row p where p.relation = %s and p.key = c."$key"))',
                   syncagent._tokens(r.id) ->> 'key', n.nspname, c.relname,
-                  (select string_agg(format('t.%I operator(%I.%s) c.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k)
-                   from generate_series(1, cardinality(f.conkey)) k
-                   join pg_attribute p on p.attrelid = f.confrelid and p.attnum = f.confkey[k]
-                   join pg_attribute a on a.attrelid = f.conrelid and a.attnum = f.conkey[k]
-                   join pg_operator o on o.oid = f.conpfeqop[k] join pg_namespace s on s.oid = o.oprnamespace), r.id)
+                  k.same, r.id),
+           k.mine, case when f.confdeltype = 'n' and not k.given then k.emptied end
     from syncagent.replicated t
     join pg_constraint f on f.confrelid = t.relation and f.contype = 'f' and f.conparentid = 0
     join syncagent.replicated r on r.relation = f.conrelid   -- rows of one site alone hold nobody's parent
     join pg_class c on c.oid = f.conrelid join pg_namespace n on n.oid = c.relnamespace
+    cross join lateral (
+        select string_agg(format('t.%I operator(%I.%s) c.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k) as same,
+               string_agg(format('p.%I operator(%I.%s) t.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k) as mine,
+               string_agg(format('%I = null', a.attname), ', ' order by k) as emptied, bool_or(a.attnotnull) as given
+        from generate_series(1, cardinality(f.conkey)) k
+        join pg_attribute p on p.attrelid = f.confrelid and p.attnum = f.confkey[k]
+        join pg_attribute a on a.attrelid = f.conrelid and a.attnum = f.conkey[k]
+        join pg_operator o on o.oid = f.conpfeqop[k] join pg_namespace s on s.oid = o.oprnamespace
+    ) as k
     where t.id = p_relation
       and not exists (select from pg_attribute p where p.attrelid = f.confrelid and p.attnum = any (f.confkey) and p.attname <> all (t.columns))
     order by f.conname, r.id
 $$;
-comment on function syncagent._references is 'foreign keys of attached tables that refer to one of them: what is done about a row whose parent was deleted, and whether a row t has such rows';
+comment on function syncagent._references is 'foreign keys of attached tables that refer to one of them: what is done about a row whose parent was deleted, whether a row t has such rows, whether t is one of a row p, and what is written where an ON DELETE SET NULL would be';
 
 create function syncagent._referred(p_relation integer) returns boolean
     language sql stable
@@ -2736,37 +3260,112 @@ end
 $$;
 $sql$ $template$;
 
-create function syncagent._restore_parents() returns void
+create function syncagent._bring_together() returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_more boolean := true;
-    r      record;
+    r record;
 begin
-    if not exists (select from pg_temp.bereft) then
+    if not exists (select from pg_temp.bereft) and not exists (select from pg_temp.astray) then
         return;
     end if;
     delete from pg_temp.bereft b where b.xid <> pg_current_xact_id() or (select s.joining from syncagent.local_site s);
+    delete from pg_temp.astray a where (select s.joining from syncagent.local_site s);
     for r in select distinct b.relation from pg_temp.bereft b loop   -- a later part of a knot has brought it back
         execute syncagent._render($sql$
             delete from pg_temp.bereft b using (select {key} as key from {table} t, pg_temp.bereft x, lateral {row} as p where x.relation = {id} and {same}) as k
             where b.relation = {id} and b.key = k.key $sql$, syncagent._bereft_tokens(r.relation));
     end loop;
-    while v_more loop   -- who comes back may have a parent, too
-        v_more := false;
-        for r in
-            select b.relation, x.name, x.policy, x.refers
-            from (select distinct b.relation from pg_temp.bereft b) as b cross join lateral syncagent._references(b.relation) as x
-            order by x.policy = 'report', b.relation, x.name
-        loop
-            v_more := syncagent._restore(r.relation, r.name, r.policy, r.refers) > 0 or v_more;
-        end loop;
+    loop   -- who comes back may have a parent, too, or be whom others wait for
+        insert into pg_temp.astray (relation, key)
+        select b.relation, b.key from pg_temp.bereft b where exists (select from syncagent.alias a where a.relation = b.relation and a.loser = b.key);
+        perform syncagent._follow_winners();
+        exit when not syncagent._restore_parents();
     end loop;
     perform syncagent._empty('pg_temp.bereft');
 end
 $$;
-comment on function syncagent._restore_parents is 'write rows again that were deleted by what has just been merged, and that rows which stay refer to';
+comment on function syncagent._bring_together is 'once all is there that comes at once: rows that refer to somebody who was merged away follow, and rows that were deleted, and to which others refer, are written again';
+
+create function syncagent._restore_parents() returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_merged boolean;
+    v_more   boolean := false;
+    r        record;
+begin
+    foreach v_merged in array array[false, true] loop   -- those who were merged away last: they may have somebody to follow then
+        exit when v_more;
+        for r in
+            select b.relation, x.name, x.policy, x.refers, x.relation as child, x.same, x.emptied
+            from (select distinct b.relation from pg_temp.bereft b) as b cross join lateral syncagent._references(b.relation) as x
+            order by array_position('{restore-parent,cascade,report}', x.policy), b.relation, x.name
+        loop
+            v_more := syncagent._delete_orphans(r.relation, r.name, r.child, r.same, r.emptied, true, v_merged) > 0 or v_more;
+            v_more := case r.policy when 'cascade' then syncagent._delete_orphans(r.relation, r.name, r.child, r.same, null, false, v_merged)
+                                    else syncagent._restore(r.relation, r.name, r.policy, r.refers, v_merged) end > 0 or v_more;
+        end loop;
+    end loop;
+    return v_more;
+end
+$$;
+comment on function syncagent._restore_parents is 'write rows again that were deleted by what has just been merged, and that rows which stay refer to, or delete those; whether there were any';
+
+create function syncagent._delete_orphans(p_relation integer, p_name name, p_child integer, p_same text, p_emptied text, p_deep boolean, p_merged boolean) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb := syncagent._tokens(p_child);
+    v_parent jsonb := syncagent._bereft_tokens(p_relation);
+    v_me     syncagent.local_site;
+    v_count  bigint;
+    v_state  text;
+begin
+    if p_deep and not exists (select from pg_temp.bereft b where b.relation = p_relation and b.deep) then
+        return 0;
+    end if;
+    select * into strict v_me from syncagent.local_site;
+    execute syncagent._render($sql$
+        with orphan as (
+            {act} (select x.key as "$parent", q.* from pg_temp.bereft x cross join lateral {row} as q
+                   where x.relation = {parent} and x.deep = $1 and exists (select from syncagent.alias a where a.relation = {parent} and a.loser = x.key) = $2) as p
+            where {same} and not exists (select from syncagent.parked_row w where w.relation = {id} and w.key = {key})
+            returning {key} as key, {t_key_text} as key_text, to_jsonb(t.*) as image, row({t_columns})::text as line, p."$parent" as parent {odd_value}
+        ), told as (
+            insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
+                winning_stamp, losing_stamp, winning_node, losing_node, losing_image)
+            select syncagent._name_uuid(format('%s %s %s %s', {title}, o.key, o.stamp, 'foreign key')), {schema_literal}, {table_literal}, o.key, o.key_text,
+                   'foreign key', 'cascade', {name}, o.parent, o.parent::text, syncagent._stamp(syncagent._tick(), $4), o.stamp, $3, o.node, o.image
+            from (select o.*, coalesce(v.stamp, syncagent._implicit(o.key)) as stamp, v.node
+                  from orphan o left join syncagent.version_{id} v on v.key = o.key) as o
+            where {gone}
+            on conflict (id) do nothing
+        ), deeper as (
+            insert into pg_temp.bereft (xid, relation, key, image, odd, deep)
+            select pg_current_xact_id(), {id}, o.key, o.line, o.odd, true from orphan o where {gone}
+        )
+        insert into pg_temp.yielded (relation, key, odd, op)
+        select distinct on (o.key) {id}, o.key, o.odd, case when {gone} then 'D' else 'U' end::"char" from orphan o
+        on conflict (relation, key) do update set op = excluded.op, columns = null $sql$,
+        v_tokens || jsonb_build_object('parent', p_relation, 'row', v_parent ->> 'row', 'same', p_same, 'name', quote_literal(p_name) || '::name',
+            'act', syncagent._render(case when p_emptied is null then 'delete from {table} t using' else 'update {table} t set ' || p_emptied || ' from' end, v_tokens),
+            'gone', (p_emptied is null)::text, 'odd_value', coalesce(nullif(v_tokens ->> 'odd_value', ''), ', null::text as odd')))
+        using p_deep, p_merged, v_me.node, v_me.tail;
+    get diagnostics v_count = row_count;
+    return v_count;
+exception when others then
+    get stacked diagnostics v_state = returned_sqlstate;
+    if p_emptied is null or not syncagent._may_park(v_state) then
+        raise;
+    end if;
+    return syncagent._delete_orphans(p_relation, p_name, p_child, p_same, null, p_deep, p_merged);   -- it may not be null here
+end
+$$;
+comment on function syncagent._delete_orphans is 'of one foreign key: rows whose parent is gone go, too; deep: below rows that went so, where ON DELETE SET NULL is heeded';
 
 create function syncagent._bereft_tokens(p_relation integer) returns jsonb
     language sql stable
@@ -2780,7 +3379,7 @@ create function syncagent._bereft_tokens(p_relation integer) returns jsonb
 $$;
 comment on function syncagent._bereft_tokens is 'tokens of a table, with the row that is kept of a deleted one';
 
-create function syncagent._restore(p_relation integer, p_name name, p_policy text, p_refers text) returns bigint
+create function syncagent._restore(p_relation integer, p_name name, p_policy text, p_refers text, p_merged boolean) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -2791,15 +3390,19 @@ declare
     v_me     syncagent.local_site;
     v_keys   uuid[];
     v_back   uuid[] := '{}';
+    v_merged uuid[] := '{}';
     v_key    uuid;
 begin
     select * into strict v_me from syncagent.local_site;
     execute syncagent._render($sql$
-        select array_agg(x.key) from pg_temp.bereft x cross join lateral {row} as t where x.relation = {id} and {refers} $sql$, v_tokens) into v_keys;
+        select array_agg(x.key) from pg_temp.bereft x cross join lateral {row} as t where x.relation = {id} and not x.deep and {refers}
+          and exists (select from syncagent.alias a where a.relation = {id} and a.loser = x.key) = $1 $sql$, v_tokens) into v_keys using p_merged;
     if v_keys is null then
         return 0;
     end if;
     if p_policy <> 'report' then
+        v_merged := syncagent._merge_restored(p_relation, v_keys);   -- somebody else has a value of theirs by now
+        v_keys := array(select k from unnest(v_keys) as k where k <> all (v_merged));
         if syncagent._put_back(p_relation, v_keys, v_tokens) then
             v_back := v_keys;
         else   -- a constraint of this site refuses one by now: of that one the conflict says that it is missed
@@ -2826,8 +3429,8 @@ begin
     insert into pg_temp.yielded (relation, key, odd)
     select b.relation, b.key, b.odd from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_back)
     on conflict (relation, key) do update set columns = null;   -- it is all new
-    delete from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_keys);
-    return cardinality(v_back);
+    delete from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_keys || v_merged);
+    return cardinality(v_back || v_merged);
 end
 $$;
 comment on function syncagent._restore is 'of one foreign key: put parents back, or report them; returns how many came back';
@@ -3883,6 +4486,408 @@ end
 $$;
 comment on function syncagent._merge_tokens is 'what the templates of a table are filled with where its strategy is merge';
 
+-- What applying can run into: two rows with one value that are to become one, the policy `merge` of a unique constraint.
+--
+-- Of two rows that collide (53_constraints) the one of the larger key, the *loser*, is deleted, and rows that refer to it are given
+-- to the *winner*: writes of the site that sees the collision. Another site may hold rows that refer to the loser and never meet
+-- both. So an *alias*, loser -> winner, goes with the cut that has the delete, and is kept as long as its tombstone. Rows that refer
+-- to the loser follow it: those that are here when the delete comes, and those that come later. Of two rows that would have one
+-- place with the winner then, the larger key is merged into the other, too (tests/model/aliases.py).
+
+create function syncagent._refer_by_key(p_table regclass)
+    returns table (relation integer, name name, refers name, columns name[], named name[], moves boolean, derived boolean)
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select r.id, f.conname, max(a.attname::text) filter (where p.attname = k.names[1])::name, array_agg(a.attname order by u.n), array_agg(p.attname order by u.n),
+           bool_or(a.attname = any (r.key_columns)), r.derived
+    from syncagent._key(p_table) as k
+    join pg_constraint f on f.confrelid = p_table and f.contype = 'f' and f.conparentid = 0
+    join syncagent.replicated r on r.relation = f.conrelid
+    cross join lateral unnest(f.conkey, f.confkey) with ordinality as u (child, parent, n)
+    join pg_attribute a on a.attrelid = f.conrelid and a.attnum = u.child
+    join pg_attribute p on p.attrelid = f.confrelid and p.attnum = u.parent
+    group by r.id, f.oid, f.conname, k.names
+    having bool_or(p.attname = k.names[1])
+    order by r.id, f.conname
+$$;
+comment on function syncagent._refer_by_key is 'foreign keys of attached tables that refer to a table by its key: the column that names the key, all columns and what they refer to, whether they are part of the key of the table that refers, and whether that one is derived';
+
+-- Who is merged ---------------------------------------------------------------------------------------------
+
+create function syncagent._bury(p_relation integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_node    integer := (select s.node from syncagent.local_site s);
+    v_derived boolean := (select r.derived from syncagent.replicated r where r.id = p_relation);
+begin
+    insert into pg_temp.yielded (relation, key, odd, op)
+    select distinct on (c.loser) p_relation, c.loser, c.odd, 'D' from pg_temp.collision c where c.due order by c.loser
+    on conflict (relation, key) do update set op = 'D', columns = null;
+    if not v_derived then   -- nobody refers to others
+        insert into syncagent.alias as a (relation, loser, winner, node)
+        select distinct on (c.loser) p_relation, c.loser, c.winner, v_node from pg_temp.collision c where c.due order by c.loser, c.winner
+        on conflict (relation, loser, node) do update set winner = excluded.winner, cut = null;
+        insert into pg_temp.astray (relation, key) select distinct p_relation, c.loser from pg_temp.collision c where c.due;
+    end if;
+    update pg_temp.collision c set due = false where c.due;
+end
+$$;
+comment on function syncagent._bury is 'losers that are gone from their table: deleted by this site, with an alias';
+
+create function syncagent._merge_due(p_relation integer, p_tokens jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_count bigint;
+begin
+    execute syncagent._render('delete from {table} t using pg_temp.collision c where c.due and t.ctid = c.tid and t.tableoid = c.leaf', p_tokens);
+    get diagnostics v_count = row_count;
+    if v_count < (select count(*) from pg_temp.collision c where c.due and c.tid is not null) then
+        raise exception 'a row of % that is to be merged was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';
+    end if;
+    -- of one that has just come its version is entered, and an older one that is here goes
+    execute syncagent._render('delete from {table} t using pg_temp.collision c where c.due and c.tid is null and {key} = c.loser', p_tokens);
+    insert into pg_temp.verdict (key, loses, conflict, kind, reason)
+    select distinct c.loser, true, false, 'merged', 'merged' from pg_temp.collision c where c.due and c.tid is null;
+    delete from syncagent.parked_row p using pg_temp.collision c where c.due and p.relation = p_relation and p.key = c.loser;
+    perform syncagent._bury(p_relation);
+end
+$$;
+comment on function syncagent._merge_due is 'losers of collisions, staged or here, go; their conflicts are recorded already';
+
+-- Who follows -----------------------------------------------------------------------------------------------
+
+create function syncagent._take_aliases(p_origin integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    insert into syncagent.alias as a (relation, loser, winner, node, cut)
+    select distinct on (s.relation, s.loser) s.relation, s.loser, s.winner, p_origin, s.cut from pg_temp.stage_aliases s order by s.relation, s.loser, s.cut desc
+    on conflict (relation, loser, node) do update set winner = excluded.winner, cut = excluded.cut;
+end
+$$;
+comment on function syncagent._take_aliases is 'keep the aliases that came with a batch';
+
+create function syncagent._note_astray(p_relation integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb;
+    r        record;
+begin
+    for r in
+        select p.id, array_position(c.columns, x.refers) as n
+        from syncagent.replicated p cross join lateral syncagent._refer_by_key(p.relation) as x
+        join syncagent.replicated c on c.id = x.relation
+        where x.relation = p_relation and exists (select from syncagent.alias a where a.relation = p.id)
+    loop
+        v_tokens := coalesce(v_tokens, syncagent._tokens(p_relation));
+        execute syncagent._render($sql$
+            insert into pg_temp.astray (relation, key)
+            select distinct {parent}, a.loser from {stage} s join syncagent.alias a on a.relation = {parent} and a.loser = s.c{n}
+            where s._deleted is not true and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses) $sql$,
+            v_tokens || jsonb_build_object('parent', r.id, 'n', r.n));
+    end loop;
+end
+$$;
+comment on function syncagent._note_astray is 'losers to which rows refer that have just come';
+
+create function syncagent._follow_winners() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_round integer[];
+    v_id    integer;
+    r       record;
+begin
+    perform syncagent._empty('pg_temp.collision');
+    while exists (select from pg_temp.astray) loop   -- who is given to another may be merged itself
+        v_round := array(select distinct a.relation from pg_temp.astray a order by 1);
+        foreach v_id in array v_round loop
+            perform syncagent._empty('pg_temp.heir');
+            execute syncagent._render($sql$
+                insert into pg_temp.heir (loser, winner)
+                with recursive reach (loser, winner) as (
+                    select a.loser, a.winner from syncagent.alias a where a.relation = {id} and a.loser in (select s.key from pg_temp.astray s where s.relation = {id})
+                    union
+                    select r.loser, a.winner from reach r join syncagent.alias a on a.relation = {id} and a.loser = r.winner
+                )
+                select distinct on (r.loser) r.loser, r.winner from reach r join {table} t on {key} = r.winner
+                where not exists (select from {table} t where {key} = r.loser)   -- it may live again
+                order by r.loser, r.winner $sql$, syncagent._tokens(v_id));
+            delete from pg_temp.astray a where a.relation = v_id;
+            continue when not exists (select from pg_temp.heir);
+            for r in
+                select x.*, t.relation as parent from syncagent.replicated t cross join lateral syncagent._refer_by_key(t.relation) as x where t.id = v_id
+                order by cardinality(x.columns) desc, x.relation, x.name   -- one over more columns may have all of another
+            loop
+                perform syncagent._follow(r.relation, r.parent, r.name, r.refers, r.columns, r.named, r.moves);
+            end loop;
+        end loop;
+    end loop;
+end
+$$;
+comment on function syncagent._follow_winners is 'give rows that refer to somebody who was merged away to the one that is left: the lowest key that is here of those that the aliases lead to';
+
+create function syncagent._follow(p_relation integer, p_parent regclass, p_name name, p_refers name, p_columns name[], p_named name[], p_moves boolean) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_table  syncagent.replicated;
+    v_tokens jsonb := syncagent._tokens(p_relation);
+    v_state  text;
+    v_key    uuid;
+begin
+    select * into strict v_table from syncagent.replicated r where r.id = p_relation;
+    v_tokens := v_tokens || jsonb_build_object(
+        'odd_value', coalesce(nullif(v_tokens ->> 'odd_value', ''), ', null::text as odd'),
+        'refers', quote_ident(p_refers), 'refers_literal', quote_literal(p_refers), 'name', quote_literal(p_name) || '::name',
+        'parent', (select format('%I.%I w on w.%I = f.winner', n.nspname, c.relname, k.names[1])
+                   from pg_class c join pg_namespace n on n.oid = c.relnamespace cross join lateral syncagent._key(c.oid) as k where c.oid = p_parent),
+        'set', (select string_agg(format('%I = w.%I', p_columns[n], p_named[n]), ', ') from generate_subscripts(p_columns, 1) as n),
+        'given', (select format('jsonb_build_object(%s)', string_agg(format('%L, w.%I', p_columns[n], p_named[n]), ', ')) from generate_subscripts(p_columns, 1) as n));
+    v_tokens := v_tokens || jsonb_build_object('followed', (
+        select string_agg(case when u.c = any (p_columns) then format('w.%I as %I', p_named[array_position(p_columns, u.c)], u.c) else format('t.%I', u.c) end, ', ' order by u.n)
+        from unnest(v_table.columns) with ordinality as u (c, n)));
+    perform syncagent._empty('pg_temp.follower');
+    execute syncagent._render($sql$
+        insert into pg_temp.follower (key, odd, key_text, image, tid, leaf, loser, winner)
+        select f.key, f.odd, f.key_text, f.image, f.tid, f.leaf, f.loser, f.winner
+        from (select {key} as key, {t_key_text} as key_text, to_jsonb(t.*) as image, t.ctid as tid, t.tableoid as leaf, h.loser, h.winner {odd_value}
+              from {table} t join pg_temp.heir h on t.{refers} = h.loser) as f $sql$, v_tokens);
+    if not exists (select from pg_temp.follower) then
+        return;
+    elsif p_moves then
+        begin
+            perform syncagent._follow_with_key(p_relation, v_tokens);
+        exception when others then
+            get stacked diagnostics v_state = returned_sqlstate;
+            if not syncagent._may_park(v_state) then
+                raise;
+            end if;
+            perform syncagent._report_stray(v_tokens, f.key) from pg_temp.follower f;
+        end;
+        return;
+    end if;
+    perform syncagent._merge_followers(p_relation, v_tokens);
+    if not syncagent._give(v_tokens, array(select f.key from pg_temp.follower f)) then
+        for v_key in select f.key from pg_temp.follower f loop   -- a constraint of this site refuses one: it stays as it is, and the conflict says so
+            if not syncagent._give(v_tokens, array[v_key]) then
+                perform syncagent._report_stray(v_tokens, v_key);
+                delete from pg_temp.follower f where f.key = v_key;
+            end if;
+        end loop;
+    end if;
+    execute syncagent._render($sql$
+        update syncagent.conflict_record c set followed = coalesce(c.followed, '[]') || n.rows
+        from (select p.schema_name, p.table_name, f.loser, f.winner, jsonb_agg(jsonb_build_object('schema', {schema_literal}, 'table', {table_literal}, 'key', f.key_text,
+                     'before', (select jsonb_object_agg(k, f.image -> k) from unnest($1) as k), 'after', {given})) as rows
+              from pg_temp.follower f join {parent} cross join syncagent.replicated p where p.relation = $2
+              group by 1, 2, 3, 4) as n
+        where c.schema_name = n.schema_name and c.table_name = n.table_name and c.key = n.loser and c.other_key = n.winner
+          and c.kind = 'unique' and c.strategy = 'merge' and c.resolved_at is null $sql$, v_tokens) using p_columns::text[], p_parent;
+    insert into pg_temp.yielded as y (relation, key, odd, columns)
+    select p_relation, f.key, f.odd, case v_table.strategy when 'lww-column' then p_columns end from pg_temp.follower f
+    on conflict (relation, key) do update set columns = y.columns || excluded.columns;
+end
+$$;
+comment on function syncagent._follow is 'of one foreign key: rows that refer to losers refer to the winners';
+
+create function syncagent._give(p_tokens jsonb, p_keys uuid[]) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_state text;
+    v_count bigint;
+begin
+    execute syncagent._render('update {table} t set {set} from pg_temp.follower f join {parent} where t.ctid = f.tid and t.tableoid = f.leaf and f.key = any ($1)', p_tokens) using p_keys;
+    get diagnostics v_count = row_count;
+    if v_count < cardinality(p_keys) then
+        raise exception 'a row of % that is to follow was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';
+    end if;
+    return true;
+exception when others then
+    get stacked diagnostics v_state = returned_sqlstate;
+    if not syncagent._may_park(v_state) then
+        raise;
+    end if;
+    return false;
+end
+$$;
+comment on function syncagent._give is 'let these rows refer to the winner; whether no constraint refuses one';
+
+create function syncagent._report_stray(p_tokens jsonb, p_key uuid) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    execute syncagent._render($sql$
+        insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name,
+            winning_stamp, losing_stamp, winning_node, losing_image)
+        select syncagent._name_uuid(format('%s %s %s %s', {title}, f.key, f.winner, 'foreign key')), {schema_literal}, {table_literal}, f.key, f.key_text,
+               'foreign key', 'merge', {name}, syncagent._stamp(syncagent._tick(), s.tail), syncagent._implicit(f.key), s.node, f.image
+        from pg_temp.follower f cross join syncagent.local_site s where f.key = $1
+        on conflict (id) do nothing $sql$, p_tokens) using p_key;
+end
+$$;
+comment on function syncagent._report_stray is 'a conflict for a row that refers to somebody who is gone, and that cannot be written';
+
+create function syncagent._merge_followers(p_relation integer, p_tokens jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb;
+    v_count  bigint;
+    r        record;
+begin
+    for r in select * from syncagent._rules(p_relation) as u where u.kind = 'unique' order by u.name loop
+        v_tokens := p_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind), 'strategy', quote_literal('merge'),
+            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column_literal', 'null::text', 'yielded_image', 'null::jsonb');
+        execute syncagent._render($sql$
+            with came as materialized (
+                select {expressions}, t."$key" as key, t."$odd" as odd, t."$text" as key_text, t."$image" as image, t."$tid" as tid, t."$leaf" as leaf
+                from (select {followed}, f.key as "$key", f.odd as "$odd", f.key_text as "$text", f.image as "$image", f.tid as "$tid", f.leaf as "$leaf"
+                      from pg_temp.follower f join {table} t on t.ctid = f.tid and t.tableoid = f.leaf join {parent}) as t {predicate}
+            ), here as not materialized (
+                select {expressions}, t."$key" as key, t."$image" as image, {t_key_text} as key_text {odd_value}, t."$tid" as tid, t."$leaf" as leaf
+                from (select t.*, {key} as "$key", to_jsonb(t.*) as "$image", t.ctid as "$tid", t.tableoid as "$leaf" from {table} t) as t {predicate}
+            ), pair as (
+                select x.key as loser, x.key_text, x.odd, x.image, x.tid, x.leaf, y.key as winner, y.key_text as winner_text, y.image as winning_image
+                from came x join here y on {equal} where x.key > y.key and y.key not in (select f.key from pg_temp.follower f)
+                union all
+                select y.key, y.key_text, y.odd, y.image, y.tid, y.leaf, x.key, x.key_text, x.image
+                from came x join here y on {equal} where x.key < y.key and y.key not in (select f.key from pg_temp.follower f)
+                union all
+                select x.key, x.key_text, x.odd, x.image, x.tid, x.leaf, y.key, y.key_text, y.image
+                from came x join came y on {equal} where x.key > y.key
+            )
+            insert into pg_temp.collision (rule, loser, key_text, odd, losing_image, tid, leaf, winner, winner_text, winning_image, due)
+            select distinct on (p.loser) {rule}, p.loser, p.key_text, p.odd, p.image, p.tid, p.leaf, p.winner, p.winner_text, p.winning_image, true
+            from pair p order by p.loser, p.winner $sql$, v_tokens);
+        get diagnostics v_count = row_count;
+        continue when v_count = 0;
+        perform syncagent._record_collisions(v_tokens, 0);
+        delete from pg_temp.follower f using pg_temp.collision c where c.due and f.key = c.loser;
+        perform syncagent._merge_due(p_relation, v_tokens);
+    end loop;
+end
+$$;
+comment on function syncagent._merge_followers is 'of rows that would have one place with the winner only one is left, the lowest key';
+
+create function syncagent._follow_with_key(p_relation integer, p_tokens jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_tokens jsonb := p_tokens || jsonb_build_object('primary', (
+        select quote_literal(c.conname) from syncagent.replicated r join pg_constraint c on c.conrelid = r.relation and c.contype = 'p' where r.id = p_relation));
+    v_count  bigint;
+begin
+    execute syncagent._render($sql$
+        update pg_temp.follower g set new_key = n.key, new_text = n.key_text
+        from (select t."$key", {key} as key, {t_key_text} as key_text
+              from (select {followed}, f.key as "$key" from pg_temp.follower f join {table} t on t.ctid = f.tid and t.tableoid = f.leaf join {parent}) as t) as n
+        where g.key = n."$key" $sql$, v_tokens);
+    -- Where there is a row of that name, that one stays.
+    execute syncagent._render($sql$
+        with gone as materialized (
+            delete from {table} t using pg_temp.follower f where t.ctid = f.tid and t.tableoid = f.leaf
+            returning {t_columns}, f.key as "$key", f.new_key as "$new", f.winner as "$winner"
+        ), placed as (
+            insert into {table} as t ({columns}) overriding system value
+            select {t_columns} from (
+                select distinct on (t."$new") {followed} from gone t cross join lateral (select t."$winner" as winner) as f join {parent}
+                order by t."$new", t."$key") as t
+            on conflict do nothing
+            returning {key} as key {odd_value}
+        ), logged as (
+            insert into pg_temp.yielded as y (relation, key, odd, op)
+            select {id}, p.key, p.odd, 'U' from placed p
+            on conflict (relation, key) do update set op = 'U', columns = null
+            returning key
+        )
+        update pg_temp.follower f set placed = f.key = (
+            select min(o.key::text)::uuid from pg_temp.follower o where o.new_key = f.new_key)
+        from gone g where g."$key" = f.key and f.new_key in (select l.key from logged l) $sql$, v_tokens);
+    execute syncagent._render('select count(*) from {table} t join pg_temp.follower f on t.{refers} = (f.image ->> {refers_literal})::uuid and {key} = f.key', v_tokens) into v_count;
+    if v_count > 0 then
+        raise exception 'a row of % that is to follow was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';
+    end if;
+    execute syncagent._render($sql$
+        insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
+            winning_stamp, losing_stamp, winning_node, winning_image, losing_image)
+        select syncagent._name_uuid(format('%s %s %s %s', {title}, f.new_key, f.key, {primary})), {schema_literal}, {table_literal}, f.key, f.key_text,
+               'unique', 'merge', {primary}::name, f.new_key, f.new_text,
+               syncagent._stamp(syncagent._tick(), s.tail), coalesce(v.stamp, syncagent._implicit(f.key)), s.node, to_jsonb(t.*), f.image
+        from pg_temp.follower f cross join syncagent.local_site s
+        left join syncagent.version_{id} v on v.key = f.key
+        left join {table} t on t.{refers} = f.winner and {key} = f.new_key
+        where not f.placed
+        on conflict (id) do nothing $sql$, v_tokens);
+    insert into pg_temp.yielded as y (relation, key, odd, op)
+    select p_relation, f.key, f.odd, 'D' from pg_temp.follower f
+    on conflict (relation, key) do update set op = 'D', columns = null;
+end
+$$;
+comment on function syncagent._follow_with_key is 'rows whose key names the loser are deleted, and written again under a key that names the winner, unless there is one';
+
+create function syncagent._merge_restored(p_relation integer, p_keys uuid[]) returns uuid[]
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tokens jsonb;
+    v_merged uuid[] := '{}';
+    v_count  bigint;
+    r        record;
+begin
+    for r in select * from syncagent._rules(p_relation) as u where u.policy = 'merge' order by u.name loop
+        v_tokens := coalesce(v_tokens, syncagent._bereft_tokens(p_relation)) || jsonb_build_object('rule', quote_literal(r.name) || '::name',
+            'kind', quote_literal(r.kind), 'strategy', quote_literal('merge'), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
+            'column_literal', 'null::text', 'yielded_image', 'null::jsonb');
+        execute syncagent._render($sql$
+            with back as materialized (
+                select {expressions}, t."$key" as key, {t_key_text} as key_text, t."$image" as image
+                from (select t.*, x.key as "$key", to_jsonb(t.*) as "$image" from pg_temp.bereft x cross join lateral {row} as t
+                      where x.relation = {id} and x.key = any ($1)) as t {predicate}
+            ), here as not materialized (
+                select {expressions}, t."$key" as key, t."$image" as image, {t_key_text} as key_text, t."$tid" as tid, t."$leaf" as leaf
+                from (select t.*, {key} as "$key", to_jsonb(t.*) as "$image", t.ctid as "$tid", t.tableoid as "$leaf" from {table} t) as t {predicate}
+            ), pair as (
+                select x.key as loser, x.key_text, x.image, null::tid as tid, null::oid as leaf, y.key as winner, y.key_text as winner_text, y.image as winning_image
+                from back x join here y on {equal} where x.key > y.key
+                union all
+                select y.key, y.key_text, y.image, y.tid, y.leaf, x.key, x.key_text, x.image
+                from back x join here y on {equal} where x.key < y.key
+                union all
+                select x.key, x.key_text, x.image, null, null, y.key, y.key_text, y.image
+                from back x join back y on {equal} where x.key > y.key
+            )
+            insert into pg_temp.collision (rule, loser, key_text, losing_image, tid, leaf, winner, winner_text, winning_image, due)
+            select distinct on (p.loser) {rule}, p.loser, p.key_text, p.image, p.tid, p.leaf, p.winner, p.winner_text, p.winning_image, true
+            from pair p order by p.loser, p.winner $sql$, v_tokens) using p_keys;
+        get diagnostics v_count = row_count;
+        continue when v_count = 0;
+        perform syncagent._record_collisions(v_tokens, 0);
+        v_merged := v_merged || array(select c.loser from pg_temp.collision c where c.due and c.loser = any (p_keys));
+        perform syncagent._merge_due(p_relation, v_tokens);
+    end loop;
+    return v_merged;
+end
+$$;
+comment on function syncagent._merge_restored is 'of rows that are to come back those that are merged into one that is here; those that are here, and are to be merged into one that comes back, go';
+
 -- What applying can run into: rows that break a constraint here.
 --
 -- A constraint holds at every site, and no site can refuse what another has committed. Two rows with one value of a unique
@@ -3911,6 +4916,48 @@ create function syncagent._marked(p_value text, p_room integer, p_key uuid) retu
     as $$ select left(coalesce(p_value, ''), p_room - 13) || '~' || left(md5(p_key::text), 12) $$;
 comment on function syncagent._marked is 'what a text becomes in a row that yields it: what there is room for, and a mark that the key alone decides';
 
+create function syncagent._merge_problem(p_table regclass, p_index regclass) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case
+        when not i.indisunique or i.indisexclusion then 'it is no unique constraint'
+        when not k.uuid then 'the key of its table is not one uuid column'
+        else (
+            select case
+                when k.names[1] <> all (x.named) and not x.within
+                    then format('%s of %s refers to %s, of which the other row has other values', x.name, x.child, array_to_string(x.named, ', '))
+                when x.moves and exists (select from pg_constraint g join syncagent.replicated o on o.relation = g.conrelid where g.confrelid = x.child and g.contype = 'f')
+                    then format('%s is part of the key of %s, to which other rows refer', x.name, x.child) end
+            from (
+                select f.conname as name, r.relation as child, array_agg(p.attname order by p.attname) as named,
+                       bool_and(p.attnum = any (i.indkey::smallint[])) as within, bool_or(a.attname = any (r.key_columns)) as moves
+                from pg_constraint f join syncagent.replicated r on r.relation = f.conrelid
+                cross join lateral unnest(f.conkey, f.confkey) as u (child, parent)
+                join pg_attribute a on a.attrelid = f.conrelid and a.attnum = u.child
+                join pg_attribute p on p.attrelid = f.confrelid and p.attnum = u.parent
+                where f.confrelid = p_table and f.contype = 'f' and f.conparentid = 0
+                group by f.oid, f.conname, r.relation
+            ) as x
+            where k.names[1] <> all (x.named) and not x.within
+               or x.moves and exists (select from pg_constraint g join syncagent.replicated o on o.relation = g.conrelid where g.confrelid = x.child and g.contype = 'f')
+            order by x.name limit 1) end
+    from pg_index i cross join lateral syncagent._key(p_table) as k where i.indexrelid = p_index
+$$;
+comment on function syncagent._merge_problem is 'why two rows that collide cannot become one, or null';
+
+create function syncagent._over_merged(p_table regclass, p_index regclass) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select exists (
+        select from pg_index i join pg_constraint f on f.conrelid = i.indrelid and f.contype = 'f' and f.conkey && i.indkey::smallint[]
+        join syncagent.replicated p on p.relation = f.confrelid
+        where i.indexrelid = p_index and i.indrelid = p_table
+          and exists (select from jsonb_each_text(p.policies) as c where c.value = 'merge'))
+$$;
+comment on function syncagent._over_merged is 'whether a unique constraint has a column that refers to rows that are merged: what it keeps apart can become one then';
+
 create function syncagent._rules(p_relation integer)
     returns table (name name, kind text, policy text, is_deferrable boolean, predicate text, expressions text, equal text,
                    column_name name, yields text)
@@ -3918,7 +4965,8 @@ create function syncagent._rules(p_relation integer)
     set search_path = pg_catalog, pg_temp
     as $$
     select c.relname, case when i.indisexclusion then 'exclusion' else 'unique' end,
-           case when y.attname is null then 'report' else coalesce(t.policies ->> c.relname::text, 'keep-both') end,
+           case when coalesce(t.policies ->> c.relname::text, case when m.over then 'merge' end) = 'merge' and m.problem is null then 'merge'
+                when y.attname is null or t.policies ->> c.relname::text = 'merge' then 'report' else coalesce(t.policies ->> c.relname::text, 'keep-both') end,
            exists (select from pg_constraint d where d.conindid = i.indexrelid and d.condeferrable),
            coalesce(' where ' || pg_get_expr(i.indpred, i.indrelid, true), ''),
            (select string_agg(format(case when l.oid is null then '%s as e%s' else '(%s) collate %3$I.%4$I as e%2$s' end,
@@ -3936,6 +4984,7 @@ create function syncagent._rules(p_relation integer)
            y.attname, y.yields
     from syncagent.replicated t join pg_index i on i.indrelid = t.relation join pg_class c on c.oid = i.indexrelid
     cross join lateral (select coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) as nulls_too) as w   -- from 15 on
+    cross join lateral (select syncagent._merge_problem(i.indrelid::regclass, i.indexrelid::regclass) as problem, syncagent._over_merged(i.indrelid::regclass, i.indexrelid::regclass) as over) as m
     left join pg_constraint x on x.conindid = i.indexrelid and x.conexclop is not null
     left join lateral (
         select a.attname, case when v.nullable then 'null' else 'suffix' end as yields
@@ -3972,13 +5021,51 @@ create function syncagent._rules(p_relation integer)
 $$;
 comment on function syncagent._rules is 'unique and exclusion constraints of an attached table that can be compared before rows are written: what they compare, what is done about a collision, and which column of the row that yields becomes null or gets a suffix; one of a foreign key, or of the key, is left alone';
 
+create function syncagent._record_collisions(p_tokens jsonb, p_origin integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_last record := syncagent._last_cut();
+    v_me   syncagent.local_site;
+begin
+    select * into strict v_me from syncagent.local_site;
+    execute syncagent._render($sql$
+        with unfolded as materialized (
+            select k.key, syncagent._stamp(max(x.tx_hlc), $1) as stamp
+            from (select l.relation, l.keys, max(l.hlc) over (partition by l.xid) as tx_hlc
+                  from syncagent.log l where l.xid >= $3 or l.xid = any ($4)) as x cross join lateral unnest(x.keys) as k (key)
+            where x.relation = {id} group by k.key
+        ), known as (
+            select k.key, coalesce(greatest(v.stamp, u.stamp), syncagent._implicit(k.key)) as stamp,
+                   case when u.stamp is not null and (v.stamp is null or u.stamp >= v.stamp) then $2
+                        else coalesce(v.node, (select e.node from syncagent.cut_keys e
+                                               where e.relation = {id} and e.implicit and k.key = any (e.keys) limit 1)) end as node
+            from (select c.loser as key from pg_temp.collision c where c.due and c.losing_stamp is null
+                  union select c.winner from pg_temp.collision c where c.due and c.winning_stamp is null) as k
+            left join syncagent.version_{id} v on v.key = k.key left join unfolded u on u.key = k.key
+        )
+        insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
+            winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image, yielded)
+        select syncagent._name_uuid(format('%s %s %s %s %s', {title}, c.rule, c.winner, c.loser, coalesce(c.losing_stamp, l.stamp))),
+               {schema_literal}, {table_literal}, c.loser, c.key_text, {kind}, {strategy}, c.rule, c.winner, c.winner_text,
+               coalesce(c.winning_stamp, w.stamp), coalesce(c.losing_stamp, l.stamp),
+               case when c.winning_stamp is null then w.node else $5 end, case when c.losing_stamp is null then l.node else $5 end,
+               c.winning_image, c.losing_image, {yielded_image}
+        from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
+        left join known l on l.key = c.loser left join known w on w.key = c.winner
+        where c.due
+        on conflict (id) do nothing
+        $sql$, p_tokens) using v_me.tail, v_me.node, v_last.xmax, v_last.xip, p_origin;
+end
+$$;
+comment on function syncagent._record_collisions is 'a conflict for each collision that is due, with both rows';
+
 create function syncagent._settle_collisions(p_relation integer, p_origin integer) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_last    record := syncagent._last_cut();
-    v_me      syncagent.local_site;
     v_table   syncagent.replicated;
     v_tokens  jsonb;
     v_settled bigint := 0;
@@ -3987,19 +5074,23 @@ declare
     v_room    integer;
     r         record;
 begin
-    select * into strict v_me from syncagent.local_site;
     select * into strict v_table from syncagent.replicated where id = p_relation;
     v_tokens := syncagent._tokens(p_relation);
     if v_tokens ->> 'odd_value' = '' then
         v_tokens := v_tokens || jsonb_build_object('odd_value', ', null::text as odd');
     end if;
-    for r in select * from syncagent._rules(p_relation) as u where u.policy = 'keep-both' order by u.name loop
-        select a.atttypid, syncagent._room(a.atttypid, a.atttypmod) into strict v_type, v_room
-        from pg_attribute a where a.attrelid = v_table.relation and a.attname = r.column_name;
+    for r in select * from syncagent._rules(p_relation) as u where u.policy in ('keep-both', 'merge') order by u.name loop
         v_tokens := v_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind),
-            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column', quote_ident(r.column_name), 'column_literal', quote_literal(r.column_name) || '::text',
-            'stage_column', 'c' || array_position(v_table.columns, r.column_name),
-            'yielded', case r.yields when 'null' then 'null' else format('syncagent._marked(f.value::text, %s, c.loser)', v_room) end);
+            'strategy', quote_literal(r.policy), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
+            'column_literal', 'null::text', 'yielded_image', 'null::jsonb');
+        if r.policy = 'keep-both' then
+            select a.atttypid, syncagent._room(a.atttypid, a.atttypmod) into strict v_type, v_room
+            from pg_attribute a where a.attrelid = v_table.relation and a.attname = r.column_name;
+            v_tokens := v_tokens || jsonb_build_object('column', quote_ident(r.column_name), 'column_literal', quote_literal(r.column_name) || '::text',
+                'stage_column', 'c' || array_position(v_table.columns, r.column_name),
+                'yielded', case r.yields when 'null' then 'null' else format('syncagent._marked(f.value::text, %s, c.loser)', v_room) end);
+            v_tokens := v_tokens || jsonb_build_object('yielded_image', syncagent._render('jsonb_build_object({column_literal}, {yielded})', v_tokens));
+        end if;
 
         -- Which rows collide: one that came with one that is here and stays as it is, or with another that came.
         execute syncagent._render($sql$
@@ -4037,34 +5128,11 @@ begin
         continue when v_count = 0;
         v_settled := v_settled + v_count;
 
-        execute syncagent._render($sql$
-            with unfolded as materialized (
-                select k.key, syncagent._stamp(max(x.tx_hlc), $1) as stamp
-                from (select l.relation, l.keys, max(l.hlc) over (partition by l.xid) as tx_hlc
-                      from syncagent.log l where l.xid >= $3 or l.xid = any ($4)) as x cross join lateral unnest(x.keys) as k (key)
-                where x.relation = {id} group by k.key
-            ), known as (
-                select k.key, coalesce(greatest(v.stamp, u.stamp), syncagent._implicit(k.key)) as stamp,
-                       case when u.stamp is not null and (v.stamp is null or u.stamp >= v.stamp) then $2
-                            else coalesce(v.node, (select e.node from syncagent.cut_keys e
-                                                   where e.relation = {id} and e.implicit and k.key = any (e.keys) limit 1)) end as node
-                from (select c.loser as key from pg_temp.collision c where c.due and c.losing_stamp is null
-                      union select c.winner from pg_temp.collision c where c.due and c.winning_stamp is null) as k
-                left join syncagent.version_{id} v on v.key = k.key left join unfolded u on u.key = k.key
-            )
-            insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
-                winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image, yielded)
-            select syncagent._name_uuid(format('%s %s %s %s %s', {title}, c.rule, c.winner, c.loser, coalesce(c.losing_stamp, l.stamp))),
-                   {schema_literal}, {table_literal}, c.loser, c.key_text, {kind}, 'keep-both', c.rule, c.winner, c.winner_text,
-                   coalesce(c.winning_stamp, w.stamp), coalesce(c.losing_stamp, l.stamp),
-                   case when c.winning_stamp is null then w.node else $5 end, case when c.losing_stamp is null then l.node else $5 end,
-                   c.winning_image, c.losing_image, jsonb_build_object({column_literal}, {yielded})
-            from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
-            left join known l on l.key = c.loser left join known w on w.key = c.winner
-            where c.due
-            on conflict (id) do nothing
-            $sql$, v_tokens) using v_me.tail, v_me.node, v_last.xmax, v_last.xip, p_origin;
-
+        perform syncagent._record_collisions(v_tokens, p_origin);
+        if r.policy = 'merge' then
+            perform syncagent._merge_due(p_relation, v_tokens);
+            continue;
+        end if;
         execute syncagent._render($sql$
             update pg_temp.stage_{id} s set {stage_column} = {yielded}
             from pg_temp.collision c
@@ -4101,9 +5169,9 @@ begin
         return 0;
     end if;
     insert into syncagent.log (xid, relation, op, hlc, keys, odd, columns)
-    select pg_current_xact_id(), y.relation, 'U', syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end, y.columns
-    from (select y.*, (row_number() over (partition by y.relation, y.columns order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
-    group by y.relation, y.columns, y.chunk;
+    select pg_current_xact_id(), y.relation, y.op, syncagent._tick(), array_agg(y.key), case when count(y.odd) > 0 then array_agg(y.odd) end, y.columns
+    from (select y.*, (row_number() over (partition by y.relation, y.op, y.columns order by y.key) - 1) / 10000 as chunk from pg_temp.yielded y) as y
+    group by y.relation, y.op, y.columns, y.chunk;
     select count(*) into v_rows from pg_temp.yielded;
     perform syncagent._empty('pg_temp.yielded');
     return v_rows;
@@ -4176,6 +5244,10 @@ begin
     execute format('select syncagent.judge_%s($1, true)', p_relation) using p_node;
     perform syncagent._write_carefully(p_relation, p_node, true);
     execute format('select syncagent.recheck_%s($1)', p_relation) using v_seen;
+    if exists (select from syncagent.alias) then
+        perform syncagent._note_astray(p_relation);
+    end if;
+    perform syncagent._bring_together();
     perform syncagent._log_yielded();
     execute format('truncate pg_temp.stage_%s', p_relation);
 end
@@ -4470,11 +5542,12 @@ begin
     set resolved_at = case when not p_undone then clock_timestamp() end, resolved_by = case when not p_undone then session_user end,
         -- what was there before, in the opposite order; of a few columns only these
         writes = case when not p_undone then (
-            select jsonb_agg(jsonb_build_object('key', w.write ->> 'key', 'columns', w.write -> 'columns', 'image', case
+            select jsonb_agg(jsonb_build_object('schema', w.write -> 'schema', 'table', w.write -> 'table', 'key', w.write ->> 'key', 'columns', w.write -> 'columns', 'image', case
                        when (w.write ->> 'columns')::boolean then (select jsonb_object_agg(k, b.image -> k) from jsonb_object_keys(w.write -> 'image') as k)
                        else b.image end) order by w.n desc)
             from jsonb_array_elements(p_writes) with ordinality as w (write, n)
-            cross join lateral (select syncagent._image(v_conflict.schema_name, v_conflict.table_name, w.write ->> 'key')) as b (image)) end
+            cross join lateral (
+                select syncagent._image(coalesce(w.write ->> 'schema', v_conflict.schema_name), coalesce(w.write ->> 'table', v_conflict.table_name), w.write ->> 'key')) as b (image)) end
     where c.id = p_conflict;
     return v_conflict;
 end
@@ -4492,17 +5565,18 @@ declare
     r           record;
 begin
     -- in this order: a value is given up before another row takes it
-    for r in select w.write ->> 'key' as key, nullif(w.write -> 'image', 'null') as image, coalesce((w.write ->> 'columns')::boolean, false) as columns
+    for r in select coalesce(w.write ->> 'schema', p_conflict.schema_name) as schema_name, coalesce(w.write ->> 'table', p_conflict.table_name) as table_name,
+                    w.write ->> 'key' as key, nullif(w.write -> 'image', 'null') as image, coalesce((w.write ->> 'columns')::boolean, false) as columns
              from jsonb_array_elements(p_writes) with ordinality as w (write, n) order by w.n
     loop
-        v_statement := syncagent._statement(p_conflict.schema_name, p_conflict.table_name, r.key, r.image, r.columns);
+        v_statement := syncagent._statement(r.schema_name, r.table_name, r.key, r.image, r.columns);
         continue when v_statement is null;
         perform set_config('search_path', v_path, true);   -- triggers of the application find what is theirs
         execute v_statement;
         get diagnostics v_rows = row_count;
         perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
         if v_rows = 0 and r.image is not null then
-            raise exception 'row % of %.% was not written', r.key, quote_ident(p_conflict.schema_name), quote_ident(p_conflict.table_name)
+            raise exception 'row % of %.% was not written', r.key, quote_ident(r.schema_name), quote_ident(r.table_name)
                 using errcode = 'SA005', hint = 'a policy or a trigger of the table keeps it from being written';
         end if;
     end loop;
@@ -4557,7 +5631,10 @@ begin
             using errcode = 'SA004', hint = format('take winner (%s) or loser (%s)', v_winner, v_loser);
     end if;
     v_columns := syncagent._sibling_columns(v_conflict);
-    if v_columns <> '{}' then   -- what was added to other columns stays
+    if syncagent._is_merge(v_conflict) then
+        raise exception 'row % was merged into row %', v_conflict.key_text, v_conflict.other_key_text
+            using errcode = 'SA004', hint = format('to have both again: syncagent conflicts undo %s, or resolve %1$s --value with a value of its own', p_conflict);
+    elsif v_columns <> '{}' then   -- what was added to other columns stays
         perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', (
             select jsonb_object_agg(u.name, case when v_loses then v_conflict.losing_image else v_conflict.winning_image end -> u.name::text) from unnest(v_columns) as u (name)))));
         perform syncagent._settled_columns(format('%I.%I', v_conflict.schema_name, v_conflict.table_name)::regclass, v_conflict.key_text, v_columns);
@@ -4578,6 +5655,52 @@ begin
 end
 $$;
 comment on function syncagent.resolve(uuid, text) is 'settle a conflict: the row becomes what the winner, the loser, or a site wrote; of two rows with one value the loser gets it, and the other one yields';
+
+create function syncagent._is_merge(p_conflict syncagent.conflict_record) returns boolean
+    language sql immutable
+    set search_path = pg_catalog, pg_temp
+    as $$ select p_conflict.kind = 'unique' and p_conflict.strategy = 'merge' $$;
+comment on function syncagent._is_merge is 'whether a row was merged into another one';
+
+create function syncagent._apart(p_conflict uuid, p_value jsonb) returns jsonb
+    language plpgsql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+    v_id       integer;
+    v_rule     record;
+    v_held     boolean;
+    v_value    jsonb := p_value;
+    v_writes   jsonb;
+    r          record;
+begin
+    select t.id into v_id from syncagent.replicated t where t.schema_name = v_conflict.schema_name and t.table_name = v_conflict.table_name;
+    if v_value is null then   -- what it would have yielded
+        select u.column_name, u.yields, syncagent._room(a.atttypid, a.atttypmod) as room into v_rule
+        from syncagent._rules(v_id) as u join syncagent.replicated t on t.id = v_id
+        join pg_attribute a on a.attrelid = t.relation and a.attname = u.column_name where u.name = v_conflict.constraint_name;
+        if not found then
+            raise exception 'row % needs a value of its own', v_conflict.key_text
+                using errcode = 'SA004', detail = format('row %s has that of %s', v_conflict.other_key_text, v_conflict.constraint_name),
+                      hint = format('syncagent conflicts resolve %s --value ''{"column": value}''', p_conflict);
+        end if;
+        v_value := jsonb_build_object(v_rule.column_name, case v_rule.yields when 'suffix'
+            then syncagent._marked(v_conflict.losing_image ->> v_rule.column_name::text, v_rule.room, v_conflict.key) end);
+    end if;
+    v_writes := jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'image', v_conflict.losing_image || v_value));
+    for r in select f.value as row, t.id from jsonb_array_elements(v_conflict.followed) as f
+             join syncagent.replicated t on t.schema_name = f.value ->> 'schema' and t.table_name = f.value ->> 'table'
+    loop
+        execute format('select syncagent.holds_%s($1, $2)', r.id) into v_held using r.row ->> 'key', r.row -> 'after';
+        if v_held then   -- else it was given to somebody else since
+            v_writes := v_writes || jsonb_build_object('schema', r.row -> 'schema', 'table', r.row -> 'table', 'key', r.row -> 'key', 'columns', true, 'image', r.row -> 'before');
+        end if;
+    end loop;
+    return v_writes;
+end
+$$;
+comment on function syncagent._apart is 'the writes that take a merge back: the loser as it was, but for these values, and the rows that followed here';
 
 create function syncagent._still_keeps(p_conflict uuid) returns boolean
     language plpgsql stable security definer
@@ -4626,10 +5749,11 @@ begin
             using errcode = 'SA004', hint = format('its columns are %s', (
                 select string_agg(quote_ident(k), ', ') from jsonb_object_keys(coalesce(v_conflict.winning_image, v_conflict.losing_image)) as k));
     end if;
-    perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', p_value)));
+    perform syncagent._resolve(p_conflict, case when syncagent._is_merge(v_conflict) then syncagent._apart(p_conflict, p_value)
+        else jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', p_value)) end);
 end
 $$;
-comment on function syncagent.resolve_with(uuid, jsonb) is 'settle a conflict: these columns of the row get these values';
+comment on function syncagent.resolve_with(uuid, jsonb) is 'settle a conflict: these columns of the row get these values; one that was merged into another comes back with them';
 
 create function syncagent.drop_parked(p_table regclass, p_key text) returns uuid
     language plpgsql volatile security definer
@@ -4680,11 +5804,15 @@ create function syncagent.undo(p_conflict uuid) returns void
 declare
     v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
 begin
+    if syncagent._is_merge(v_conflict) and v_conflict.resolved_at is null then
+        perform syncagent._resolve(p_conflict, syncagent._apart(p_conflict, null));
+        return;
+    end if;
     v_conflict := syncagent._resolution(p_conflict, null, true);
     perform syncagent._settle_by_hand(v_conflict, v_conflict.writes);
 end
 $$;
-comment on function syncagent.undo(uuid) is 'take a resolution back: its rows become what they were before it';
+comment on function syncagent.undo(uuid) is 'take a resolution back: its rows become what they were before it; or a merge that nobody has resolved: both rows live, and what followed goes back';
 
 -- Siblings: what sites have written at once in a column whose strategy is `merge`, and nobody has read and replaced since.
 --
@@ -5162,9 +6290,12 @@ create function syncagent._columns_now(p_table regclass) returns name[]
     set search_path = pg_catalog, pg_temp
     as $$
     select array(select a.attname from pg_attribute a
-                 where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
+                 where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = ''
+                   and not exists (select from syncagent.replicated r join syncagent.typed_record t on t.relation = r.id
+                                   where r.relation = p_table and t.kind = 'column' and t.name = a.attname and t.agreed is null and t.epoch is null)
+                 order by a.attnum)
 $$;
-comment on function syncagent._columns_now is 'the columns of a table that travel, as it is now';
+comment on function syncagent._columns_now is 'the columns of a table that travel, as it is now; one that was added by hand, and that no other site has, does not';
 
 create function syncagent._touched() returns setof integer
     language sql stable
@@ -5200,7 +6331,14 @@ begin
         from unnest(r.columns) with ordinality as u (name, n)
         left join jsonb_to_recordset(p_renamed) as x (schema name, "table" name, before name, after name)
             on (x.schema, x."table", x.before) = (r.nspname, r.relname, u.name);
-        v_made := v_now <> r.columns or (r.nspname, r.relname) <> (r.schema_name, r.table_name);
+        v_made := v_now <> r.columns or (r.nspname, r.relname) <> (r.schema_name, r.table_name) or exists (
+            select from pg_attribute k join pg_attribute a on a.attrelid = r.relation and a.attname = r.columns[k.attnum]
+            where k.attrelid = to_regclass(format('syncagent.row_%s', r.id)) and k.attnum > 0 and k.atttypid <> syncagent._base_type(a.atttypid));
+        if v_made and exists (select from syncagent.typed_record t where t.relation = r.id and t.kind in ('table', 'column') and t.epoch is null
+                              and (t.agreed ->> 'type', t.became, t.kind) is distinct from (t.now ->> 'type', null, 'column') and t.agreed is not null) then
+            raise exception '%.% was changed by hand here, and cannot follow a schema change', quote_ident(r.schema_name), quote_ident(r.table_name)
+                using errcode = 'SA005', hint = 'first `syncagent schema adopt`, or take it back: `syncagent schema status` says how';
+        end if;
         if v_made then
             perform syncagent._rename(r.id, r.nspname, r.relname, p_renamed);
             update syncagent.replicated t set columns = v_now, fills = (
@@ -5347,6 +6485,208 @@ end
 $$;
 comment on function syncagent._fit_stage is 'empty the staging table of an attached table, made anew where that has changed; columns that are lacking get what all rows got then';
 
+-- Versions of the application's schema: schemas of plain views, one for each attached table of another schema, with the
+-- columns and names that a version of the application knows. It sets its search path, and changes nothing else.
+--
+-- The views are updatable by themselves, and name their columns, so they stay what they are while columns are added and renamed below
+-- them. They are the application's objects: capture, cuts and merges know the tables only. From PostgreSQL 15 on they act with
+-- the rights of whoever uses them, row security included; before, with those of their owner, so a table with row security is refused there.
+
+create table syncagent.app_version (
+    name    name primary key,
+    base    name not null,
+    made_at timestamptz not null default now()
+);
+comment on table syncagent.app_version is 'versions of the application''s schema that are here: schemas of views over the tables of base';
+
+create function syncagent._make_version(p_name name, p_base name, p_views jsonb, p_role name) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_role text := current_setting('role');
+    r      record;
+begin
+    insert into syncagent.app_version (name, base) values (p_name, p_base);
+    if p_role is not null then
+        perform set_config('role', p_role, true);
+    end if;
+    execute format('create schema %I', p_name);
+    execute format('comment on schema %I is %L', p_name, format('tables of %s as a version of the application knows them', p_base));
+    for r in
+        select format('grant usage on schema %I to %s%s', p_name, case e.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(e.grantee)) end,
+                      case when e.is_grantable then ' with grant option' else '' end) as text
+        from pg_namespace n cross join aclexplode(n.nspacl) as e
+        where n.nspname = p_base and e.privilege_type = 'USAGE' and e.grantee <> (select oid from pg_roles where rolname = current_user)
+        order by 1
+    loop
+        execute r.text;
+    end loop;
+    -- by pg_catalog alone from here on: a role that was asked for may call nothing of ours
+    for r in
+        with v as (
+            select x.number, format('%I.%I', p_name, x.view) as view, c.oid, c.relacl, c.relrowsecurity,
+                   format('%I.%I', x.schema, x."table") as table_name, x.columns
+            from rows from (jsonb_to_recordset(p_views) as (view name, schema name, "table" name, columns jsonb)) with ordinality
+                as x (view, schema, "table", columns, number)
+            left join (pg_class c join pg_namespace n on n.oid = c.relnamespace) on (n.nspname, c.relname) = (x.schema, x."table")
+        ), k as (
+            select v.number, v.view, v.oid, e.value ->> 0 as shown, e.value ->> 1 as column_name, e.n, a.attnum, a.attacl
+            from v cross join lateral jsonb_array_elements(v.columns) with ordinality as e (value, n)
+            left join pg_attribute a on a.attrelid = v.oid and a.attname = e.value ->> 1
+        ), right_of as (
+            select v.number, 1 as part, v.view, '' as column_name, e.privilege_type, e.grantee, e.is_grantable
+            from v cross join aclexplode(v.relacl) as e
+            union all
+            select k.number, 2, k.view, format(' (%I)', k.shown), e.privilege_type, e.grantee, e.is_grantable
+            from k cross join aclexplode(k.attacl) as e
+        )
+        select s.text from (
+            select v.number, 0 as part, format('create view %s as select %s from %s', v.view,
+                   (select string_agg(format('%I as %I', k.column_name, k.shown), ', ' order by k.n) from k where k.number = v.number), v.table_name) as text
+            from v
+            union all
+            select v.number, 1, case when current_setting('server_version_num')::integer >= 150000 then format('alter view %s set (security_invoker = true)', v.view)
+                                     when v.relrowsecurity then 'row security ' || v.table_name end
+            from v where current_setting('server_version_num')::integer >= 150000 or v.relrowsecurity
+            union all
+            select v.number, 2, format('comment on view %s is %L', v.view, d.description)
+            from v join pg_description d on d.classoid = 'pg_class'::regclass and d.objoid = v.oid and d.objsubid = 0
+            union all
+            select k.number, 2, format('comment on column %s.%I is %L', k.view, k.shown, d.description)
+            from k join pg_description d on d.classoid = 'pg_class'::regclass and d.objoid = k.oid and d.objsubid = k.attnum
+            union all
+            select o.number, 3, format('grant %s%s on %s to %s%s', o.privilege_type, o.column_name, o.view,
+                                       case o.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(o.grantee)) end,
+                                       case when o.is_grantable then ' with grant option' else '' end)
+            from right_of o where o.grantee <> (select oid from pg_roles where rolname = current_user)
+                and o.privilege_type in ('SELECT', 'INSERT', 'UPDATE', 'DELETE')
+        ) as s order by s.number, s.part, s.text
+    loop
+        if r.text like 'row security %' then
+            raise exception '% has row security, which views of a server before PostgreSQL 15 do not keep', substr(r.text, 14)
+                using errcode = 'SA002', hint = 'PostgreSQL 15 or newer at every site, or a change without versions';
+        end if;
+        execute r.text;
+    end loop;
+    perform set_config('role', v_role, true);
+end
+$$;
+comment on function syncagent._make_version is 'a schema with a view for each of these tables, its columns as [name in the view, name in the table]; rights and comments are those of the tables';
+
+create function syncagent._drop_version(p_name name, p_role name) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_role  text := current_setting('role');
+    v_views text;
+begin
+    delete from syncagent.app_version v where v.name = p_name;
+    if not found then
+        return;
+    end if;
+    if p_role is not null then
+        perform set_config('role', p_role, true);
+    end if;
+    select string_agg(format('%I.%I', p_name, c.relname), ', ' order by c.relname) into v_views
+    from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = p_name and c.relkind = 'v';
+    if v_views is not null then
+        execute 'drop view ' || v_views;
+    end if;
+    execute format('drop schema %I', p_name);   -- without cascade: what somebody else has put there is said
+    perform set_config('role', v_role, true);
+end
+$$;
+comment on function syncagent._drop_version is 'drop a version''s views and their schema; nothing, if it is not here';
+
+create function syncagent._views_aside() returns jsonb
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_kept jsonb;
+    v_text text;
+begin
+    select coalesce(jsonb_agg(jsonb_build_array(pg_get_userbyid(c.relowner), m.text) order by c.oid, m.part, m.text), '[]'),
+           'drop view ' || string_agg(distinct format('%I.%I', n.nspname, c.relname), ', ') into v_kept, v_text
+    from syncagent.app_version v join pg_namespace n on n.nspname = v.name join pg_class c on c.relnamespace = n.oid and c.relkind = 'v'
+    cross join lateral (
+        select 0 as part, format('create view %I.%I%s as %s', n.nspname, c.relname, ' with (' || array_to_string(c.reloptions, ', ') || ')', pg_get_viewdef(c.oid)) as text
+        union all
+        select 1, format('comment on %s %s is %L', i.type, i.identity, d.description)
+        from pg_description d cross join lateral pg_identify_object('pg_class'::regclass, c.oid, 0) as i
+        where d.classoid = 'pg_class'::regclass and d.objoid = c.oid and d.objsubid = 0
+        union all
+        select 1, format('comment on column %I.%I.%I is %L', n.nspname, c.relname, a.attname, d.description)
+        from pg_description d join pg_attribute a on a.attrelid = c.oid and a.attnum = d.objsubid
+        where d.classoid = 'pg_class'::regclass and d.objoid = c.oid
+        union all
+        select 2, format('grant %s%s on %I.%I to %s%s', e.privilege_type, e.part, n.nspname, c.relname,
+                         case e.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(e.grantee)) end, case when e.is_grantable then ' with grant option' else '' end)
+        from (
+            select x.*, '' as part from aclexplode(c.relacl) as x
+            union all
+            select x.*, format(' (%I)', a.attname) from pg_attribute a cross join aclexplode(a.attacl) as x where a.attrelid = c.oid
+        ) as e where e.grantee <> c.relowner
+    ) as m;
+    if v_text is not null then
+        execute v_text;
+    end if;
+    return v_kept;
+end
+$$;
+comment on function syncagent._views_aside is 'drop the views of all versions; returns what makes them again, each statement with its owner';
+
+create function syncagent._views_back(p_kept jsonb) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_role text := current_setting('role');
+    r      record;
+begin
+    for r in select e.value ->> 0 as owner, e.value ->> 1 as text from jsonb_array_elements(p_kept) with ordinality as e (value, n) order by e.n loop
+        if r.owner <> current_user then
+            perform set_config('role', r.owner, true);
+        end if;
+        execute r.text;
+    end loop;
+    perform set_config('role', v_role, true);
+end
+$$;
+comment on function syncagent._views_back is 'make the views again that were set aside';
+
+create function syncagent.version_users(p_name name) returns table (who text, how text)
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    with n as (select n.oid, n.nspname from pg_namespace n where n.nspname = p_name)
+    select distinct coalesce('role ' || a.usename, 'a backend'),
+           format('has used %s in its transaction (session %s%s, %s)', c.relname, l.pid, coalesce(' of ' || nullif(a.application_name, ''), ''), coalesce(a.state, 'not shown'))
+    from n join pg_class c on c.relnamespace = n.oid join pg_locks l on l.locktype = 'relation' and l.relation = c.oid and l.granted
+    join pg_stat_activity a on a.pid = l.pid
+    where l.pid <> pg_backend_pid() and l.database = (select d.oid from pg_database d where d.datname = current_database())
+    union all
+    select case when s.setrole = 0 then 'database ' || coalesce(d.datname, '') else 'role ' || pg_get_userbyid(s.setrole) end, 'has it in its search_path, by ' ||
+           case when s.setrole = 0 then 'alter database' else 'alter role' end
+    from n join pg_db_role_setting s on true left join pg_database d on d.oid = s.setdatabase
+    where (s.setdatabase = 0 or d.datname = current_database())
+        and exists (select from unnest(s.setconfig) as x (setting) cross join regexp_split_to_table(substr(x.setting, 13), '\s*,\s*') as y (part)
+                    where x.setting like 'search_path=%' and btrim(y.part, ' "') = n.nspname)
+    union all
+    select p.oid::regprocedure::text, 'has it in its search_path'
+    from n join pg_proc p on exists (
+        select from unnest(p.proconfig) as x (setting) cross join regexp_split_to_table(substr(x.setting, 13), '\s*,\s*') as y (part)
+        where x.setting like 'search_path=%' and btrim(y.part, ' "') = n.nspname)
+    union all
+    select distinct pg_describe_object('pg_class'::regclass, o.oid, 0), 'reads ' || c.relname
+    from n join pg_class c on c.relnamespace = n.oid join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = c.oid
+    join pg_rewrite w on d.classid = 'pg_rewrite'::regclass and w.oid = d.objid
+    join pg_class o on o.oid = w.ev_class and o.relnamespace <> n.oid
+$$;
+comment on function syncagent.version_users(name) is 'who still uses a version of the application''s schema, as far as a server tells: transactions open right now, roles, databases and functions whose search path names it, other views';
+
 -- A site that holds rows already: it was set back by a restore and returns, or it joins with tables that are filled.
 --
 -- Range by range it is compared with a donor, as for a copy (55). Of its rows some are *its own*: written here, and in no
@@ -5457,6 +6797,8 @@ begin
     delete from syncagent.frontier;
     delete from syncagent.settling;
     delete from syncagent.parked_row;
+    delete from syncagent.alias a where a.node <> v_site.node or a.cut <= p_cut;
+    update syncagent.alias set node = p_node, cut = null;
     delete from syncagent.forest;
     delete from syncagent.bucket;
     delete from syncagent.mark;
@@ -6429,7 +7771,7 @@ create function syncagent._forest_list(p_relation integer, p_timed boolean[], p_
     set enable_seqscan = off
     as $$
 begin
-    return query execute format('select r.n, r.key, r.shown, v.stamp, r.lane_0, r.lane_1 from (%s) as r left join syncagent.version_%s v on v.key = r.key limit $4',
+    return query execute format('select r.n, r.key, case when r.shown = r.key::text then '''' else r.shown end, v.stamp, r.lane_0, r.lane_1 from (%s) as r left join syncagent.version_%s v on v.key = r.key limit $4',
                                 syncagent._forest_rows(p_relation, 't_key_text'), p_relation)
     using array(select syncagent._first_key(s.low, s.timed) from unnest(p_timed, p_lows) with ordinality as s (timed, low, n) order by s.n),
           array(select syncagent._last_key(s.high - 1, s.timed) from unnest(p_timed, p_highs) with ordinality as s (timed, high, n) order by s.n), p_timed, p_limit;
@@ -6716,7 +8058,7 @@ create function syncagent._kept_bytes() returns bigint
     select coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint
     from pg_class c
     where c.relnamespace = 'syncagent'::regnamespace and c.relkind = 'r'
-      and (c.relname in ('cut', 'cut_keys', 'context', 'settling') or c.relname like 'version\_%' or c.relname like 'log\_%')
+      and (c.relname in ('cut', 'cut_keys', 'context', 'settling', 'alias') or c.relname like 'version\_%' or c.relname like 'log\_%')
 $$;
 comment on function syncagent._kept_bytes is 'bytes of what is kept until every site has it: keys of cuts, versions, contexts, the log';
 
@@ -6777,7 +8119,7 @@ begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict;
     select r.id into v_relation from syncagent.replicated r join pg_class c on c.oid = r.relation
     where r.schema_name = v_conflict.schema_name and r.table_name = v_conflict.table_name;
-    if found and v_conflict.strategy = 'merge' then   -- as long as both are siblings
+    if found and v_conflict.strategy = 'merge' and v_conflict.constraint_name is null then   -- as long as both are siblings
         return exists (
             select from syncagent._parts_of(syncagent._registers(v_relation, v_conflict.key)) as p
             where p.value ->> 0 in (v_conflict.winning_stamp::text, v_conflict.losing_stamp::text) group by p.key having count(*) = 2);
@@ -6798,7 +8140,7 @@ create function syncagent._forget_conflicts(p_age interval, p_most integer) retu
     as $$
     with old as (
         select c.id from syncagent.conflict_record c
-        where c.noticed_at < clock_timestamp() - p_age and not ((c.yielded is not null or c.strategy = 'merge') and syncagent._open(c.id))
+        where c.noticed_at < clock_timestamp() - p_age and not ((c.yielded is not null or c.strategy = 'merge' and c.constraint_name is null) and syncagent._open(c.id))
         order by c.noticed_at limit p_most for update skip locked
     ), gone as (
         delete from syncagent.conflict_record c using old where c.id = old.id returning 1
@@ -6886,13 +8228,15 @@ select m.name, m.node, m.is_self, m.state, m.role, m.leads, coalesce(p.linked, f
        case when m.is_self then (select count(*) from syncagent.cut) end as kept_cuts,
        case when m.is_self then (select count(*) from syncagent.conflict_record) end as conflicts,
        syncagent._site_name(p.via) as via,
-       (select max(q.last_at) from syncagent.proof_record q where q.node = m.node and q.equal) as equal_at
+       (select max(q.last_at) from syncagent.proof_record q where q.node = m.node and q.equal) as equal_at,
+       case when m.is_self then array(select format('%I.%I: %s', t.schema_name, t.table_name, d.what) from syncagent.typed_record d
+                                      join syncagent.replicated t on t.id = d.relation where d.epoch is null order by d.since, 1) end as typed
 from syncagent.site m
 left join syncagent.peer_state p on p.node = m.node
 left join syncagent.frontier f on f.node = m.node
 left join syncagent.agent_state a on m.is_self
 left join syncagent.lag l on l.receiver_node = m.node and l.origin_node = (select s.node from syncagent.local_site s);
-comment on view syncagent.status is 'every site: what it has not applied of this one (behind), what this one has applied of it, and what is the matter; equal_at is when it was last found equal to this one';
+comment on view syncagent.status is 'every site: what it has not applied of this one (behind), what this one has applied of it, and what is the matter; equal_at is when it was last found equal to this one; typed is what somebody has made of attached tables by hand, see typed_change';
 
 create view syncagent.conflict as
 select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_text as key, c.kind, c.strategy,
@@ -6900,9 +8244,9 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        c.winning_image, c.losing_image, c.winning_stamp, c.losing_stamp,
        syncagent.stamp_time(c.winning_stamp) as winning_time, syncagent.stamp_time(c.losing_stamp) as losing_time,
        c.noticed_at, c.resolved_at, c.resolved_by::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
-       (c.yielded is not null or c.strategy = 'merge') and syncagent._open(c.id) as open
+       (c.yielded is not null or c.strategy = 'merge' and c.constraint_name is null) and syncagent._open(c.id) as open
 from syncagent.conflict_record c;
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead; of a table whose strategy is merge, as long as both are siblings. Others are settled by the rule: the newer stamp has won';
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings. Others are settled by the rule: the newer stamp has won';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,
@@ -7034,24 +8378,40 @@ begin
     from syncagent.parked_row p where p.relation = v_row.relation and p.key = v_row.key;
 
     return query
+    select 'merged', syncagent._site_name(a.node), null::timestamptz, null::uuid, a.cut, format('rows that refer to it are given to row %s', a.winner)
+    from syncagent.alias a where a.relation = v_row.relation and a.loser = v_row.key;
+
+    return query
+    select 'merged', c.winner, c.noticed_at, null::uuid, null::bigint, format('row %s was merged into this one; it was %s; conflict %s', c.key, c.losing_image, c.id)
+    from syncagent.conflict_record x join syncagent.replicated t on t.id = v_row.relation join syncagent.conflict c on c.id = x.id
+    where x.schema_name = t.schema_name and x.table_name = t.table_name and x.other_key = v_row.key and x.kind = 'unique' and x.strategy = 'merge'
+    order by c.noticed_at desc;
+
+    return query
     select 'conflict', c.winner, c.winning_time, c.winning_stamp, null::bigint,
            case when c.yielded is not null
                 then format('%s: row %s keeps its value of %s; it was %s; conflict %s, %s', c.kind, c.other_key, c.constraint_name,
                             c.losing_image, c.id, case when c.open then 'open' else 'settled since' end)
+                when c.kind = 'unique'
+                then format('unique: merged into row %s, which has its value of %s; it was %s; conflict %s%s', c.other_key, c.constraint_name,
+                            c.losing_image, c.id, case when c.resolved_at is not null then ', taken back' else '' end)
+                when c.strategy = 'cascade'
+                then format('foreign key: deleted with row %s, to which it referred by %s; it was %s; conflict %s', c.other_key, c.constraint_name, c.losing_image, c.id)
                 else format('%s: won over %s (%s), which wrote %s; conflict %s', c.kind, c.loser,
                             coalesce(c.losing_time::text, 'no time'), coalesce(c.losing_image::text, 'a delete'), c.id) end
     from syncagent.conflicts_of(p_table, p_key) as c order by c.noticed_at desc;
 end
 $$;
 comment on function syncagent.why(regclass, text) is
-    'the story of one row, newest first: unsettled (which site, when, stamp, cut, and who may not have it yet) or settled, parked, its conflicts';
+    'the story of one row, newest first: unsettled (which site, when, stamp, cut, and who may not have it yet) or settled, parked, merged, its conflicts';
 
 create function syncagent.constraints_of(p_table regclass)
     returns table (constraint_name text, kind text, policy text, column_name text, becomes text)
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
-    select u.name::text, u.kind, u.policy, u.column_name::text, case u.yields when 'null' then 'null' when 'suffix' then 'marked text' end
+    select u.name::text, u.kind, u.policy, case when u.policy <> 'merge' then u.column_name::text end,
+           case when u.policy = 'merge' then 'one row' when u.yields = 'null' then 'null' when u.yields = 'suffix' then 'marked text' end
     from syncagent.replicated r cross join lateral syncagent._rules(r.id) as u where r.relation = p_table
     union all
     select x.name::text, 'foreign key', x.policy, null, null
@@ -7108,14 +8468,14 @@ create function syncagent.grant_reader(p_role regrole) returns void
 begin
     execute format('grant usage on schema syncagent to %s', p_role);
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table, syncagent.schema_change,'
-                   ' syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair to %s', p_role);
-    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text), syncagent.siblings(regclass, text),'
+                   ' syncagent.typed_change, syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair, syncagent.app_version to %s', p_role);
+    execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text), syncagent.version_users(name), syncagent.siblings(regclass, text),'
                    ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'
-                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid),'
+                   ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid), syncagent._apart(uuid, jsonb), syncagent._is_merge(syncagent.conflict_record),'
                    ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
                    ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record), syncagent._marked(text, integer, uuid),'
                    ' syncagent.resolve_siblings(regclass, text, jsonb, text), syncagent._hold_row(regclass, text), syncagent._settled_columns(regclass, text, name[]), syncagent._sibling_columns(syncagent.conflict_record), syncagent._must_be_allowed(name, name, text),'
-                   ' syncagent._key_text(jsonb, name[]) to %s', p_role);
+                   ' syncagent._key_text(jsonb, name[]), syncagent._typed_sql(integer, text, name, jsonb, jsonb, name), syncagent._watched() to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);
     end if;
