@@ -115,7 +115,9 @@ begin
     if found and v_conflict.strategy = 'merge' and v_conflict.constraint_name is null then   -- as long as both are siblings
         return exists (
             select from syncagent._parts_of(syncagent._registers(v_relation, v_conflict.key)) as p
-            where p.value ->> 0 in (v_conflict.winning_stamp::text, v_conflict.losing_stamp::text) group by p.key having count(*) = 2);
+            where p.value ->> 0 in (v_conflict.winning_stamp::text, v_conflict.losing_stamp::text)
+              and coalesce((select r.merges ->> p.key from syncagent.replicated r where r.id = v_relation), 'latest') = 'latest'
+            group by p.key having count(*) = 2);
     elsif not found or v_conflict.yielded is null then
         return false;
     end if;

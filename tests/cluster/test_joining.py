@@ -54,7 +54,9 @@ def writing(*sites: Member) -> Iterator[list[int]]:
                     "insert into customer (id, name) values (syncagent.uuid7(), %s) returning id", (name,)
                 ).fetchall()
                 connection.execute("insert into line values (%s, 1, 1, %s)", (made[0], name))
-                connection.execute("update item set name = %s where id = %s", (name, done[place] % 20 + 1))
+                connection.execute(
+                    "update item set name = %s, stock = stock + 1 where id = %s", (name, done[place] % 20 + 1)
+                )
                 if done[place] % 5 == 4:
                     connection.execute("delete from line where customer = %s", made)
                     connection.execute("delete from customer where id = %s", made)
@@ -84,6 +86,8 @@ def test_a_site_joins_under_load(server18: Server, server15: Server, tmp_path: P
         berlin.execute(SCHEMA)
         berlin.execute(FILL)
         berlin.start()
+        counted = ("--strategy", "merge", "--merge", "stock=counter")
+        berlin.ask("attach", "item", "--derive-key", "--bucket", "day", *counted)
         berlin.ask("attach", "--all", "--derive-key", "--bucket", "day")
         tokyo.join(berlin)
         tokyo.start()
@@ -106,10 +110,11 @@ def test_a_site_joins_under_load(server18: Server, server15: Server, tmp_path: P
             assert (
                 site.scalar("select count(*) from syncagent.replicated where agreed and bucket = 'day'") == 3
             )
-        with writing(lima):
+        with writing(lima) as more:
             pass
         lima.execute("insert into item values (1000, 'from lima', 3)")
         wait_equal(lima, berlin, tokyo)
+        assert lima.scalar("select sum(stock) from item") == 500 * 501 // 2 + 3 + sum(done) + sum(more)
 
 
 MANY = "".join(
