@@ -35,12 +35,14 @@ class MergeRun(Run):
 
     async def insert(self, site: Site, key: UUID, seen: frozenset[int]) -> None:
         number = len(self.writes) + 1
-        self.counts[number], self.adds[number], self.tokens[number] = number, {number: 0}, [str(number)]
+        self.counts[number], self.adds[number], self.tokens[number] = (
+            number,
+            {number: 0},
+            [chr(0x4E00 + number)],
+        )
         for column in ("r", "top"):
             self.siblings[number, column] = {number: number}
-        statement = (
-            f"insert into item values ('{key}', {number}, {number}, '{{0}}', {number}, {number}, '{number}')"
-        )
+        statement = f"insert into item values ('{key}', {number}, {number}, '{{0}}', {number}, {number}, '{chr(0x4E00 + number)}')"
         await self.done(site, statement, key, number, COLUMNS, seen)
 
     async def update(self, site: Site, key: UUID, row: Sequence[object]) -> None:
@@ -59,8 +61,8 @@ class MergeRun(Run):
             self.counts[life] += amount
             return f"n = n + {amount}"
         if column == "log":
-            self.tokens[life].append(str(number))
-            return f"log = log || ',{number}'"
+            self.tokens[life].append(chr(0x4E00 + number))  # none begins as another
+            return f"log = log || '{chr(0x4E00 + number)}'"
         if column == "s":
             member = self.rnd.randint(0, 3)
             if member in members:
@@ -129,9 +131,7 @@ class MergeRun(Run):
             assert (number, n) == (life, self.counts[life]), f"{key} counts {n}, not {self.counts[life]}"
             members = {member for write, member in self.adds[life].items() if write not in self.gone}
             assert sorted(s) == sorted(members), f"{key} has {s}, not {members}"
-            assert sorted(log.split(",")) == sorted(self.tokens[life]), (
-                f"{key} says {log}, not {self.tokens[life]}"
-            )
+            assert sorted(log) == sorted(self.tokens[life]), f"{key} says {log}, not {self.tokens[life]}"
             left = {
                 c: {w: v for w, v in self.siblings[life, c].items() if (c, w) not in self.read}
                 for c in ("r", "top")
