@@ -32,7 +32,7 @@ MENDED = [
 DECISIONS = [
     ("drop table t", "public.t is attached, but the application has dropped it"),
     ("alter table t rename to u", "public.t was renamed to public.u"),
-    ("alter table t add column w int", "column w of public.t was added"),
+    ("alter table t add column w int", "public.t was changed by hand"),
     ("drop view syncagent.parked cascade", "syncagent.parked is missing"),
 ]
 

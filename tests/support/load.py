@@ -297,6 +297,6 @@ def committed(threads: Sequence[Writer], more: int, seconds: float = 60.0) -> No
 def verify(threads: Sequence[Writer], sites: Sequence[Site]) -> None:
     """Every acknowledged change is at every site, once, and nobody was refused one."""
     refused = [(thread.name, thread.refused) for thread in threads if thread.refused]
-    assert not refused
+    assert not refused, refused
     wrong = [f"at {site}: {line}" for site in sites for thread in threads for line in thread.missing(site)]
     assert not wrong, f"{len(wrong)} rows differ from what was acknowledged:\n" + "\n".join(wrong[:20])
