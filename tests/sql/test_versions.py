@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from syncagent.errors import RefusedError
+from syncagent.errors import RefusedError, UsageError
+from syncagent.storage.schema import versions
 from syncagent.storage.schema.versions import Asked
 from tests.sql.conftest import Pair, Sites
 from tests.sql.test_schema_changes import Fleet
@@ -159,7 +160,8 @@ async def test_both_versions_write_at_all_sites(sites: Sites, pair: Pair) -> Non
 async def test_rights_comments_and_row_security_are_the_tables(sites: Sites, pair: Pair) -> None:
     """A column that has another name keeps who may write it; a policy holds through the view, or there is none."""
     policy = "create policy mine on person to pg_monitor using (city = 'Bonn'); alter table person enable row level security"
-    a, b = await sites(SCHEMA, pair[1], pair[1])
+    newest = max(pair, key=lambda server: server.binaries.major)
+    a, b = await sites(SCHEMA, newest, newest)
     fleet = Fleet(a, b)
     for site in (a, b):
         await site.do(
@@ -264,3 +266,21 @@ async def test_what_two_versions_cannot_both_live_with_is_refused(sites: Sites, 
         True
     ] * len(reasons), found.refusals
     assert all(refusal.form for refusal in found.refusals)
+
+
+def test_names_of_versions() -> None:
+    assert versions.asked(None, None) is None
+    assert versions.asked("auto", None) == Asked()
+    assert versions.asked(None, "app_v13") == Asked(None, "app_v13")
+    assert versions.asked("app_v12:app_v13", None) == Asked("app_v12", "app_v13")
+    for text, new in (
+        ("app_v12", None),
+        ("a:a", None),
+        ("a:", None),
+        ("a:pg_b", None),
+        ("a:b", "c"),
+        (None, "x" * 64),
+    ):
+        with pytest.raises(UsageError) as refused:
+            versions.asked(text, new)
+        assert refused.value.hint

@@ -28,6 +28,14 @@ class How:
     stride: int | None = None
     versions: str | None = None
     new_version: str | None = None
+    metadata: str | None = None
+
+    def difference(self, connection: "Connection", dsn: str) -> tuple[str, str]:
+        """What brings the tables to the metadata, as SQL, and what that is called."""
+        from syncagent.storage.schema import metadata
+
+        name = str(self.metadata)
+        return metadata.difference(connection, dsn, metadata.loaded(name)), name
 
     def asked(self) -> "Asked | None":
         from syncagent.storage.schema import versions

@@ -36,6 +36,14 @@ AlembicOption = Annotated[
         metavar="ALEMBIC.INI", help="The application's own revisions, instead of a file.", show_default=False
     ),
 ]
+MetadataOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:OBJECT",
+        help="SQLAlchemy's metadata, as shop.models:Base.metadata: what brings the tables there, instead of a file.",
+        show_default=False,
+    ),
+]
 RoleOption = Annotated[
     str | None,
     typer.Option(
@@ -71,6 +79,7 @@ def plan(
     file: FileArgument = None,
     *,
     alembic: AlembicOption = None,
+    metadata: MetadataOption = None,
     versions: VersionsOption = None,
     new_version: AsOption = None,
     role: RoleOption = None,
@@ -82,9 +91,9 @@ def plan(
     """Show what a change would do, in which phases and under which locks, and what of it is refused and why. Changes nothing."""
     from syncagent.storage.commands import site_of
 
-    if (file is None) == (alembic is None):
-        raise UsageError("name a file, or --alembic", hint="syncagent schema plan change.sql")
-    how = How(role, stride, versions, new_version)
+    if [file, alembic, metadata].count(None) != 2:
+        raise UsageError("name a file, or --alembic, or --metadata", hint="syncagent schema plan change.sql")
+    how = How(role, stride, versions, new_version, metadata)
     with site_of(dsn_of(home, dsn)) as connection:
         if alembic is not None:
             scripts = revisions.pending(connection, alembic)
@@ -95,10 +104,12 @@ def plan(
             for script in scripts[1:]:
                 render.say(f"afterwards, when this one is done: {script.revision} {script.doc}")
         else:
-            planned = _planned(connection, str(file), how)
+            planned = _planned(connection, dsn_of(home, dsn), file, how)
     if as_json:
         render.json(_as_json(planned))
     else:
+        if metadata is not None:
+            render.show(planned.text)
         _show(planned)
     if planned.refusals:
         raise typer.Exit(1)
@@ -127,6 +138,7 @@ def apply(
             metavar="SITE", help="Of the change under way: do not wait for this site.", show_default=False
         ),
     ] = None,
+    metadata: MetadataOption = None,
     versions: VersionsOption = None,
     new_version: AsOption = None,
     role: RoleOption = None,
@@ -140,22 +152,24 @@ def apply(
     from syncagent.storage.commands import site_of
     from syncagent.storage.requests import ask, require_agent
 
-    if alembic is not None and file is None:
-        _carry_revisions(home, dsn, alembic, How(role, stride, versions, new_version), auto, timeout, as_json)
-        return
-    if file is None and (versions or new_version):
-        raise UsageError("versions are made by a change", hint="syncagent schema apply FILE --as app_v13")
-    if alembic is not None or (file is None) == (not contract and exclude is None):
+    how = How(role, stride, versions, new_version, metadata)
+    sources = 3 - [file, alembic, metadata].count(None)
+    if sources > 1 or (sources == 1) == (contract or exclude is not None):
         raise UsageError(
             "name a file"
-            if file is None
-            else "a file is a new change; --contract and --exclude are about the one under way",
+            if sources == 0
+            else "one change at a time; --contract and --exclude are about the one under way",
             hint="syncagent schema apply FILE, or: syncagent schema apply --contract",
         )
+    if alembic is not None:
+        _carry_revisions(home, dsn, alembic, how, auto, timeout, as_json)
+        return
+    if sources == 0 and (versions or new_version):
+        raise UsageError("versions are made by a change", hint="syncagent schema apply FILE --as app_v13")
     with site_of(dsn_of(home, dsn)) as connection:
         require_agent(connection)
-        if file is not None:
-            planned = _planned(connection, file, How(role, stride, versions, new_version))
+        if sources:
+            planned = _planned(connection, dsn_of(home, dsn), file, how)
             _refuse(planned)
             verb, asked = "schema-open", {"change": _change(connection, planned, role, auto)}
         elif exclude is not None:
@@ -316,17 +330,13 @@ def history(*, home: HomeOption = None, dsn: DsnOption = None, as_json: JsonOpti
 # ---- a plan
 
 
-def _planned(connection: "Connection", file: str, how: How) -> "Plan":
+def _planned(connection: "Connection", dsn: str, file: str | None, how: How) -> "Plan":
     from syncagent.storage.schema import planning
 
-    if file == "-":
-        text, name = sys.stdin.read(), "standard input"
-    else:
-        path = Path(file)
-        try:
-            text, name = path.read_text(encoding="utf-8"), path.name
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"{file} cannot be read: {error}", hint="a file of SQL in UTF-8, or -") from None
+    text, name = _written(file) if file is not None else how.difference(connection, dsn)
+    if not text.strip() and how.metadata is not None:
+        render.say(f"the tables are as {how.metadata} says")
+        raise typer.Exit(0)
     bucket: Bucket = "hour"
     found = planning.plan(
         connection,
@@ -345,6 +355,17 @@ def _planned(connection: "Connection", file: str, how: How) -> "Plan":
     return found
 
 
+def _written(file: str) -> tuple[str, str]:
+    """The SQL that a person has written, and what it is called."""
+    if file == "-":
+        return sys.stdin.read(), "standard input"
+    path = Path(file)
+    try:
+        return path.read_text(encoding="utf-8"), path.name
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {error}", hint="a file of SQL in UTF-8, or -") from None
+
+
 def _show(planned: "Plan") -> None:
     if planned.steps:
         rows = [(one.step.phase, one.line, one.step.what, one.step.locks) for one in planned.steps]
@@ -357,6 +378,7 @@ def _show(planned: "Plan") -> None:
 def _as_json(planned: "Plan") -> dict[str, Any]:
     return {
         "name": planned.name,
+        "sql": planned.text,
         "steps": [
             {
                 "phase": one.step.phase,

@@ -116,6 +116,7 @@ def _refuse_volatile(look: Look, column: Any, name: str) -> None:
 
 
 def _default(look: Look, table: Known, command: Any, text: str) -> list[Step]:
+    look.refuse_renamed(table, command.name)
     before = look.column(table, command.name)["preset"]
     look.connection.execute(text.encode())
     alter = f"alter table {table.sql} alter column {_name(command.name)}"
@@ -133,6 +134,7 @@ def _default(look: Look, table: Known, command: Any, text: str) -> list[Step]:
 
 def _not_null(look: Look, table: Known, command: Any, _text: str) -> list[Step]:
     """A CHECK first, which can be validated while rows are written; the server then takes it for proof."""
+    look.refuse_renamed(table, command.name)
     if look.column(table, command.name)["required"]:
         raise Against(f"column {command.name} is NOT NULL already", "leave it out")
     column, check = _name(command.name), _name(f"{command.name}_given"[:63])
@@ -229,6 +231,7 @@ def _unique(look: Look, table: Known, constraint: Any) -> list[Step]:
     if not constraint.keys:
         raise Against("the constraint names an index", "add constraint NAME unique (COLUMN, ...)")
     columns = [key.string.sval for key in constraint.keys]
+    look.refuse_renamed(table, *columns)
     for column in columns:
         look.column(table, column)
     listed, name = ", ".join(map(_name, columns)), _name(constraint.conname)

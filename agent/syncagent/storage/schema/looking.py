@@ -108,6 +108,14 @@ class Look:
     def rename(self, table: Known, name: str) -> None:
         self.renamed.setdefault(table.oid, set()).add(name)
 
+    def refuse_renamed(self, table: Known, *names: str) -> None:
+        """What is done before the old shape goes cannot speak of names that are given then."""
+        if self.renamed.get(table.oid, set()) & {"*", *names}:
+            raise Against(
+                "statements before it give a name another meaning, which it gets when the old shape goes, and this is done before",
+                "put it before them, or into a change after",
+            )
+
     def keys(self, table: Known) -> str:
         """The key columns of a table, as SQL."""
         return str(

@@ -48,6 +48,7 @@ def create_table(look: Look, statement: Statement) -> list[Step]:
 def create_index(look: Look, statement: Statement) -> list[Step]:
     node = statement.node
     table = look.known(node.relation)
+    look.refuse_renamed(table, *(part.index_elem.name for part in node.index_params))
     if not node.idxname:
         columns = [part.index_elem.name or "expr" for part in node.index_params]
         node.idxname = "_".join((table.table.name, *columns, "idx"))[:_MAX_NAME]

@@ -72,11 +72,7 @@ def _way(look: Look, table: Known, column: str, value: str) -> Way:
     names = look.columns(table)
     found = reading.columns(parsed)
     used = names if found is None else [name for name in names if name in found]
-    if look.renamed.get(table.oid, set()) & {"*", column, *used}:
-        raise Against(
-            "statements before it give a name another meaning, which it has not got yet while both shapes are written",
-            "put what renames after it",
-        )
+    look.refuse_renamed(table, column, *used)
     if volatile := look.volatile(reading.calls(parsed)):
         raise Against(
             f"{value} calls {volatile[0]}: every site would compute another value",

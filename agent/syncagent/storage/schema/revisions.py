@@ -91,7 +91,7 @@ def current(connection: Connection) -> str | None:
 def listened(dsn: str, script: Script) -> Revision:
     """What a revision does. RefusedError where its data and its schema take turns, or it cannot be run here."""
     heard: list[Heard] = []
-    with _engine(dsn) as engine:
+    with opened(dsn) as engine:
 
         @sqlalchemy.event.listens_for(engine, "before_cursor_execute", retval=True)
         def _listen(
@@ -108,7 +108,7 @@ def listened(dsn: str, script: Script) -> Revision:
 
 def run_data(dsn: str, script: Script) -> None:
     """What a revision does to rows, as one transaction of this site; once, whatever happens."""
-    with _engine(dsn) as engine:
+    with opened(dsn) as engine:
 
         @sqlalchemy.event.listens_for(engine, "before_cursor_execute", retval=True)
         def _leave_out(
@@ -127,7 +127,8 @@ def run_data(dsn: str, script: Script) -> None:
 
 
 @contextmanager
-def _engine(dsn: str) -> Iterator[sqlalchemy.Engine]:
+def opened(dsn: str) -> Iterator[sqlalchemy.Engine]:
+    """A database, by way of SQLAlchemy."""
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg://", creator=lambda: _session(dsn), poolclass=sqlalchemy.pool.NullPool
     )

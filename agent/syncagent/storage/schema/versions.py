@@ -96,6 +96,10 @@ def begin(look: Look, wanted: Asked, role: str | None) -> Versions:
         raise RefusedError(
             f"there is a version {new} already", hint=f"another name, or: syncagent schema drop-version {new}"
         )
+    if new == old:
+        raise UsageError(
+            f"{new} would be the old version and the new one", hint="--versions OLD:NEW names both"
+        )
     found = Versions(base, old, new, there, _shown(look, base))
     if not found.before:
         raise UsageError(f"no table of schema {base} is attached", hint="syncagent attach TABLE")
