@@ -5,13 +5,14 @@ from collections.abc import Callable
 from uuid import UUID
 
 import asyncpg
+import psycopg
 import pytest
+from psycopg.rows import dict_row
 
 from syncagent.core.outbox import Group
 from syncagent.errors import Inexact, RefusedError
 from syncagent.storage import constraints
 from syncagent.storage import tables as storage
-from syncagent.storage.commands import site_of
 from tests.sql.conftest import Pair, Sites
 from tests.support.lab import Row, Site, cross, exchange, key, quiet, same, ship
 
@@ -352,11 +353,11 @@ async def test_a_merge_is_taken_back_and_told(sites: Sites, pair: Pair) -> None:
 
 async def test_a_merge_that_cannot_be_is_refused_with_the_reason(sites: Sites, pair: Pair) -> None:
     (a,) = await sites(CANNOT["another column that is referred to"], pair[0])
-    with site_of(a.dsn) as connection:
+    with psycopg.connect(a.dsn, row_factory=dict_row) as connection:
         tables = {storage.resolve(connection, "t"): "t"}
         constraints.refuse_unfit(connection, tables, (("t_w_key", "merge"),))
         with pytest.raises(
-            RefusedError, match="u_t_fkey of u refers to w, of which the other row has other values"
+            RefusedError, match="u_t_fkey of public.u refers to w, of which the other row has other values"
         ):
             constraints.refuse_unfit(connection, tables, (("t_v_key", "merge"),))
 
