@@ -96,8 +96,7 @@ def test_one_agent_per_site(
     server18: Server, make_database: Callable[..., Database], make_site: Callable[..., Site]
 ) -> None:
     site = make_site(make_database(server18), "--listen", "none")
-    with site.database.connect() as other:
-        other.execute("select pg_advisory_lock(1937337955, 2)")
+    with site.database.agent():
         said = site("run")
     assert said.code == 1
     assert "another agent runs for this site" in said.err

@@ -242,8 +242,7 @@ def test_uninstall_asks_somebody(site: Site, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_uninstall_leaves_a_running_agent_alone(site: Site) -> None:
-    with site.database.connect() as agent:
-        agent.execute("select pg_advisory_lock(1937337955, 2)")
+    with site.database.agent():
         said = site("db", "uninstall", "--yes")
     assert said.code == 1
     assert "an agent is running for this site" in said.err

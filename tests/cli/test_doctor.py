@@ -1,7 +1,6 @@
 """`syncagent doctor`: each thing that can be wrong, by its words and its remedy."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 
@@ -11,14 +10,6 @@ from tests.cli.conftest import Cli, Site, on_each_version
 from tests.support.databases import Database
 
 TABLE = "create table {} (id uuid primary key default gen_random_uuid(), v text)"
-
-
-@contextmanager
-def agent_of(site: Site) -> Iterator[None]:
-    """What the database sees of an agent."""
-    with site.database.connect() as session:
-        session.execute("select pg_advisory_lock(1937337955, 2)")
-        yield
 
 
 def found(site: Site, *arguments: object) -> dict[str, tuple[str, str | None]]:
@@ -43,7 +34,7 @@ def test_a_healthy_site(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(checks._SETTINGS, "fsync")  # the tests' servers are not made to last
     site.sql(TABLE.format("t"))
     site("attach", "t")
-    with agent_of(site):
+    with site.database.agent():
         said = site("doctor")
         findings = found(site)
     assert said.code == 0
@@ -96,7 +87,7 @@ def test_peers_and_clocks(site: Site) -> None:
         " (3, false, true, '2 s', 'paused by the operator', 'no route to host')"
     )
     site.sql("select setval('syncagent.hlc', syncagent._wall() + 60 * 4096000)")
-    with agent_of(site):
+    with site.database.agent():
         findings = found(site)
     assert one(findings, "the clock of tokyo is -7.0 s from ours")[0] == "error"
     assert one(findings, "the clock of lima is +2.0 s from ours")[0] == "warning"
@@ -219,5 +210,5 @@ def test_settings_of_the_home_decide_about_skew(site: Site) -> None:
     path.write_text(path.read_text().replace("max_clock_skew = 5.0", "max_clock_skew = 90"))
     site.sql("insert into syncagent.member values (2, 'tokyo')")
     site.sql("insert into syncagent.peer_state (node, linked, clock_offset) values (2, true, '60 s')")
-    with agent_of(site):
+    with site.database.agent():
         assert one(found(site), "the clock of tokyo")[0] == "warning"

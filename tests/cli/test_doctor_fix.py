@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Cli, Site
-from tests.cli.test_doctor import TABLE, agent_of, found, one
+from tests.cli.test_doctor import TABLE, found, one
 from tests.support.databases import Database
 
 MENDED = [
@@ -78,7 +78,7 @@ def test_what_is_a_decision_stays(attached: Site, cli: Cli, make_database: Calla
 def test_files_of_the_home_are_made_private(attached: Site) -> None:
     for name in ("config.toml", "key.pem"):
         (attached.home / name).chmod(0o644)
-    with agent_of(attached):
+    with attached.database.agent():
         said = attached("doctor")
         assert said.code == 1
         assert "mended by: syncagent doctor --fix" in said.err
@@ -124,7 +124,7 @@ def test_who_lacks_what_and_who_differs(site: Site) -> None:
         "select syncagent._prove(2, false, true, 1, 5, 0, null, 'x', '{}', '{}', '[]');"
         " select syncagent._prove(2, true, true, 1, 5, 0, null, 'y', '{}', '{}', '[]')"
     )
-    with agent_of(site):
+    with site.database.agent():
         assert not [what for what in found(site) if "not equal" in what]
         site.sql("select syncagent._prove(2, false, true, 1, 5, 0, null, 'z', '{}', '{}', '[]')")
         severity, mend = one(found(site), "tokyo and this site were not equal")
@@ -133,6 +133,6 @@ def test_who_lacks_what_and_who_differs(site: Site) -> None:
         "insert into syncagent.cut (number, id, taken, rows, made_at)"
         " values (1, gen_random_uuid(), pg_current_snapshot(), 12345, now() - interval '11 min')"
     )
-    with agent_of(site):
+    with site.database.agent():
         verdict = one(found(site), "tokyo lacks 12,345 rows of this site, and has for 11 min")
     assert verdict == ("warning", "syncagent doctor, at tokyo")

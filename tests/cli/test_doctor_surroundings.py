@@ -13,7 +13,7 @@ from syncagent.embedded import Server
 from syncagent.storage import room
 from syncagent.storage.session import POOLER_HINT
 from tests.cli.conftest import Cli, Site, init, on_each_of_the_matrix
-from tests.cli.test_doctor import TABLE, agent_of, found, one
+from tests.cli.test_doctor import TABLE, found, one
 from tests.support.databases import Database
 from tests.support.pgbouncer import needs_pgbouncer, pgbouncer
 
@@ -263,7 +263,7 @@ def test_a_replication_slot_that_nobody_uses(
 
 def test_an_agent_of_another_version(site: Site) -> None:
     site.sql("insert into syncagent.agent_state (version, started_at) values ('0.0.1', now())")
-    with agent_of(site):
+    with site.database.agent():
         severity, mend = one(
             found(site), f"the agent that runs is version 0.0.1, and this command is {__version__}"
         )

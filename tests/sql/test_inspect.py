@@ -86,8 +86,7 @@ def test_lag_is_known_both_ways(here: Database) -> None:
 
 
 def test_status_has_a_line_for_every_site(here: Database) -> None:
-    with here.connect() as agent:
-        agent.execute("select pg_advisory_lock(1937337955, 2)")
+    with here.agent():
         status = {row["name"]: row for row in rows(here, "select * from syncagent.status")}
     assert {name: row["state"] for name, row in status.items()} == {
         "paris": "running",

@@ -60,6 +60,14 @@ class Database:
             return cursor.fetchall() if cursor.description else []
 
     @contextmanager
+    def agent(self) -> Iterator[psycopg.Connection]:
+        """What the database sees of a running agent; let go at the end, for a session that is closed ends a while later."""
+        with self.connect() as session:
+            session.execute("select pg_advisory_lock(1937337955, 2)")
+            yield session
+            session.execute("select pg_advisory_unlock_all()")
+
+    @contextmanager
     def _session(self) -> Iterator[psycopg.Connection]:
         """This thread's, or a new one if the server has ended it; it is kept if all went well."""
         name = self.dsn, threading.get_ident()
