@@ -19,6 +19,7 @@ ELSEWHERE = {
     "contributing.md": "CONTRIBUTING.md",
     "reference/sql_side.md": "sql/README.md",
     "examples/flights.md": "examples/flights/README.md",
+    "examples/inventory.md": "examples/inventory/README.md",
     "examples/evolve.md": "examples/evolve/README.md",
     "examples/mlflow.md": "examples/mlflow/README.md",
     "examples/wagtail.md": "examples/wagtail/README.md",

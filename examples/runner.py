@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from syncagent.embedded import find_binaries, scratch
 from syncagent.errors import SyncagentError
 
 from .cluster import Application, Cluster
 from .compare import Checksum, unequal
-from .sites import SiteError
+from .sites import Site, SiteError
 
 STARTED = time.monotonic()
 Story = Callable[[Cluster, argparse.Namespace], str]
@@ -45,6 +45,52 @@ def main(application: Callable[[Path], Application], needs: str, description: st
         return 128 + signal.SIGINT
     print(f"{needs}: {told}, {time.monotonic() - STARTED:.0f} s")
     return 0
+
+
+class Company(Protocol):
+    """What a story is told of; it can be stopped whatever has become of it."""
+
+    sites: list[Site]
+
+    def stop(self) -> None: ...
+
+
+C = TypeVar("C", bound=Company)
+
+
+def play(
+    name: str, description: str,
+    company: Callable[[Path, argparse.Namespace], C], story: Callable[[C, argparse.Namespace], str],
+) -> int:  # fmt: skip
+    """Run an example that needs nothing beside syncagent. The story returns what the last line says, or raises SiteError."""
+    parser = argparse.ArgumentParser(prog=f"python -m examples.{name}", description=description)
+    add = parser.add_argument
+    add("--seconds", type=float, default=3, help="how long each part is written (default: %(default)s)")
+    add("--seed", type=int, default=0, help="what is written (default: %(default)s)")
+    add("--postgres", type=int, metavar="MAJOR", help="version of the sites (default: the preferred)")
+    options = parser.parse_args()
+    try:
+        with scratch(f"{name}-") as folder, _stopped(company(folder, options)) as there:
+            told = story(there, options)
+    except (SiteError, SyncagentError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    print(f"{name}: {told}, {time.monotonic() - STARTED:.0f} s")
+    return 0
+
+
+@contextmanager
+def _stopped(company: C) -> Iterator[C]:
+    try:
+        yield company
+    except (SiteError, SyncagentError):
+        for site in company.sites:
+            print(f"--- the last lines of the agent of {site.name}\n{site.log_tail()}", file=sys.stderr)
+        raise
+    finally:
+        company.stop()
 
 
 def phase(what: str) -> None:

@@ -10,17 +10,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 
-from syncagent.embedded import find_binaries, scratch
-from syncagent.errors import SyncagentError
+from syncagent.embedded import find_binaries
 
 from ..compare import checksums, unequal
-from ..runner import STARTED, phase
+from ..runner import phase, play
 from ..sites import CHECK_SECONDS, Site, SiteError
 from .writers import V1, V2, V3, Books, Desk, Version
 
@@ -33,8 +30,8 @@ STEP_SECONDS = 120
 class Company:
     """Three sites, their desks, and the application's repository as it is today."""
 
-    def __init__(self, folder: Path, sites: int, postgres: int | None) -> None:
-        self.sites = [Site(i, folder, find_binaries(postgres), "helpdesk") for i in range(1, sites + 1)]
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.sites = [Site(i, folder, find_binaries(options.postgres), "helpdesk") for i in range(1, 4)]
         self.repository = folder / "helpdesk"
         self.desks: list[Desk] = []
         self._failed = threading.Event()
@@ -54,7 +51,7 @@ class Company:
 
     def stop(self) -> None:
         for desk in self.desks:
-            desk.close()
+            desk.leave()
         for site in self.sites:
             site.stop()
 
@@ -80,7 +77,8 @@ class Company:
     def close(self, version: Version) -> None:
         phase(f"{version.name} is closed")
         for desk in [desk for desk in self.desks if desk.name.startswith(version.name)]:
-            self.books.append(desk.close())
+            desk.leave()
+            self.books.append(desk.books)
             self.desks.remove(desk)
             if desk.error:
                 raise SiteError(desk.error)
@@ -133,7 +131,7 @@ class Company:
         ]
 
 
-def story(company: Company, options: argparse.Namespace) -> None:
+def story(company: Company, options: argparse.Namespace) -> str:
     first, second, third = company.sites[0], company.sites[1], company.sites[-1]
     company.start()
     company.release(1, first)
@@ -163,46 +161,9 @@ def story(company: Company, options: argparse.Namespace) -> None:
     company.release(12, first)
     company.write(options.seconds)
     company.close(V3)
-
-
-@contextmanager
-def working(folder: Path, options: argparse.Namespace) -> Iterator[Company]:
-    company = Company(folder, 3, options.postgres)
-    try:
-        yield company
-    except (SiteError, SyncagentError):
-        for site in company.sites:
-            print(f"--- the last lines of the agent of {site.name}\n{site.log_tail()}", file=sys.stderr)
-        raise
-    finally:
-        company.stop()
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m examples.evolve", description="A schema that changes while three sites work."
-    )
-    parser.add_argument(
-        "--seconds", type=float, default=3, help="how long to write between changes (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="what the desks do (default: %(default)s)")
-    parser.add_argument(
-        "--postgres", type=int, metavar="MAJOR", help="version of the sites (default: the preferred)"
-    )
-    options = parser.parse_args()
-    try:
-        with scratch("evolve-") as folder, working(folder, options) as company:
-            story(company, options)
-            phase("waiting, and comparing")
-            told = company.verdict()
-    except (SiteError, SyncagentError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print(f"evolve: {told}, {time.monotonic() - STARTED:.0f} s")
-    return 0
+    phase("waiting, and comparing")
+    return company.verdict()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(play("evolve", "A schema that changes while three sites work.", Company, story))

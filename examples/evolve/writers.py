@@ -3,14 +3,14 @@
 Invariant: what a desk has committed is in its books, and nothing else is; an error of the database ends it, and the run.
 """
 
-import random
 import threading
 import uuid
 from dataclasses import dataclass, field
 
 import psycopg
 
-PAUSE = 0.02
+from ..workers import Worker
+
 NAMES = ("Ada Lovelace", "Grace Hopper", "Alan Turing", "Barbara Liskov", "Edsger Dijkstra", "Mary Shaw")
 
 
@@ -64,48 +64,32 @@ class Books:
     writes: int = 0
 
 
-class Desk(threading.Thread):
+class Desk(Worker):
     """One desk at one site, with one version, until it is closed."""
 
     def __init__(self, dsn: str, version: Version, seed: str, failed: threading.Event) -> None:
-        """`failed` is set if it ends by an error."""
-        super().__init__(name=f"{version.name} {seed}", daemon=True)
-        self.books, self.error = Books(), ""
-        self._dsn, self._version, self._chance = dsn, version, random.Random(seed)
-        self._closing, self._failed = threading.Event(), failed
+        super().__init__(dsn, f"{version.name} {seed}", seed, failed)
+        self.books = Books()
+        self._version = version
 
-    def close(self) -> Books:
-        self._closing.set()
-        self.join()
-        return self.books
-
-    def run(self) -> None:
-        try:
-            with psycopg.connect(self._dsn, autocommit=True) as connection:
-                while not self._closing.wait(PAUSE):
-                    self._work(connection)
-        except psycopg.Error as error:
-            self.error = f"{self.name}: {error}"
-            self._failed.set()
-
-    def _work(self, connection: psycopg.Connection) -> None:
+    def work(self, connection: psycopg.Connection) -> None:
         mine = self.books.made - self.books.deleted
-        dice = self._chance.random()
+        dice = self.chance.random()
         if dice < 0.5 or not mine:
             self.books.made.add(self._open(connection))
         elif dice < 0.95:
             # Whoever's it is: the newest ones are changed by every desk.
             found = connection.execute("select id from ticket order by id desc limit 20").fetchall()
-            change = self._chance.choice(self._version.change)
-            connection.execute(change.encode(), {"ticket": self._chance.choice(found)[0] if found else None})
+            change = self.chance.choice(self._version.change)
+            connection.execute(change.encode(), {"ticket": self.chance.choice(found)[0] if found else None})
         else:
-            ticket = self._chance.choice(sorted(mine))
+            ticket = self.chance.choice(sorted(mine))
             connection.execute("delete from ticket where id = %s", (ticket,))
             self.books.deleted.add(ticket)
         self.books.writes += 1
 
     def _open(self, connection: psycopg.Connection) -> uuid.UUID:
-        name = self._chance.choice(NAMES)
+        name = self.chance.choice(NAMES)
         columns, values = ", ".join(self._version.tickets), ", ".join(self._version.tickets.values())
         email = f"'{name.split()[0].lower()}@example.org'" if self._version.email else "null"
         row = connection.execute(

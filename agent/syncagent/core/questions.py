@@ -23,7 +23,7 @@ class Grove(msgspec.Struct, frozen=True, array_like=True, order=True):
     bucket: Bucket = "hour"
 
 
-class Standing(msgspec.Struct, frozen=True):
+class Standing(msgspec.Struct, frozen=True, array_like=True):
     """Where a site stands. `known` are its answers to questions about fingerprints whose answers are known; `quiet` says that
     nothing was written that no cut holds. Of origins in `needed` that is the last cut that held any rows: a site at rest may never
     hear of later ones.
