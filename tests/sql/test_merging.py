@@ -70,6 +70,22 @@ async def test_a_stretch_goes_on_that_others_have_dropped(sites: Sites, pair: Pa
         assert await site.one("select n from item") == 116
 
 
+async def test_what_a_batch_met_before_a_cut_is_of_that_cut(sites: Sites, pair: Pair) -> None:
+    """Written, met by a batch, and written again before the cut: the stretch, and the member, begin with that cut."""
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await a.do("update item set n = n + 1, tags = tags || '{x}'::text[]")
+    await b.do("update item set n = n + 10, tags = tags || '{y}'::text[]")
+    await ship(b, a)
+    await a.do("update item set n = n + 2, tags = tags || '{z}'::text[]")
+    await ship(a, b)
+    await a.do("update item set n = n + 4, tags = tags || '{v}'::text[]")
+    await b.do("update item set n = n + 100, tags = array_remove(tags, 'x')")
+    await cross(a, b)
+    for site in (a, b):
+        assert await site.rows("select n, tags from item") == [(118, ["blue", "red", "v", "y", "z"])]
+
+
 async def test_a_count_that_its_type_cannot_hold_wraps_around(sites: Sites, pair: Pair) -> None:
     a, b = await sites(ITEM, *pair)
     await stocked(a, b)
