@@ -4058,15 +4058,15 @@ begin
     elsif v_life is not null and coalesce((v_life ->> 0)::uuid > (registers -> '' ->> 0)::uuid, true) then
         registers := jsonb_build_object('', v_life);
     end if;
+    if p_next is not null then
+        registers := syncagent._cut_parts(registers, p_me, p_next);   -- first: what is written on top of it goes on in the same cut
+    end if;
     for v_op in
         select o.op from jsonb_array_elements(p_log) with ordinality as o (op, n)
         where o.op ->> 1 = 'U' and o.op -> 2 <> 'null' and coalesce((o.op ->> 0)::uuid > (registers -> '' ->> 0)::uuid, true) order by o.n
     loop
         registers := syncagent._with_op(registers, v_op, p_me, p_next);
     end loop;
-    if p_next is not null then
-        registers := syncagent._cut_parts(registers, p_me, p_next);
-    end if;
     select e.value into v_newest from syncagent._parts_of(registers) as e order by (e.value ->> 0) collate "C" desc, e.value ->> 2 is null limit 1;
     if found and coalesce((v_newest.value ->> 0)::uuid >= stamp, true) then
         stamp := (v_newest.value ->> 0)::uuid; node := (v_newest.value ->> 1)::integer; cut := (v_newest.value ->> 2)::bigint;
