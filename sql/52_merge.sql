@@ -126,7 +126,7 @@ create function syncagent._op(p_op "char", p_columns name[], p_deltas jsonb, p_s
     as $$ select jsonb_build_array(p_stamp, p_op, to_jsonb(p_columns::text[]), p_deltas) $$;
 comment on function syncagent._op is 'what one log entry says of its rows';
 
-create function syncagent._with_op(p_registers jsonb, p_op jsonb, p_me integer, p_next bigint) returns jsonb
+create function syncagent._with_op(p_registers jsonb, p_op jsonb, p_known jsonb, p_me integer, p_next bigint) returns jsonb
     language plpgsql immutable
     as $$
 declare
@@ -140,7 +140,7 @@ begin
     for v_name in select jsonb_array_elements_text(p_op -> 2) loop
         v_column := coalesce(p_registers -> v_name, '{}');
         v_own := v_column -> v_me;
-        continue when (v_own ->> 0)::uuid >= (p_op ->> 0)::uuid;   -- known already, before a cut had it
+        continue when (p_known -> v_name -> v_me ->> 0)::uuid >= (p_op ->> 0)::uuid;   -- known already, before a cut had it
         v_delta := p_op -> 3 -> v_name;
         case
             when v_delta is null or v_delta = 'null' then
@@ -162,7 +162,7 @@ begin
     return p_registers;
 end
 $$;
-comment on function syncagent._with_op is 'registers after one write of this site';
+comment on function syncagent._with_op is 'registers after one write of this site, unless they had it as they were known: all writes of a transaction have one stamp';
 
 create function syncagent._cut_parts(p_registers jsonb, p_me integer, p_next bigint) returns jsonb
     language plpgsql immutable
@@ -197,6 +197,7 @@ create function syncagent._merge_written(p_stamp uuid, p_node integer, p_cut big
 declare
     v_life   jsonb;
     v_newest record;
+    v_known  jsonb;
     v_op     jsonb;
 begin
     stamp := p_stamp; node := p_node; cut := p_cut; deleted := coalesce(p_deleted, false); registers := coalesce(p_registers, '{}');
@@ -228,11 +229,12 @@ begin
     if p_next is not null then
         registers := syncagent._cut_parts(registers, p_me, p_next);   -- first: what is written on top of it goes on in the same cut
     end if;
+    v_known := registers;
     for v_op in
         select o.op from jsonb_array_elements(p_log) with ordinality as o (op, n)
         where o.op ->> 1 = 'U' and o.op -> 2 <> 'null' and coalesce((o.op ->> 0)::uuid > (registers -> '' ->> 0)::uuid, true) order by o.n
     loop
-        registers := syncagent._with_op(registers, v_op, p_me, p_next);
+        registers := syncagent._with_op(registers, v_op, v_known, p_me, p_next);
     end loop;
     select e.value into v_newest from syncagent._parts_of(registers) as e order by (e.value ->> 0) collate "C" desc, e.value ->> 2 is null limit 1;
     if found and coalesce((v_newest.value ->> 0)::uuid >= stamp, true) then

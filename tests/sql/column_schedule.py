@@ -147,8 +147,21 @@ class Run:
         *,
         end: bool = False,
     ) -> None:
-        number = len(self.writes) + 1
         await site.do(statement)
+        await self.note(site, statement, key, life, columns, seen, end=end)
+
+    async def note(
+        self,
+        site: Site,
+        statement: str,
+        key: UUID,
+        life: int,
+        columns: tuple[str, ...],
+        seen: frozenset[int],
+        *,
+        end: bool = False,
+    ) -> None:
+        number = len(self.writes) + 1
         clock = await site.one("select max(hlc) from syncagent.log where $1 = any (keys)", key)
         version = stamp.pack(clock, site.node, 12345 + site.node)
         self.writes[number] = Write(number, key, life, columns, end, version, seen)

@@ -46,14 +46,17 @@ class MergeRun(Run):
         await self.done(site, statement, key, number, COLUMNS, seen)
 
     async def update(self, site: Site, key: UUID, row: Sequence[object]) -> None:
-        number, life = len(self.writes) + 1, int(str(row[0]))
-        columns = tuple(self.rnd.sample(COLUMNS, self.rnd.choice([1, 1, 1, 2, 3])))
-        members = row[2]
+        first, life, members = len(self.writes) + 1, int(str(row[0])), row[2]
         assert isinstance(members, list)
-        changes = ", ".join(self.change(column, site, life, number, members) for column in columns)
-        await self.done(
-            site, f"update item set {changes} where id = '{key}'", key, life, columns, frozenset()
-        )
+        writes: list[tuple[str, tuple[str, ...]]] = []
+        for number in range(first, first + self.rnd.choice([1, 1, 1, 2, 3])):
+            columns = tuple(self.rnd.sample(COLUMNS, self.rnd.choice([1, 1, 1, 2, 3])))
+            changes = ", ".join(self.change(column, site, life, number, members) for column in columns)
+            writes.append((f"update item set {changes} where id = '{key}'", columns))
+            self.known[site.node].add(number)  # what follows in the transaction has read it
+        await site.together(*(statement for statement, _ in writes))
+        for statement, columns in writes:
+            await self.note(site, statement, key, life, columns, frozenset())
 
     def change(self, column: str, site: Site, life: int, number: int, members: list[int]) -> str:
         if column == "n":
@@ -71,8 +74,10 @@ class MergeRun(Run):
                     for write, each in self.adds[life].items()
                     if each == member and write in self.known[site.node]
                 }
+                members.remove(member)
                 return f"s = array_remove(s, {member})"
             self.adds[life][number] = member
+            members.append(member)
             return f"s = array_append(s, {member})"
         value = number if column == "r" else self.rnd.randint(0, 1000)
         known = self.siblings[life, column]

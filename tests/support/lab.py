@@ -143,6 +143,11 @@ class Site:
         for statement in statements:
             await self.app.execute(statement)
 
+    async def together(self, *statements: str) -> None:
+        """All in one transaction."""
+        async with self.app.transaction():
+            await self.do(*statements)
+
     async def rows(self, query: str, *arguments: object) -> list[Row]:
         return [tuple(row) for row in await self.app.fetch(query, *arguments)]
 
