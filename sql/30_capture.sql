@@ -218,7 +218,7 @@ begin
                 from syncagent.stride x where x.relation = p_id), ''),
             'check_deferrable', case when syncagent._deferrable(v_table.relation)
                 then format('perform syncagent._check_deferrable(%s);', p_id) else '' end,
-            'guard', case when v_parts then format('if pg_partition_root(tg_relid) is distinct from %L::regclass then return null; end if;', v_name) else '' end,
+            'guard', case when v_parts then format('if pg_partition_root(tg_relid) is distinct from %L::regclass then return null; end if;', v_name) else '' end || syncagent._merge_guard(v_table),
             'title', quote_literal(v_name), 'stage_key', syncagent._stage_key(v_table),
             'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
             'columns', string_agg(format('%I', c), ', ' order by n),

@@ -77,6 +77,24 @@ create function syncagent._kept(p_old text, p_new text, p_of text) returns jsonb
     as $$ select jsonb_build_object('kept', syncagent._alike(syncagent._members(p_old, p_of), syncagent._members(p_new, p_of))) $$;
 comment on function syncagent._kept is 'how much a write has left of what it appended to';
 
+create function syncagent._counted(p_value numeric) returns numeric
+    language sql immutable
+    as $$ select case p_value when 'NaN' then 0 else p_value end $$;
+comment on function syncagent._counted is 'what a value is worth where counts are added: NaN, which nobody can add to, nothing';
+
+create function syncagent._added_here(p_old numeric, p_new numeric, p_column name) returns numeric
+    language plpgsql immutable
+    as $$
+begin
+    if p_new = 'NaN' then
+        raise exception 'column % cannot be NaN: it is a counter', quote_ident(p_column)
+            using errcode = 'SA004', hint = 'write a number; of a column that must be able to hold NaN, choose another way to merge it';
+    end if;
+    return p_new - syncagent._counted(p_old);
+end
+$$;
+comment on function syncagent._added_here is 'what a write adds to a counter; an error if the sum is not a number';
+
 create function syncagent._wrapped(p_value numeric, p_how jsonb) returns numeric
     language sql immutable
     as $$
@@ -155,7 +173,7 @@ begin
                     || coalesce((select jsonb_object_agg(e.m, v_cut) from jsonb_array_elements_text(v_delta -> '+') as e (m)), '{}'));
             else
                 v_column := v_column || jsonb_build_object(v_me, jsonb_build_array(p_op -> 0, v_cut,
-                    case when v_own is null then p_next - 1 else (v_own ->> 2)::bigint end, coalesce((v_own ->> 3)::numeric, 0) + v_delta::numeric));
+                    case when v_own is null then p_next - 1 else (v_own ->> 2)::bigint end, coalesce((v_own ->> 3)::numeric, 0) + case when jsonb_typeof(v_delta) = 'number' then v_delta::numeric else 0 end));
         end case;
         p_registers := p_registers || jsonb_build_object(v_name, v_column);
     end loop;
@@ -439,9 +457,9 @@ begin
         end if;
         case v_how ->> 'kind'
             when 'counter' then
-                v_amount := case when not p_returns then (p_here ->> v_name)::numeric + syncagent._added(v_theirs, v_mine, p_seen, p_me) end;
+                v_amount := case when not p_returns then syncagent._counted((p_here ->> v_name)::numeric) + syncagent._added(v_theirs, v_mine, p_seen, p_me) end;
                 if v_amount is null then
-                    v_amount := (p_there ->> v_name)::numeric + syncagent._added(v_mine, v_theirs, p_context, null);
+                    v_amount := syncagent._counted((p_there ->> v_name)::numeric) + syncagent._added(v_mine, v_theirs, p_context, null);
                 end if;
                 v_value := syncagent._wrapped(v_amount, v_how)::text;
                 v_mine := syncagent._newest_parts(v_mine, v_theirs);
@@ -591,6 +609,16 @@ create function syncagent._told_again(p_registers jsonb, p_name text, p_node int
 $$;
 comment on function syncagent._told_again is 'what a node wrote of a column after a cut that is undone, as the log says it: of a count only a stretch that began after it';
 
+create function syncagent._merge_guard(p_table syncagent.replicated) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(string_agg(format('if tg_op = ''INSERT'' then perform syncagent._added_here(0, t.%1$I, %1$L) from changed t where t.%1$I = ''NaN''; end if;', a.attname), ' ' order by a.attnum), '')
+    from jsonb_each_text(p_table.merges) as e join pg_attribute a on a.attrelid = p_table.relation and a.attname = e.key
+    where p_table.strategy = 'merge' and e.value = 'counter' and syncagent._base_type(a.atttypid) = 'numeric'::regtype
+$$;
+comment on function syncagent._merge_guard is 'what refuses rows whose counters are not numbers: others cannot be added up';
+
 create function syncagent._merge_tokens(p_table syncagent.replicated) returns jsonb
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -614,7 +642,7 @@ begin
         'seen', format('(select k.seen from pg_temp.knotted k where v_part > 1 and k.relation = %s and k.key = s._key and k.part < v_part order by k.part desc limit 1)', p_table.id),
         'plan', quote_literal(v_plan) || '::jsonb',
         'deltas', coalesce(string_agg(format('case when row(o.%1$I)::record *<> row(t.%1$I)::record then jsonb_build_object(%2$L, '
-            || case u.how ->> 'kind' when 'counter' then 't.%1$I::numeric - o.%1$I::numeric' when 'set' then 'syncagent._set_delta(o.%1$I::text, t.%1$I::text, %3$L)'
+            || case u.how ->> 'kind' when 'counter' then case when syncagent._base_type(a.atttypid) = 'numeric'::regtype then 'syncagent._added_here(o.%1$I, t.%1$I, %2$L)' else 't.%1$I::numeric - o.%1$I::numeric' end when 'set' then 'syncagent._set_delta(o.%1$I::text, t.%1$I::text, %3$L)'
                                      else 'syncagent._kept(o.%1$I::text, t.%1$I::text, %3$L)' end || ') else ''{}'' end',
             u.name, u.name, u.how ->> 'of'), ' || ' order by u.n) filter (where u.how ->> 'kind' in ('counter', 'set', 'append')), 'null::jsonb'),
         'here', format('jsonb_object(array[%s]::text[], array[%s]::text[])',

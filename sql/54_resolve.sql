@@ -99,6 +99,9 @@ begin
         raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
     end if;
     perform syncagent._must_be_allowed(v_conflict.schema_name, v_conflict.table_name, 'update');
+    perform syncagent._must_be_allowed(w.schema_name, w.table_name, u.what)   -- what is there is kept, and seen by who sees the conflict
+    from (select distinct coalesce(w ->> 'schema', v_conflict.schema_name)::name, coalesce(w ->> 'table', v_conflict.table_name)::name
+          from jsonb_array_elements(p_writes) as w) as w (schema_name, table_name) cross join (values ('select'), ('update')) as u (what);
     if p_undone and v_conflict.resolved_at is null then
         raise exception 'conflict % was not resolved here', p_conflict
             using errcode = 'SA005', hint = 'what another site has resolved is undone there';

@@ -24,6 +24,19 @@ end
 $$;
 comment on function syncagent._registers is 'what is known of the columns of a row whose strategy is merge, with what no cut has yet';
 
+create function syncagent._must_be_merged(p_table regclass, p_attached syncagent.replicated) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if p_attached.strategy <> 'merge' then
+        raise exception 'the strategy of table % is %: its rows have no siblings', p_table, p_attached.strategy
+            using errcode = 'SA003', hint = 'of a table that is attached with --strategy merge both writes are kept; `syncagent conflicts list` shows what lost';
+    end if;
+end
+$$;
+comment on function syncagent._must_be_merged is 'an error unless the strategy of a table is merge';
+
 create function syncagent.siblings(p_table regclass, p_key text)
     returns table (column_name text, site text, at timestamptz, stamp uuid, value text, context text)
     language plpgsql stable security definer
@@ -35,10 +48,7 @@ declare
     v_table syncagent.replicated;
 begin
     select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
-    if v_table.strategy <> 'merge' then
-        raise exception 'the strategy of table % is %: its rows have no siblings', p_table, v_table.strategy
-            using errcode = 'SA003', hint = 'of a table that is attached with --strategy merge both writes are kept; `syncagent conflicts list` shows what lost';
-    end if;
+    perform syncagent._must_be_merged(p_table, v_table);
     return query
     with sibling as (
         select e.key as name, p.key::integer as node, p.value as part
@@ -58,11 +68,25 @@ create function syncagent._settled_columns(p_table regclass, p_key text, p_colum
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_row   record := syncagent._row(p_table, p_key);
-    v_table syncagent.replicated;
+    v_row     record := syncagent._row(p_table, p_key);
+    v_table   syncagent.replicated;
+    v_unknown text;
+    v_held    boolean;
 begin
     select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
     perform syncagent._must_be_allowed(v_table.schema_name, v_table.table_name, 'update');
+    perform syncagent._must_be_merged(p_table, v_table);
+    select string_agg(quote_ident(u.name), ', ' order by u.name) into v_unknown from unnest(p_columns) as u (name)
+    where u.name is null or u.name <> all (v_table.columns) or u.name = any (v_table.key_columns) or coalesce(v_table.merges ->> u.name::text, 'latest') in ('counter', 'set');
+    if v_unknown is not null or coalesce(cardinality(p_columns), 0) = 0 then
+        raise exception 'column % of % has no siblings', coalesce(v_unknown, '(none)'), p_table
+            using errcode = 'SA004', hint = 'columns of the key, counters and sets have none; syncagent.siblings() says of which columns there are some';
+    end if;
+    execute format('select syncagent.holds_%s($1, $2)', v_table.id) into v_held using p_key, '{}'::jsonb;
+    if not coalesce(v_held, false) then
+        raise exception 'there is no row % of %', p_key, p_table
+            using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', p_table, p_key);
+    end if;
     -- also where they are what they were: a value that is chosen is a write
     insert into syncagent.log (xid, relation, op, hlc, keys, odd, columns)
     select pg_current_xact_id(), v_table.id, 'U', syncagent._tick(), array[v_row.key],
@@ -122,7 +146,7 @@ create function syncagent._sibling_columns(p_conflict syncagent.conflict_record)
     as $$
     select array(select k.name::name from syncagent.replicated r cross join lateral jsonb_object_keys(p_conflict.winning_image) as k (name)
                  where (r.schema_name, r.table_name) = (p_conflict.schema_name, p_conflict.table_name) and k.name = any (r.columns) and k.name <> all (r.key_columns)
-                   and p_conflict.strategy = 'merge' and p_conflict.kind = 'update/update' and coalesce(r.merges ->> k.name, 'latest') not in ('counter', 'set')
+                   and p_conflict.strategy = 'merge' and r.strategy = 'merge' and p_conflict.kind = 'update/update' and coalesce(r.merges ->> k.name, 'latest') = 'latest'
                    and p_conflict.winning_image -> k.name is distinct from p_conflict.losing_image -> k.name order by k.name)
 $$;
 comment on function syncagent._sibling_columns is 'the columns that a conflict is about, where the strategy is merge';

@@ -105,23 +105,23 @@ create function syncagent._open(p_conflict uuid) returns boolean
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_relation integer;
+    v_table    syncagent.replicated;
     v_open     boolean;
     v_conflict syncagent.conflict_record;
 begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict;
-    select r.id into v_relation from syncagent.replicated r join pg_class c on c.oid = r.relation
+    select r.* into v_table from syncagent.replicated r join pg_class c on c.oid = r.relation
     where r.schema_name = v_conflict.schema_name and r.table_name = v_conflict.table_name;
-    if found and v_conflict.strategy = 'merge' and v_conflict.constraint_name is null then   -- as long as both are siblings
-        return exists (
-            select from syncagent._parts_of(syncagent._registers(v_relation, v_conflict.key)) as p
+    if v_conflict.strategy = 'merge' and v_conflict.constraint_name is null then   -- as long as both are siblings
+        return v_table.strategy = 'merge' and exists (
+            select from syncagent._parts_of(syncagent._registers(v_table.id, v_conflict.key)) as p
             where p.value ->> 0 in (v_conflict.winning_stamp::text, v_conflict.losing_stamp::text)
-              and coalesce((select r.merges ->> p.key from syncagent.replicated r where r.id = v_relation), 'latest') = 'latest'
+              and coalesce(v_table.merges ->> p.key, 'latest') = 'latest'
             group by p.key having count(*) = 2);
-    elsif not found or v_conflict.yielded is null then
+    elsif v_table.id is null or v_conflict.yielded is null then
         return false;
     end if;
-    execute format('select syncagent.holds_%s($1, $2)', v_relation) into v_open using v_conflict.key_text, v_conflict.yielded;
+    execute format('select syncagent.holds_%s($1, $2)', v_table.id) into v_open using v_conflict.key_text, v_conflict.yielded;
     return v_open;
 exception when data_exception then
     return false;   -- the table has another key by now

@@ -49,8 +49,10 @@ class MergeRun(Run):
         first, life, members = len(self.writes) + 1, int(str(row[0])), row[2]
         assert isinstance(members, list)
         writes: list[tuple[str, tuple[str, ...]]] = []
+        columns: tuple[str, ...] = ()
         for number in range(first, first + self.rnd.choice([1, 1, 1, 2, 3])):
-            columns = tuple(self.rnd.sample(COLUMNS, self.rnd.choice([1, 1, 1, 2, 3])))
+            if not columns or self.rnd.random() < 0.5:
+                columns = tuple(self.rnd.sample(COLUMNS, self.rnd.choice([1, 1, 1, 2, 3])))
             changes = ", ".join(self.change(column, site, life, number, members) for column in columns)
             writes.append((f"update item set {changes} where id = '{key}'", columns))
             self.known[site.node].add(number)  # what follows in the transaction has read it

@@ -50,6 +50,25 @@ async def test_a_counter_adds_what_each_site_added(sites: Sites, pair: Pair) -> 
     await same("item", a, b, c)
 
 
+async def test_all_statements_of_a_transaction_count(sites: Sites, pair: Pair) -> None:
+    """They have one stamp."""
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await a.together(
+        "update item set n = n + 10, tags = tags || '{green}'::text[], log = log || 'x'",
+        "update item set n = n + 5, tags = array_remove(tags, 'red'), log = log || 'y'",
+        "update item set n = n + 1, tags = array_remove(tags || '{pink}'::text[], 'green')",
+    )
+    batch = await b.batch(a)
+    await a.apply(batch)
+    await b.do("update item set n = n + 100, tags = tags || '{black}'::text[], log = log || 'z'")
+    await a.apply(await b.batch(a))  # meets what no cut of a has
+    await quiet(a, b)
+    for site in (a, b):
+        assert await site.rows("select n, tags from item") == [(117, ["black", "blue", "pink"])]
+        assert await site.one("select log from item") in ("xyz", "zxy")
+
+
 async def test_a_stretch_goes_on_that_others_have_dropped(sites: Sites, pair: Pair) -> None:
     """What is added to one entry, and forgotten elsewhere, is not added twice."""
     a, b, c = await sites(ITEM, *pair, pair[0])
@@ -256,6 +275,93 @@ async def test_siblings_are_settled_as_they_were_read_or_not_at_all(sites: Sites
     with pytest.raises(asyncpg.PostgresError, match="others by now"):
         await a.do(settle.replace("{}", '{"note": "c"}'))
     assert await a.one("select note from item") == await b.one("select note from item")
+
+
+async def test_who_takes_a_side_leaves_what_was_appended(sites: Sites, pair: Pair) -> None:
+    """And the largest, though the sides had others of those, too; also where both wrote one value."""
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await a.do("update item set note = 'a', log = 'x', top = 9")
+    await b.clock_ahead(1)
+    await b.do("update item set note = 'b', log = 'y', top = 7")
+    await cross(a, b)
+    await b.do("select syncagent.resolve(id, 'loser') from syncagent.conflict")
+    await quiet(a, b)
+    for site in (a, b):
+        assert await site.rows("select note, log, top from item") == [("a", "xy", 9)]
+        assert await site.one("select count(*) from syncagent.conflict where open") == 0
+    for site, token in ((a, "1"), (b, "2")):
+        await site.do(f"update item set note = 'alike', log = log || '{token}'")
+    await cross(a, b)
+    await a.do("select syncagent.resolve(id, 'loser') from syncagent.conflict where open")
+    await quiet(a, b)
+    for site in (a, b):
+        assert await site.one("select count(*) from syncagent.conflict where open") == 0
+        assert await site.one("select note from item") == "alike"
+        assert sorted(await site.one("select log from item")) == ["1", "2", "x", "y"]
+
+
+async def test_conflicts_of_a_table_that_is_merged_no_more(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await parted(a, b)
+    assert await a.one("select count(*) from syncagent.conflict where open") == 1
+    await a.do("select syncagent._detach('item')", "select syncagent._attach('item', true, false)")
+    assert await a.rows("select strategy, open from syncagent.conflict") == [("merge", False)]
+
+
+async def test_who_settles_what_is_not_his(sites: Sites, pair: Pair) -> None:
+    """Neither rows of other tables, nor columns that have no siblings."""
+    a, b = await sites(ITEM + "; create table secret (id uuid primary key, word text)", *pair)
+    await a.do(f"insert into secret values ('{key(2)}', 'swordfish')")
+    await parted(a, b)
+    await a.do("create role clerk")
+    try:
+        await a.do("select syncagent.grant_reader('clerk')", "grant select, update on item to clerk")
+        await a.do("set session authorization clerk")
+        write = f'[{{"schema": "public", "table": "secret", "key": "{key(2)}"}}]'
+        with pytest.raises(asyncpg.PostgresError, match="may not select table public.secret"):
+            await a.do(f"select syncagent._resolution(id, '{write}', false) from syncagent.conflict")
+        with pytest.raises(asyncpg.PostgresError, match="may not select table public.secret"):
+            await a.do(f"select syncagent._resolve(id, '{write}') from syncagent.conflict")
+        for table, row, column, error in (
+            ("item", 1, "n", "n of public.item has no siblings"),
+            ("item", 1, "id", "id of public.item has no siblings"),
+            ("item", 1, "price; drop", "has no siblings"),
+            ("item", 7, "note", "there is no row"),
+        ):
+            with pytest.raises(asyncpg.PostgresError, match=error):
+                await a.do(f"select syncagent._settled_columns('{table}', '{key(row)}', array['{column}'])")
+        await a.do("reset session authorization", "grant update on secret to clerk", "set session authorization clerk")
+        with pytest.raises(asyncpg.PostgresError, match="the strategy of table public.secret is lww"):
+            await a.do(f"select syncagent._settled_columns('secret', '{key(2)}', '{{word}}')")
+    finally:
+        await a.do("reset session authorization", "drop owned by clerk", "drop role clerk")
+    assert not await a.store.origin.pending()
+
+
+async def test_what_is_no_number_is_not_counted(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await a.do("set session_replication_role = replica")
+    await a.do(f"insert into item (id, n, price) values ('{key(2)}', 2, 'NaN')")  # nobody asked
+    await a.do("reset session_replication_role")
+    await stocked(a, b)
+    for statement in (
+        "update item set price = 'NaN' where n = 1",
+        f"insert into item (id, n, price) values ('{key(3)}', 3, 'NaN')",
+    ):
+        with pytest.raises(asyncpg.PostgresError, match="price cannot be NaN: it is a counter"):
+            await a.do(statement)
+    await a.do("update item set note = 'none' where n = 2")
+    await quiet(a, b)
+    assert await b.rows("select price::text, note from item where n = 2") == [("NaN", "none")]
+    await a.do("update item set price = 5 where n = 2")
+    await b.do("update item set price = 2 where n = 2")
+    await cross(a, b)
+    assert await same("item", a, b)
+    assert await a.one("select price::text from item where n = 2") == "7.00"
+    await a.do("update item set note = 'gone', price = price + 1 where n = 2", "delete from item where n = 2")
+    await quiet(a, b)
+    assert len(await same("item", a, b)) == 1
 
 
 async def test_who_takes_a_side_leaves_what_was_added(sites: Sites, pair: Pair) -> None:
