@@ -4,7 +4,7 @@ Where two rows have one value, the row of the larger key is deleted, and rows th
 writes of whoever sees it. A site that never met both may hold a row that refers to the loser. So an *alias*, loser -> winner,
 travels in the cut of the delete, and is kept as long as the tombstone: rows that refer to the loser follow it, those that are here
 when the delete comes, and those that come later. Of two rows that would then have one place with the winner (an order for each
-product, say) the larger key is merged into the other as well. A row that was deleted by hand, and comes back for a row that
+product, say) the larger key is merged into the other as well, or it yields its product: as is chosen for places. A row that was deleted by hand, and comes back for a row that
 refers to it (see `references`), is merged with whoever has its value by now.
 
 Random schedules over N sites, as in `unique`. Every run checks:
@@ -18,7 +18,7 @@ Random schedules over N sites, as in `unique`. Every run checks:
   right owner     it belongs to a customer that it was given to, or whom that one was merged into
 
 Run:               python -m tests.model.aliases [RUNS] [FIRST_SEED] [--coalesced]
-Negative controls: ... --break untold|dropped|needed|unlogged|cascade|newest|chain|place   (each must fail)
+Negative controls: ... --break untold|dropped|needed|unlogged|cascade|newest|chain|place|policy   (each must fail)
 """
 
 import random
@@ -36,6 +36,7 @@ BREAKS = {
     "newest": "the row of the smaller stamp loses",
     "chain": "an alias of an alias is not followed",
     "place": "two rows that come to have one place are not looked for",
+    "policy": "of two rows that come to have one place one goes, whatever is chosen for places",
 }
 BROKEN = None  # one of BREAKS
 VALUES = range(6)
@@ -48,7 +49,8 @@ class Truth:
     given: dict = field(default_factory=dict)       # order -> customers
     gone: set = field(default_factory=set)          # keys that a person deleted
     merged: set = field(default_factory=set)        # (loser, winner)
-    placed: set = field(default_factory=set)        # orders that lost their place to another one
+    placed: set = field(default_factory=set)        # orders that lost their place to another one, and went
+    keeps: bool = False                             # what is chosen for places: of two orders in one place both stay
     aliases: dict = field(default_factory=dict)     # (origin, cut) -> {(loser, winner)}: travels with the cut
     writes: int = 0
 
@@ -175,8 +177,8 @@ class Site(model.Site):
                     self.merge_rows(key, first, stats)
         places = {}
         for order, (_, product, customer) in sorted(self.rows.items()):
-            if customer and places.setdefault((customer, product), order) != order:
-                self.give_way(order, stats)
+            if customer and product is not None and places.setdefault((customer, product), order) != order:
+                self.give_way(order, customer, stats)
 
     def follow_winners(self, stats):
         late = [(order, self.winner(customer)) for order, (_, _, customer) in sorted(self.rows.items()) if customer and self.winner(customer) != customer]
@@ -204,17 +206,21 @@ class Site(model.Site):
         if BROKEN == "unlogged":
             self.rows[order] = (number, product, winner)
             return
-        there = self.placed(product, winner)
+        there = None if product is None else self.placed(product, winner)
         if there is not None and there != order and BROKEN != "place":
-            self.give_way(max(order, there), stats)
+            self.give_way(max(order, there), winner, stats)
             if there < order:
                 return
         self.write(order, (number, product, winner), False, self.hlc, self.truth.number())
 
-    def give_way(self, order, stats):
+    def give_way(self, order, owner, stats):
         stats["one place"] += 1
-        self.truth.placed.add(order)
-        self.erase(order, self.hlc)
+        if self.truth.keeps and BROKEN != "policy":
+            stats["kept both"] += 1
+            self.write(order, (self.rows[order][0], None, owner), False, self.hlc, self.truth.number())
+        else:
+            self.truth.placed.add(order)
+            self.erase(order, self.hlc)
 
     def restore(self, stats):
         """A row that was deleted comes back for those that refer to it; with whoever has its value now it is merged."""
@@ -237,7 +243,7 @@ class Site(model.Site):
     def check(self):
         customers = [value for _, value, owner in self.rows.values() if owner is None and value is not None]
         assert len(customers) == len(set(customers)), "two rows have one value"
-        places = [(owner, value) for _, value, owner in self.rows.values() if owner is not None]
+        places = [(owner, value) for _, value, owner in self.rows.values() if owner is not None and value is not None]
         assert len(places) == len(set(places)), "two rows have one place"
         told = self.told()
         for owner in {owner for _, _, owner in self.rows.values()} - self.rows.keys() - self.truth.gone - {None}:
@@ -293,7 +299,7 @@ def step(site, sites, rnd, now, stats, coalesced):
 def run(seed, stats, steps=300, coalesced=False):
     rnd = random.Random(f"merging {seed}")
     n = rnd.choice([2, 3, 4])
-    truth, members = Truth(), list(range(n))
+    truth, members = Truth(keeps=seed % 5 == 2), list(range(n))
     sites = [Site(i, n, rnd.randint(-5, 5), members=members, truth=truth) for i in range(n)]
     now = 0
     for _ in range(steps):
@@ -304,6 +310,7 @@ def run(seed, stats, steps=300, coalesced=False):
         assert site.rows == sites[0].rows, f"diverged at seed {seed}"
     rows = sites[0].rows
     assert all(owner is None or owner in rows for _, _, owner in rows.values()), f"an orphan at seed {seed}"
+    assert not (truth.keeps and truth.placed), f"an order went that was to be kept at seed {seed}"
     for order, given in truth.given.items():
         if order in rows:
             assert rows[order][2] in set().union(*(heirs(truth.merged, key) for key in given)), f"a wrong owner at seed {seed}"

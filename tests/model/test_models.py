@@ -96,6 +96,7 @@ ALIASES_BREAKS = {
     "newest": (185, "comes back"),
     "chain": (41, "a row waits"),
     "place": (1, "one place"),
+    "policy": (2, "was to be kept"),
 }
 REFERENCES_BREAKS = {
     "unlogged": (0, "diverged"),
