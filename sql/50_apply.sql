@@ -247,6 +247,70 @@ end
 $$;
 comment on function syncagent._await_refused is 'wait for one row that others hold, holding nothing else; the first step of a merge that was refused twice';
 
+-- Rows that do not come with the batch, but must be written because of it (they yield, follow, or go): nobody sees beforehand which
+-- they are, so a refusal says it.
+create function syncagent._contend(p_tokens jsonb, p_keys uuid[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_here uuid[];
+    v_free uuid[];
+begin
+    execute syncagent._render('select array(select {key} from {table} t where {key} = any ($1))', p_tokens) into v_here using p_keys;
+    execute syncagent._render('select array(select k.key from (select {key} as key from {table} t where {key} = any ($1) for update of t skip locked) as k)', p_tokens)
+        into v_free using p_keys;
+    raise exception 'a row of % that is to be written with the batch is written by others', p_tokens ->> 'title' using errcode = 'SA101', table = p_tokens ->> 'id',
+        detail = coalesce((select k from unnest(v_here) as k order by k = any (v_free), k limit 1)::text, '');
+end
+$$;
+comment on function syncagent._contend is 'say that others are at one of these rows, and which one';
+
+create function syncagent._hold(p_tokens jsonb, p_rows text, p_lock text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_keys uuid[];
+begin
+    execute syncagent._render(format('select from %s order by {key} for %s of t', p_rows, p_lock), p_tokens);
+exception when lock_not_available then
+    execute syncagent._render(format('select array(select {key} from %s)', p_rows), p_tokens) into v_keys;
+    perform syncagent._contend(p_tokens, v_keys);
+end
+$$;
+comment on function syncagent._hold is 'lock rows that are to be written: from here on they stay where they are';
+
+create function syncagent._change(p_tokens jsonb, p_statement text, p_keys uuid[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_count bigint;
+begin
+    execute syncagent._render(p_statement, p_tokens) using p_keys;
+    get diagnostics v_count = row_count;
+    if v_count < cardinality(p_keys) then
+        perform syncagent._contend(p_tokens, p_keys);
+    end if;
+exception when lock_not_available then
+    perform syncagent._contend(p_tokens, p_keys);
+end
+$$;
+comment on function syncagent._change is 'a statement that writes these rows, all of them, as they were found';
+
+create function syncagent._await_row(p_relation integer, p_key uuid, p_milliseconds integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    perform set_config('lock_timeout', p_milliseconds::text, true);
+    execute (select syncagent._render('select from {table} t where {key} = $1 for update of t', syncagent._tokens(r.id))
+             from syncagent.replicated r where r.id = p_relation) using p_key;
+end
+$$;
+comment on function syncagent._await_row is 'wait for the row that a merge was refused for, holding nothing else';
+
 create function syncagent._apply_template() returns text
     language sql immutable
     as $template$ select $sql$

@@ -7,7 +7,7 @@
 -- too, and all that refers to them (the policy `cascade`).
 
 create function syncagent._references(p_relation integer)
-    returns table (name name, relation integer, policy text, refers text, same text, emptied text)
+    returns table (name name, relation integer, policy text, refers text, same text, emptied name[])
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
@@ -25,7 +25,7 @@ create function syncagent._references(p_relation integer)
     cross join lateral (
         select string_agg(format('t.%I operator(%I.%s) c.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k) as same,
                string_agg(format('p.%I operator(%I.%s) t.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k) as mine,
-               string_agg(format('%I = null', a.attname), ', ' order by k) as emptied, bool_or(a.attnotnull) as given
+               array_agg(a.attname order by k) as emptied, bool_or(a.attnotnull) as given
         from generate_series(1, cardinality(f.conkey)) k
         join pg_attribute p on p.attrelid = f.confrelid and p.attnum = f.confkey[k]
         join pg_attribute a on a.attrelid = f.conrelid and a.attnum = f.conkey[k]
@@ -35,7 +35,7 @@ create function syncagent._references(p_relation integer)
       and not exists (select from pg_attribute p where p.attrelid = f.confrelid and p.attnum = any (f.confkey) and p.attname <> all (t.columns))
     order by f.conname, r.id
 $$;
-comment on function syncagent._references is 'foreign keys of attached tables that refer to one of them: what is done about a row whose parent was deleted, whether a row t has such rows, whether t is one of a row p, and what is written where an ON DELETE SET NULL would be';
+comment on function syncagent._references is 'foreign keys of attached tables that refer to one of them: what is done about a row whose parent was deleted, whether a row t has such rows, whether t is one of a row p, and the columns that an ON DELETE SET NULL empties';
 
 create function syncagent._referred(p_relation integer) returns boolean
     language sql stable
@@ -118,14 +118,16 @@ end
 $$;
 comment on function syncagent._restore_parents is 'write rows again that were deleted by what has just been merged, and that rows which stay refer to, or delete those; whether there were any';
 
-create function syncagent._delete_orphans(p_relation integer, p_name name, p_child integer, p_same text, p_emptied text, p_deep boolean, p_merged boolean) returns bigint
+create function syncagent._delete_orphans(p_relation integer, p_name name, p_child integer, p_same text, p_emptied name[], p_deep boolean, p_merged boolean) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_tokens jsonb := syncagent._tokens(p_child);
     v_parent jsonb := syncagent._bereft_tokens(p_relation);
+    v_lww    boolean := (select r.strategy = 'lww' from syncagent.replicated r where r.id = p_child);
     v_me     syncagent.local_site;
+    v_keys   uuid[];
     v_count  bigint;
     v_state  text;
 begin
@@ -133,10 +135,17 @@ begin
         return 0;
     end if;
     select * into strict v_me from syncagent.local_site;
+    v_tokens := v_tokens || jsonb_build_object('parent', p_relation, 'row', v_parent ->> 'row', 'same', p_same, 'name', quote_literal(p_name) || '::name',
+        'gone', (p_emptied is null)::text, 'odd_value', coalesce(nullif(v_tokens ->> 'odd_value', ''), ', null::text as odd'));
+    v_tokens := v_tokens || jsonb_build_object(
+        'act', syncagent._render(case when p_emptied is null then 'delete from {table} t using'
+            else format('update {table} t set %s from', (select string_agg(format('%I = null', c), ', ') from unnest(p_emptied) as c)) end, v_tokens),
+        'parents', syncagent._render($sql$(
+            select x.key as "$parent", q.* from pg_temp.bereft x cross join lateral {row} as q
+            where x.relation = {parent} and x.deep = $1 and exists (select from syncagent.alias a where a.relation = {parent} and a.loser = x.key) = $2) as p$sql$, v_tokens));
     execute syncagent._render($sql$
         with orphan as (
-            {act} (select x.key as "$parent", q.* from pg_temp.bereft x cross join lateral {row} as q
-                   where x.relation = {parent} and x.deep = $1 and exists (select from syncagent.alias a where a.relation = {parent} and a.loser = x.key) = $2) as p
+            {act} {parents}
             where {same} and not exists (select from syncagent.parked_row w where w.relation = {id} and w.key = {key})
             returning {key} as key, {t_key_text} as key_text, to_jsonb(t.*) as image, row({t_columns})::text as line, p."$parent" as parent {odd_value}
         ), told as (
@@ -152,16 +161,17 @@ begin
             insert into pg_temp.bereft (xid, relation, key, image, odd, deep)
             select pg_current_xact_id(), {id}, o.key, o.line, o.odd, true from orphan o where {gone}
         )
-        insert into pg_temp.yielded (relation, key, odd, op)
-        select distinct on (o.key) {id}, o.key, o.odd, case when {gone} then 'D' else 'U' end::"char" from orphan o
-        on conflict (relation, key) do update set op = excluded.op, columns = null $sql$,
-        v_tokens || jsonb_build_object('parent', p_relation, 'row', v_parent ->> 'row', 'same', p_same, 'name', quote_literal(p_name) || '::name',
-            'act', syncagent._render(case when p_emptied is null then 'delete from {table} t using' else 'update {table} t set ' || p_emptied || ' from' end, v_tokens),
-            'gone', (p_emptied is null)::text, 'odd_value', coalesce(nullif(v_tokens ->> 'odd_value', ''), ', null::text as odd')))
-        using p_deep, p_merged, v_me.node, v_me.tail;
+        insert into pg_temp.yielded as y (relation, key, odd, op, columns)
+        select distinct on (o.key) {id}, o.key, o.odd, case when {gone} then 'D' else 'U' end::"char", $5::name[] from orphan o
+        on conflict (relation, key) do update set op = excluded.op, columns = case when excluded.op = 'U' and y.columns is not null then y.columns || excluded.columns end $sql$,
+        v_tokens) using p_deep, p_merged, v_me.node, v_me.tail, case when not v_lww then p_emptied end;
     get diagnostics v_count = row_count;
     return v_count;
-exception when others then
+exception when lock_not_available then
+    execute syncagent._render('select array(select {key} from {table} t, {parents} where {same})', v_tokens) into v_keys using p_deep, p_merged;
+    perform syncagent._contend(v_tokens, v_keys);
+    return 0;
+when others then
     get stacked diagnostics v_state = returned_sqlstate;
     if p_emptied is null or not syncagent._may_park(v_state) then
         raise;

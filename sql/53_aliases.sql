@@ -53,14 +53,9 @@ create function syncagent._merge_due(p_relation integer, p_tokens jsonb) returns
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
-declare
-    v_count bigint;
 begin
-    execute syncagent._render('delete from {table} t using pg_temp.collision c where c.due and t.ctid = c.tid and t.tableoid = c.leaf', p_tokens);
-    get diagnostics v_count = row_count;
-    if v_count < (select count(*) from pg_temp.collision c where c.due and c.tid is not null) then
-        raise exception 'a row of % that is to be merged was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';
-    end if;
+    perform syncagent._change(p_tokens, 'delete from {table} t using pg_temp.collision c where c.due and t.ctid = c.tid and t.tableoid = c.leaf',
+        array(select c.loser from pg_temp.collision c where c.due and c.tid is not null));
     -- of one that has just come its version is entered, and an older one that is here goes
     execute syncagent._render('delete from {table} t using pg_temp.collision c where c.due and c.tid is null and {key} = c.loser', p_tokens);
     insert into pg_temp.verdict (key, loses, conflict, kind, reason)
@@ -81,9 +76,10 @@ begin
     insert into syncagent.alias as a (relation, loser, winner, node, cut)
     select distinct on (s.relation, s.loser) s.relation, s.loser, s.winner, p_origin, s.cut from pg_temp.stage_aliases s order by s.relation, s.loser, s.cut desc
     on conflict (relation, loser, node) do update set winner = excluded.winner, cut = excluded.cut;
+    insert into pg_temp.astray (relation, key) select distinct s.relation, s.loser from pg_temp.stage_aliases s;   -- it may be gone here already
 end
 $$;
-comment on function syncagent._take_aliases is 'keep the aliases that came with a batch';
+comment on function syncagent._take_aliases is 'keep the aliases that came with a batch: who waits for one of their losers may follow now';
 
 create function syncagent._note_astray(p_relation integer) returns void
     language plpgsql volatile
@@ -155,7 +151,6 @@ create function syncagent._follow(p_relation integer, p_parent regclass, p_name 
 declare
     v_table  syncagent.replicated;
     v_tokens jsonb := syncagent._tokens(p_relation);
-    v_state  text;
     v_key    uuid;
 begin
     select * into strict v_table from syncagent.replicated r where r.id = p_relation;
@@ -170,6 +165,7 @@ begin
         select string_agg(case when u.c = any (p_columns) then format('w.%I as %I', p_named[array_position(p_columns, u.c)], u.c) else format('t.%I', u.c) end, ', ' order by u.n)
         from unnest(v_table.columns) with ordinality as u (c, n)));
     perform syncagent._empty('pg_temp.follower');
+    perform syncagent._hold(v_tokens, '{table} t join pg_temp.heir h on t.{refers} = h.loser', case when p_moves then 'update' else 'no key update' end);
     execute syncagent._render($sql$
         insert into pg_temp.follower (key, odd, key_text, image, tid, leaf, loser, winner)
         select f.key, f.odd, f.key_text, f.image, f.tid, f.leaf, f.loser, f.winner
@@ -178,20 +174,12 @@ begin
     if not exists (select from pg_temp.follower) then
         return;
     elsif p_moves then
-        begin
-            perform syncagent._follow_with_key(p_relation, v_tokens);
-        exception when others then
-            get stacked diagnostics v_state = returned_sqlstate;
-            if not syncagent._may_park(v_state) then
-                raise;
-            end if;
-            perform syncagent._report_stray(v_tokens, f.key) from pg_temp.follower f;
-        end;
+        perform syncagent._follow_with_key(p_relation, v_tokens);
         return;
     end if;
-    perform syncagent._merge_followers(p_relation, v_tokens);
+    perform syncagent._settle_followers(p_relation, v_tokens);
     if not syncagent._give(v_tokens, array(select f.key from pg_temp.follower f)) then
-        for v_key in select f.key from pg_temp.follower f loop   -- a constraint of this site refuses one: it stays as it is, and the conflict says so
+        for v_key in select f.key from pg_temp.follower f order by f.key loop   -- a constraint of this site refuses one: it stays as it is, and the conflict says so
             if not syncagent._give(v_tokens, array[v_key]) then
                 perform syncagent._report_stray(v_tokens, v_key);
                 delete from pg_temp.follower f where f.key = v_key;
@@ -207,8 +195,8 @@ begin
         where c.schema_name = n.schema_name and c.table_name = n.table_name and c.key = n.loser and c.other_key = n.winner
           and c.kind = 'unique' and c.strategy = 'merge' and c.resolved_at is null $sql$, v_tokens) using p_columns::text[], p_parent;
     insert into pg_temp.yielded as y (relation, key, odd, columns)
-    select p_relation, f.key, f.odd, case v_table.strategy when 'lww-column' then p_columns end from pg_temp.follower f
-    on conflict (relation, key) do update set columns = y.columns || excluded.columns;
+    select p_relation, f.key, f.odd, case when v_table.strategy <> 'lww' then p_columns end from pg_temp.follower f
+    on conflict (relation, key) do update set columns = case when y.columns is not null then y.columns || excluded.columns end;   -- else it is all new
 end
 $$;
 comment on function syncagent._follow is 'of one foreign key: rows that refer to losers refer to the winners';
@@ -219,13 +207,9 @@ create function syncagent._give(p_tokens jsonb, p_keys uuid[]) returns boolean
     as $$
 declare
     v_state text;
-    v_count bigint;
 begin
-    execute syncagent._render('update {table} t set {set} from pg_temp.follower f join {parent} where t.ctid = f.tid and t.tableoid = f.leaf and f.key = any ($1)', p_tokens) using p_keys;
-    get diagnostics v_count = row_count;
-    if v_count < cardinality(p_keys) then
-        raise exception 'a row of % that is to follow was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';
-    end if;
+    perform syncagent._change(p_tokens, 'update {table} t set {set} from pg_temp.follower f join {parent} where t.ctid = f.tid and t.tableoid = f.leaf and f.key = any ($1)', p_keys);
+    perform syncagent._check_deferrable((p_tokens ->> 'id')::integer, p_keys);
     return true;
 exception when others then
     get stacked diagnostics v_state = returned_sqlstate;
@@ -253,7 +237,7 @@ end
 $$;
 comment on function syncagent._report_stray is 'a conflict for a row that refers to somebody who is gone, and that cannot be written';
 
-create function syncagent._merge_followers(p_relation integer, p_tokens jsonb) returns void
+create function syncagent._settle_followers(p_relation integer, p_tokens jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -262,9 +246,9 @@ declare
     v_count  bigint;
     r        record;
 begin
-    for r in select * from syncagent._rules(p_relation) as u where u.kind = 'unique' order by u.name loop
-        v_tokens := p_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind), 'strategy', quote_literal('merge'),
-            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column_literal', 'null::text', 'yielded_image', 'null::jsonb');
+    for r in select * from syncagent._rules(p_relation) as u where u.policy in ('keep-both', 'merge') order by u.name loop
+        v_tokens := p_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind), 'strategy', quote_literal(r.policy),
+            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal) || syncagent._yield_tokens(p_relation, r.policy, r.column_name, r.yields);
         execute syncagent._render($sql$
             with came as materialized (
                 select {expressions}, t."$key" as key, t."$odd" as odd, t."$text" as key_text, t."$image" as image, t."$tid" as tid, t."$leaf" as leaf
@@ -288,40 +272,97 @@ begin
             from pair p order by p.loser, p.winner $sql$, v_tokens);
         get diagnostics v_count = row_count;
         continue when v_count = 0;
+        if r.policy = 'keep-both' then
+            perform syncagent._yield_place(p_relation, v_tokens, r.column_name);
+            continue;
+        end if;
         perform syncagent._record_collisions(v_tokens, 0);
         delete from pg_temp.follower f using pg_temp.collision c where c.due and f.key = c.loser;
         perform syncagent._merge_due(p_relation, v_tokens);
     end loop;
 end
 $$;
-comment on function syncagent._merge_followers is 'of rows that would have one place with the winner only one is left, the lowest key';
+comment on function syncagent._settle_followers is 'of rows that would have one place with the winner only the lowest key is left, or the others yield it, as is chosen for their constraint; where nothing can be done, what comes to one that is taken is refused';
+
+create function syncagent._yield_place(p_relation integer, p_tokens jsonb, p_column name) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_lww   boolean := (select r.strategy = 'lww' from syncagent.replicated r where r.id = p_relation);
+    v_state text;
+begin
+    perform syncagent._record_collisions(p_tokens, 0);
+    perform syncagent._change(p_tokens, $sql$
+        with yielding as (
+            update {table} t set {column} = {yielded}
+            from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
+            where c.due and c.loser = any ($1) and t.ctid = c.tid and t.tableoid = c.leaf
+            returning c.loser, t.ctid as tid, t.tableoid as leaf
+        ), moved as (
+            update pg_temp.follower f set tid = y.tid, leaf = y.leaf from yielding y where f.key = y.loser
+        )
+        select from yielding $sql$, array(select c.loser from pg_temp.collision c where c.due));
+    insert into pg_temp.yielded as y (relation, key, odd, columns)
+    select p_relation, c.loser, c.odd, case when not v_lww then array[p_column] end from pg_temp.collision c where c.due
+    on conflict (relation, key) do update set columns = case when y.columns is not null then y.columns || excluded.columns end;
+    update pg_temp.collision c set due = false where c.due;
+exception when others then
+    get stacked diagnostics v_state = returned_sqlstate;
+    if not syncagent._may_park(v_state) then
+        raise;
+    end if;
+    delete from pg_temp.collision c where c.due;   -- one may not be without its value here: who comes to its place is refused
+end
+$$;
+comment on function syncagent._yield_place is 'rows that follow, or are with the winner already, yield the value that gives them one place';
 
 create function syncagent._follow_with_key(p_relation integer, p_tokens jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
-#variable_conflict use_column
 declare
-    v_tokens jsonb := p_tokens || jsonb_build_object('primary', (
-        select quote_literal(c.conname) from syncagent.replicated r join pg_constraint c on c.conrelid = r.relation and c.contype = 'p' where r.id = p_relation));
-    v_count  bigint;
+    v_tokens jsonb;
+    v_key    uuid;
 begin
+    select p_tokens || jsonb_build_object('primary', quote_literal(c.conname), 'key_names', (select string_agg(quote_ident(k), ', ') from unnest(r.key_columns) as k))
+    into strict v_tokens
+    from syncagent.replicated r join pg_constraint c on c.conrelid = r.relation and c.contype = 'p' where r.id = p_relation;
     execute syncagent._render($sql$
         update pg_temp.follower g set new_key = n.key, new_text = n.key_text
         from (select t."$key", {key} as key, {t_key_text} as key_text
               from (select {followed}, f.key as "$key" from pg_temp.follower f join {table} t on t.ctid = f.tid and t.tableoid = f.leaf join {parent}) as t) as n
         where g.key = n."$key" $sql$, v_tokens);
+    if not syncagent._place(p_relation, v_tokens, array(select distinct f.new_key from pg_temp.follower f)) then
+        for v_key in select distinct f.new_key from pg_temp.follower f order by 1 loop   -- those of one key stay as they are, and conflicts say so
+            if not syncagent._place(p_relation, v_tokens, array[v_key]) then
+                perform syncagent._report_stray(v_tokens, f.key) from pg_temp.follower f where f.new_key = v_key;
+            end if;
+        end loop;
+    end if;
+end
+$$;
+comment on function syncagent._follow_with_key is 'rows whose key names the loser are deleted, and written again under a key that names the winner, unless there is one';
+
+create function syncagent._place(p_relation integer, p_tokens jsonb, p_keys uuid[]) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_state text;
+begin
     -- Where there is a row of that name, that one stays.
     execute syncagent._render($sql$
         with gone as materialized (
-            delete from {table} t using pg_temp.follower f where t.ctid = f.tid and t.tableoid = f.leaf
+            delete from {table} t using pg_temp.follower f where f.new_key = any ($1) and t.ctid = f.tid and t.tableoid = f.leaf
             returning {t_columns}, f.key as "$key", f.new_key as "$new", f.winner as "$winner"
         ), placed as (
             insert into {table} as t ({columns}) overriding system value
             select {t_columns} from (
                 select distinct on (t."$new") {followed} from gone t cross join lateral (select t."$winner" as winner) as f join {parent}
                 order by t."$new", t."$key") as t
-            on conflict do nothing
+            on conflict ({key_names}) do nothing
             returning {key} as key {odd_value}
         ), logged as (
             insert into pg_temp.yielded as y (relation, key, odd, op)
@@ -331,11 +372,7 @@ begin
         )
         update pg_temp.follower f set placed = f.key = (
             select min(o.key::text)::uuid from pg_temp.follower o where o.new_key = f.new_key)
-        from gone g where g."$key" = f.key and f.new_key in (select l.key from logged l) $sql$, v_tokens);
-    execute syncagent._render('select count(*) from {table} t join pg_temp.follower f on t.{refers} = (f.image ->> {refers_literal})::uuid and {key} = f.key', v_tokens) into v_count;
-    if v_count > 0 then
-        raise exception 'a row of % that is to follow was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';
-    end if;
+        from gone g where g."$key" = f.key and f.new_key in (select l.key from logged l) $sql$, p_tokens) using p_keys;
     execute syncagent._render($sql$
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
             winning_stamp, losing_stamp, winning_node, winning_image, losing_image)
@@ -345,14 +382,21 @@ begin
         from pg_temp.follower f cross join syncagent.local_site s
         left join syncagent.version_{id} v on v.key = f.key
         left join {table} t on t.{refers} = f.winner and {key} = f.new_key
-        where not f.placed
-        on conflict (id) do nothing $sql$, v_tokens);
+        where not f.placed and f.new_key = any ($1)
+        on conflict (id) do nothing $sql$, p_tokens) using p_keys;
     insert into pg_temp.yielded as y (relation, key, odd, op)
-    select p_relation, f.key, f.odd, 'D' from pg_temp.follower f
+    select p_relation, f.key, f.odd, 'D' from pg_temp.follower f where f.new_key = any (p_keys)
     on conflict (relation, key) do update set op = 'D', columns = null;
+    return true;
+exception when others then
+    get stacked diagnostics v_state = returned_sqlstate;
+    if not syncagent._may_park(v_state) then
+        raise;
+    end if;
+    return false;
 end
 $$;
-comment on function syncagent._follow_with_key is 'rows whose key names the loser are deleted, and written again under a key that names the winner, unless there is one';
+comment on function syncagent._place is 'let these rows go, and write them under these keys; whether no constraint refuses one';
 
 create function syncagent._merge_restored(p_relation integer, p_keys uuid[]) returns uuid[]
     language plpgsql volatile

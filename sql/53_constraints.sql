@@ -171,6 +171,21 @@ end
 $$;
 comment on function syncagent._record_collisions is 'a conflict for each collision that is due, with both rows';
 
+create function syncagent._yield_tokens(p_relation integer, p_policy text, p_column name, p_yields text) returns jsonb
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case when p_policy = 'keep-both' then (
+        select k.tokens || jsonb_build_object('yielded_image', syncagent._render('jsonb_build_object({column_literal}, {yielded})', k.tokens))
+        from syncagent.replicated r join pg_attribute a on a.attrelid = r.relation and a.attname = p_column
+        cross join lateral (select jsonb_build_object('column', quote_ident(p_column), 'column_literal', quote_literal(p_column) || '::text',
+            'stage_column', 'c' || array_position(r.columns, p_column),
+            'yielded', case p_yields when 'null' then 'null' else format('syncagent._marked(f.value::text, %s, c.loser)', syncagent._room(a.atttypid, a.atttypmod)) end) as tokens) as k
+        where r.id = p_relation)
+    else '{"column_literal": "null::text", "yielded_image": "null::jsonb"}' end
+$$;
+comment on function syncagent._yield_tokens is 'how the row of a collision that yields does so; of one that is merged there is nothing to say';
+
 create function syncagent._settle_collisions(p_relation integer, p_origin integer) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -180,8 +195,6 @@ declare
     v_tokens  jsonb;
     v_settled bigint := 0;
     v_count   bigint;
-    v_type    oid;
-    v_room    integer;
     r         record;
 begin
     select * into strict v_table from syncagent.replicated where id = p_relation;
@@ -191,16 +204,8 @@ begin
     end if;
     for r in select * from syncagent._rules(p_relation) as u where u.policy in ('keep-both', 'merge') order by u.name loop
         v_tokens := v_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind),
-            'strategy', quote_literal(r.policy), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
-            'column_literal', 'null::text', 'yielded_image', 'null::jsonb');
-        if r.policy = 'keep-both' then
-            select a.atttypid, syncagent._room(a.atttypid, a.atttypmod) into strict v_type, v_room
-            from pg_attribute a where a.attrelid = v_table.relation and a.attname = r.column_name;
-            v_tokens := v_tokens || jsonb_build_object('column', quote_ident(r.column_name), 'column_literal', quote_literal(r.column_name) || '::text',
-                'stage_column', 'c' || array_position(v_table.columns, r.column_name),
-                'yielded', case r.yields when 'null' then 'null' else format('syncagent._marked(f.value::text, %s, c.loser)', v_room) end);
-            v_tokens := v_tokens || jsonb_build_object('yielded_image', syncagent._render('jsonb_build_object({column_literal}, {yielded})', v_tokens));
-        end if;
+            'strategy', quote_literal(r.policy), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal)
+            || syncagent._yield_tokens(p_relation, r.policy, r.column_name, r.yields);
 
         -- Which rows collide: one that came with one that is here and stays as it is, or with another that came.
         execute syncagent._render($sql$
@@ -249,15 +254,11 @@ begin
             join (select s.ctid as tid, {stage_key} as key, s.{stage_column} as value from pg_temp.stage_{id} s) as f on f.key = c.loser
             where c.due and c.tid is null and s.ctid = f.tid
             $sql$, v_tokens || jsonb_build_object('stage_key', syncagent._stage_key(v_table)));
-        execute syncagent._render($sql$
+        perform syncagent._change(v_tokens, $sql$
             update {table} t set {column} = {yielded}
             from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
             where c.due and t.ctid = c.tid and t.tableoid = c.leaf
-            $sql$, v_tokens);
-        get diagnostics v_count = row_count;
-        if v_count < (select count(*) from pg_temp.collision c where c.due and c.tid is not null) then
-            raise exception 'a row of % that is to yield was written meanwhile', v_tokens ->> 'title' using errcode = 'SA101';
-        end if;
+            $sql$, array(select c.loser from pg_temp.collision c where c.due and c.tid is not null));
         insert into pg_temp.yielded as y (relation, key, odd, columns)
         select distinct on (c.loser) p_relation, c.loser, c.odd, case when v_table.strategy <> 'lww' then array[r.column_name] end from pg_temp.collision c where c.due order by c.loser
         on conflict (relation, key) do update set columns = y.columns || excluded.columns;

@@ -72,9 +72,11 @@ class LacksPrivilege(DatabaseError):
 
 
 class Contended(DatabaseError):
-    """A lock was not to be had in time; nothing was changed."""
+    """A lock was not to be had in time; nothing was changed. `row`: who it was that others hold, its table's number and its
+    key, where the batch does not say it."""
 
     recoverable = True
+    row: tuple[int, str] | None = None
 
 
 class ConstraintBroken(DatabaseError):

@@ -1,5 +1,6 @@
 """Two rows, written at two sites, with one value of a unique constraint whose policy is `merge`: one of them is left, with all that refers to either."""
 
+import asyncio
 import random
 from collections.abc import Callable
 from uuid import UUID
@@ -10,11 +11,12 @@ import pytest
 from psycopg.rows import dict_row
 
 from syncagent.core.outbox import Group
-from syncagent.errors import Inexact, RefusedError
+from syncagent.errors import Contended, Inexact, RefusedError
 from syncagent.storage import constraints
 from syncagent.storage import tables as storage
 from tests.sql.conftest import Pair, Sites
 from tests.support.lab import Row, Site, cross, exchange, key, quiet, same, ship
+from tests.support.waiting import eventually
 
 SHOP = """create table customer (id uuid primary key, email text unique, name text);
     create table sale (id uuid primary key, customer uuid not null references customer on delete cascade, what text)"""
@@ -274,6 +276,171 @@ async def test_a_sale_that_a_constraint_refuses_stays_and_is_told(sites: Sites, 
     await ship(a, b)
     assert await sales(b) == [(None, "bound"), ("of a", "free")]
     assert ("foreign key", key(12)) in await b.rows("select kind, key from syncagent.conflict")
+
+
+BY_COLUMN = f"""{SHOP};
+    create table gift (id uuid primary key, customer uuid references customer, what text);
+    create table note (id uuid primary key, sale uuid references sale on delete set null, body text);
+    create table letter (id uuid primary key, sale uuid references sale on delete set null, body text);
+    comment on table sale is 'lww-column'; comment on table note is 'lww-column';
+    comment on table gift is 'merge'; comment on table letter is 'merge'"""
+
+
+async def test_what_others_write_in_columns_of_a_row_that_is_written_for_another_ones_sake_stays(
+    sites: Sites, pair: Pair
+) -> None:
+    """Rows follow a winner, and rows lose one whose parent has gone, while somebody writes other columns of theirs."""
+    a, b, c = await sites(BY_COLUMN, *pair, pair[0])
+    await merging(a, b, c)
+    for site in (a, b, c):
+        await site.do(
+            """update syncagent.replicated set policies = '{"sale_customer_fkey": "cascade"}' where table_name = 'sale'"""
+        )
+    await customer(b, 2, "bob@x", "of b")
+    await customer(b, 5, "eve@x", "Eve")
+    await sale(b, 12, 2)
+    await b.do(
+        f"insert into gift values ('{key(13)}', '{key(2)}', 'tea')",
+        f"insert into note values ('{key(31)}', null, 'old')",
+        f"insert into letter values ('{key(32)}', null, 'old')",
+    )
+    await exchange(a, b, c)
+
+    await customer(a, 1, name="of a")
+    await a.do("delete from customer where name = 'Eve'")
+    await c.do("update sale set what = 'cup'", "update gift set what = 'cup'")
+    await c.do("update note set body = 'new'", "update letter set body = 'new'")
+    await sale(b, 21, 5)
+    await b.do(f"update note set sale = '{key(21)}'", f"update letter set sale = '{key(21)}'")
+    await b.do("update customer set email = 'ann@x' where name = 'of b'")
+    await ship(a, b)
+    await quiet(a, b, c)
+    assert await same("sale", a, b, c) == [f"({key(12)},{key(1)},cup)"]
+    assert await same("gift", a, b, c) == [f"({key(13)},{key(1)},cup)"]
+    assert await same("note", a, b, c) == [f"({key(31)},,new)"]
+    assert await same("letter", a, b, c) == [f"({key(32)},,new)"]
+
+
+PLACES = f"""{CARTS}; create table seat (id uuid primary key, customer uuid not null references customer on delete cascade, number int, unique (customer, number))"""
+
+
+async def test_what_was_chosen_for_the_place_of_those_who_follow(sites: Sites, pair: Pair) -> None:
+    """Carts are to be kept both, and the larger key yields its product; of seats the second stays where it is, and that is told."""
+    a, b = await sites(PLACES, *pair)
+    await merging(a, b)
+    for site in (a, b):
+        await site.do(
+            """update syncagent.replicated set policies = '{"cart_customer_product_key": "keep-both"}' where table_name = 'cart'""",
+            """update syncagent.replicated set policies = '{"seat_customer_number_key": "report"}' where table_name = 'seat'""",
+        )
+    await customer(a, 1, name="of a")
+    await a.do(
+        f"insert into cart values ('{key(11)}', '{key(1)}', 7), ('{key(14)}', '{key(1)}', 8)",
+        f"insert into seat values ('{key(21)}', '{key(1)}', 9)",
+    )
+    await customer(b, 2, name="of b")
+    await b.do(
+        f"insert into cart values ('{key(12)}', '{key(2)}', 7), ('{key(13)}', '{key(2)}', 8)",
+        f"insert into seat values ('{key(22)}', '{key(2)}', 9), ('{key(23)}', '{key(2)}', 5)",
+    )
+    await cross(a, b)
+    assert await same("cart", a, b) == [
+        f"({key(n)},{key(1)},{product})" for n, product in ((11, 7), (12, ""), (13, 8), (14, ""))
+    ]
+    assert await same("seat", a, b) == [
+        f"({key(21)},{key(1)},9)",
+        f"({key(22)},{key(2)},9)",
+        f"({key(23)},{key(1)},5)",
+    ]
+    found = "select key, other_key, yielded::text, open from syncagent.conflict where table_name = 'public.cart' order by key"
+    for site in (a, b):
+        assert await site.parked() == []
+        assert await site.rows(found) == [
+            (key(12), key(11), '{"product": null}', True),
+            (key(14), key(13), '{"product": null}', True),
+        ]
+        assert ("foreign key", key(22)) in await site.rows("select kind, key from syncagent.conflict")
+
+
+async def test_one_that_is_refused_under_its_new_key_keeps_no_other_from_following(
+    sites: Sites, pair: Pair
+) -> None:
+    a, b = await sites(EVERYTHING, *pair)
+    await merging(a, b)
+    await b.do(f"alter table likes add check (why <> 'bound' or customer = '{key(2)}')")
+    await customer(a, 1)
+    await customer(b, 2)
+    await b.do(
+        f"insert into likes values ('{key(2)}', 1, 'free'), ('{key(2)}', 2, 'bound'), ('{key(2)}', 3, 'free')"
+    )
+    await ship(a, b)
+    assert await b.rows("select customer, product from likes order by product") == [
+        (UUID(key(1)), 1),
+        (UUID(key(2)), 2),
+        (UUID(key(1)), 3),
+    ]
+    told = await b.rows("select key from syncagent.conflict where kind = 'foreign key'")
+    assert told == [(f"({key(2)},2)",)]
+
+
+@pytest.mark.parametrize("busy", ["update sale set what = 'pot'", "update customer set name = 'new'"])
+async def test_a_merge_waits_for_a_row_that_it_must_write_and_no_batch_has(
+    sites: Sites, pair: Pair, busy: str
+) -> None:
+    a, b = await sites(SHOP, *pair)
+    await merging(a, b)
+    await customer(a, 1, name="of a")
+    await customer(b, 2, name="of b")
+    await sale(b, 12, 2)
+    await sale(b, 13, 2)
+    batch, held = await a.batch(b), await b.holding(f"{busy} where right(id::text, 1) in ('2', 'c')")
+    with pytest.raises(Contended):
+        await b.apply(batch)
+
+    again = asyncio.create_task(b.apply(batch, attempt=1))
+    await eventually(
+        lambda: b.one("select cardinality(pg_blocking_pids($1)) > 0", b.store.replica.pid), "the merge waits"
+    )
+    await b.do(f"update sale set what = 'cup' where id = '{key(13)}'")  # nothing else is held
+    await held.execute("commit")
+    await again
+    assert [owner for owner, _ in await sales(b)] == ["of a", "of a"]
+    await quiet(a, b)
+    await same("sale", a, b)
+
+
+async def test_rows_under_constant_writes_follow(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(SHOP, *pair)
+    await merging(a, b)
+    await customer(a, 1, name="of a")
+    await customer(b, 2, name="of b")
+    stop = asyncio.Event()
+
+    async def write(number: int) -> None:
+        session = await b.session()
+        while not stop.is_set():
+            await session.execute(
+                f"begin; update sale set what = what || '.' where id = '{key(number)}'; select pg_sleep(0.001); commit"
+            )
+
+    for number in range(11, 15):
+        await sale(b, number, 2, "")
+    batch, refused = await a.batch(b), 0
+    writers = [asyncio.create_task(write(number)) for number in range(11, 15)]
+    try:
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await b.apply(batch, attempt=refused)
+                    break
+                except Contended:
+                    refused += 1
+    finally:
+        stop.set()
+        await asyncio.gather(*writers)
+    assert {owner for owner, _ in await sales(b)} == {"of a"}, f"refused {refused} times"
+    await quiet(a, b)
+    await same("sale", a, b)
 
 
 CANNOT = """create table odd (a int, b int, v text not null unique, primary key (a, b));

@@ -1,9 +1,13 @@
 """A row is deleted at one site while another one writes a row that refers to it: the deleted row comes back."""
 
+import asyncio
+
 import pytest
 
+from syncagent.errors import Contended
 from tests.sql.conftest import Pair, Sites
 from tests.support.lab import Site, cross, exchange, key, quiet, same, ship
+from tests.support.waiting import eventually
 
 SHOP = """create table customer (id uuid primary key, name text);
     create table sale (id uuid primary key, customer uuid references customer on delete cascade, note text)"""
@@ -291,3 +295,24 @@ async def test_who_comes_back_for_one_keeps_the_others(sites: Sites, pair: Pair)
     await cross(a, b)
     assert await names(a) == ["Ann", "Bob"]
     assert len(await same("sale", a, b)) == 2
+
+
+async def test_an_orphan_that_somebody_writes_is_waited_for(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(SHOP, *pair)
+    await stocked(a, b)
+    await cascading(a, b)
+    await a.do(f"delete from customer where id = '{key(1)}'")
+    await b.do(f"insert into sale values ('{key(21)}', '{key(1)}', 'new')")
+    batch, held = await a.batch(b), await b.holding(f"update sale set note = 'newer' where id = '{key(21)}'")
+    with pytest.raises(Contended):
+        await b.apply(batch)
+
+    again = asyncio.create_task(b.apply(batch, attempt=1))
+    await eventually(
+        lambda: b.one("select cardinality(pg_blocking_pids($1)) > 0", b.store.replica.pid), "the merge waits"
+    )
+    await held.execute("commit")
+    await again
+    await quiet(a, b)
+    assert len(await same("sale", a, b)) == 1
+    assert ("newer",) in await b.rows("select losing_image ->> 'note' from syncagent.conflict")

@@ -74,6 +74,9 @@ def _raise(error: asyncpg.PostgresError) -> NoReturn:
         getattr(error, "detail", None),
         getattr(error, "hint", None),
     )
+    table = getattr(error, "table_name", None)
+    if isinstance(ours, Contended) and error.sqlstate == "SA101" and table and ours.detail:
+        ours.row = int(table), ours.detail
     raise ours from error
 
 

@@ -27,6 +27,8 @@ _WAIT_MS = 300
 _ROWS_FIRST = 2
 """Refusals after which a merge waits for a refused row first."""
 _encoder = msgspec.json.Encoder()
+Row = tuple[int, str]
+"""The number of a table, and a key."""
 
 
 class PostgresReplica:
@@ -34,15 +36,19 @@ class PostgresReplica:
 
     def __init__(self, session: asyncpg.Connection, merging: asyncio.Lock) -> None:
         self._session, self._merging = session, merging
+        self._held: Row | None = None
+        """The row for which the last merge was refused, if no batch has it: it yields, follows or goes."""
         self.pid: int = session.get_server_pid()
 
     async def apply(self, header: BatchHeader, spool: Spool, *, attempt: int) -> Applied:
         with border():
             staged = await self._stage(header, spool)
 
-        async def merge(careful: bool) -> Applied:
+        async def merge(careful: bool, held: Row | None) -> Applied:
             async with AsyncExitStack() as turn, self._session.transaction():
-                if attempt >= _ROWS_FIRST:
+                if held is not None:
+                    await self._take(held)
+                elif attempt >= _ROWS_FIRST:
                     await self._take_refused(staged)
                 await turn.enter_async_context(self._alone())
                 return await self._merge(staged, attempt=attempt, careful=careful, settle=True)
@@ -54,10 +60,12 @@ class PostgresReplica:
 
         seen = states([header for header, _ in parts])
 
-        async def merge(careful: bool) -> Applied:
+        async def merge(careful: bool, held: Row | None) -> Applied:
             total = Applied(0, 0, 0)
             async with AsyncExitStack() as turn, self._session.transaction():
-                for header, spool in parts if attempt >= _ROWS_FIRST else ():
+                if held is not None:
+                    await self._take(held)
+                for header, spool in parts if attempt >= _ROWS_FIRST and held is None else ():
                     await self._take_refused(await self._stage(header, spool))
                 await turn.enter_async_context(self._alone())
                 for header, _ in parts:  # what was written at once is told apart by all their contexts
@@ -79,14 +87,19 @@ class PostgresReplica:
 
         return await self._carefully(merge)
 
-    async def _carefully(self, merge: Callable[[bool], Awaitable[Applied]]) -> Applied:
+    async def _carefully(self, merge: Callable[[bool, Row | None], Awaitable[Applied]]) -> Applied:
         """Parking takes subtransactions and looks row by row: only if a constraint was broken."""
+        held, self._held = self._held, None
         try:
-            with border():
-                return await merge(False)
-        except ConstraintBroken:
-            with border():
-                return await merge(True)
+            try:
+                with border():
+                    return await merge(False, held)
+            except ConstraintBroken:
+                with border():
+                    return await merge(True, held)
+        except Contended as error:
+            self._held = error.row
+            raise
 
     async def retry_parked(self, *, alone: bool = True) -> int:
         session = self._session
@@ -98,14 +111,23 @@ class PostgresReplica:
             return int(await session.fetchval("select count(*) from syncagent.parked_row"))
 
     async def _retry(self, relation: int, node: int, keys: list[UUID]) -> None:
-        """A row that somebody holds keeps nobody else's from being tried."""
-        try:
-            with border():
-                async with AsyncExitStack() as turn, self._session.transaction():
-                    await turn.enter_async_context(self._alone())
-                    await self._session.fetchval("select syncagent._retry($1, $2, $3)", relation, node, keys)
-        except Contended:
-            return
+        """A row that somebody holds keeps nobody else's from being tried; if it is none of these, it is waited for, once."""
+        held: Row | None = None
+        for _ in range(2):
+            try:
+                with border():
+                    async with AsyncExitStack() as turn, self._session.transaction():
+                        if held is not None:
+                            await self._take(held)
+                        await turn.enter_async_context(self._alone())
+                        await self._session.fetchval(
+                            "select syncagent._retry($1, $2, $3)", relation, node, keys
+                        )
+            except Contended as error:
+                if (held := error.row) is None:
+                    return
+            else:
+                return
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -147,9 +169,15 @@ class PostgresReplica:
 
     async def _take_refused(self, staged: "_Staged") -> None:
         """Wait for a row that others hold while this transaction holds nothing else."""
-        session = self._session
-        await session.fetchval("select syncagent._await_refused($1, $2)", staged.relations, _WAIT_MS)
-        await session.execute(f"set local lock_timeout = {int(limits.LOCK_TIMEOUT * 1000)}")
+        await self._wait("select syncagent._await_refused($1, $2)", staged.relations)
+
+    async def _take(self, held: Row) -> None:
+        """The same for one that no batch has."""
+        await self._wait("select syncagent._await_row($1, $2::text::uuid, $3)", *held)
+
+    async def _wait(self, query: str, *arguments: object) -> None:
+        await self._session.fetchval(query, *arguments, _WAIT_MS)
+        await self._session.execute(f"set local lock_timeout = {int(limits.LOCK_TIMEOUT * 1000)}")
 
     async def _merge(self, staged: "_Staged", *, attempt: int, careful: bool, settle: bool) -> Applied:
         session, header = self._session, staged.header
