@@ -431,6 +431,7 @@ def test_a_person_sees_a_site_go_and_settles_a_conflict(
             until(lambda: tokyo.execute(written, (key,)) == expected, "the values are at both sites")
 
             gives_up_a_parked_row(page, berlin, tokyo)
+            takes_a_merge_back(page, berlin, tokyo)
 
 
 def all_have_names(page: Page) -> None:
@@ -508,3 +509,57 @@ def gives_up_a_parked_row(page: Page, berlin: Member, tokyo: Member) -> None:
     gone = "select count(*) from note where body = 'too many'"
     until(lambda: tokyo.scalar(gone) == 0, "it is given up where it was written, too")
     expect(page.locator("#conflicts-list")).to_contain_text("parked")
+
+
+MERGED = """
+- paragraph: /merged into 01900000-0000-7000-8000-000000000001, which has its value of label_name_key/
+- table /Both rows of public.label/:
+  - rowgroup:
+    - row:
+      - columnheader "column"
+      - columnheader /row .*1, of berlin/
+      - columnheader /row .*2, of tokyo, merged into it/
+- paragraph:
+  - button "Both rows again"
+- group:
+  - form /Values of public.label/:
+    - textbox "name"
+    - checkbox "name is null"
+"""
+
+
+def takes_a_merge_back(page: Page, berlin: Member, tokyo: Member) -> None:
+    """Of two rows that have become one there is nothing to take: they are two again, one again, or two with other values."""
+    for site in (berlin, tokyo):
+        site.execute("create table label (id uuid primary key, name text unique)")
+    berlin.ask("attach", "label", "--on-unique", "label_name_key=merge")
+    label = "insert into label values ('01900000-0000-7000-8000-00000000000{}', 'red')"
+    with psycopg.connect(tokyo.database.dsn) as held:
+        held.execute(label.format(2).encode())
+        berlin.execute(label.format(1))
+    names = "select coalesce(name, '-') from label order by id"
+
+    def have(*expected: str) -> None:
+        for site in (berlin, tokyo):
+            until(lambda site=site: [row[0] for row in site.execute(names)] == [*expected], f"{expected}")  # type: ignore[misc]
+
+    have("red")
+    row = page.locator("#conflicts-list button.row").filter(has_text="public.label")
+    expect(row).to_contain_text("merged", timeout=20_000)
+    row.click()
+    detail = page.locator(".detail")
+    expect(detail.locator("[data-take]")).to_have_count(0)
+    detail.locator(".values summary").click()
+    expect(detail).to_match_aria_snapshot(MERGED)
+    all_have_names(page)
+    detail.get_by_role("button", name="Both rows again").click()
+    expect(row).to_contain_text("resolved")
+    have("red", "-")
+    expect(detail.locator(".values")).to_have_count(0)
+    detail.get_by_role("button", name="Merge them again").click()
+    expect(row).to_contain_text("merged")
+    have("red")
+    detail.locator(".values summary").click()
+    detail.get_by_label("name", exact=True).fill("blue")
+    detail.get_by_role("button", name="Write what I changed").click()
+    have("red", "blue")

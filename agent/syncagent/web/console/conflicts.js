@@ -1,7 +1,7 @@
 // The inbox of conflicts: both versions column by column, settled by whoever is signed in.
 
 import { by, counted, get, h, post, say, show, when } from "./dom.js";
-import { draft, forget, values } from "./values.js";
+import { draft, forget, merged, values } from "./values.js";
 
 let chosen = null; // the id of the one that is unfolded
 let onlyOpen = false;
@@ -14,16 +14,18 @@ const said = (message, level) => say("conflicts-said", message, level);
 
 function tag(one) {
   if (one.open) return h("span", { class: "tag open" }, "open");
-  return one.resolved_at ? h("span", { class: "tag done" }, "resolved") : h("span", { class: "tag" }, "by rule");
+  return one.resolved_at ? h("span", { class: "tag done" }, "resolved") : h("span", { class: "tag" }, merged(one) ? "merged" : "by rule");
 }
 
 function versions(one) {
   const [won, lost] = [one.winning_image, one.losing_image];
   const columns = [...new Set([...Object.keys(won || {}), ...Object.keys(lost || {})])];
   const cell = (image, column) => (image ? text(image[column]) : "(deleted)");
-  return h("table", { "aria-label": `Both versions of ${one.table_name} ${one.key}` },
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "column"),
-      h("th", { scope: "col" }, `${one.winner} won, ${when(one.winning_time)}`), h("th", { scope: "col" }, `${one.loser} lost, ${when(one.losing_time)}`))),
+  const [here, there] = merged(one)
+    ? [`row ${one.other_key}, of ${one.winner}`, `row ${one.key}, of ${one.loser}, merged into it`]
+    : [`${one.winner} won, ${when(one.winning_time)}`, `${one.loser} lost, ${when(one.losing_time)}`];
+  return h("table", { "aria-label": `Both ${merged(one) ? "rows" : "versions"} of ${one.table_name} ${one.key}` },
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "column"), h("th", { scope: "col" }, here), h("th", { scope: "col" }, there))),
     h("tbody", {}, columns.map((column) => {
       const [here, there] = [cell(won, column), cell(lost, column)];
       return h("tr", { class: here === there ? "same" : "differs" }, h("th", { scope: "row" }, column), h("td", {}, here), h("td", {}, there));
@@ -46,20 +48,28 @@ function actions(one) {
   if (!session.signed_in) return h("p", { class: "note" }, "To settle it, sign in: open what ", h("code", {}, "syncagent console token"), " prints.");
   const take = (name, which, label) =>
     h("button", { type: "button", class: "main", "data-take": which, onclick: () => act("/conflict/resolve", { id: one.id, take: which }, `${one.table_name} ${one.key}: ${name}’s version is taken, at every site.`) }, label);
+  const undo = (label, told) => h("button", { type: "button", "data-undo": "", onclick: () => act("/conflict/undo", { id: one.id }, `${one.table_name} ${one.key}${told}`) }, label);
   const write = () => {
     const value = draft(one);
     if (!Object.keys(value).length) return said("Nothing is changed: write another value into a column first.", "bad");
     return act("/conflict/resolve", { id: one.id, value }, `${one.table_name} ${one.key} has these values, at every site.`);
   };
+  if (merged(one)) {
+    return one.resolved_at
+      ? h("p", { class: "buttons" }, undo("Merge them again", `: merged into ${one.other_key} again, at every site.`))
+      : [h("p", { class: "buttons" }, undo("Both rows again", " lives again, beside the other row, at every site.")), values(one, write)];
+  }
   return [h("p", { class: "buttons" },
     take(one.winner, "winner", `${one.resolved_at ? "Take" : "Keep"} ${one.winner}’s`), take(one.loser, "loser", `Take ${one.loser}’s`),
-    one.resolved_at && h("button", { type: "button", "data-undo": "", onclick: () => act("/conflict/undo", { id: one.id }, `${one.table_name} ${one.key}: the resolution is taken back.`) }, "Undo the resolution")),
-    values(one, write)];
+    one.resolved_at && undo("Undo the resolution", ": the resolution is taken back.")),
+    (one.winning_image || one.resolved_at) && values(one, write)]; // one that is deleted has no columns to write
 }
 
 function detail(one) {
   const facts = [`${one.kind}, strategy ${one.strategy}, noticed ${when(one.noticed_at)}.`];
   if (one.yielded) facts.push(`By ${one.constraint_name} the row ${one.other_key} keeps the value; this one got ${JSON.stringify(one.yielded)} instead.`);
+  if (merged(one)) facts.push(`The row was merged into ${one.other_key}, which has its value of ${one.constraint_name}.`);
+  if (one.strategy === "cascade") facts.push(`It was deleted with ${one.other_key}, to which it referred by ${one.constraint_name}.`);
   if (one.resolved_at) facts.push(`Resolved by ${one.resolved_by}, ${when(one.resolved_at)}.`);
   return h("div", { class: "detail", id: `detail-${one.id}` },
     h("p", { class: "dim" }, facts.join(" ")), versions(one), actions(one),

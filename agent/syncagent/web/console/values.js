@@ -5,13 +5,16 @@ import { h } from "./dom.js";
 const drafts = new Map(); // by conflict: what was typed, so that it survives when the list is drawn anew
 const unfolded = new Set();
 
+// Two rows that have become one: the images are of either, and the one that has gone can have values of its own.
+export const merged = (one) => one.kind === "unique" && one.strategy === "merge";
+
 const composite = (value) => value !== null && typeof value === "object";
 const text = (value) => (value === null || value === undefined ? "" : typeof value === "string" ? value : JSON.stringify(value));
 
 // Column by column what the row is known to have, and whether that is JSON: of a text column every input is text.
 function known(one) {
   const [won, lost] = [one.winning_image || {}, one.losing_image || {}];
-  const row = one.winning_image || lost;
+  const row = merged(one) ? lost : one.winning_image || lost;
   const columns = one.yielded ? Object.keys(one.yielded) : Object.keys(row).filter((column) => text(row[column]) !== one.key);
   return columns.map((column) => {
     const value = (one.yielded || row)[column];
