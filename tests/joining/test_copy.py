@@ -194,3 +194,48 @@ async def test_while_everyone_writes(
         servers = (server15, server18, server15) if run % 2 else (server18, server15, server18)
         async with make_join(TABLES, KEYS, *servers) as join:
             await joined_while_everyone_writes(join, random.Random(seed + run))
+
+
+SHOP = """create table customer (id uuid not null, email text, name text); create table sale (id uuid not null, customer uuid not null)"""
+SHOP_KEYS = """alter table customer add primary key (id), add constraint customer_email_key unique (email);
+    alter table sale add primary key (id), add foreign key (customer) references customer (id) on delete cascade"""
+
+
+async def test_who_was_merged_away_is_known_to_the_joiner(
+    make_join: MakeJoin, server15: Server, server18: Server
+) -> None:
+    """Rows that come late, of a site that has not heard of the merges, follow at the joiner as elsewhere: there was one merge
+    before the copy, and one at its beginning, of which it gets the delete, but the alias with a batch."""
+    async with make_join(SHOP, SHOP_KEYS, server15, server18, server15) as join:
+        donor, third = join.members
+        for site in join.members:
+            await site.do("""update syncagent.replicated set policies = '{"customer_email_key": "merge"}'""")
+
+        async def merges(number: int) -> None:
+            """The donor has merged a customer of the third site into its own."""
+            first, second = key(number), key(number + 1)
+            await third.do(f"insert into customer values ('{second}', '{number}@x', 'second')")
+            await donor.do(f"insert into customer values ('{first}', '{number}@x', 'first of {number}')")
+            await donor.apply(await third.batch(donor))
+            await donor.do(f"update customer set email = '{number}@y' where id = '{first}'")
+            await third.do(f"insert into sale values ('{key(10 + number)}', '{second}')")
+
+        async def around(_range: Range) -> None:
+            if not await donor.one("select exists (select from customer where email = '3@y')"):
+                await merges(3)
+
+        await merges(1)
+        await donor.cut()
+        await join.listen()
+        join.before = around
+        await join.copy()
+        await join.conclude()
+        joiner = await join.site()
+        owners = "select c.name from sale s left join customer c on c.id = s.customer order by s.id"
+        await joiner.apply(await third.batch(joiner, plain=False))
+        assert await joiner.rows(owners) == [("first of 1",), (None,)]
+        await joiner.apply(await donor.batch(joiner, plain=False))
+        assert await joiner.rows(owners) == [("first of 1",), ("first of 3",)]
+        await exchange(donor, third, joiner)
+        for name in ("customer", "sale"):
+            assert len(await same(name, donor, third, joiner)) == 2

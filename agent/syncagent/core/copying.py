@@ -19,7 +19,7 @@ from syncagent.errors import ProtocolError
 
 ROWS, VERSIONS, PARKED = 0, 1, 2
 """The streams of a range."""
-CONTEXTS, CONFLICTS, RECORDS = 0, 1, 2
+CONTEXTS, CONFLICTS, RECORDS, ALIASES = 0, 1, 2, 3
 """The streams of the end."""
 
 
@@ -154,6 +154,7 @@ class EndHead(msgspec.Struct, frozen=True):
     compacted: dict[int, int] = {}
     forgotten: dict[int, int] = {}
     schema: int = 0
+    aliases: int = 0
 
 
 class Counted(msgspec.Struct, frozen=True):

@@ -48,6 +48,10 @@ _RECORDS = (
     " from syncagent.cut_keys k join syncagent.replicated r on r.id = k.relation"
 )
 _CONFLICTS = "select * from syncagent.conflict_record"
+_ALIASES = (
+    "select r.schema_name, r.table_name, a.loser, a.winner, a.node, a.cut"
+    " from syncagent.alias a join syncagent.replicated r on r.id = a.relation where a.cut is not null"
+)
 _REACH = "select coalesce(jsonb_object_agg(f.node, f.cut), '{}')::text from syncagent.frontier f"
 
 
@@ -324,6 +328,7 @@ class PostgresDonor:
         contexts = await staging.read_out(session, _CONTEXTS, spool, copying.CONTEXTS)
         conflicts = await staging.read_out(session, _CONFLICTS, spool, copying.CONFLICTS)
         records = await staging.read_out(session, _RECORDS, spool, copying.RECORDS)
+        aliases = await staging.read_out(session, _ALIASES, spool, copying.ALIASES)
         clock = await session.fetchval("select last_value from syncagent.hlc")
         gone = await session.fetchrow(
             "select compacted::text as compacted, collected::text as forgotten, schema_epoch from syncagent.local_site"
@@ -348,4 +353,5 @@ class PostgresDonor:
             _context.decode(gone["compacted"]),
             _context.decode(gone["forgotten"]),
             gone["schema_epoch"],
+            aliases,
         )
