@@ -563,3 +563,33 @@ def takes_a_merge_back(page: Page, berlin: Member, tokyo: Member) -> None:
     detail.get_by_label("name", exact=True).fill("blue")
     detail.get_by_role("button", name="Write what I changed").click()
     have("red", "blue")
+    shows_what_cannot_follow(page)
+
+
+def shows_what_cannot_follow(page: Page) -> None:
+    """There is one version of it: nothing to take, and values to give."""
+    now, image = "2026-01-01T00:00:00Z", {"id": "7", "label": "2"}
+    conflict: dict[str, Any] = {
+        **dict.fromkeys(("loser", "winning_image", "other_key", "yielded", "resolved_at", "resolved_by")),
+        "id": "0",
+        "table_name": "public.tagged",
+        "key": "7",
+        "kind": "foreign key",
+        "strategy": "merge",
+        "winner": "berlin",
+        "losing_image": image,
+        "constraint_name": "tagged_label_fkey",
+        "open": False,
+        **dict.fromkeys(("noticed_at", "winning_time", "losing_time"), now),
+    }
+    found = {"count": 1, "conflicts": [conflict]}
+    page.route("**/api/v1/conflicts?*", lambda route: route.fulfill(json=found))
+    page.get_by_role("button", name="Open", exact=True).click()
+    page.locator("#conflicts-list button.row").filter(has_text="public.tagged").click()
+    detail = page.locator(".detail")
+    expect(detail).to_contain_text("kept it from following the row")
+    expect(detail.get_by_role("table", name="The row public.tagged 7")).to_be_visible()
+    detail.locator(".values summary").click()
+    expect(detail.get_by_label("label", exact=True)).to_have_value("2")
+    expect(detail.locator("[data-take], [data-undo]")).to_have_count(0)
+    all_have_names(page)

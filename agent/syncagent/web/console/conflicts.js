@@ -10,6 +10,9 @@ let found = { count: 0, conflicts: [] };
 
 const text = (value) => (value === null || value === undefined ? "null" : typeof value === "string" ? value : JSON.stringify(value));
 
+// A row whose parent was merged into another, and that a constraint kept from following: it is as it was.
+const stray = (one) => one.kind === "foreign key" && one.strategy === "merge";
+
 const said = (message, level) => say("conflicts-said", message, level);
 
 function tag(one) {
@@ -23,12 +26,12 @@ function versions(one) {
   const cell = (image, column) => (image ? text(image[column]) : "(deleted)");
   const [here, there] = merged(one)
     ? [`row ${one.other_key}, of ${one.winner}`, `row ${one.key}, of ${one.loser}, merged into it`]
-    : [`${one.winner} won, ${when(one.winning_time)}`, `${one.loser} lost, ${when(one.losing_time)}`];
-  return h("table", { "aria-label": `Both ${merged(one) ? "rows" : "versions"} of ${one.table_name} ${one.key}` },
-    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "column"), h("th", { scope: "col" }, here), h("th", { scope: "col" }, there))),
+    : [`${one.winner} won, ${when(one.winning_time)}`, stray(one) ? "as it is" : `${one.loser} lost, ${when(one.losing_time)}`];
+  return h("table", { "aria-label": stray(one) ? `The row ${one.table_name} ${one.key}` : `Both ${merged(one) ? "rows" : "versions"} of ${one.table_name} ${one.key}` },
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "column"), !stray(one) && h("th", { scope: "col" }, here), h("th", { scope: "col" }, there))),
     h("tbody", {}, columns.map((column) => {
       const [here, there] = [cell(won, column), cell(lost, column)];
-      return h("tr", { class: here === there ? "same" : "differs" }, h("th", { scope: "row" }, column), h("td", {}, here), h("td", {}, there));
+      return h("tr", { class: stray(one) || here === there ? "same" : "differs" }, h("th", { scope: "row" }, column), !stray(one) && h("td", {}, here), h("td", {}, there));
     })));
 }
 
@@ -59,8 +62,9 @@ function actions(one) {
       ? h("p", { class: "buttons" }, undo("Merge them again", `: merged into ${one.other_key} again, at every site.`))
       : [h("p", { class: "buttons" }, undo("Both rows again", " lives again, beside the other row, at every site.")), values(one, write)];
   }
+  if (stray(one) && !one.resolved_at) return values(one, write);
   return [h("p", { class: "buttons" },
-    take(one.winner, "winner", `${one.resolved_at ? "Take" : "Keep"} ${one.winner}’s`), take(one.loser, "loser", `Take ${one.loser}’s`),
+    !stray(one) && [take(one.winner, "winner", `${one.resolved_at ? "Take" : "Keep"} ${one.winner}’s`), take(one.loser, "loser", `Take ${one.loser}’s`)],
     one.resolved_at && undo("Undo the resolution", ": the resolution is taken back.")),
     (one.winning_image || one.resolved_at) && values(one, write)]; // one that is deleted has no columns to write
 }
@@ -69,6 +73,7 @@ function detail(one) {
   const facts = [`${one.kind}, strategy ${one.strategy}, noticed ${when(one.noticed_at)}.`];
   if (one.yielded) facts.push(`By ${one.constraint_name} the row ${one.other_key} keeps the value; this one got ${JSON.stringify(one.yielded)} instead.`);
   if (merged(one)) facts.push(`The row was merged into ${one.other_key}, which has its value of ${one.constraint_name}.`);
+  if (stray(one)) facts.push(`A constraint kept it from following the row to which it referred by ${one.constraint_name}, and which was merged into another one.`);
   if (one.strategy === "cascade") facts.push(`It was deleted with ${one.other_key}, to which it referred by ${one.constraint_name}.`);
   if (one.resolved_at) facts.push(`Resolved by ${one.resolved_by}, ${when(one.resolved_at)}.`);
   return h("div", { class: "detail", id: `detail-${one.id}` },
@@ -83,7 +88,7 @@ function item(one) {
     onclick: () => { chosen = open ? null : one.id; draw(); by("conflicts-list").querySelector(`[data-id="${one.id}"]`).focus(); },
   },
   h("span", { class: "when dim" }, when(one.noticed_at)), h("span", { class: "what" }, one.table_name, " ", h("span", { class: "key-of" }, one.key)),
-  h("span", { class: "kind dim" }, one.kind), h("span", { class: "who" }, `${one.winner} over ${one.loser}`), tag(one));
+  h("span", { class: "kind dim" }, one.kind), h("span", { class: "who" }, one.loser ? `${one.winner} over ${one.loser}` : one.winner), tag(one));
   return h("li", {}, row, open && detail(one));
 }
 
