@@ -260,6 +260,7 @@ def test_every_finding_says_who_and_what_to_type() -> None:
         "behind_seconds": 0,
         "behind_rows": 0,
         "role": "voter",
+        "typed": [],
     }
     me = site | {
         "name": "berlin",
@@ -297,6 +298,9 @@ def test_every_finding_says_who_and_what_to_type() -> None:
     assert [one.level for one in found] == ["bad"] * 4 + ["warn"] * 3
     late = findings(well | {"sites": [me, peer | {"behind_seconds": 90.0, "behind_rows": 1000}]})
     assert [one.text for one in late] == ["tokyo lags"]
+
+    (typed,) = findings(well | {"sites": [me | {"typed": ["note: column size was added"]}, peer]})
+    assert (typed.level, typed.type, typed.about) == ("warn", "syncagent schema adopt", "schema")
 
     for gone in (well | {"member": False}, well | {"sites": [peer]}):
         (one,) = findings(gone)

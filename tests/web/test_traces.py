@@ -120,7 +120,7 @@ def traced(collector: Collector, cluster: Cluster, origin: Site, rows: int) -> l
 
 
 def merged(collector: Collector, rows: int, others: set[str]) -> Span | None:
-    """The cut of so many rows, whose trace has a merge at all of these."""
+    """The cut of so many rows, whose trace has a merge at all of these, and who sent what each of them has received."""
 
     def cut() -> Span | None:
         cuts = [s for s in list(collector.spans) if s.name == "cut" and s.told["syncagent.rows"] == rows]
@@ -128,7 +128,12 @@ def merged(collector: Collector, rows: int, others: set[str]) -> Span | None:
 
     def complete() -> bool:
         spans = collector.of(one.trace) if (one := cut()) else []
-        return {s.told["syncagent.site"] for s in spans if s.name == "merge"} == others
+        links = {
+            name: {(s.told["syncagent.site"], s.told["syncagent.peer"]) for s in spans if s.name == name}
+            for name in ("send", "receive")
+        }
+        merges = {s.told["syncagent.site"] for s in spans if s.name == "merge"}
+        return merges == others and {(peer, site) for site, peer in links["receive"]} <= links["send"]
 
     try:
         until(complete, "its trace is complete", 5.0)

@@ -1,5 +1,6 @@
 """How a change of the schema, and what was typed by hand, is shown."""
 
+from collections.abc import Callable
 from typing import Any
 
 from syncagent.cli import render
@@ -27,3 +28,15 @@ def tell(change: dict[str, Any]) -> None:
     render.show(render.grid(rows, ("phase", "what", "locks", "state", "missing")))
     for site, why in change["failures"].items():
         render.show(f"cannot be done at {site}: {why}")
+
+
+def progress() -> Callable[[str], None]:
+    """Says what an agent says of its progress, once."""
+    said = [""]
+
+    def say(text: str) -> None:
+        if text != said[0]:
+            render.say(text)
+            said[0] = text
+
+    return say

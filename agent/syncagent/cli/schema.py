@@ -450,7 +450,9 @@ def _carry_revisions(
                 _refuse(planned)
                 change = _change(connection, planned, how.role, auto)
                 opened = ask(connection, "schema-open", {"change": change}, seconds=_ASK)["id"]
-            answer = revisions.carry(connection, dsn_of(home, dsn), opened, script, timeout, _progress())
+            answer = revisions.carry(
+                connection, dsn_of(home, dsn), opened, script, timeout, changes.progress()
+            )
             if _conclude(connection, opened, answer, as_json) != "done":
                 return
         render.say("every revision is here")
@@ -468,7 +470,7 @@ def _await(connection: "Connection", change: str, timeout: float, as_json: bool)
         "schema-wait",
         {"id": change, "timeout": timeout},
         seconds=timeout,
-        on_progress=_progress(),
+        on_progress=changes.progress(),
     )
     return _conclude(connection, change, answer, as_json)
 
@@ -492,14 +494,3 @@ def _conclude(connection: "Connection", change: str, answer: dict[str, Any], as_
             "when nobody needs the old shape any more: syncagent schema apply --contract; or: syncagent schema abort"
         )
     return str(found["state"])
-
-
-def _progress() -> Any:
-    said = [""]
-
-    def say(text: str) -> None:
-        if text != said[0]:
-            render.say(text)
-            said[0] = text
-
-    return say
