@@ -108,6 +108,10 @@ $(VENV)/.docs $(VENV)/.deploy: $(VENV)/.%: $(READY)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
 	@touch $@
 
+.PHONY: release
+release: $(READY) ## keep what this version leaves, so that every later one is upgraded from it; CONTRIBUTING.md says when
+	@$(BIN)/python -m tests.support.releases
+
 .PHONY: extension
 extension: $(READY) ## write the SQL side as an extension, to build/extension
 	@$(BIN)/python -m tests.support.extension build/extension

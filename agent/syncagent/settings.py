@@ -134,7 +134,11 @@ def load(home: Path) -> Settings:
             hint="name it with --home or SYNCAGENT_HOME, or make one with `syncagent init`",
         ) from None
     except OSError as error:
-        raise UsageError(f"{path} cannot be read", detail=error.strerror) from error
+        raise UsageError(
+            f"{path} cannot be read",
+            detail=error.strerror,
+            hint="a home is its agent's user's own: run this as that user, or name another with --home",
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{path} is not valid TOML",

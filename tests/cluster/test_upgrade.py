@@ -1,5 +1,6 @@
 """An upgrade, site by site, from what an older version has left: the application writes on, both versions replicate, nothing is lost."""
 
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ import pytest
 
 from syncagent import settings as configuration
 from syncagent.embedded import free_port
-from syncagent.settings import Settings
 from syncagent.storage import drift, migrations, tables
 from syncagent.storage.commands import connected
 from syncagent.transport.tls import Credentials
@@ -53,41 +53,42 @@ class Application:
         self._thread.join()
 
 
-def settle(member: Member) -> tuple[str, str, str]:
-    """A home for a database that is a site: dsn, address, certificate."""
-    ((site, name, node, incarnation),) = member.execute(
-        "select site, name, node, incarnation from syncagent.local_site"
-    )
+def settle(member: Member, kept: Path) -> tuple[str, str, str]:
+    """A home for a database that is a site, with settings as they were kept: dsn, address, certificate."""
     member.home.mkdir(mode=0o700)
-    credentials = Credentials.provide(member.home, name)
     member.address = f"127.0.0.1:{free_port()}"
-    configuration.write(
-        Settings(
-            home=member.home,
-            name=name,
-            node=node,
-            site=site,
-            incarnation=incarnation,
-            dsn=member.database.dsn,
-            listen=member.address,
-        )
-    )
+    text = kept.read_text()
+    for there, here in ((releases.DSN, member.database.dsn), (releases.LISTEN, member.address)):
+        assert there in text
+        text = text.replace(there, here)
+    (member.home / "config.toml").write_text(text)
+    credentials = Credentials.provide(member.home, configuration.load(member.home).name)
     return member.database.dsn, member.address, credentials.sha256
 
 
 @pytest.fixture
-def sites(servers: Servers, tmp_path: Path) -> Iterator[list[Member]]:
-    """Two sites of the oldest version, as their dumps have kept them."""
-    first = migrations.revisions()[0]
+def sites(request: pytest.FixtureRequest, servers: Servers, tmp_path: Path) -> Iterator[list[Member]]:
+    """Two sites as a release has left them: the one that the test names, or the oldest. Until there is one, of the present revision."""
+    folder = releases.KEPT
+    if not releases.released():
+        folder = tmp_path / "kept"
+        folder.mkdir()
+        releases.keep(folder, "0.0.0", servers.of(releases.OLDEST))
+    revision = getattr(request, "param", releases.released(folder)[0])
     with fleet(tmp_path, "", servers.of(18), servers.of(15)) as members:
         for node, member in enumerate(members, 1):
-            releases.restore(releases.kept(servers, first, node), member.database)
+            releases.restore(releases.dump_of(folder, revision, node), member.database)
             with connected(member.database.dsn) as connection, connection.transaction():
                 migrations.upgrade(connection)
             with connected(member.database.dsn) as connection:
                 tables.regenerate(connection, patience=5, on_wait=lambda _: None)
                 assert drift.drift(connection) == []
-        found_together([settle(member) for member in members])
+        found_together(
+            [
+                settle(member, releases.config_of(folder, revision, node))
+                for node, member in enumerate(members, 1)
+            ]
+        )
         yield members
 
 
@@ -99,15 +100,20 @@ def equal(members: list[Member]) -> None:
     until(lambda: rows(members[0]) == rows(members[1]), "both have the same rows")
 
 
+def goes_on(members: list[Member]) -> None:
+    """What no agent had seen at the release, they see now."""
+    for member in members:
+        member.start()
+    equal(members)
+    assert len(rows(members[0])) == releases.ROWS + 2 - 2
+    assert members[0].scalar("select count(*) from syncagent.conflict where kind = 'update/update'") == 1
+
+
 def test_one_site_after_the_other(sites: list[Member], tmp_path: Path) -> None:
     berlin, tokyo = sites
     upgraded = {"PYTHONPATH": str(releases.next_version(tmp_path / "next"))}
     newer = f"{int(migrations.newest()) + 1:04}"
-    for member in sites:
-        member.start()
-    equal(sites)  # what the old agents had not seen, they see now
-    assert len(rows(berlin)) == releases.ROWS + 2 - 2
-    assert berlin.scalar("select count(*) from syncagent.conflict where kind = 'update/update'") == 1
+    goes_on(sites)
 
     berlin.environment = upgraded
     assert "an agent of the version before is running" in berlin.refused("db", "upgrade")
@@ -159,8 +165,30 @@ def test_one_site_after_the_other(sites: list[Member], tmp_path: Path) -> None:
     equal(sites)
 
 
+@pytest.mark.parametrize("sites", releases.released()[1:], indirect=True)
+def test_each_later_release_is_upgraded_from(sites: list[Member]) -> None:
+    """From the oldest one the test above goes."""
+    goes_on(sites)
+    sites[1].execute("delete from item where name = 'item 4'")
+    equal(sites)
+
+
 def test_what_is_released_is_kept() -> None:
-    """Its dump is there, so that the way from it to the present is tried for ever."""
-    for revision in releases.released():
+    """What it left is there, so that the way from it to the present is tried for ever; and its SQL is what it was."""
+    kept = releases.releases()
+    remedy = "make release, at that release"
+    assert releases.published() | tagged() <= {release.version for release in kept}, remedy
+    for release in kept:
+        assert releases.digest(release.revision) == release.sha256, f"revision {release.revision} is released"
         for node in releases.SITES:
-            assert releases.path(revision, node).exists(), "python -m tests.support.releases, at that release"
+            assert releases.dump_of(releases.KEPT, release.revision, node).exists(), remedy
+            assert releases.config_of(releases.KEPT, release.revision, node).exists(), remedy
+    assert set(migrations.revisions()[:-1]) <= set(releases.released()), "one revision a release"
+
+
+def tagged() -> set[str]:
+    """Versions that have a tag in this repository, if it is one."""
+    done = subprocess.run(
+        ["git", "tag", "--list", "v[0-9]*"], cwd=releases.ROOT, capture_output=True, text=True, check=False
+    )
+    return {tag.removeprefix("v") for tag in done.stdout.split()}

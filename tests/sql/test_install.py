@@ -11,8 +11,9 @@ from sqlalchemy import create_engine
 
 from syncagent import resources
 from syncagent.storage import migrations
+from tests.support import freeze
 from tests.support.databases import Database
-from tests.support.freeze import newest, present
+from tests.support.releases import released
 
 PUBLIC = {"uuid7", "stamp_time", "stamp_node", "uuid7_floor", "truncate"}
 
@@ -55,8 +56,18 @@ def test_sql_and_migrations_lead_to_the_same(
     assert migrated.execute("select version_num from syncagent.schema_version") == [(migrations.newest(),)]
 
 
-def test_the_newest_revision_holds_the_present_sql() -> None:
-    assert newest().read_text() == present(), "run: python -m tests.support.freeze"
+def test_the_first_revision_holds_the_present_sql_until_it_is_released() -> None:
+    if not released():
+        assert freeze.first().read_text() == freeze.present(), "run: python -m tests.support.freeze"
+
+
+def test_what_is_released_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = freeze.first().read_bytes()
+    monkeypatch.setattr(freeze, "released", lambda: ("0001",))
+    monkeypatch.setattr(freeze, "present", lambda: "something else")
+    with pytest.raises(SystemExit, match="is released"):
+        freeze.main()
+    assert freeze.first().read_bytes() == before
 
 
 def test_alembic_can_do_it_in_a_transaction_of_ours(

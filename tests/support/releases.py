@@ -1,28 +1,40 @@
-"""Versions of the SQL side beside the present one: databases as an older one has left them, and an agent as the next one would be.
+"""Versions beside the present one: sites as an older one has left them, and an agent as the next one would be.
 
-    python -m tests.support.releases
+    make release
 
-keeps the dump of the newest revision, in the commit that releases it: `tests/upgrade/NNNN.sql.gz`, a database with that revision,
-an attached table, rows, and writes that no agent has seen. Until then the test makes it anew.
+keeps, in the commit that releases a version, what is upgraded from for ever (`tests/upgrade/`): of each of two sites `NNNN-SITE.sql.gz`, the dump of
+a database with the newest revision, an attached table, rows, and writes that no agent has seen, and `NNNN-SITE.toml`, its `config.toml`; and a line
+in `releases.txt`: version, revision, and the SHA-256 of the revision's SQL, which stays as it is from then on. A version that brings no
+revision of its own adds its line alone. Until the first release the test keeps one for itself.
 """
 
 import gzip
+import hashlib
 import io
+import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
 
 from alembic import command
 from alembic.config import Config
 
-from syncagent import resources
+from syncagent import __version__, resources
+from syncagent import settings as configuration
 from syncagent.embedded import Server, scratch
+from syncagent.settings import Settings
 from syncagent.storage import migrations
 from tests.support.databases import Database, fresh_database
 from tests.support.postgres import Servers
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "tests" / "upgrade"
+LIST = "releases.txt"
+DSN, LISTEN = "postgresql://agent@localhost/shop", "127.0.0.1:7400"
+"""What stands in settings that are kept; the test puts its own there."""
 OLDEST = 15
 """The PostgreSQL that dumps are made with: newer ones read them, too."""
 SITES = {1: "berlin", 2: "tokyo"}
@@ -50,38 +62,81 @@ def script(revision: str) -> str:
     return output.getvalue()
 
 
-def dump(server: Server, revision: str, node: int) -> str:
-    """A site of that revision, as pg_dump writes it."""
+class Release(NamedTuple):
+    version: str
+    revision: str
+    sha256: str
+
+
+def releases(folder: Path = KEPT) -> list[Release]:
+    """Every version that was released, oldest first."""
+    file = folder / LIST
+    return [Release(*line.split()) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def released(folder: Path = KEPT) -> tuple[str, ...]:
+    """Revisions that stay as they are, oldest first."""
+    return tuple(sorted({release.revision for release in releases(folder)}))
+
+
+def published() -> set[str]:
+    """Versions that CHANGELOG.md has a heading for."""
+    return set(re.findall(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE))
+
+
+def digest(revision: str) -> str:
+    (file,) = (resources.migrations() / "versions").glob(f"{revision}_*.sql")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def dump_of(folder: Path, revision: str, node: int) -> Path:
+    return folder / f"{revision}-{SITES[node]}.sql.gz"
+
+
+def config_of(folder: Path, revision: str, node: int) -> Path:
+    return folder / f"{revision}-{SITES[node]}.toml"
+
+
+def keep(folder: Path, version: str, server: Server) -> Release:
+    """The newest revision is released with a version."""
+    made = Release(version, migrations.newest(), digest(migrations.newest()))
+    if made.revision not in released(folder):
+        for node in SITES:
+            _keep(folder, made.revision, node, server)
+    (folder / LIST).write_text("".join(" ".join(one) + "\n" for one in [*releases(folder), made]))
+    return made
+
+
+def _keep(folder: Path, revision: str, node: int, server: Server) -> None:
+    """A site of that revision: its database as pg_dump writes it, and its settings."""
     with fresh_database(server) as database:
         database.execute(script(revision))
         database.execute(_BEGUN.format(name=SITES[node], node=node, rows=ROWS))
+        ((site, incarnation),) = database.execute("select site, incarnation from syncagent.local_site")
         done = subprocess.run(
             [server.binaries.tool("pg_dump"), "--no-owner", "--no-privileges", "--dbname", database.dsn],
             capture_output=True,
-            text=True,
             check=True,
         )
-    return done.stdout
+    dump_of(folder, revision, node).write_bytes(gzip.compress(done.stdout, mtime=0))
+    with scratch("syncagent-home-") as home:
+        written = configuration.write(_settings(home, node, site, incarnation))
+        shutil.copyfile(written, config_of(folder, revision, node))
 
 
-def path(revision: str, node: int) -> Path:
-    return KEPT / f"{revision}-{SITES[node]}.sql.gz"
+def _settings(home: Path, node: int, site: UUID, incarnation: UUID) -> Settings:
+    return Settings(
+        home=home,
+        name=SITES[node],
+        node=node,
+        site=site,
+        incarnation=incarnation,
+        dsn=DSN,
+        listen=LISTEN,
+    )
 
 
-def released() -> tuple[str, ...]:
-    """Revisions that stay as they are: all but the newest one, and that if its dump is kept."""
-    return tuple(one for one in migrations.revisions() if one != migrations.newest() or path(one, 1).exists())
-
-
-def kept(servers: Servers, revision: str, node: int) -> str:
-    """The dump of a site; made now if its revision is not released."""
-    if path(revision, node).exists():
-        return gzip.decompress(path(revision, node).read_bytes()).decode()
-    assert revision not in released(), f"{path(revision, node)} is missing"
-    return dump(servers.of(OLDEST), revision, node)
-
-
-def restore(text: str, database: Database) -> None:
+def restore(kept: Path, database: Database) -> None:
     subprocess.run(
         [
             database.server.binaries.tool("psql"),
@@ -90,9 +145,8 @@ def restore(text: str, database: Database) -> None:
             "--set=ON_ERROR_STOP=1",
             database.dsn,
         ],
-        input=text,
+        input=gzip.decompress(kept.read_bytes()),
         capture_output=True,
-        text=True,
         check=True,
     )
 
@@ -152,16 +206,20 @@ def _other_capture(file: Path) -> str:
 
 
 def main() -> None:
-    newest = migrations.newest()
+    if __version__ not in published():
+        sys.exit(
+            f"CHANGELOG.md has no heading [{__version__}], which is the version of agent/syncagent/__init__.py"
+        )
+    if __version__ in {release.version for release in releases()}:
+        sys.exit(f"{__version__} is released: raise the version in agent/syncagent/__init__.py")
     KEPT.mkdir(exist_ok=True)
     with scratch("syncagent-releases-") as folder:
         servers = Servers(folder)
         try:
-            for node in SITES:
-                text = dump(servers.of(OLDEST), newest, node)
-                path(newest, node).write_bytes(gzip.compress(text.encode(), mtime=0))
+            made = keep(KEPT, __version__, servers.of(OLDEST))
         finally:
             servers.stop()
+    sys.stdout.write(f"kept {made.version}, revision {made.revision}: commit tests/upgrade, then git tag\n")
 
 
 if __name__ == "__main__":

@@ -26,8 +26,7 @@ def accept(
     dsn: DsnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take what a site wrote while its clock was ahead, at every site. Set its clock first. From then on every site stamps its writes
-    with that later time, until time has come so far; rows that were written elsewhere meanwhile lose against the site's."""
+    """Take what a site wrote while its clock was ahead, at every site. Set its clock first. From then on every site stamps its writes with that later time, until time has come so far; rows that were written elsewhere meanwhile lose against the site's."""
     from syncagent.storage.commands import site_of
     from syncagent.storage.requests import ask
 

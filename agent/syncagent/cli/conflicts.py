@@ -66,7 +66,7 @@ def list_(
     from syncagent.storage.commands import site_of
 
     if as_csv and as_json:
-        raise UsageError("--csv or --json, not both")
+        raise UsageError("--csv and --json at once", hint="one of the two")
     wanted = inspection.Wanted(
         table, key, kind, site, None if since is None else timedelta(seconds=since), open_
     )

@@ -114,7 +114,9 @@ def uninstall(
 
     with connected(dsn_of(home, dsn)) as connection:
         if migrations.installed(connection) is None:
-            raise RefusedError("syncagent is not installed in this database")
+            raise RefusedError(
+                "syncagent is not installed in this database", hint="does the dsn lead to the right one?"
+            )
         here = installation.site(connection)
         title = f"site {here['name']}" if here else "this database"
         if not yes:

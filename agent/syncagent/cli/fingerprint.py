@@ -18,8 +18,7 @@ def fingerprint(
     dsn: DsnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say, or choose for the whole cluster, what rows are compared by: the servers' own hash, which is fast, or sha256, which nobody can
-    forge, and which is the same on every server. Every site computes its forest anew then."""
+    """Say, or choose for the whole cluster, what rows are compared by: the servers' own hash, which is fast, or sha256, which nobody can forge, and which is the same on every server. Every site computes its forest anew then."""
     from syncagent.storage.commands import site_of
     from syncagent.storage.requests import ask
 

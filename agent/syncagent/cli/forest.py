@@ -30,8 +30,7 @@ def forest(
     dsn: DsnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw the Merkle tree of a table: its rows by the time of their keys, how they are cut into leaves, and what is
-    being written. Parts with the same digest at two sites are equal."""
+    """Draw the Merkle tree of a table: its rows by the time of their keys, how they are cut into leaves, and what is being written. Parts with the same digest at two sites are equal."""
     from syncagent.storage import inspection
     from syncagent.storage.commands import site_of
 

@@ -58,8 +58,7 @@ def drop(
     dsn: DsnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give a parked version up, at every site: the row becomes what it is here, or goes if it is not here. The version is kept as a
-    conflict."""
+    """Give a parked version up, at every site: the row becomes what it is here, or goes if it is not here. The version is kept as a conflict."""
     from syncagent.storage import inspection
     from syncagent.storage.commands import site_of
 

@@ -38,8 +38,7 @@ def repair(
     dsn: DsnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare this site with every other one, take what is right there, and let them take what is right here; exit 1 if
-    rows still differ."""
+    """Compare this site with every other one, take what is right there, and let them take what is right here; exit 1 if rows still differ."""
     from syncagent.storage.attaching import named
     from syncagent.storage.commands import site_of
     from syncagent.storage.requests import ask

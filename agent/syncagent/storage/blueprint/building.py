@@ -39,7 +39,11 @@ def build_before(connection: Connection, blueprint: Blueprint, *, tell: OnStep |
     Raises RefusedError for what this server cannot have; then nothing was made.
     """
     if found := obstacles(connection, blueprint):
-        raise RefusedError("the tables cannot be made here", detail="\n".join(found))
+        raise RefusedError(
+            "the tables cannot be made here",
+            detail="\n".join(found),
+            hint="mend that, then give the same command again: nothing was made",
+        )
     notes = other_functions(connection, blueprint)
     with border(), connection.transaction():
         return notes + _Builder(connection, tell).run(blueprint.before)
