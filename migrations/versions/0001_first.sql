@@ -669,7 +669,7 @@ begin
                 from syncagent.stride x where x.relation = p_id), ''),
             'check_deferrable', case when syncagent._deferrable(v_table.relation)
                 then format('perform syncagent._check_deferrable(%s);', p_id) else '' end,
-            'guard', case when v_parts then format('if pg_partition_root(tg_relid) is distinct from %L::regclass then return null; end if;', v_name) else '' end,
+            'guard', case when v_parts then format('if pg_partition_root(tg_relid) is distinct from %L::regclass then return null; end if;', v_name) else '' end || syncagent._merge_guard(v_table),
             'title', quote_literal(v_name), 'stage_key', syncagent._stage_key(v_table),
             'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
             'columns', string_agg(format('%I', c), ', ' order by n),
@@ -2844,6 +2844,70 @@ end
 $$;
 comment on function syncagent._await_refused is 'wait for one row that others hold, holding nothing else; the first step of a merge that was refused twice';
 
+-- Rows that do not come with the batch, but must be written because of it (they yield, follow, or go): nobody sees beforehand which
+-- they are, so a refusal says it.
+create function syncagent._contend(p_tokens jsonb, p_keys uuid[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_here uuid[];
+    v_free uuid[];
+begin
+    execute syncagent._render('select array(select {key} from {table} t where {key} = any ($1))', p_tokens) into v_here using p_keys;
+    execute syncagent._render('select array(select k.key from (select {key} as key from {table} t where {key} = any ($1) for update of t skip locked) as k)', p_tokens)
+        into v_free using p_keys;
+    raise exception 'a row of % that is to be written with the batch is written by others', p_tokens ->> 'title' using errcode = 'SA101', table = p_tokens ->> 'id',
+        detail = coalesce((select k from unnest(v_here) as k order by k = any (v_free), k limit 1)::text, '');
+end
+$$;
+comment on function syncagent._contend is 'say that others are at one of these rows, and which one';
+
+create function syncagent._hold(p_tokens jsonb, p_rows text, p_lock text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_keys uuid[];
+begin
+    execute syncagent._render(format('select from %s order by {key} for %s of t', p_rows, p_lock), p_tokens);
+exception when lock_not_available then
+    execute syncagent._render(format('select array(select {key} from %s)', p_rows), p_tokens) into v_keys;
+    perform syncagent._contend(p_tokens, v_keys);
+end
+$$;
+comment on function syncagent._hold is 'lock rows that are to be written: from here on they stay where they are';
+
+create function syncagent._change(p_tokens jsonb, p_statement text, p_keys uuid[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_count bigint;
+begin
+    execute syncagent._render(p_statement, p_tokens) using p_keys;
+    get diagnostics v_count = row_count;
+    if v_count < cardinality(p_keys) then
+        perform syncagent._contend(p_tokens, p_keys);
+    end if;
+exception when lock_not_available then
+    perform syncagent._contend(p_tokens, p_keys);
+end
+$$;
+comment on function syncagent._change is 'a statement that writes these rows, all of them, as they were found';
+
+create function syncagent._await_row(p_relation integer, p_key uuid, p_milliseconds integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    perform set_config('lock_timeout', p_milliseconds::text, true);
+    execute (select syncagent._render('select from {table} t where {key} = $1 for update of t', syncagent._tokens(r.id))
+             from syncagent.replicated r where r.id = p_relation) using p_key;
+end
+$$;
+comment on function syncagent._await_row is 'wait for the row that a merge was refused for, holding nothing else';
+
 create function syncagent._apply_template() returns text
     language sql immutable
     as $template$ select $sql$
@@ -3203,7 +3267,7 @@ $sql$ $template$;
 -- too, and all that refers to them (the policy `cascade`).
 
 create function syncagent._references(p_relation integer)
-    returns table (name name, relation integer, policy text, refers text, same text, emptied text)
+    returns table (name name, relation integer, policy text, refers text, same text, emptied name[])
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
@@ -3221,7 +3285,7 @@ create function syncagent._references(p_relation integer)
     cross join lateral (
         select string_agg(format('t.%I operator(%I.%s) c.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k) as same,
                string_agg(format('p.%I operator(%I.%s) t.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k) as mine,
-               string_agg(format('%I = null', a.attname), ', ' order by k) as emptied, bool_or(a.attnotnull) as given
+               array_agg(a.attname order by k) as emptied, bool_or(a.attnotnull) as given
         from generate_series(1, cardinality(f.conkey)) k
         join pg_attribute p on p.attrelid = f.confrelid and p.attnum = f.confkey[k]
         join pg_attribute a on a.attrelid = f.conrelid and a.attnum = f.conkey[k]
@@ -3231,7 +3295,7 @@ create function syncagent._references(p_relation integer)
       and not exists (select from pg_attribute p where p.attrelid = f.confrelid and p.attnum = any (f.confkey) and p.attname <> all (t.columns))
     order by f.conname, r.id
 $$;
-comment on function syncagent._references is 'foreign keys of attached tables that refer to one of them: what is done about a row whose parent was deleted, whether a row t has such rows, whether t is one of a row p, and what is written where an ON DELETE SET NULL would be';
+comment on function syncagent._references is 'foreign keys of attached tables that refer to one of them: what is done about a row whose parent was deleted, whether a row t has such rows, whether t is one of a row p, and the columns that an ON DELETE SET NULL empties';
 
 create function syncagent._referred(p_relation integer) returns boolean
     language sql stable
@@ -3314,14 +3378,16 @@ end
 $$;
 comment on function syncagent._restore_parents is 'write rows again that were deleted by what has just been merged, and that rows which stay refer to, or delete those; whether there were any';
 
-create function syncagent._delete_orphans(p_relation integer, p_name name, p_child integer, p_same text, p_emptied text, p_deep boolean, p_merged boolean) returns bigint
+create function syncagent._delete_orphans(p_relation integer, p_name name, p_child integer, p_same text, p_emptied name[], p_deep boolean, p_merged boolean) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_tokens jsonb := syncagent._tokens(p_child);
     v_parent jsonb := syncagent._bereft_tokens(p_relation);
+    v_lww    boolean := (select r.strategy = 'lww' from syncagent.replicated r where r.id = p_child);
     v_me     syncagent.local_site;
+    v_keys   uuid[];
     v_count  bigint;
     v_state  text;
 begin
@@ -3329,10 +3395,17 @@ begin
         return 0;
     end if;
     select * into strict v_me from syncagent.local_site;
+    v_tokens := v_tokens || jsonb_build_object('parent', p_relation, 'row', v_parent ->> 'row', 'same', p_same, 'name', quote_literal(p_name) || '::name',
+        'gone', (p_emptied is null)::text, 'odd_value', coalesce(nullif(v_tokens ->> 'odd_value', ''), ', null::text as odd'));
+    v_tokens := v_tokens || jsonb_build_object(
+        'act', syncagent._render(case when p_emptied is null then 'delete from {table} t using'
+            else format('update {table} t set %s from', (select string_agg(format('%I = null', c), ', ') from unnest(p_emptied) as c)) end, v_tokens),
+        'parents', syncagent._render($sql$(
+            select x.key as "$parent", q.* from pg_temp.bereft x cross join lateral {row} as q
+            where x.relation = {parent} and x.deep = $1 and exists (select from syncagent.alias a where a.relation = {parent} and a.loser = x.key) = $2) as p$sql$, v_tokens));
     execute syncagent._render($sql$
         with orphan as (
-            {act} (select x.key as "$parent", q.* from pg_temp.bereft x cross join lateral {row} as q
-                   where x.relation = {parent} and x.deep = $1 and exists (select from syncagent.alias a where a.relation = {parent} and a.loser = x.key) = $2) as p
+            {act} {parents}
             where {same} and not exists (select from syncagent.parked_row w where w.relation = {id} and w.key = {key})
             returning {key} as key, {t_key_text} as key_text, to_jsonb(t.*) as image, row({t_columns})::text as line, p."$parent" as parent {odd_value}
         ), told as (
@@ -3348,16 +3421,17 @@ begin
             insert into pg_temp.bereft (xid, relation, key, image, odd, deep)
             select pg_current_xact_id(), {id}, o.key, o.line, o.odd, true from orphan o where {gone}
         )
-        insert into pg_temp.yielded (relation, key, odd, op)
-        select distinct on (o.key) {id}, o.key, o.odd, case when {gone} then 'D' else 'U' end::"char" from orphan o
-        on conflict (relation, key) do update set op = excluded.op, columns = null $sql$,
-        v_tokens || jsonb_build_object('parent', p_relation, 'row', v_parent ->> 'row', 'same', p_same, 'name', quote_literal(p_name) || '::name',
-            'act', syncagent._render(case when p_emptied is null then 'delete from {table} t using' else 'update {table} t set ' || p_emptied || ' from' end, v_tokens),
-            'gone', (p_emptied is null)::text, 'odd_value', coalesce(nullif(v_tokens ->> 'odd_value', ''), ', null::text as odd')))
-        using p_deep, p_merged, v_me.node, v_me.tail;
+        insert into pg_temp.yielded as y (relation, key, odd, op, columns)
+        select distinct on (o.key) {id}, o.key, o.odd, case when {gone} then 'D' else 'U' end::"char", $5::name[] from orphan o
+        on conflict (relation, key) do update set op = excluded.op, columns = case when excluded.op = 'U' and y.columns is not null then y.columns || excluded.columns end $sql$,
+        v_tokens) using p_deep, p_merged, v_me.node, v_me.tail, case when not v_lww then p_emptied end;
     get diagnostics v_count = row_count;
     return v_count;
-exception when others then
+exception when lock_not_available then
+    execute syncagent._render('select array(select {key} from {table} t, {parents} where {same})', v_tokens) into v_keys using p_deep, p_merged;
+    perform syncagent._contend(v_tokens, v_keys);
+    return 0;
+when others then
     get stacked diagnostics v_state = returned_sqlstate;
     if p_emptied is null or not syncagent._may_park(v_state) then
         raise;
@@ -3910,6 +3984,24 @@ create function syncagent._kept(p_old text, p_new text, p_of text) returns jsonb
     as $$ select jsonb_build_object('kept', syncagent._alike(syncagent._members(p_old, p_of), syncagent._members(p_new, p_of))) $$;
 comment on function syncagent._kept is 'how much a write has left of what it appended to';
 
+create function syncagent._counted(p_value numeric) returns numeric
+    language sql immutable
+    as $$ select case p_value when 'NaN' then 0 else p_value end $$;
+comment on function syncagent._counted is 'what a value is worth where counts are added: NaN, which nobody can add to, nothing';
+
+create function syncagent._added_here(p_old numeric, p_new numeric, p_column name) returns numeric
+    language plpgsql immutable
+    as $$
+begin
+    if p_new = 'NaN' then
+        raise exception 'column % cannot be NaN: it is a counter', quote_ident(p_column)
+            using errcode = 'SA004', hint = 'write a number; of a column that must be able to hold NaN, choose another way to merge it';
+    end if;
+    return p_new - syncagent._counted(p_old);
+end
+$$;
+comment on function syncagent._added_here is 'what a write adds to a counter; an error if the sum is not a number';
+
 create function syncagent._wrapped(p_value numeric, p_how jsonb) returns numeric
     language sql immutable
     as $$
@@ -3959,7 +4051,7 @@ create function syncagent._op(p_op "char", p_columns name[], p_deltas jsonb, p_s
     as $$ select jsonb_build_array(p_stamp, p_op, to_jsonb(p_columns::text[]), p_deltas) $$;
 comment on function syncagent._op is 'what one log entry says of its rows';
 
-create function syncagent._with_op(p_registers jsonb, p_op jsonb, p_me integer, p_next bigint) returns jsonb
+create function syncagent._with_op(p_registers jsonb, p_op jsonb, p_known jsonb, p_me integer, p_next bigint) returns jsonb
     language plpgsql immutable
     as $$
 declare
@@ -3973,7 +4065,7 @@ begin
     for v_name in select jsonb_array_elements_text(p_op -> 2) loop
         v_column := coalesce(p_registers -> v_name, '{}');
         v_own := v_column -> v_me;
-        continue when (v_own ->> 0)::uuid >= (p_op ->> 0)::uuid;   -- known already, before a cut had it
+        continue when (p_known -> v_name -> v_me ->> 0)::uuid >= (p_op ->> 0)::uuid;   -- known already, before a cut had it
         v_delta := p_op -> 3 -> v_name;
         case
             when v_delta is null or v_delta = 'null' then
@@ -3988,14 +4080,14 @@ begin
                     || coalesce((select jsonb_object_agg(e.m, v_cut) from jsonb_array_elements_text(v_delta -> '+') as e (m)), '{}'));
             else
                 v_column := v_column || jsonb_build_object(v_me, jsonb_build_array(p_op -> 0, v_cut,
-                    case when v_own is null then p_next - 1 else (v_own ->> 2)::bigint end, coalesce((v_own ->> 3)::numeric, 0) + v_delta::numeric));
+                    case when v_own is null then p_next - 1 else (v_own ->> 2)::bigint end, coalesce((v_own ->> 3)::numeric, 0) + case when jsonb_typeof(v_delta) = 'number' then v_delta::numeric else 0 end));
         end case;
         p_registers := p_registers || jsonb_build_object(v_name, v_column);
     end loop;
     return p_registers;
 end
 $$;
-comment on function syncagent._with_op is 'registers after one write of this site';
+comment on function syncagent._with_op is 'registers after one write of this site, unless they had it as they were known: all writes of a transaction have one stamp';
 
 create function syncagent._cut_parts(p_registers jsonb, p_me integer, p_next bigint) returns jsonb
     language plpgsql immutable
@@ -4030,6 +4122,7 @@ create function syncagent._merge_written(p_stamp uuid, p_node integer, p_cut big
 declare
     v_life   jsonb;
     v_newest record;
+    v_known  jsonb;
     v_op     jsonb;
 begin
     stamp := p_stamp; node := p_node; cut := p_cut; deleted := coalesce(p_deleted, false); registers := coalesce(p_registers, '{}');
@@ -4061,11 +4154,12 @@ begin
     if p_next is not null then
         registers := syncagent._cut_parts(registers, p_me, p_next);   -- first: what is written on top of it goes on in the same cut
     end if;
+    v_known := registers;
     for v_op in
         select o.op from jsonb_array_elements(p_log) with ordinality as o (op, n)
         where o.op ->> 1 = 'U' and o.op -> 2 <> 'null' and coalesce((o.op ->> 0)::uuid > (registers -> '' ->> 0)::uuid, true) order by o.n
     loop
-        registers := syncagent._with_op(registers, v_op, p_me, p_next);
+        registers := syncagent._with_op(registers, v_op, v_known, p_me, p_next);
     end loop;
     select e.value into v_newest from syncagent._parts_of(registers) as e order by (e.value ->> 0) collate "C" desc, e.value ->> 2 is null limit 1;
     if found and coalesce((v_newest.value ->> 0)::uuid >= stamp, true) then
@@ -4270,9 +4364,9 @@ begin
         end if;
         case v_how ->> 'kind'
             when 'counter' then
-                v_amount := case when not p_returns then (p_here ->> v_name)::numeric + syncagent._added(v_theirs, v_mine, p_seen, p_me) end;
+                v_amount := case when not p_returns then syncagent._counted((p_here ->> v_name)::numeric) + syncagent._added(v_theirs, v_mine, p_seen, p_me) end;
                 if v_amount is null then
-                    v_amount := (p_there ->> v_name)::numeric + syncagent._added(v_mine, v_theirs, p_context, null);
+                    v_amount := syncagent._counted((p_there ->> v_name)::numeric) + syncagent._added(v_mine, v_theirs, p_context, null);
                 end if;
                 v_value := syncagent._wrapped(v_amount, v_how)::text;
                 v_mine := syncagent._newest_parts(v_mine, v_theirs);
@@ -4422,6 +4516,16 @@ create function syncagent._told_again(p_registers jsonb, p_name text, p_node int
 $$;
 comment on function syncagent._told_again is 'what a node wrote of a column after a cut that is undone, as the log says it: of a count only a stretch that began after it';
 
+create function syncagent._merge_guard(p_table syncagent.replicated) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(string_agg(format('if tg_op = ''INSERT'' then perform syncagent._added_here(0, t.%1$I, %1$L) from changed t where t.%1$I = ''NaN''; end if;', a.attname), ' ' order by a.attnum), '')
+    from jsonb_each_text(p_table.merges) as e join pg_attribute a on a.attrelid = p_table.relation and a.attname = e.key
+    where p_table.strategy = 'merge' and e.value = 'counter' and syncagent._base_type(a.atttypid) = 'numeric'::regtype
+$$;
+comment on function syncagent._merge_guard is 'what refuses rows whose counters are not numbers: others cannot be added up';
+
 create function syncagent._merge_tokens(p_table syncagent.replicated) returns jsonb
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -4445,7 +4549,7 @@ begin
         'seen', format('(select k.seen from pg_temp.knotted k where v_part > 1 and k.relation = %s and k.key = s._key and k.part < v_part order by k.part desc limit 1)', p_table.id),
         'plan', quote_literal(v_plan) || '::jsonb',
         'deltas', coalesce(string_agg(format('case when row(o.%1$I)::record *<> row(t.%1$I)::record then jsonb_build_object(%2$L, '
-            || case u.how ->> 'kind' when 'counter' then 't.%1$I::numeric - o.%1$I::numeric' when 'set' then 'syncagent._set_delta(o.%1$I::text, t.%1$I::text, %3$L)'
+            || case u.how ->> 'kind' when 'counter' then case when syncagent._base_type(a.atttypid) = 'numeric'::regtype then 'syncagent._added_here(o.%1$I, t.%1$I, %2$L)' else 't.%1$I::numeric - o.%1$I::numeric' end when 'set' then 'syncagent._set_delta(o.%1$I::text, t.%1$I::text, %3$L)'
                                      else 'syncagent._kept(o.%1$I::text, t.%1$I::text, %3$L)' end || ') else ''{}'' end',
             u.name, u.name, u.how ->> 'of'), ' || ' order by u.n) filter (where u.how ->> 'kind' in ('counter', 'set', 'append')), 'null::jsonb'),
         'here', format('jsonb_object(array[%s]::text[], array[%s]::text[])',
@@ -4541,14 +4645,9 @@ create function syncagent._merge_due(p_relation integer, p_tokens jsonb) returns
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
-declare
-    v_count bigint;
 begin
-    execute syncagent._render('delete from {table} t using pg_temp.collision c where c.due and t.ctid = c.tid and t.tableoid = c.leaf', p_tokens);
-    get diagnostics v_count = row_count;
-    if v_count < (select count(*) from pg_temp.collision c where c.due and c.tid is not null) then
-        raise exception 'a row of % that is to be merged was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';
-    end if;
+    perform syncagent._change(p_tokens, 'delete from {table} t using pg_temp.collision c where c.due and t.ctid = c.tid and t.tableoid = c.leaf',
+        array(select c.loser from pg_temp.collision c where c.due and c.tid is not null));
     -- of one that has just come its version is entered, and an older one that is here goes
     execute syncagent._render('delete from {table} t using pg_temp.collision c where c.due and c.tid is null and {key} = c.loser', p_tokens);
     insert into pg_temp.verdict (key, loses, conflict, kind, reason)
@@ -4569,9 +4668,10 @@ begin
     insert into syncagent.alias as a (relation, loser, winner, node, cut)
     select distinct on (s.relation, s.loser) s.relation, s.loser, s.winner, p_origin, s.cut from pg_temp.stage_aliases s order by s.relation, s.loser, s.cut desc
     on conflict (relation, loser, node) do update set winner = excluded.winner, cut = excluded.cut;
+    insert into pg_temp.astray (relation, key) select distinct s.relation, s.loser from pg_temp.stage_aliases s;   -- it may be gone here already
 end
 $$;
-comment on function syncagent._take_aliases is 'keep the aliases that came with a batch';
+comment on function syncagent._take_aliases is 'keep the aliases that came with a batch: who waits for one of their losers may follow now';
 
 create function syncagent._note_astray(p_relation integer) returns void
     language plpgsql volatile
@@ -4643,7 +4743,6 @@ create function syncagent._follow(p_relation integer, p_parent regclass, p_name 
 declare
     v_table  syncagent.replicated;
     v_tokens jsonb := syncagent._tokens(p_relation);
-    v_state  text;
     v_key    uuid;
 begin
     select * into strict v_table from syncagent.replicated r where r.id = p_relation;
@@ -4658,6 +4757,7 @@ begin
         select string_agg(case when u.c = any (p_columns) then format('w.%I as %I', p_named[array_position(p_columns, u.c)], u.c) else format('t.%I', u.c) end, ', ' order by u.n)
         from unnest(v_table.columns) with ordinality as u (c, n)));
     perform syncagent._empty('pg_temp.follower');
+    perform syncagent._hold(v_tokens, '{table} t join pg_temp.heir h on t.{refers} = h.loser', case when p_moves then 'update' else 'no key update' end);
     execute syncagent._render($sql$
         insert into pg_temp.follower (key, odd, key_text, image, tid, leaf, loser, winner)
         select f.key, f.odd, f.key_text, f.image, f.tid, f.leaf, f.loser, f.winner
@@ -4666,20 +4766,12 @@ begin
     if not exists (select from pg_temp.follower) then
         return;
     elsif p_moves then
-        begin
-            perform syncagent._follow_with_key(p_relation, v_tokens);
-        exception when others then
-            get stacked diagnostics v_state = returned_sqlstate;
-            if not syncagent._may_park(v_state) then
-                raise;
-            end if;
-            perform syncagent._report_stray(v_tokens, f.key) from pg_temp.follower f;
-        end;
+        perform syncagent._follow_with_key(p_relation, v_tokens);
         return;
     end if;
-    perform syncagent._merge_followers(p_relation, v_tokens);
+    perform syncagent._settle_followers(p_relation, v_tokens);
     if not syncagent._give(v_tokens, array(select f.key from pg_temp.follower f)) then
-        for v_key in select f.key from pg_temp.follower f loop   -- a constraint of this site refuses one: it stays as it is, and the conflict says so
+        for v_key in select f.key from pg_temp.follower f order by f.key loop   -- a constraint of this site refuses one: it stays as it is, and the conflict says so
             if not syncagent._give(v_tokens, array[v_key]) then
                 perform syncagent._report_stray(v_tokens, v_key);
                 delete from pg_temp.follower f where f.key = v_key;
@@ -4695,8 +4787,8 @@ begin
         where c.schema_name = n.schema_name and c.table_name = n.table_name and c.key = n.loser and c.other_key = n.winner
           and c.kind = 'unique' and c.strategy = 'merge' and c.resolved_at is null $sql$, v_tokens) using p_columns::text[], p_parent;
     insert into pg_temp.yielded as y (relation, key, odd, columns)
-    select p_relation, f.key, f.odd, case v_table.strategy when 'lww-column' then p_columns end from pg_temp.follower f
-    on conflict (relation, key) do update set columns = y.columns || excluded.columns;
+    select p_relation, f.key, f.odd, case when v_table.strategy <> 'lww' then p_columns end from pg_temp.follower f
+    on conflict (relation, key) do update set columns = case when y.columns is not null then y.columns || excluded.columns end;   -- else it is all new
 end
 $$;
 comment on function syncagent._follow is 'of one foreign key: rows that refer to losers refer to the winners';
@@ -4707,13 +4799,9 @@ create function syncagent._give(p_tokens jsonb, p_keys uuid[]) returns boolean
     as $$
 declare
     v_state text;
-    v_count bigint;
 begin
-    execute syncagent._render('update {table} t set {set} from pg_temp.follower f join {parent} where t.ctid = f.tid and t.tableoid = f.leaf and f.key = any ($1)', p_tokens) using p_keys;
-    get diagnostics v_count = row_count;
-    if v_count < cardinality(p_keys) then
-        raise exception 'a row of % that is to follow was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';
-    end if;
+    perform syncagent._change(p_tokens, 'update {table} t set {set} from pg_temp.follower f join {parent} where t.ctid = f.tid and t.tableoid = f.leaf and f.key = any ($1)', p_keys);
+    perform syncagent._check_deferrable((p_tokens ->> 'id')::integer, p_keys);
     return true;
 exception when others then
     get stacked diagnostics v_state = returned_sqlstate;
@@ -4741,7 +4829,7 @@ end
 $$;
 comment on function syncagent._report_stray is 'a conflict for a row that refers to somebody who is gone, and that cannot be written';
 
-create function syncagent._merge_followers(p_relation integer, p_tokens jsonb) returns void
+create function syncagent._settle_followers(p_relation integer, p_tokens jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -4750,9 +4838,9 @@ declare
     v_count  bigint;
     r        record;
 begin
-    for r in select * from syncagent._rules(p_relation) as u where u.kind = 'unique' order by u.name loop
-        v_tokens := p_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind), 'strategy', quote_literal('merge'),
-            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal, 'column_literal', 'null::text', 'yielded_image', 'null::jsonb');
+    for r in select * from syncagent._rules(p_relation) as u where u.policy in ('keep-both', 'merge') order by u.name loop
+        v_tokens := p_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind), 'strategy', quote_literal(r.policy),
+            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal) || syncagent._yield_tokens(p_relation, r.policy, r.column_name, r.yields);
         execute syncagent._render($sql$
             with came as materialized (
                 select {expressions}, t."$key" as key, t."$odd" as odd, t."$text" as key_text, t."$image" as image, t."$tid" as tid, t."$leaf" as leaf
@@ -4776,40 +4864,97 @@ begin
             from pair p order by p.loser, p.winner $sql$, v_tokens);
         get diagnostics v_count = row_count;
         continue when v_count = 0;
+        if r.policy = 'keep-both' then
+            perform syncagent._yield_place(p_relation, v_tokens, r.column_name);
+            continue;
+        end if;
         perform syncagent._record_collisions(v_tokens, 0);
         delete from pg_temp.follower f using pg_temp.collision c where c.due and f.key = c.loser;
         perform syncagent._merge_due(p_relation, v_tokens);
     end loop;
 end
 $$;
-comment on function syncagent._merge_followers is 'of rows that would have one place with the winner only one is left, the lowest key';
+comment on function syncagent._settle_followers is 'of rows that would have one place with the winner only the lowest key is left, or the others yield it, as is chosen for their constraint; where nothing can be done, what comes to one that is taken is refused';
+
+create function syncagent._yield_place(p_relation integer, p_tokens jsonb, p_column name) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_lww   boolean := (select r.strategy = 'lww' from syncagent.replicated r where r.id = p_relation);
+    v_state text;
+begin
+    perform syncagent._record_collisions(p_tokens, 0);
+    perform syncagent._change(p_tokens, $sql$
+        with yielding as (
+            update {table} t set {column} = {yielded}
+            from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
+            where c.due and c.loser = any ($1) and t.ctid = c.tid and t.tableoid = c.leaf
+            returning c.loser, t.ctid as tid, t.tableoid as leaf
+        ), moved as (
+            update pg_temp.follower f set tid = y.tid, leaf = y.leaf from yielding y where f.key = y.loser
+        )
+        select from yielding $sql$, array(select c.loser from pg_temp.collision c where c.due));
+    insert into pg_temp.yielded as y (relation, key, odd, columns)
+    select p_relation, c.loser, c.odd, case when not v_lww then array[p_column] end from pg_temp.collision c where c.due
+    on conflict (relation, key) do update set columns = case when y.columns is not null then y.columns || excluded.columns end;
+    update pg_temp.collision c set due = false where c.due;
+exception when others then
+    get stacked diagnostics v_state = returned_sqlstate;
+    if not syncagent._may_park(v_state) then
+        raise;
+    end if;
+    delete from pg_temp.collision c where c.due;   -- one may not be without its value here: who comes to its place is refused
+end
+$$;
+comment on function syncagent._yield_place is 'rows that follow, or are with the winner already, yield the value that gives them one place';
 
 create function syncagent._follow_with_key(p_relation integer, p_tokens jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
-#variable_conflict use_column
 declare
-    v_tokens jsonb := p_tokens || jsonb_build_object('primary', (
-        select quote_literal(c.conname) from syncagent.replicated r join pg_constraint c on c.conrelid = r.relation and c.contype = 'p' where r.id = p_relation));
-    v_count  bigint;
+    v_tokens jsonb;
+    v_key    uuid;
 begin
+    select p_tokens || jsonb_build_object('primary', quote_literal(c.conname), 'key_names', (select string_agg(quote_ident(k), ', ') from unnest(r.key_columns) as k))
+    into strict v_tokens
+    from syncagent.replicated r join pg_constraint c on c.conrelid = r.relation and c.contype = 'p' where r.id = p_relation;
     execute syncagent._render($sql$
         update pg_temp.follower g set new_key = n.key, new_text = n.key_text
         from (select t."$key", {key} as key, {t_key_text} as key_text
               from (select {followed}, f.key as "$key" from pg_temp.follower f join {table} t on t.ctid = f.tid and t.tableoid = f.leaf join {parent}) as t) as n
         where g.key = n."$key" $sql$, v_tokens);
+    if not syncagent._place(p_relation, v_tokens, array(select distinct f.new_key from pg_temp.follower f)) then
+        for v_key in select distinct f.new_key from pg_temp.follower f order by 1 loop   -- those of one key stay as they are, and conflicts say so
+            if not syncagent._place(p_relation, v_tokens, array[v_key]) then
+                perform syncagent._report_stray(v_tokens, f.key) from pg_temp.follower f where f.new_key = v_key;
+            end if;
+        end loop;
+    end if;
+end
+$$;
+comment on function syncagent._follow_with_key is 'rows whose key names the loser are deleted, and written again under a key that names the winner, unless there is one';
+
+create function syncagent._place(p_relation integer, p_tokens jsonb, p_keys uuid[]) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_state text;
+begin
     -- Where there is a row of that name, that one stays.
     execute syncagent._render($sql$
         with gone as materialized (
-            delete from {table} t using pg_temp.follower f where t.ctid = f.tid and t.tableoid = f.leaf
+            delete from {table} t using pg_temp.follower f where f.new_key = any ($1) and t.ctid = f.tid and t.tableoid = f.leaf
             returning {t_columns}, f.key as "$key", f.new_key as "$new", f.winner as "$winner"
         ), placed as (
             insert into {table} as t ({columns}) overriding system value
             select {t_columns} from (
                 select distinct on (t."$new") {followed} from gone t cross join lateral (select t."$winner" as winner) as f join {parent}
                 order by t."$new", t."$key") as t
-            on conflict do nothing
+            on conflict ({key_names}) do nothing
             returning {key} as key {odd_value}
         ), logged as (
             insert into pg_temp.yielded as y (relation, key, odd, op)
@@ -4819,11 +4964,7 @@ begin
         )
         update pg_temp.follower f set placed = f.key = (
             select min(o.key::text)::uuid from pg_temp.follower o where o.new_key = f.new_key)
-        from gone g where g."$key" = f.key and f.new_key in (select l.key from logged l) $sql$, v_tokens);
-    execute syncagent._render('select count(*) from {table} t join pg_temp.follower f on t.{refers} = (f.image ->> {refers_literal})::uuid and {key} = f.key', v_tokens) into v_count;
-    if v_count > 0 then
-        raise exception 'a row of % that is to follow was written meanwhile', p_tokens ->> 'title' using errcode = 'SA101';
-    end if;
+        from gone g where g."$key" = f.key and f.new_key in (select l.key from logged l) $sql$, p_tokens) using p_keys;
     execute syncagent._render($sql$
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name, other_key, other_key_text,
             winning_stamp, losing_stamp, winning_node, winning_image, losing_image)
@@ -4833,14 +4974,21 @@ begin
         from pg_temp.follower f cross join syncagent.local_site s
         left join syncagent.version_{id} v on v.key = f.key
         left join {table} t on t.{refers} = f.winner and {key} = f.new_key
-        where not f.placed
-        on conflict (id) do nothing $sql$, v_tokens);
+        where not f.placed and f.new_key = any ($1)
+        on conflict (id) do nothing $sql$, p_tokens) using p_keys;
     insert into pg_temp.yielded as y (relation, key, odd, op)
-    select p_relation, f.key, f.odd, 'D' from pg_temp.follower f
+    select p_relation, f.key, f.odd, 'D' from pg_temp.follower f where f.new_key = any (p_keys)
     on conflict (relation, key) do update set op = 'D', columns = null;
+    return true;
+exception when others then
+    get stacked diagnostics v_state = returned_sqlstate;
+    if not syncagent._may_park(v_state) then
+        raise;
+    end if;
+    return false;
 end
 $$;
-comment on function syncagent._follow_with_key is 'rows whose key names the loser are deleted, and written again under a key that names the winner, unless there is one';
+comment on function syncagent._place is 'let these rows go, and write them under these keys; whether no constraint refuses one';
 
 create function syncagent._merge_restored(p_relation integer, p_keys uuid[]) returns uuid[]
     language plpgsql volatile
@@ -5061,6 +5209,21 @@ end
 $$;
 comment on function syncagent._record_collisions is 'a conflict for each collision that is due, with both rows';
 
+create function syncagent._yield_tokens(p_relation integer, p_policy text, p_column name, p_yields text) returns jsonb
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case when p_policy = 'keep-both' then (
+        select k.tokens || jsonb_build_object('yielded_image', syncagent._render('jsonb_build_object({column_literal}, {yielded})', k.tokens))
+        from syncagent.replicated r join pg_attribute a on a.attrelid = r.relation and a.attname = p_column
+        cross join lateral (select jsonb_build_object('column', quote_ident(p_column), 'column_literal', quote_literal(p_column) || '::text',
+            'stage_column', 'c' || array_position(r.columns, p_column),
+            'yielded', case p_yields when 'null' then 'null' else format('syncagent._marked(f.value::text, %s, c.loser)', syncagent._room(a.atttypid, a.atttypmod)) end) as tokens) as k
+        where r.id = p_relation)
+    else '{"column_literal": "null::text", "yielded_image": "null::jsonb"}' end
+$$;
+comment on function syncagent._yield_tokens is 'how the row of a collision that yields does so; of one that is merged there is nothing to say';
+
 create function syncagent._settle_collisions(p_relation integer, p_origin integer) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -5070,8 +5233,6 @@ declare
     v_tokens  jsonb;
     v_settled bigint := 0;
     v_count   bigint;
-    v_type    oid;
-    v_room    integer;
     r         record;
 begin
     select * into strict v_table from syncagent.replicated where id = p_relation;
@@ -5081,16 +5242,8 @@ begin
     end if;
     for r in select * from syncagent._rules(p_relation) as u where u.policy in ('keep-both', 'merge') order by u.name loop
         v_tokens := v_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind),
-            'strategy', quote_literal(r.policy), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal,
-            'column_literal', 'null::text', 'yielded_image', 'null::jsonb');
-        if r.policy = 'keep-both' then
-            select a.atttypid, syncagent._room(a.atttypid, a.atttypmod) into strict v_type, v_room
-            from pg_attribute a where a.attrelid = v_table.relation and a.attname = r.column_name;
-            v_tokens := v_tokens || jsonb_build_object('column', quote_ident(r.column_name), 'column_literal', quote_literal(r.column_name) || '::text',
-                'stage_column', 'c' || array_position(v_table.columns, r.column_name),
-                'yielded', case r.yields when 'null' then 'null' else format('syncagent._marked(f.value::text, %s, c.loser)', v_room) end);
-            v_tokens := v_tokens || jsonb_build_object('yielded_image', syncagent._render('jsonb_build_object({column_literal}, {yielded})', v_tokens));
-        end if;
+            'strategy', quote_literal(r.policy), 'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal)
+            || syncagent._yield_tokens(p_relation, r.policy, r.column_name, r.yields);
 
         -- Which rows collide: one that came with one that is here and stays as it is, or with another that came.
         execute syncagent._render($sql$
@@ -5139,15 +5292,11 @@ begin
             join (select s.ctid as tid, {stage_key} as key, s.{stage_column} as value from pg_temp.stage_{id} s) as f on f.key = c.loser
             where c.due and c.tid is null and s.ctid = f.tid
             $sql$, v_tokens || jsonb_build_object('stage_key', syncagent._stage_key(v_table)));
-        execute syncagent._render($sql$
+        perform syncagent._change(v_tokens, $sql$
             update {table} t set {column} = {yielded}
             from pg_temp.collision c cross join lateral (select c.losing_image ->> {column_literal} as value) as f
             where c.due and t.ctid = c.tid and t.tableoid = c.leaf
-            $sql$, v_tokens);
-        get diagnostics v_count = row_count;
-        if v_count < (select count(*) from pg_temp.collision c where c.due and c.tid is not null) then
-            raise exception 'a row of % that is to yield was written meanwhile', v_tokens ->> 'title' using errcode = 'SA101';
-        end if;
+            $sql$, array(select c.loser from pg_temp.collision c where c.due and c.tid is not null));
         insert into pg_temp.yielded as y (relation, key, odd, columns)
         select distinct on (c.loser) p_relation, c.loser, c.odd, case when v_table.strategy <> 'lww' then array[r.column_name] end from pg_temp.collision c where c.due order by c.loser
         on conflict (relation, key) do update set columns = y.columns || excluded.columns;
@@ -5528,6 +5677,9 @@ begin
         raise exception 'there is no conflict %', p_conflict using errcode = 'SA005', hint = '`syncagent conflicts list` shows them';
     end if;
     perform syncagent._must_be_allowed(v_conflict.schema_name, v_conflict.table_name, 'update');
+    perform syncagent._must_be_allowed(w.schema_name, w.table_name, u.what)   -- what is there is kept, and seen by who sees the conflict
+    from (select distinct coalesce(w ->> 'schema', v_conflict.schema_name)::name, coalesce(w ->> 'table', v_conflict.table_name)::name
+          from jsonb_array_elements(p_writes) as w) as w (schema_name, table_name) cross join (values ('select'), ('update')) as u (what);
     if p_undone and v_conflict.resolved_at is null then
         raise exception 'conflict % was not resolved here', p_conflict
             using errcode = 'SA005', hint = 'what another site has resolved is undone there';
@@ -5840,6 +5992,19 @@ end
 $$;
 comment on function syncagent._registers is 'what is known of the columns of a row whose strategy is merge, with what no cut has yet';
 
+create function syncagent._must_be_merged(p_table regclass, p_attached syncagent.replicated) returns void
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if p_attached.strategy <> 'merge' then
+        raise exception 'the strategy of table % is %: its rows have no siblings', p_table, p_attached.strategy
+            using errcode = 'SA003', hint = 'of a table that is attached with --strategy merge both writes are kept; `syncagent conflicts list` shows what lost';
+    end if;
+end
+$$;
+comment on function syncagent._must_be_merged is 'an error unless the strategy of a table is merge';
+
 create function syncagent.siblings(p_table regclass, p_key text)
     returns table (column_name text, site text, at timestamptz, stamp uuid, value text, context text)
     language plpgsql stable security definer
@@ -5851,10 +6016,7 @@ declare
     v_table syncagent.replicated;
 begin
     select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
-    if v_table.strategy <> 'merge' then
-        raise exception 'the strategy of table % is %: its rows have no siblings', p_table, v_table.strategy
-            using errcode = 'SA003', hint = 'of a table that is attached with --strategy merge both writes are kept; `syncagent conflicts list` shows what lost';
-    end if;
+    perform syncagent._must_be_merged(p_table, v_table);
     return query
     with sibling as (
         select e.key as name, p.key::integer as node, p.value as part
@@ -5874,11 +6036,25 @@ create function syncagent._settled_columns(p_table regclass, p_key text, p_colum
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_row   record := syncagent._row(p_table, p_key);
-    v_table syncagent.replicated;
+    v_row     record := syncagent._row(p_table, p_key);
+    v_table   syncagent.replicated;
+    v_unknown text;
+    v_held    boolean;
 begin
     select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
     perform syncagent._must_be_allowed(v_table.schema_name, v_table.table_name, 'update');
+    perform syncagent._must_be_merged(p_table, v_table);
+    select string_agg(quote_ident(u.name), ', ' order by u.name) into v_unknown from unnest(p_columns) as u (name)
+    where u.name is null or u.name <> all (v_table.columns) or u.name = any (v_table.key_columns) or coalesce(v_table.merges ->> u.name::text, 'latest') in ('counter', 'set');
+    if v_unknown is not null or coalesce(cardinality(p_columns), 0) = 0 then
+        raise exception 'column % of % has no siblings', coalesce(v_unknown, '(none)'), p_table
+            using errcode = 'SA004', hint = 'columns of the key, counters and sets have none; syncagent.siblings() says of which columns there are some';
+    end if;
+    execute format('select syncagent.holds_%s($1, $2)', v_table.id) into v_held using p_key, '{}'::jsonb;
+    if not coalesce(v_held, false) then
+        raise exception 'there is no row % of %', p_key, p_table
+            using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', p_table, p_key);
+    end if;
     -- also where they are what they were: a value that is chosen is a write
     insert into syncagent.log (xid, relation, op, hlc, keys, odd, columns)
     select pg_current_xact_id(), v_table.id, 'U', syncagent._tick(), array[v_row.key],
@@ -5938,7 +6114,7 @@ create function syncagent._sibling_columns(p_conflict syncagent.conflict_record)
     as $$
     select array(select k.name::name from syncagent.replicated r cross join lateral jsonb_object_keys(p_conflict.winning_image) as k (name)
                  where (r.schema_name, r.table_name) = (p_conflict.schema_name, p_conflict.table_name) and k.name = any (r.columns) and k.name <> all (r.key_columns)
-                   and p_conflict.strategy = 'merge' and p_conflict.kind = 'update/update' and coalesce(r.merges ->> k.name, 'latest') not in ('counter', 'set')
+                   and p_conflict.strategy = 'merge' and r.strategy = 'merge' and p_conflict.kind = 'update/update' and coalesce(r.merges ->> k.name, 'latest') = 'latest'
                    and p_conflict.winning_image -> k.name is distinct from p_conflict.losing_image -> k.name order by k.name)
 $$;
 comment on function syncagent._sibling_columns is 'the columns that a conflict is about, where the strategy is merge';
@@ -8112,23 +8288,23 @@ create function syncagent._open(p_conflict uuid) returns boolean
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_relation integer;
+    v_table    syncagent.replicated;
     v_open     boolean;
     v_conflict syncagent.conflict_record;
 begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict;
-    select r.id into v_relation from syncagent.replicated r join pg_class c on c.oid = r.relation
+    select r.* into v_table from syncagent.replicated r join pg_class c on c.oid = r.relation
     where r.schema_name = v_conflict.schema_name and r.table_name = v_conflict.table_name;
-    if found and v_conflict.strategy = 'merge' and v_conflict.constraint_name is null then   -- as long as both are siblings
-        return exists (
-            select from syncagent._parts_of(syncagent._registers(v_relation, v_conflict.key)) as p
+    if v_conflict.strategy = 'merge' and v_conflict.constraint_name is null then   -- as long as both are siblings
+        return v_table.strategy = 'merge' and exists (
+            select from syncagent._parts_of(syncagent._registers(v_table.id, v_conflict.key)) as p
             where p.value ->> 0 in (v_conflict.winning_stamp::text, v_conflict.losing_stamp::text)
-              and coalesce((select r.merges ->> p.key from syncagent.replicated r where r.id = v_relation), 'latest') = 'latest'
+              and coalesce(v_table.merges ->> p.key, 'latest') = 'latest'
             group by p.key having count(*) = 2);
-    elsif not found or v_conflict.yielded is null then
+    elsif v_table.id is null or v_conflict.yielded is null then
         return false;
     end if;
-    execute format('select syncagent.holds_%s($1, $2)', v_relation) into v_open using v_conflict.key_text, v_conflict.yielded;
+    execute format('select syncagent.holds_%s($1, $2)', v_table.id) into v_open using v_conflict.key_text, v_conflict.yielded;
     return v_open;
 exception when data_exception then
     return false;   -- the table has another key by now

@@ -319,9 +319,9 @@ async def test_who_settles_what_is_not_his(sites: Sites, pair: Pair) -> None:
         await a.do("select syncagent.grant_reader('clerk')", "grant select, update on item to clerk")
         await a.do("set session authorization clerk")
         write = f'[{{"schema": "public", "table": "secret", "key": "{key(2)}"}}]'
-        with pytest.raises(asyncpg.PostgresError, match="may not select table public.secret"):
+        with pytest.raises(asyncpg.PostgresError, match=r"may not select table public\.secret"):
             await a.do(f"select syncagent._resolution(id, '{write}', false) from syncagent.conflict")
-        with pytest.raises(asyncpg.PostgresError, match="may not select table public.secret"):
+        with pytest.raises(asyncpg.PostgresError, match=r"may not select table public\.secret"):
             await a.do(f"select syncagent._resolve(id, '{write}') from syncagent.conflict")
         for table, row, column, error in (
             ("item", 1, "n", "n of public.item has no siblings"),
@@ -331,8 +331,12 @@ async def test_who_settles_what_is_not_his(sites: Sites, pair: Pair) -> None:
         ):
             with pytest.raises(asyncpg.PostgresError, match=error):
                 await a.do(f"select syncagent._settled_columns('{table}', '{key(row)}', array['{column}'])")
-        await a.do("reset session authorization", "grant update on secret to clerk", "set session authorization clerk")
-        with pytest.raises(asyncpg.PostgresError, match="the strategy of table public.secret is lww"):
+        await a.do(
+            "reset session authorization",
+            "grant update on secret to clerk",
+            "set session authorization clerk",
+        )
+        with pytest.raises(asyncpg.PostgresError, match=r"the strategy of table public\.secret is lww"):
             await a.do(f"select syncagent._settled_columns('secret', '{key(2)}', '{{word}}')")
     finally:
         await a.do("reset session authorization", "drop owned by clerk", "drop role clerk")
