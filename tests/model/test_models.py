@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.model import aliases, columns, merging, model, references, schema, siblings, txmodel, txmodel_directed, typed, unique
+from tests.model import aliases, columns, merging, model, references, schema, siblings, strategies, txmodel, txmodel_directed, typed, unique
 
 FULL = 20_000
 
@@ -131,6 +131,13 @@ TYPED_BREAKS = {
     "travels": (0, "nobody agreed on"),
     "swept": (0, "nobody agreed on"),
 }
+STRATEGIES_BREAKS = {
+    "one": (0, "write was lost"),
+    "early": (9, "write was lost"),
+    "gate": (1, "is nowhere, and in no conflict"),
+    "ended": (19, "resurrected or lost"),
+    "columns": (1, "resurrected or lost"),
+}
 SINGLY = {"again"}
 """Noticed in runs whose pulls are not coalesced."""
 DIRECTED_BREAKS = set(txmodel_directed.SCHEDULES)
@@ -146,6 +153,7 @@ def test_every_broken_rule_is_tried():
     assert REFERENCES_BREAKS.keys() == references.BREAKS.keys()
     assert SCHEMA_BREAKS.keys() == schema.BREAKS.keys()
     assert TYPED_BREAKS.keys() == typed.BREAKS.keys()
+    assert {*STRATEGIES_BREAKS, "kept"} == strategies.BREAKS.keys()
     assert TXMODEL_BREAKS.keys() | DIRECTED_BREAKS == txmodel.BREAKS.keys()
 
 
@@ -227,6 +235,21 @@ def test_what_is_typed_by_hand_holds(seed: int, runs: Callable[[int, int], int])
 
 
 @pytest.mark.soak
+def test_a_change_of_strategy_holds(seed: int, runs: Callable[[int, int], int]):
+    stats = played(strategies, seed, runs(60, FULL))
+    met = ["row to x", "x to row", "x to y", "taken back", "waited for", "asked again", "conflicts", "relayed", "tombstones collected"]
+    assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
+
+
+def test_a_column_that_is_overtaken_is_so_at_every_site(monkeypatch):
+    first, *others = strategies.overtaken()
+    assert others == [first] * 2
+    monkeypatch.setattr(strategies, "BROKEN", "kept")
+    first, *others = strategies.overtaken()
+    assert others != [first] * 2
+
+
+@pytest.mark.soak
 def test_a_site_that_was_set_back_returns(seed: int, runs: Callable[[int, int], int]):
     stats = played(model, seed, runs(80, FULL), returning=True)
     assert stats["own writes"] or os.environ.get("SEED"), stats
@@ -259,10 +282,12 @@ def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
     *((columns, rule) for rule in COLUMNS_BREAKS), *((siblings, rule) for rule in SIBLINGS_BREAKS), *((unique, rule) for rule in UNIQUE_BREAKS),
     *((merging, rule) for rule in MERGING_BREAKS), *((aliases, rule) for rule in ALIASES_BREAKS),
     *((references, rule) for rule in REFERENCES_BREAKS), *((schema, rule) for rule in SCHEMA_BREAKS), *((typed, rule) for rule in TYPED_BREAKS),
+    *((strategies, rule) for rule in STRATEGIES_BREAKS),
 ], ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2])
 def test_a_rule_of_a_strategy_left_out_is_noticed(monkeypatch, program, rule: str):
     number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, merging: MERGING_BREAKS, unique: UNIQUE_BREAKS, aliases: ALIASES_BREAKS,
-                    references: REFERENCES_BREAKS, schema: SCHEMA_BREAKS, typed: TYPED_BREAKS}[program][rule]
+                    references: REFERENCES_BREAKS, schema: SCHEMA_BREAKS, typed: TYPED_BREAKS,
+                    strategies: STRATEGIES_BREAKS}[program][rule]
     program.run(number, Counter(), coalesced=True)
     monkeypatch.setattr(program, "BROKEN", rule)
     with pytest.raises(AssertionError, match=what):
