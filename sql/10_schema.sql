@@ -40,6 +40,8 @@ create table syncagent.replicated (
     table_name  name not null,
     strategy    text not null default 'lww' check (strategy in ('lww', 'lww-column', 'merge')),
     merges      jsonb not null default '{}',
+    whole       bigint,
+    whole_cut   bigint,
     key_columns name[] not null,
     derived     boolean not null,
     columns     name[] not null,
@@ -55,7 +57,7 @@ create table syncagent.replicated (
     attached_at timestamptz not null default now(),
     unique (schema_name, table_name)
 );
-comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket, policies and merges (of columns, where the strategy is merge) are how it was attached; fills is what rows have in columns that a schema change has added, as SQL, where they come from a site before it; filling while rows get their value in such a column; agreed once the catalog has it';
+comment on table syncagent.replicated is 'attached tables; collected is the largest stamp of any tombstone collected here; shipped, stride, bucket, policies and merges (of columns, where the strategy is merge) are how it was attached; fills is what rows have in columns that a schema change has added, as SQL, where they come from a site before it; filling while rows get their value in such a column; whole while its rows are logged whole, before its strategy changes: the clock of that moment, and whole_cut the last cut with writes of before; agreed once the catalog has it';
 
 create table syncagent.stride (
     relation    integer not null,

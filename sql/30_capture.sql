@@ -320,7 +320,8 @@ begin
             'named', case count(k)
                 when 1 then format('(select p_key::%s as k1) as o', max(v_bases[n]) filter (where k is not null))
                 else format('(select (p_key::syncagent.key_%s).*) as o', p_id) end)
-        end || case when v_table.strategy = 'merge' then syncagent._merge_tokens(v_table) else '{}' end
+        end || case when v_table.strategy = 'merge' then syncagent._merge_tokens(v_table) - case when v_table.whole is null then '{}' else '{shipped_from,v_columns}'::text[] end else '{}' end
+        || case when v_table.whole is null then '{}' else syncagent._whole_tokens(v_table) end
         from (select u.c, u.n::integer, array_position(v_table.key_columns, u.c) as k from unnest(v_table.columns) with ordinality as u (c, n)) as u
     );
 end
@@ -526,7 +527,7 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
     select 'row-level security hides rows from the agent''s role', 'alter role the agent connects as: bypassrls'
     from c where c.relkind in ('r', 'p') and c.relrowsecurity and row_security_active(p_table)
     union all
-    select 'it is attached already', '`syncagent tables` shows how' from syncagent.replicated r where r.relation = p_table
+    select 'it is attached already', '`syncagent tables` shows how, `syncagent strategy` changes how its rows are merged' from syncagent.replicated r where r.relation = p_table
     union all
     select format('%s was attached under this name, before it was renamed', r.relation::regclass),
            format('syncagent detach %s, or give it its name back', r.relation::regclass)
@@ -549,7 +550,7 @@ begin
         || case when exists (select from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id and c.relkind = 'p')
                 then syncagent._moved_template() else syncagent._key_template() end
         || syncagent._fold_template(v_by_column) || syncagent._settle_template()
-        || syncagent._compact_template() || syncagent._apply_template()
+        || syncagent._compact_template() || syncagent._apply_template() || case when v_tokens ? 'whole_from' then syncagent._whole_template() else '' end
         || case when v_by_column then syncagent._judge_columns_template() else syncagent._judge_template() end || syncagent._write_template() || syncagent._bereave_template() || syncagent._inspect_template(),
         repeat('$', 2), '$syncagent$'), v_tokens);
     hash := md5(version || functions);

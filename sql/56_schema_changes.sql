@@ -178,10 +178,11 @@ declare
     r        record;
 begin
     -- a session that was there before the table changed
-    if v_stage is not null and (select array_agg(format_type(a.atttypid, -1) order by a.attnum) from pg_attribute a
+    if v_stage is not null and ((select array_agg(format_type(a.atttypid, -1) order by a.attnum) from pg_attribute a
                                 where a.attrelid = v_stage and a.attname !~ '^_' and a.attnum > 0 and not a.attisdropped)
             is distinct from (select array_agg(format_type(a.atttypid, -1) order by a.attnum) from pg_attribute a
-                              where a.attrelid = to_regclass(format('syncagent.row_%s', p_table.id)) and a.attnum > 0) then
+                              where a.attrelid = to_regclass(format('syncagent.row_%s', p_table.id)) and a.attnum > 0)
+            or (p_table.strategy <> 'lww') <> exists (select from pg_attribute a where a.attrelid = v_stage and a.attname = '_registers')) then
         execute format('drop table pg_temp.stage_%s', p_table.id);
     end if;
     execute format('select syncagent.stage_%s()', p_table.id);

@@ -38,6 +38,7 @@ from syncagent.cli.repair import repair
 from syncagent.cli.run import run
 from syncagent.cli.schema import schema
 from syncagent.cli.status import status
+from syncagent.cli.strategy import strategy
 from syncagent.cli.support import support_bundle
 from syncagent.cli.tables import tables
 from syncagent.cli.verify import verify
@@ -82,6 +83,7 @@ for _verb in (
     detach,
     tables,
     constraints,
+    strategy,
     run,
     status,
     wait,

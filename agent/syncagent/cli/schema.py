@@ -1,9 +1,8 @@
 """`syncagent schema`: changes of the application's schema, carried through all sites in phases, while they write."""
 
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -106,11 +105,11 @@ def plan(
         else:
             planned = _planned(connection, dsn_of(home, dsn), file, how)
     if as_json:
-        render.json(_as_json(planned))
+        render.json(changes.as_json(planned))
     else:
         if metadata is not None:
             render.show(planned.text)
-        _show(planned)
+        changes.show(planned)
     if planned.refusals:
         raise typer.Exit(1)
 
@@ -171,13 +170,13 @@ def apply(
         if sources:
             planned = _planned(connection, dsn_of(home, dsn), file, how)
             _refuse(planned)
-            verb, asked = "schema-open", {"change": _change(connection, planned, role, auto)}
+            verb, asked = "schema-open", {"change": changes.asked(connection, planned, role, auto)}
         elif exclude is not None:
             verb, asked = "schema-exclude", {"site": exclude, "contract": contract}
         else:
             verb, asked = "schema-approve", {}
         opened = ask(connection, verb, asked, seconds=_ASK)["id"]
-        _await(connection, opened, timeout, as_json)
+        changes.wait_for(connection, opened, timeout, as_json)
 
 
 @schema.command()
@@ -239,15 +238,15 @@ def adopt(
             chosen = adopting.begin(found)
             planned = adopting.plan(connection, chosen, name, patience=_ASK)
             if dry_run and as_json:
-                render.json(_as_json(planned))
+                render.json(changes.as_json(planned))
             elif not as_json:
-                _show(planned)
+                changes.show(planned)
             if dry_run:
                 raise typer.Exit(1 if planned.refusals else 0)
             _refuse(planned)
-            change = _change(connection, planned, None, auto)
+            change = changes.asked(connection, planned, None, auto)
             opened = ask(connection, "schema-open", {"change": change}, seconds=_ASK)["id"]
-            if _await(connection, opened, timeout, as_json) != "done":
+            if changes.wait_for(connection, opened, timeout, as_json) != "done":
                 if len(chosen) < len(found):
                     render.say("the rest of what was typed is carried afterwards, by the same command")
                 return
@@ -271,7 +270,7 @@ def abort(
 
     with site_of(dsn_of(home, dsn)) as connection:
         opened = ask(connection, "schema-abort", {} if change is None else {"id": change}, seconds=_ASK)["id"]
-        _await(connection, opened, timeout, as_json)
+        changes.wait_for(connection, opened, timeout, as_json)
 
 
 @schema.command("drop-version")
@@ -301,9 +300,9 @@ def drop_version(
                 f"a schema change is under way: {change['name']}",
                 hint="the versions before it go with `syncagent schema apply --contract`, its own with `syncagent schema abort`",
             )
-        change = _change(connection, planning.of_drop(name), None, auto=True)
+        change = changes.asked(connection, planning.of_drop(name), None, auto=True)
         opened = ask(connection, "schema-open", {"change": change}, seconds=_ASK)["id"]
-        _await(connection, opened, timeout, as_json)
+        changes.wait_for(connection, opened, timeout, as_json)
 
 
 @schema.command()
@@ -366,35 +365,6 @@ def _written(file: str) -> tuple[str, str]:
         raise UsageError(f"{file} cannot be read: {error}", hint="a file of SQL in UTF-8, or -") from None
 
 
-def _show(planned: "Plan") -> None:
-    if planned.steps:
-        rows = [(one.step.phase, one.line, one.step.what, one.step.locks) for one in planned.steps]
-        render.show(render.grid(rows, ("phase", ">line", "what", "locks")))
-    if planned.refusals:
-        refused = [(one.line, one.text, one.reason, one.form) for one in planned.refusals]
-        render.show("", render.grid(refused, (">line", "refused", "why", "a form that can")))
-
-
-def _as_json(planned: "Plan") -> dict[str, Any]:
-    return {
-        "name": planned.name,
-        "sql": planned.text,
-        "steps": [
-            {
-                "phase": one.step.phase,
-                "line": one.line,
-                "what": one.step.what,
-                "locks": one.step.locks,
-                "statements": one.step.statements,
-                "undo": one.step.undo,
-                "makes": one.step.makes,
-            }
-            for one in planned.steps
-        ],
-        "refusals": planned.refusals,
-    }
-
-
 def _refuse(planned: "Plan") -> None:
     if planned.refusals:
         raise RefusedError(
@@ -402,21 +372,6 @@ def _refuse(planned: "Plan") -> None:
             detail="\n".join(f"line {one.line}: {one.reason}" for one in planned.refusals),
             hint="\n".join(f"line {one.line}: {one.form}" for one in planned.refusals),
         )
-
-
-def _change(connection: "Connection", planned: "Plan", role: str | None, auto: bool) -> Any:
-    import msgspec
-
-    from syncagent.storage.schema import planning
-
-    row = connection.execute(
-        "select current_setting('search_path') as path, (select name from syncagent.local_site) as site"
-    ).fetchone()
-    assert row is not None
-    change = planning.change_of(
-        planned, at=int(time.time() * 1000), site=row["site"], role=role, path=row["path"], auto=auto
-    )
-    return msgspec.to_builtins(change)
 
 
 # ---- revisions
@@ -448,49 +403,9 @@ def _carry_revisions(
             if opened is None:
                 planned = revisions.planned(connection, dsn_of(home, dsn), script, how)
                 _refuse(planned)
-                change = _change(connection, planned, how.role, auto)
+                change = changes.asked(connection, planned, how.role, auto)
                 opened = ask(connection, "schema-open", {"change": change}, seconds=_ASK)["id"]
-            answer = revisions.carry(
-                connection, dsn_of(home, dsn), opened, script, timeout, changes.progress()
-            )
-            if _conclude(connection, opened, answer, as_json) != "done":
+            answer = revisions.carry(connection, dsn_of(home, dsn), opened, script, timeout, changes.progress())
+            if changes.conclude(connection, opened, answer, as_json) != "done":
                 return
         render.say("every revision is here")
-
-
-# ---- a change
-
-
-def _await(connection: "Connection", change: str, timeout: float, as_json: bool) -> str:
-    """Until it is over, or a person has to do something about it: then exit 1 says so."""
-    from syncagent.storage.requests import ask
-
-    answer = ask(
-        connection,
-        "schema-wait",
-        {"id": change, "timeout": timeout},
-        seconds=timeout,
-        on_progress=changes.progress(),
-    )
-    return _conclude(connection, change, answer, as_json)
-
-
-def _conclude(connection: "Connection", change: str, answer: dict[str, Any], as_json: bool) -> str:
-    """What became of it; exit 1 if somebody has to do something about it."""
-    from syncagent.storage.schema import telling
-
-    found = next(one for one in telling.history(connection) if one["id"] == change)
-    if as_json:
-        render.json(found | {"waiting": answer["waiting"]}, line=True)
-    else:
-        changes.tell(found)
-        for site, why in answer["waiting"].items():
-            render.show(f"{site}: {why}")
-    if answer["waiting"] and answer["state"] in ("open", "back"):
-        render.say("go on when that is mended: it is tried again by itself; or back: syncagent schema abort")
-        raise typer.Exit(1)
-    if found["state"] == "waits for approval":
-        render.say(
-            "when nobody needs the old shape any more: syncagent schema apply --contract; or: syncagent schema abort"
-        )
-    return str(found["state"])

@@ -29,6 +29,7 @@ from msgspec.structs import replace
 
 from syncagent.core.attachment import Attachment
 from syncagent.core.batch import Table
+from syncagent.core.merge import Merges, Strategy
 from syncagent.errors import ProtocolError
 
 Phase = Literal["expand", "write-dual", "backfill", "read-new", "contract", "undo"]
@@ -85,12 +86,22 @@ class Version(msgspec.Struct, frozen=True):
     views: tuple[Shown, ...]
 
 
+class Remerged(msgspec.Struct, frozen=True):
+    """How a table is merged from here on; `whole`: as before, but its rows are logged whole, until the step that changes it."""
+
+    table: Table
+    strategy: Strategy
+    merges: Merges = ()
+    whole: bool = False
+
+
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """`strict`: batches of the epoch before cannot be read any more. `gone` are tables that are dropped, `renamed` those with
     another name, `columns` renamed columns. A survey's statements find rows that stand against `what`. `index` is what a step that is
     done alone makes, `everybody`: it is let go when no member is missing. `data`: a revision of the application, and the site that writes its
     rows. `adopts` is what some site has already. `makes` and `unmakes` are versions that it makes and drops; `aside`: views of those that are
-    there are made anew around it. `undoes` is the epoch this step takes back."""
+    there are made anew around it. `remerges` changes a table's strategy; `delivered`: it is let go when what each site wrote before its epoch has come
+    everywhere. `undoes` is the epoch this step takes back."""
 
     phase: Phase
     what: str
@@ -112,11 +123,15 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     makes: tuple[Version, ...] = ()
     unmakes: tuple[str, ...] = ()
     aside: bool = False
+    remerges: Remerged | None = None
+    delivered: bool = False
     undoes: int | None = None
 
     @property
     def contracts(self) -> bool:
         """Nothing is taken back once it is let go: the old shape goes. To look for who uses it takes nothing."""
+        if self.remerges is not None and self.undoes is None:
+            return not self.remerges.whole
         return self.phase == "contract" and self.manner != "survey"
 
 
@@ -156,11 +171,13 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schema(msgspec.Struct, frozen=True, kw_only=True):
-    """`reached` is the epoch that each site has said to be at."""
+    """`reached` is the epoch that each site has said to be at; `delivered` one of which it has said that what it wrote before has come
+    everywhere."""
 
     epoch: int = 0
     changes: tuple[Change, ...] = ()
     reached: dict[int, int] = {}
+    delivered: dict[int, int] = {}
 
     @property
     def open(self) -> Change | None:
@@ -184,11 +201,12 @@ class Advance(msgspec.Struct, frozen=True, tag=True):
 
 
 class Reached(msgspec.Struct, frozen=True, tag=True):
-    """A site has got to this epoch; or cannot do the step after it."""
+    """A site has got to this epoch; or cannot do the step after it. `delivered`: what it wrote before has come everywhere."""
 
     node: int
     epoch: int
     failure: str | None = None
+    delivered: bool = False
 
 
 class Approve(msgspec.Struct, frozen=True, tag=True):
@@ -227,6 +245,11 @@ def attached_after(step: Step, attached: Iterable[Attachment]) -> tuple[Attachme
         for known in attached
         if known.table not in step.gone
     ]
+    if (how := step.remerges) is not None and not how.whole:
+        kept = [
+            replace(known, strategy=how.strategy, merges=how.merges) if known.table == how.table else known
+            for known in kept
+        ]
     return tuple(sorted((*kept, *step.attach)))
 
 
@@ -258,6 +281,12 @@ def apply(
             return _abort(schema, command)
         case Exclude() if command.node not in members:
             return Result(schema, refused=f"no member with rows has the number {command.node}")
+        case Exclude() if schema.open is not None and any(step.delivered for step in schema.open.ahead):
+            return Result(
+                schema,
+                refused="what every site has written by column must have come to all others first",
+                hint="wait for it; or `syncagent schema abort`; or `syncagent remove` it, if it is gone for good",
+            )
         case Advance() | Approve() | Exclude() | Close():
             change = schema.open
             if change is None or change.id != command.change:
@@ -283,6 +312,8 @@ def _open(schema: Schema, change: Change) -> Result:
 def _reached(schema: Schema, command: Reached) -> Schema:
     reached = {**schema.reached, command.node: max(command.epoch, schema.reached.get(command.node, 0))}
     schema = replace(schema, reached=reached)
+    if command.delivered:
+        schema = replace(schema, delivered={**schema.delivered, command.node: command.epoch})
     change = schema.open
     if change is None:
         return schema
@@ -302,7 +333,9 @@ def _abort(schema: Schema, command: Abort) -> Result:
             schema,
             refused=f"{change.name} cannot be taken back: "
             + ("it is done" if change.state == "done" else "the old shape is being dropped"),
-            hint="write a change that makes it again: `syncagent schema plan`",
+            hint="change it back with `syncagent strategy`"
+            if any(step.remerges for step in change.track)
+            else "write a change that makes it again: `syncagent schema plan`",
         )
     undo = tuple(
         inverse(step, change.base + place) for place, step in reversed(list(enumerate(change.track, 1)))
@@ -325,6 +358,7 @@ def inverse(step: Step, epoch: int) -> Step:
         adopts=step.adopts,
         unmakes=tuple(version.name for version in step.makes),
         aside=step.aside,
+        remerges=step.remerges and replace(step.remerges, whole=False),
         undoes=epoch,
     )
 
@@ -383,7 +417,16 @@ def waited_for(schema: Schema, members: Mapping[int, str], near: frozenset[int])
             waiting[node] = "cannot be reached" + (
                 f", and has {lag} of the steps still to do" if lag > 0 else ""
             )
+        elif is_to_deliver(schema, node):
+            waiting[node] = "has written what has not come everywhere yet"
     return waiting
+
+
+def is_to_deliver(schema: Schema, node: int) -> bool:
+    """Whether the next step waits until what this site wrote before has come everywhere."""
+    change = schema.open
+    asked = change is not None and bool(change.ahead) and change.ahead[0].delivered
+    return asked and schema.delivered.get(node, 0) < schema.epoch
 
 
 def awaits_approval(change: Change) -> bool:

@@ -224,6 +224,9 @@ class Shapes(Protocol):
         """A step, and the epoch that it leads to; `tell` hears, from any thread, how far one is that takes long. Raises Contended if locks were not to be had; else what the server, or the
         rows, have against it: nothing of it was done then."""
 
+    async def undelivered(self) -> str | None:
+        """What keeps writes by column, from before rows were logged whole, from being known everywhere; None if nothing does."""
+
 
 @dataclass(frozen=True)
 class Due:

@@ -27,6 +27,8 @@ _LOOK = 0.2
 """Seconds between two looks at whether the next step may be let go."""
 _REST = 2.0
 """The same while no change is open."""
+_DELIVERED = 0.5
+"""Seconds between two looks at whether what was written here has come everywhere."""
 _AGAIN = 5.0
 """Seconds after which a step that could not be done is tried again."""
 
@@ -74,7 +76,7 @@ class Evolving:
         while True:
             if not self._elections.is_witness:
                 await self._follow()
-            await self.bell.wait(_AGAIN if self.trouble else None)
+            await self.bell.wait(_DELIVERED if self._is_to_deliver() else _AGAIN if self.trouble else None)
 
     async def _follow(self) -> None:
         while (move := schemas.next_move(self._elections.catalog.schema, self.epoch)) is not None:
@@ -96,7 +98,17 @@ class Evolving:
             self._say(None)
             self._desk.bells.ring()
             self.on_done()
-        await self._report(None)
+        await self._report(None, delivered=self._is_to_deliver() and await self._has_delivered())
+
+    def _is_to_deliver(self) -> bool:
+        """All wait until what this site wrote has come everywhere."""
+        catalog, me = self._elections.catalog, self._desk.me
+        is_done = me in catalog.holders and self.epoch == catalog.schema.epoch
+        return is_done and schemas.is_to_deliver(catalog.schema, me)
+
+    async def _has_delivered(self) -> bool:
+        self._say(await self._shapes.undelivered())
+        return self.trouble is None
 
     def _tell(self, loop: asyncio.AbstractEventLoop, progress: str) -> None:
         """From the thread that works."""
@@ -106,15 +118,16 @@ class Evolving:
         self.trouble = trouble
         self._desk.bells.news.ring()
 
-    async def _report(self, failure: str | None) -> None:
+    async def _report(self, failure: str | None, *, delivered: bool = False) -> None:
         """Into the catalog, so that whoever leads knows it."""
         schema, me = self._elections.catalog.schema, self._desk.me
         known = schema.reached.get(me, 0) >= self.epoch
         told = schema.open.failures.get(me) if schema.open else None
-        if (known and failure == told) or not self._elections.is_member:
+        if (known and failure == told and not delivered) or not self._elections.is_member:
             return
+        reached = Reached(me, self.epoch, failure, delivered)
         try:
-            await self._elections.submit(Reached(me, self.epoch, failure), uuid4(), seconds=_SECONDS)
+            await self._elections.submit(reached, uuid4(), seconds=_SECONDS)
         except Undecided:
             self.trouble = self.trouble or "no majority: the others do not know yet which steps are done here"
 

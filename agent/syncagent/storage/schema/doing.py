@@ -49,6 +49,16 @@ class PostgresShapes:
     async def do(self, move: Move, floor: int, tell: Callable[[str], None]) -> None:
         await asyncio.to_thread(self._do, move, floor, tell)
 
+    async def undelivered(self) -> str | None:
+        return await asyncio.to_thread(self._undelivered)
+
+    def _undelivered(self) -> str | None:
+        with site_of(self._dsn) as connection:
+            row = connection.execute("select syncagent._not_everywhere() as why").fetchone()
+        assert row is not None
+        why: str | None = row["why"]
+        return why
+
     def _standing(self) -> tuple[int, int]:
         with site_of(self._dsn) as connection:
             row = connection.execute("select schema_epoch, schema_floor from syncagent.local_site").fetchone()
@@ -156,6 +166,11 @@ def _run(connection: Connection, epoch: int, step: Step, change: Change) -> None
         )
     if step.filling is not None:
         _filling(connection, step.filling, begins=False)
+    if (how := step.remerges) is not None:
+        connection.execute(
+            "select syncagent._strategize(%s, %s, %s, %s, %s)",
+            (how.table.schema, how.table.name, how.strategy, Jsonb(dict(how.merges)), how.whole),
+        )
     renamed = [
         {"schema": table.schema, "table": table.name, "before": before, "after": after}
         for table, before, after in step.columns
