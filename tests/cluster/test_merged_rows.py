@@ -111,9 +111,7 @@ def test_a_site_that_is_set_back_to_before_a_merge_returns(
         lima.execute("update customer set email = 'ann' where id = %s", (second,))
         together(berlin, lima)
         for site in (berlin, lima):
-            until(
-                lambda site=site: site.execute("select id::text from customer") == [(first,)], "one is left"
-            )  # type: ignore[misc]
+            until(lambda at=site: at.execute("select id::text from customer") == [(first,)], "one is left")  # type: ignore[misc]
 
         restored_dump(tokyo.database, tmp_path / "tokyo.dump")
         tokyo.execute("insert into sale values (syncagent.uuid7(), %s, 'ann')", (second,))

@@ -52,7 +52,9 @@ class Fleet:
             return False
         for site in self.sites:
             epoch = self.at[site.node][0]
-            delivered = epoch == self.schema.epoch and await site.one("select syncagent._not_everywhere()") is None
+            delivered = (
+                epoch == self.schema.epoch and await site.one("select syncagent._not_everywhere()") is None
+            )
             self.tell(Reached(site.node, epoch, None, delivered))
         command = schemas.due(self.schema, self.members, frozenset(self.members))
         if command is not None:
@@ -80,7 +82,9 @@ class Fleet:
 
 
 async def how(site: Site) -> tuple[str, frozenset[tuple[str, str]], int | None]:
-    (row,) = await site.rows("select strategy, merges::text, whole from syncagent.replicated where table_name = 'item'")
+    (row,) = await site.rows(
+        "select strategy, merges::text, whole from syncagent.replicated where table_name = 'item'"
+    )
     return row[0], frozenset(json.loads(row[1]).items()), row[2]
 
 
@@ -147,13 +151,17 @@ async def test_what_was_added_is_in_the_count_when_it_is_one_no_more(sites: Site
     await fleet.carry("merge", COUNTER)
     await exchange(a, b, c, plain=False)
     for number, site in enumerate((a, b, c)):
-        await site.do(f"update item set n = n + {10 ** number}, tags = tags || '{{{number}}}'::text[] where id = '{key(1)}'")
+        await site.do(
+            f"update item set n = n + {10**number}, tags = tags || '{{{number}}}'::text[] where id = '{key(1)}'"
+        )
     await ship(a, b)
     await fleet.carry("lww")
     await exchange(a, b, c, plain=False)
     assert await same("item", a, b, c)
     for site in (a, b, c):
-        assert await site.rows(f"select n, tags from item where id = '{key(1)}'") == [(121, ["0", "1", "2", "red"])]
+        assert await site.rows(f"select n, tags from item where id = '{key(1)}'") == [
+            (121, ["0", "1", "2", "red"])
+        ]
         assert await site.conflicts() == []
     await b.do(f"update item set n = n - 1 where id = '{key(1)}'")
     await c.do(f"update item set n = n - 20 where id = '{key(1)}'")
@@ -174,7 +182,9 @@ async def test_columns_are_dropped_only_when_all_have_come(sites: Sites, pair: P
     await fleet.open("lww")
     assert await fleet.lead()
     await fleet.follow(a, b, c)
-    await b.do(f"update item set price = 5 where id = '{key(1)}'", f"update item set price = 6 where id = '{key(2)}'")
+    await b.do(
+        f"update item set price = 5 where id = '{key(1)}'", f"update item set price = 6 where id = '{key(2)}'"
+    )
     assert not await fleet.lead(), "what was written by column is nowhere yet"
     with pytest.raises(AssertionError, match="must have come"):
         fleet.tell(Exclude(fleet.schema.open.id, c.node))  # type: ignore[union-attr]
@@ -189,8 +199,14 @@ async def test_columns_are_dropped_only_when_all_have_come(sites: Sites, pair: P
     await exchange(a, b, c, plain=False)
     assert await same("item", a, b, c)
     for site in (a, b, c):
-        assert await site.rows(f"select note, price from item where id in ('{key(1)}', '{key(2)}') order by id") == [("old", 5), ("old", 6)]
-    assert {"update/delete", "update/update"} <= {*await a.conflicts(), *await b.conflicts(), *await c.conflicts()}
+        assert await site.rows(
+            f"select note, price from item where id in ('{key(1)}', '{key(2)}') order by id"
+        ) == [("old", 5), ("old", 6)]
+    assert {"update/delete", "update/update"} <= {
+        *await a.conflicts(),
+        *await b.conflicts(),
+        *await c.conflicts(),
+    }
 
 
 async def test_siblings_that_are_open_stand_against_it(sites: Sites, pair: Pair) -> None:
@@ -227,7 +243,9 @@ async def test_it_is_taken_back_while_columns_are_there(sites: Sites, pair: Pair
     await exchange(a, b, plain=False)
     assert await same("item", a, b)
     assert await a.rows("select n from item order by id") in ([(21,), (21,), (20,)], [(21,), (20,), (20,)])
-    assert await a.one(f"select n from item where id = '{key(1)}'") == 21, "what was counted before is counted"
+    assert await a.one(f"select n from item where id = '{key(1)}'") == 21, (
+        "what was counted before is counted"
+    )
     assert {(await how(site))[0] for site in (a, b)} == {"merge"}
     assert await a.one("select whole from syncagent.replicated where id = 1") is None
 

@@ -405,7 +405,9 @@ def _carry_revisions(
                 _refuse(planned)
                 change = changes.asked(connection, planned, how.role, auto)
                 opened = ask(connection, "schema-open", {"change": change}, seconds=_ASK)["id"]
-            answer = revisions.carry(connection, dsn_of(home, dsn), opened, script, timeout, changes.progress())
+            answer = revisions.carry(
+                connection, dsn_of(home, dsn), opened, script, timeout, changes.progress()
+            )
             if changes.conclude(connection, opened, answer, as_json) != "done":
                 return
         render.say("every revision is here")

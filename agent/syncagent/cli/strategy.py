@@ -51,7 +51,9 @@ def strategy(
     if chosen is not None and chosen not in _ALL:
         raise UsageError(f"there is no strategy {chosen}", hint="lww, lww-column, or merge")
     if chosen is None and merge:
-        raise UsageError("how columns are merged is said of a strategy", hint="syncagent strategy TABLE merge")
+        raise UsageError(
+            "how columns are merged is said of a strategy", hint="syncagent strategy TABLE merge"
+        )
     with site_of(dsn_of(home, dsn)) as connection:
         now = strategies.known(connection, table)
         if chosen is None:
