@@ -54,7 +54,7 @@ begin
         select e.key as name, p.key::integer as node, p.value as part
         from jsonb_each(syncagent._registers(v_row.relation, v_row.key)) as e
         cross join lateral jsonb_each(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end) as p
-        where coalesce(v_table.merges ->> e.key, 'latest') not in ('counter', 'set') and (select count(*) from jsonb_object_keys(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end)) > 1
+        where coalesce(v_table.merges ->> e.key, 'latest') not in ('counter', 'set', 'append') and (select count(*) from jsonb_object_keys(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end)) > 1
     )
     select s.name, syncagent._site_name(s.node), syncagent.stamp_time((s.part ->> 0)::uuid), (s.part ->> 0)::uuid, s.part ->> 2,
            (select md5(string_agg(format('%s %s', x.name, x.part ->> 0), ',' order by x.name, x.node)) from sibling x)
@@ -77,10 +77,10 @@ begin
     perform syncagent._must_be_allowed(v_table.schema_name, v_table.table_name, 'update');
     perform syncagent._must_be_merged(p_table, v_table);
     select string_agg(quote_ident(u.name), ', ' order by u.name) into v_unknown from unnest(p_columns) as u (name)
-    where u.name is null or u.name <> all (v_table.columns) or u.name = any (v_table.key_columns) or coalesce(v_table.merges ->> u.name::text, 'latest') in ('counter', 'set');
+    where u.name is null or u.name <> all (v_table.columns) or u.name = any (v_table.key_columns) or coalesce(v_table.merges ->> u.name::text, 'latest') in ('counter', 'set', 'append');
     if v_unknown is not null or coalesce(cardinality(p_columns), 0) = 0 then
         raise exception 'column % of % has no siblings', coalesce(v_unknown, '(none)'), p_table
-            using errcode = 'SA004', hint = 'columns of the key, counters and sets have none; syncagent.siblings() says of which columns there are some';
+            using errcode = 'SA004', hint = 'columns of the key, counters, sets, and what is appended to have none; syncagent.siblings() says of which columns there are some';
     end if;
     execute format('select syncagent.holds_%s($1, $2)', v_table.id) into v_held using p_key, '{}'::jsonb;
     if not coalesce(v_held, false) then

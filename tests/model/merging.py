@@ -23,7 +23,7 @@ Every run checks:
                 seen; siblings are the writes that no other had read
 
 Run:               python -m tests.model.merging [RUNS] [FIRST_SEED] [--coalesced]
-Negative controls: ... --break total|largest|one|union|revived|uncut|replaced|stable|state|part   (each must fail)
+Negative controls: ... --break total|largest|one|union|revived|uncut|replaced|stable|state|part|once   (each must fail)
 """
 
 import random
@@ -45,6 +45,7 @@ BREAKS = {
     "stable": "applied here counts as stable",
     "state": "in a knot all parts count as read where all that any of them had seen was seen",
     "part": "in a knot a row that came in one part counts as read before it",
+    "once": "of the statements of a transaction, which have one stamp, only the first counts",
 }
 BROKEN = None  # one of BREAKS
 COUNTER, SET, SIBLINGS = columns.COLUMNS
@@ -145,6 +146,11 @@ def join_siblings(mine, theirs, here: Seen, there: Seen, stats):
     return frozenset(part.tells for part in kept.values()) if kept else value, kept
 
 
+def fresh(parts, seen: Seen):
+    """Whether there is something in a column that a side has not seen."""
+    return any(part.cut > seen(node) for node, part in parts.items())
+
+
 JOINS = {COUNTER: join_counter, SET: join_set, SIBLINGS: join_siblings}
 
 
@@ -170,11 +176,11 @@ class Site(columns.Site):
             parts = dict(entries.get(name, Column()).parts)
             mine = parts.get(self.me)
             if name == COUNTER:
-                amount = rnd.randint(-9, 9)
-                values[name] += amount
+                amounts = [rnd.randint(-9, 9) for _ in range(rnd.choice([1, 1, 2]))]     # statements of one transaction
+                values[name] += sum(amounts)
                 since, total = mine.tells if mine else (self.cuts, 0)
-                parts[self.me] = Part(stamp, *dot, (since, total + amount))
-                truth.added(key, row.true_life, amount)
+                parts[self.me] = Part(stamp, *dot, (since, total + sum(amounts[:1] if BROKEN == "once" else amounts)))
+                truth.added(key, row.true_life, sum(amounts))
             elif name == SET:
                 parts[self.me] = Part(stamp, *dot, dict(mine.tells) if mine else {})
                 values[name] = self._change(key, row, parts, rnd, write, truth)
@@ -237,17 +243,21 @@ class Site(columns.Site):
             parts, others = (each.entries.get(name, Column()).parts for each in (mine, row))
             if all(part.cut <= here(node) or parts.get(node, part).cut >= part.cut and node in parts for node, part in others.items()):
                 continue
-            if all(part.cut <= there(node) for node, part in parts.items()):
-                values[name], joined = row.values[name], dict(others)
-                stats["theirs"] += 1
-                for node, part in parts.items():        # nothing that the other side has dropped is dropped here but with all the rest
-                    if name != SIBLINGS and node not in joined:
-                        joined[node] = part if name == COUNTER else replace(part, tells={e: c for e, c in part.tells.items() if e in values[name]})
-            else:
-                stats["at once"] += 1
-                values[name], joined = JOINS[name]((values[name], parts), (row.values[name], others), here, there, stats)
+            values[name], joined = self.join_column(name, (values[name], parts), (row.values[name], others), here, there, stats)
             entries[name] = Column(joined)
         self.rows[key] = replace(mine, life=life, values=values, entries=entries)
+
+    def join_column(self, name, mine, theirs, here: Seen, there: Seen, stats):
+        if fresh(mine[1], there):
+            stats["at once"] += 1
+            return JOINS[name](mine, theirs, here, there, stats)
+        stats["theirs"] += 1
+        (_, parts), (value, others) = mine, theirs
+        joined = dict(others)
+        for node, part in parts.items():        # nothing that the other side has dropped is dropped here but with all the rest
+            if name != SIBLINGS and node not in joined:
+                joined[node] = part if name == COUNTER else replace(part, tells={e: c for e, c in part.tells.items() if e in value})
+        return value, joined
 
     # ---- knots
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.model import aliases, columns, merging, model, references, schema, siblings, strategies, txmodel, txmodel_directed, typed, unique
+from tests.model import aliases, appended, columns, merging, model, references, schema, siblings, strategies, txmodel, txmodel_directed, typed, unique
 
 FULL = 20_000
 
@@ -79,6 +79,14 @@ MERGING_BREAKS = {
     "stable": (0, "resurrected"),
     "state": (24, "write was lost"),
     "part": (537, "write was lost"),
+    "once": (0, "write was lost"),
+}
+APPENDED_BREAKS = {
+    "last": (0, "write was lost"),
+    "dropped": (1, "write was lost"),
+    "beginning": (1, "write was lost"),
+    "mark": (0, "write was lost"),
+    "whole": (0, "write was lost"),
 }
 UNIQUE_BREAKS = {
     "unlogged": (3, "diverged"),
@@ -148,6 +156,7 @@ def test_every_broken_rule_is_tried():
     assert COLUMNS_BREAKS.keys() == columns.BREAKS.keys()
     assert SIBLINGS_BREAKS.keys() == siblings.BREAKS.keys()
     assert MERGING_BREAKS.keys() == merging.BREAKS.keys()
+    assert APPENDED_BREAKS.keys() == appended.BREAKS.keys()
     assert UNIQUE_BREAKS.keys() == unique.BREAKS.keys()
     assert ALIASES_BREAKS.keys() == aliases.BREAKS.keys()
     assert REFERENCES_BREAKS.keys() == references.BREAKS.keys()
@@ -195,6 +204,13 @@ def test_siblings_hold(seed: int, runs: Callable[[int, int], int]):
 def test_merging_holds(seed: int, runs: Callable[[int, int], int]):
     stats = played(merging, seed, runs(60, FULL))
     met = ["siblings", "removed", "told by ours", "tied", "coalesced", "relayed", "inserted again", "lives forgotten", "tombstones collected"]
+    assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
+
+
+@pytest.mark.soak
+def test_what_is_appended_holds(seed: int, runs: Callable[[int, int], int]):
+    stats = played(appended, seed, runs(60, FULL))
+    met = ["told by theirs", "tied", "coalesced", "relayed", "inserted again", "lives forgotten", "tombstones collected"]
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 
 
@@ -280,12 +296,12 @@ def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
 
 @pytest.mark.parametrize(("program", "rule"), [
     *((columns, rule) for rule in COLUMNS_BREAKS), *((siblings, rule) for rule in SIBLINGS_BREAKS), *((unique, rule) for rule in UNIQUE_BREAKS),
-    *((merging, rule) for rule in MERGING_BREAKS), *((aliases, rule) for rule in ALIASES_BREAKS),
+    *((merging, rule) for rule in MERGING_BREAKS), *((appended, rule) for rule in APPENDED_BREAKS), *((aliases, rule) for rule in ALIASES_BREAKS),
     *((references, rule) for rule in REFERENCES_BREAKS), *((schema, rule) for rule in SCHEMA_BREAKS), *((typed, rule) for rule in TYPED_BREAKS),
     *((strategies, rule) for rule in STRATEGIES_BREAKS),
 ], ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2])
 def test_a_rule_of_a_strategy_left_out_is_noticed(monkeypatch, program, rule: str):
-    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, merging: MERGING_BREAKS, unique: UNIQUE_BREAKS, aliases: ALIASES_BREAKS,
+    number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, merging: MERGING_BREAKS, appended: APPENDED_BREAKS, unique: UNIQUE_BREAKS, aliases: ALIASES_BREAKS,
                     references: REFERENCES_BREAKS, schema: SCHEMA_BREAKS, typed: TYPED_BREAKS,
                     strategies: STRATEGIES_BREAKS}[program][rule]
     program.run(number, Counter(), coalesced=True)

@@ -173,6 +173,50 @@ async def test_largest_and_what_is_appended(sites: Sites, pair: Pair) -> None:
     await same("item", a, b)
 
 
+async def test_what_begins_alike_is_appended_as_often_as_it_was(sites: Sites, pair: Pair) -> None:
+    """Each wrote twice before it heard of the others, and what it wrote comes in parts."""
+    a, b, c = await sites(ITEM, *pair, pair[0])
+    await stocked(a, b, c)
+    for site, text in ((a, "a"), (b, "b")):
+        await site.do("update item set log = log || 'in;', bag = bag || '[1]'")
+    await ship(a, c)
+    await ship(b, c)
+    await c.do("update item set log = log || 'in;c;'")
+    for site, text in ((a, "a"), (b, "b")):
+        await site.do(f"update item set log = log || '{text};'")
+    await ship(c, a)
+    await quiet(a, b, c)
+    assert len(await same("item", a, b, c)) == 1
+    assert sorted((await a.one("select log from item")).split(";")) == ["", "a", "b", "c", "in", "in", "in"]
+    await b.do("update item set log = 'new;'")
+    await a.do("update item set log = log || 'in;'")
+    await quiet(a, b, c)
+    assert len(await same("item", a, b, c)) == 1
+    assert sorted((await a.one("select log from item")).split(";")) == ["", "in", "new"]
+    for site in (a, b, c):
+        await site.compact()
+        assert await site.versions("item") == {}
+
+
+async def test_what_is_appended_to_a_row_that_waits(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM.replace("n int not null", "n int not null check (n >= 0)"), *pair)
+    await stocked(a, b)
+    for site in (a, b):
+        await site.do(f"update item set n = n - 1, log = log || 'sold at {site.node};'")
+    await cross(a, b)
+    assert len(await a.parked()) == len(await b.parked()) == 1
+    await a.do("update item set n = n + 3, log = log || 'bought;'")
+    for _ in range(2):
+        await quiet(a, b)
+        for site in (a, b):
+            await site.store.replica.retry_parked()
+    assert await a.parked() == await b.parked() == []
+    for site in (a, b):
+        log = await site.one("select log from item")
+        assert sorted(log.split(";")) == ["", "bought", "sold at 1", "sold at 2"]
+        assert log.endswith("bought;")
+
+
 async def test_writes_that_no_cut_has_meet_a_batch(sites: Sites, pair: Pair) -> None:
     a, b = await sites(ITEM, *pair)
     await stocked(a, b)
