@@ -1,9 +1,14 @@
 """kill -9 of an agent or of a server under load: it goes on, nothing is lost, nothing is there twice."""
 
 from collections.abc import Callable
+from typing import Any
+
+import pytest
+from psycopg import Connection, OperationalError
+from psycopg.errors import DeadlockDetected, SerializationFailure
 
 from tests.support.cluster import Laboratory, Site
-from tests.support.load import committed, load, share, verify
+from tests.support.load import Writer, committed, load, share, verify
 from tests.support.waiting import until
 
 
@@ -81,4 +86,64 @@ def test_a_large_batch_is_interrupted(laboratory: Laboratory) -> None:
             proxy.rate = None
         cluster.converges()
         assert b.scalar("select count(*) from customer where name <> 'mark'") == 100_000
+        cluster.settles()
+
+
+TALLY = """
+create table tally (id int primary key, n bigint not null, log text not null);
+create table told (tally int not null, amount int not null, text text not null);
+comment on table told is 'what was added at this site alone'
+"""
+MERGED = ("tally", "--strategy", "merge", "--merge", "n=counter", "--merge", "log=append")
+
+
+class Teller(Writer):
+    """Adds to rows that all share, several times in a transaction, and notes what it has added along with it."""
+
+    def transaction(self, connection: "Connection[Any]") -> None:
+        tally = self.random.randint(1, 3)
+        try:
+            for _ in range(self.random.choice((1, 2, 3))):
+                told = (tally, self.random.randint(-9, 9), self.random.choice(("x;", "y;", "x;x;")))
+                connection.execute(
+                    "update tally set n = n + %s, log = log || %s where id = %s", (*told[1:], tally)
+                )
+                connection.execute("insert into told values (%s, %s, %s)", told)
+            connection.commit()
+        except (SerializationFailure, DeadlockDetected) as refusal:
+            connection.rollback()
+            self.refused.append(str(refusal))
+        except OperationalError:
+            self.lost += 1
+            raise
+        else:
+            self.committed += 1
+
+
+@pytest.mark.soak
+def test_what_is_merged_is_exact_whoever_is_killed(laboratory: Laboratory, seed: int) -> None:
+    with laboratory.cluster(18, 15) as cluster:
+        a, b = cluster
+        for site in cluster:
+            site.execute(TALLY)
+        cluster.start()
+        for site in cluster:
+            site.attach(*MERGED)
+        a.execute("insert into tally select i, 0, '' from generate_series(1, 3) i")
+        cluster.exchange()
+        with load(cluster.sites, seed, kind=Teller, rest=0.005) as writers:
+            for victim in (a, b, b, a):
+                committed(writers, 80)
+                victim.server.kill()
+                victim.server.start()
+                committed(writers, 80)
+                victim.kill()
+                committed(writers, 80)
+                victim.start()
+        cluster.converges(tables=("tally",))
+        told = [row for site in cluster for row in site.execute("select tally, amount, text from told")]
+        for number, n, log in a.execute("select id, n, log from tally"):
+            assert n == sum(amount for tally, amount, _ in told if tally == number)
+            said = "".join(text for tally, _, text in told if tally == number)
+            assert sorted(log) == sorted(said), f"seed {seed}: {log}"
         cluster.settles()
