@@ -209,7 +209,7 @@ def test_merging_holds(seed: int, runs: Callable[[int, int], int]):
 
 @pytest.mark.soak
 def test_what_is_appended_holds(seed: int, runs: Callable[[int, int], int]):
-    stats = played(appended, seed, runs(60, FULL))
+    stats = played(appended, seed, runs(20, FULL))
     met = ["told by theirs", "tied", "coalesced", "relayed", "inserted again", "lives forgotten", "tombstones collected"]
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 
