@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from syncagent import __version__
-from syncagent.cli.app import app
+from syncagent.cli.app import PANELS, app
 from tests.cli.conftest import Cli, Site
 
 HEAVY = {
@@ -97,7 +97,10 @@ def test_every_flag_has_a_twin_that_help_shows(
 
 def test_no_verb_at_all_shows_what_there_is(cli: Cli) -> None:
     said = cli()
-    assert "attach" in said.out + said.err
+    told = said.out + said.err
+    shown = [told.index(f"─ {panel} ─") for panel in PANELS]
+    assert shown == sorted(shown)
+    assert all(f"│ {name} " in told for names in PANELS.values() for name in names)
     assert cli("nonsense").code == 2
     assert cli("status", "--nonsense").code == 2
 

@@ -49,6 +49,17 @@ from syncagent.errors import SyncagentError, UsageError
 PREFIX = "SYNCAGENT"
 """Every flag has a twin in the environment: SYNCAGENT_VERB_FLAG."""
 
+PANELS = {
+    "Sites": ("init", "invite", "join", "run", "leave", "remove", "rejoin"),
+    "Tables": ("adopt", "attach", "detach", "tables", "constraints", "schema"),
+    "How it is": ("status", "wait", "verify", "repair", "forest", "fingerprint", "why"),
+    "What waits": ("conflicts", "parked", "pause", "resume", "clock"),
+    "Care": ("doctor", "support-bundle", "certificate", "console", "db"),
+    "A look": ("demo", "bench"),
+}
+"""Where help shows a verb or a group."""
+_PANEL = {name: panel for panel, names in PANELS.items() for name in names}
+
 app = typer.Typer(
     name="syncagent",
     help="Multi-master replication for the PostgreSQL you already run.",
@@ -102,7 +113,7 @@ for _verb in (
     demo,
     bench,
 ):
-    app.command()(_verb)
+    app.command(rich_help_panel=_PANEL[_verb.__name__.replace("_", "-")])(_verb)
 for _name, _group in (
     ("conflicts", conflicts),
     ("parked", parked),
@@ -112,7 +123,7 @@ for _name, _group in (
     ("schema", schema),
     ("db", db),
 ):
-    app.add_typer(_group, name=_name)
+    app.add_typer(_group, name=_name, rich_help_panel=_PANEL[_name])
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
