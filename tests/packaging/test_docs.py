@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from syncagent.embedded import Server
-from tests.support import newcomer, reference
+from tests.support import http_page, newcomer, reference
 from tests.support.databases import Database
 from tests.support.pages import build
 
@@ -19,6 +19,10 @@ REMEDY = "if that is meant: python -m tests.support.reference"
 @pytest.mark.parametrize("name", reference.PURE)
 def test_pages_made_of_the_code_are_current(name: str) -> None:
     assert (reference.FOLDER / name).read_text() == reference.PURE[name](), REMEDY
+
+
+def test_the_table_of_paths_is_current() -> None:
+    assert http_page.shown() == http_page.table(), "if that is meant: python -m tests.support.http_page"
 
 
 def test_the_page_made_of_the_sql_side_is_current(
