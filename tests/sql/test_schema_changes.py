@@ -32,8 +32,8 @@ SCHEMA = """
 class Fleet:
     """Sites whose catalog is the core's, without agents: who does which step when is said by the test."""
 
-    def __init__(self, *sites: Site) -> None:
-        self.sites, self.schema = sites, Schema()
+    def __init__(self, *sites: Site, role: str | None = None) -> None:
+        self.sites, self.schema, self.role = sites, Schema(), role
         self._members = {site.node: f"site{site.node}" for site in sites}
         self._at = {site.node: (0, 0) for site in sites}
 
@@ -43,7 +43,7 @@ class Fleet:
                 connection,
                 text,
                 "change.sql",
-                role=None,
+                role=self.role,
                 stride=stride,
                 bucket="hour",
                 patience=5,
@@ -53,7 +53,7 @@ class Fleet:
     async def open(self, text: str, asked: Asked | None = None) -> schemas.Change:
         found = await asyncio.to_thread(self.planned, text, None, asked)
         assert not found.refusals, found.refusals
-        change = planning.change_of(found, at=0, site="site1", role=None, path="public", auto=True)
+        change = planning.change_of(found, at=0, site="site1", role=self.role, path="public", auto=True)
         self.tell(Open(change))
         return change
 

@@ -98,10 +98,11 @@ class Remerged(msgspec.Struct, frozen=True):
 class Step(msgspec.Struct, frozen=True, kw_only=True):
     """`strict`: batches of the epoch before cannot be read any more. `gone` are tables that are dropped, `renamed` those with
     another name, `columns` renamed columns. A survey's statements find rows that stand against `what`. `index` is what a step that is
-    done alone makes, `everybody`: it is let go when no member is missing. `data`: a revision of the application, and the site that writes its
+    done alone makes or drops, `everybody`: it is let go when no member is missing. `data`: a revision of the application, and the site that writes its
     rows. `adopts` is what some site has already. `makes` and `unmakes` are versions that it makes and drops; `aside`: views of those that are
     there are made anew around it. `remerges` changes a table's strategy; `delivered`: it is let go when what each site wrote before its epoch has come
-    everywhere. `undoes` is the epoch this step takes back."""
+    everywhere. Its statements run as whoever owns the table `owner`, unless the change says as whom: there a person's words are computed. `undoes` is
+    the epoch this step takes back."""
 
     phase: Phase
     what: str
@@ -125,6 +126,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     aside: bool = False
     remerges: Remerged | None = None
     delivered: bool = False
+    owner: Table | None = None
     undoes: int | None = None
 
     @property
@@ -355,10 +357,13 @@ def inverse(step: Step, epoch: int) -> Step:
         gone=tuple(attachment.table for attachment in step.attach),
         renamed=tuple((new, old) for old, new in step.renamed),
         columns=tuple((table, new, old) for table, old, new in step.columns),
+        index=step.index,
+        data=step.data,
         adopts=step.adopts,
         unmakes=tuple(version.name for version in step.makes),
         aside=step.aside,
         remerges=step.remerges and replace(step.remerges, whole=False),
+        owner=step.owner,
         undoes=epoch,
     )
 

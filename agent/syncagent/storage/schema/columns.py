@@ -33,7 +33,7 @@ def parts(look: Look, node: Any) -> list[Step]:
         text = reading.written("alter_table_stmt", single)
         kind = reading.alteration(command.alter_table_cmd)
         if table.new and kind in _AS_IT_IS:
-            look.connection.execute(text.encode())
+            look.run(text)
             steps.append(
                 Step(phase="expand", what=f"alter {table.sql}, which is new", locks=BRIEF, statements=(text,))
             )
@@ -73,12 +73,13 @@ def _add_column(look: Look, table: Known, command: Any, text: str) -> list[Step]
     if any(part.string.sval.endswith("serial") for part in column.type_name.names):
         raise Against("every site would number the rows that are there differently", "a uuid column")
     _refuse_volatile(look, column, name)
-    look.connection.execute(text.encode())
+    look.run(text)
     made = look.column(table, name)
     preset = made["preset"] or made["of_domain"]
     value = None
     if preset is not None and not made["generated"]:
-        shown = look.one(f"select quote_literal(({preset})::{made['type']})")
+        with look.as_asked():
+            shown = look.one(f"select quote_literal(({preset})::{made['type']})")
         value = None if shown is None else f"{shown}::{made['base']}"
     if made["required"] and value is None and not made["generated"]:
         raise Against(
@@ -118,7 +119,7 @@ def _refuse_volatile(look: Look, column: Any, name: str) -> None:
 def _default(look: Look, table: Known, command: Any, text: str) -> list[Step]:
     look.refuse_renamed(table, command.name)
     before = look.column(table, command.name)["preset"]
-    look.connection.execute(text.encode())
+    look.run(text)
     alter = f"alter table {table.sql} alter column {_name(command.name)}"
     undo = f"{alter} set default {before}" if before is not None else f"{alter} drop default"
     return [
@@ -161,7 +162,7 @@ def _not_null(look: Look, table: Known, command: Any, _text: str) -> list[Step]:
 
 
 def _drop_not_null(look: Look, table: Known, command: Any, text: str) -> list[Step]:
-    look.connection.execute(text.encode())
+    look.run(text)
     undo = f"alter table {table.sql} alter column {_name(command.name)} set not null"
     return [
         Step(
@@ -192,7 +193,7 @@ def _add_constraint(look: Look, table: Known, command: Any, text: str) -> list[S
     target = getattr(node.stmts[0].stmt.alter_table_stmt.cmds[0].alter_table_cmd, "def").constraint
     target.CopyFrom(constraint)
     added = postgast.deparse(node)
-    look.connection.execute(added.encode())
+    look.run(added)
     name, broken = constraint.conname, _breaking(look, table, constraint.conname)
     locks = BRIEF if kind == "CHECK" else f"{ROWS}, of both tables"
     return list(checked(table, f"constraint {name} of {table.sql}", broken, added, _name(name), locks))
@@ -274,7 +275,7 @@ def _drop_column(look: Look, table: Known, command: Any, text: str) -> list[Step
             f"{command.name} is NOT NULL, and rows of the new version would have none while the old one is there",
             "a line before the statement that says what it is for them: -- down: EXPRESSION",
         )
-    look.connection.execute(text.encode())
+    look.run(text)
     return [
         Step(
             phase="contract",
@@ -295,7 +296,7 @@ def _drop_constraint(look: Look, table: Known, command: Any, text: str) -> list[
         raise Against(f"{table.sql} has no constraint {command.name}", "see its constraints with \\d in psql")
     if row["kind"] == "p":
         raise Against("rows are told apart by the primary key", "another table, and the rows copied")
-    look.connection.execute(text.encode())
+    look.run(text)
     undo = f"alter table {table.sql} add constraint {_name(command.name)} {row['made']}"
     return [
         Step(
@@ -329,7 +330,7 @@ def _type(look: Look, table: Known, command: Any, text: str) -> list[Step]:
     look.connection.execute("drop table pg_temp.syncagent_tried")
     if not same:
         return types.change(look, table, command)
-    look.connection.execute(text.encode())
+    look.run(text)
     undo = f"alter table {table.sql} alter column {_name(command.name)} type {before['type']}"
     what = f"type of {command.name} of {table.sql}"
     return [

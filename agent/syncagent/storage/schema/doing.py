@@ -13,6 +13,7 @@ from functools import partial
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import TransactionStatus
 from psycopg.types.json import Jsonb
 
 from syncagent.core.schema import Change, Filling, Move, Step
@@ -21,6 +22,7 @@ from syncagent.storage import tables
 from syncagent.storage.commands import Connection, border, site_of
 from syncagent.storage.schema import versions
 from syncagent.storage.schema.filling import fill
+from syncagent.storage.schema.indexes import Asked, drop_invalid, is_made
 
 _PATIENCE = 20.0
 """Seconds to try for a lock; then it is said who is in the way, and tried again."""
@@ -84,13 +86,13 @@ def do(connection: Connection, move: Move, floor: int, tell: Callable[[str], Non
             _survey(connection, move.step, move.change)
         if move.step is not None and move.step.manner == "alone" and not _stays(connection, move.step):
             _alone(connection, move.step, move.change)
-        if move.step is not None and move.step.data is not None:
+        if move.step is not None and move.step.data is not None and move.step.undoes is None:
             _await_data(connection, *move.step.data)
         if move.step is not None and move.step.filling is not None:
             filling = move.step.filling
             _filling(connection, filling, begins=True)
-            with _as_asked(connection, move.change, local=False):
-                fill(connection, filling, tell)
+            asked = partial(_as_asked, connection, move.change, move.step, local=False)
+            fill(connection, filling, tell, asked)
         _patiently(connection, work)
 
 
@@ -137,9 +139,11 @@ def _run(connection: Connection, epoch: int, step: Step, change: Change) -> None
             (table.schema, table.name),
         )
     if step.manner == "transaction" and not found:
-        with _as_asked(connection, change, local=True):
+        with _as_asked(connection, change, step, local=True):
             for statement in step.statements:
                 connection.execute(statement.encode())
+    if step.data is not None and step.undoes is not None:
+        connection.execute("delete from syncagent.revision_data where revision = %s", (step.data[0],))
     if kept is not None:
         versions.put_back(connection, kept)
     for version in step.makes:
@@ -147,23 +151,7 @@ def _run(connection: Connection, epoch: int, step: Step, change: Change) -> None
     connection.execute(
         "select syncagent._cover(s.relation, s.node) from syncagent._strays() as s where not s.gone"
     )
-    for attachment in step.attach:
-        oid = tables.exactly(connection, attachment.table.schema, attachment.table.name)
-        connection.execute(
-            "select syncagent._attach(%s::bigint::oid::regclass, %s, %s, %s, %s, '{}', %s, %s)",
-            (
-                oid,
-                attachment.derive,
-                attachment.ship,
-                attachment.stride,
-                attachment.bucket,
-                attachment.strategy,
-                Jsonb(dict(attachment.merges)),
-            ),
-        )
-        connection.execute(
-            "update syncagent.replicated set agreed = true where relation = %s::bigint::oid", (oid,)
-        )
+    _attach(connection, step)
     if step.filling is not None:
         _filling(connection, step.filling, begins=False)
     if (how := step.remerges) is not None:
@@ -188,10 +176,28 @@ def _run(connection: Connection, epoch: int, step: Step, change: Change) -> None
                 "select syncagent._log_unlike(%s, %s, %s, %s)",
                 (fill.table.schema, fill.table.name, fill.column, fill.value),
             )
-    connection.execute(
-        "select syncagent._shape_follow(%s)",
-        ("; ".join(step.statements) if step.manner == "alone" else "",),
-    )
+    connection.execute("select syncagent._shape_follow(%s)", (step.index,))
+
+
+def _attach(connection: Connection, step: Step) -> None:
+    """The tables that it has made."""
+    for attachment in step.attach:
+        oid = tables.exactly(connection, attachment.table.schema, attachment.table.name)
+        connection.execute(
+            "select syncagent._attach(%s::bigint::oid::regclass, %s, %s, %s, %s, '{}', %s, %s)",
+            (
+                oid,
+                attachment.derive,
+                attachment.ship,
+                attachment.stride,
+                attachment.bucket,
+                attachment.strategy,
+                Jsonb(dict(attachment.merges)),
+            ),
+        )
+        connection.execute(
+            "update syncagent.replicated set agreed = true where relation = %s::bigint::oid", (oid,)
+        )
 
 
 def _found_done(connection: Connection, epoch: int, step: Step) -> bool:
@@ -233,20 +239,36 @@ def _stays(connection: Connection, step: Step) -> bool:
 
 
 @contextmanager
-def _as_asked(connection: Connection, change: Change, *, local: bool) -> Iterator[None]:
-    """With the role and the search path of whoever asked for the change."""
+def _as_asked(connection: Connection, change: Change, step: Step, *, local: bool) -> Iterator[None]:
+    """With the search path and the role of whoever asked for the change, or the role that owns what the step is about."""
     before = connection.execute("select current_setting('search_path') as path").fetchone()
     assert before is not None
     for name, value in {**_SETTINGS, "search_path": change.path}.items():
         connection.execute("select set_config(%s, %s, %s)", (name, value, local))
-    if change.role is not None:
+    role = change.role or _owner(connection, step)
+    if role is not None:
         connection.execute(
-            sql.SQL("set {} role {}").format(sql.SQL("local" if local else ""), sql.Identifier(change.role))
+            sql.SQL("set {} role {}").format(sql.SQL("local" if local else ""), sql.Identifier(role))
         )
-    yield
-    if change.role is not None:
-        connection.execute("reset role")
-    connection.execute("select set_config('search_path', %s, %s)", (before["path"], local))
+    try:
+        yield
+    finally:
+        if connection.info.transaction_status in (TransactionStatus.IDLE, TransactionStatus.INTRANS):
+            if role is not None:
+                connection.execute("reset role")
+            connection.execute("select set_config('search_path', %s, %s)", (before["path"], local))
+
+
+def _owner(connection: Connection, step: Step) -> str | None:
+    """Who owns the table of the step here, if it is said to run so."""
+    if step.owner is None:
+        return None
+    row = connection.execute(
+        "select pg_get_userbyid(c.relowner)::text as name from syncagent.replicated r join pg_class c on c.oid = r.relation"
+        " where (r.schema_name, r.table_name) = (%s, %s)",
+        (step.owner.schema, step.owner.name),
+    ).fetchone()
+    return None if row is None else str(row["name"])
 
 
 def _survey(connection: Connection, step: Step, change: Change) -> None:
@@ -254,7 +276,7 @@ def _survey(connection: Connection, step: Step, change: Change) -> None:
     if step.unmakes:
         versions.refuse_users(connection, step.unmakes)
     found: list[str] = []
-    with _as_asked(connection, change, local=False):
+    with _as_asked(connection, change, step, local=False):
         for statement in step.statements:
             rows = connection.execute(
                 f"select * from ({statement}) as s limit {_SHOWN + 1}".encode()
@@ -270,38 +292,23 @@ def _survey(connection: Connection, step: Step, change: Change) -> None:
 
 def _alone(connection: Connection, step: Step, change: Change) -> None:
     """Statements that wait for others without being in their way, each by itself."""
-    if step.index is not None and _is_made(connection, step.index):
-        return
+    asked = partial(_as_asked, connection, change, step)
     for statement in step.statements:
-        with _as_asked(connection, change, local=False):
-            try:
-                if _CONCURRENTLY in statement.lower():
+        made = step.index if statement.lower().startswith("create ") else None
+        if made is not None and is_made(connection, made, statement, asked):
+            continue
+        try:
+            if _CONCURRENTLY in statement.lower():
+                with asked(local=False):
                     connection.execute(statement.encode())
-                else:
-                    _patiently(connection, partial(_execute, connection, statement))
-            except psycopg.Error:
-                if step.index is not None and not connection.closed:
-                    _drop_invalid(connection, step.index)
-                raise
+            else:
+                _patiently(connection, partial(_execute, connection, statement, asked))
+        except psycopg.Error:
+            if made is not None and not connection.closed:
+                drop_invalid(connection, made)
+            raise
 
 
-def _execute(connection: Connection, statement: str) -> None:
-    connection.execute(statement.encode())
-
-
-def _is_made(connection: Connection, index: str) -> bool:
-    """Whether the index is there; one that a crash has left half made is taken away."""
-    row = connection.execute(
-        "select i.indisvalid as valid from pg_index i where i.indexrelid = to_regclass(%s)", (index,)
-    ).fetchone()
-    if row is not None and not row["valid"]:
-        _drop_invalid(connection, index)
-        return False
-    return row is not None
-
-
-def _drop_invalid(connection: Connection, index: str) -> None:
-    if connection.execute(
-        "select from pg_index i where i.indexrelid = to_regclass(%s) and not i.indisvalid", (index,)
-    ).rowcount:
-        connection.execute(f"drop index concurrently {index}".encode())
+def _execute(connection: Connection, statement: str, asked: Asked) -> None:
+    with asked(local=True):
+        connection.execute(statement.encode())

@@ -6,6 +6,7 @@ for. Interrupted, it goes on with what is left.
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from psycopg import sql
 
@@ -23,15 +24,23 @@ _TRIES = 200
 OnPortion = Callable[[str], None]
 
 
-def fill(connection: Connection, filling: Filling, tell: OnPortion) -> int:
-    """Until no row is left; returns how many rows it has filled. They may be held for a while: then they are tried again."""
+def fill(
+    connection: Connection,
+    filling: Filling,
+    tell: OnPortion,
+    asked: Callable[[], AbstractContextManager[None]],
+) -> int:
+    """With the role and the search path of the change, which `asked` gives, until no row is left; returns how many rows it has filled. They may be held for a while: then they are tried again."""
     connection.execute("set session_replication_role = replica")
     try:
         filled = 0
         for _ in range(_TRIES):
             for schema, name in _leaves(connection, filling):
-                filled += _pass(connection, filling, schema, name, tell)
-            if not _is_left(connection, filling):
+                with asked():
+                    filled += _pass(connection, filling, schema, name, tell)
+            with asked():
+                left = _is_left(connection, filling)
+            if not left:
                 break
             time.sleep(_LONGEST_REST)
         return filled

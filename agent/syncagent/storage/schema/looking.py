@@ -1,6 +1,7 @@
 """What the plan of a schema change must know of the database, and how it says no."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,17 +46,34 @@ class Known:
 class Look:
     """The database while the statements before have been tried in it. `made` are tables of this change, `renamed` names that
     mean another column of a table, or none, before the old shape goes; `*`: the table has another name. `pairs` are columns that are
-    written together, `version` the one that the change makes."""
+    written together, `version` the one that the change makes. What somebody has written is tried and computed as `role`; what we ask is
+    asked as ourselves."""
 
     connection: Connection
     stride: int | None
     bucket: Bucket
+    role: str | None = None
     made: set[int] = field(default_factory=set)
     notes: Mapping[str, str] = field(default_factory=dict)
     """What comments before the statement say."""
     version: str | None = None
     renamed: dict[int, set[str]] = field(default_factory=dict)
     pairs: dict[int, "Pairs"] = field(default_factory=dict)
+
+    @contextmanager
+    def as_asked(self) -> Iterator[None]:
+        """With the role that the statements run as."""
+        if self.role is None:
+            yield
+            return
+        self.connection.execute(sql.SQL("set local role {}").format(sql.Identifier(self.role)))
+        yield
+        self.connection.execute("reset role")
+
+    def run(self, text: str) -> None:
+        """A statement of the change."""
+        with self.as_asked():
+            self.connection.execute(text.encode())
 
     def one(self, query: str, *values: object) -> Any:
         """The first column of the first row; None if there is none."""

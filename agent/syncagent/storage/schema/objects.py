@@ -26,7 +26,7 @@ def create_table(look: Look, statement: Statement) -> list[Step]:
     if relation.relpersistence != "p":
         raise Against("it would be there for a session, or until a crash", "a permanent table")
     name = look.named(relation)
-    look.connection.execute(statement.text.encode())
+    look.run(statement.text)
     oid = look.one("select to_regclass(%s)::oid::bigint", name)
     look.made.add(oid)
     row = look.connection.execute(
@@ -59,7 +59,7 @@ def create_index(look: Look, statement: Statement) -> list[Step]:
     if table.new:
         node.concurrent = False
         text = reading.written("index_stmt", node)
-        look.connection.execute(text.encode())
+        look.run(text)
         return [Step(phase="expand", what=f"{what}, which is new", locks=NONE, statements=(text,))]
     if table.partitioned:
         raise Against(
@@ -83,7 +83,7 @@ def create_index(look: Look, statement: Statement) -> list[Step]:
 
 def comment(look: Look, statement: Statement) -> list[Step]:
     before = _comments(look)
-    look.connection.execute(statement.text.encode())
+    look.run(statement.text)
     undo: tuple[str, ...] = ()
     if changed := dict(_comments(look).items() ^ before.items()):
         statement.node.comment = before.get(next(iter(changed)), "")  # none: `is null`
@@ -106,7 +106,7 @@ def function(look: Look, statement: Statement) -> list[Step]:
         " from pg_proc p where p.proname = %s and p.prokind in ('f', 'p', 'w') and p.pronamespace <> 'pg_catalog'::regnamespace"
     )
     before = {row["oid"]: row["made"] for row in look.connection.execute(query.encode(), (name,)).fetchall()}
-    look.connection.execute(statement.text.encode())
+    look.run(statement.text)
     undo = []
     for row in look.connection.execute(query.encode(), (name,)).fetchall():
         if row["oid"] not in before:
@@ -131,7 +131,7 @@ def view(look: Look, statement: Statement) -> list[Step]:
     before = look.one(
         "select pg_get_viewdef(c.oid) from pg_class c where c.oid = to_regclass(%s) and c.relkind = 'v'", name
     )
-    look.connection.execute(statement.text.encode())
+    look.run(statement.text)
     undo = [f"drop view if exists {name}"]
     if before is not None:
         undo.append(f"create view {name} as {before}")
@@ -151,7 +151,7 @@ def enum_value(look: Look, statement: Statement) -> list[Step]:
     node = statement.node
     name = _name(*(part.string.sval for part in node.type_name))
     if node.old_val:
-        look.connection.execute(statement.text.encode())
+        look.run(statement.text)
         undo = f"alter type {name} rename value {_text(node.new_val)} to {_text(node.old_val)}"
         what = f"value {node.old_val} of {name} is {node.new_val}"
         return [
@@ -166,7 +166,7 @@ def enum_value(look: Look, statement: Statement) -> list[Step]:
         ]
     if not look.one("select to_regtype(%s)::text", name):
         raise Against(f"there is no type {name}", "name it with its schema")
-    look.connection.execute(statement.text.encode())
+    look.run(statement.text)
     added = (
         statement.text
         if node.skip_if_new_val_exists
@@ -212,14 +212,14 @@ def made(look: Look, statement: Statement) -> list[Step]:
         name = (
             look.named(value) if hasattr(value, "relname") else _name(*(part.string.sval for part in value))
         )
-    look.connection.execute(statement.text.encode())
+    look.run(statement.text)
     undo = (f"drop {kind} if exists {name}",)
     return [Step(phase="expand", what=f"{kind} {name}", locks=NONE, statements=(statement.text,), undo=undo)]
 
 
 def trigger(look: Look, statement: Statement) -> list[Step]:
     table = look.known(statement.node.relation)
-    look.connection.execute(statement.text.encode())
+    look.run(statement.text)
     name = statement.node.trigname
     undo = (f"drop trigger if exists {_name(name)} on {table.sql}",)
     what = f"trigger {name} of {table.sql}"
@@ -236,7 +236,7 @@ def trigger(look: Look, statement: Statement) -> list[Step]:
 
 def grant(look: Look, statement: Statement) -> list[Step]:
     before = _rights(look)
-    look.connection.execute(statement.text.encode())
+    look.run(statement.text)
     after = _rights(look)
     undo = [f"revoke {right} on {what} from {whom}" for right, what, whom, _ in sorted(after - before)]
     undo += [
@@ -280,7 +280,7 @@ def rename(look: Look, statement: Statement) -> list[Step]:
     if kind == "COLUMN":
         look.refuse_by_column(table)
         look.column(table, node.subname)
-    look.connection.execute(statement.text.encode())
+    look.run(statement.text)
     look.rename(table, node.newname if kind == "COLUMN" else "*")
     if kind == "COLUMN":
         columns = ((table.table, node.subname, node.newname),)
@@ -341,7 +341,7 @@ def drop(look: Look, statement: Statement) -> list[Step]:
             table = look.known(relation)
             look.connection.execute("select syncagent._detach(%s::bigint::oid)", (table.oid,))
             gone.append(table.table)
-    look.connection.execute(statement.text.encode())
+    look.run(statement.text)
     locks = BRIEF if kind in ("TABLE", "TRIGGER") else NONE
     what = f"drop {_DROPPED[kind]}" + (f" {', '.join(map(str, gone))}" if gone else "")
     return [
@@ -377,6 +377,7 @@ def _drop_index(look: Look, statement: Statement) -> list[Step]:
                 statements=(f"drop index concurrently if exists {quoted}",),
                 undo=(undo,),
                 manner="alone",
+                index=quoted,
             )
         )
     return steps

@@ -78,7 +78,7 @@ def _way(look: Look, table: Known, column: str, value: str) -> Way:
             f"{value} calls {volatile[0]}: every site would compute another value",
             "an expression of the row alone",
         )
-    look.connection.execute(f"select {value} from {table.sql} limit 1".encode())
+    look.run(f"select {value} from {table.sql} limit 1")
     return Way(column, value, tuple(used))
 
 
@@ -95,7 +95,7 @@ def add_column(look: Look, table: Known, text: str) -> list[Step]:
     name, value = column.colname, look.notes["up"]
     del column.constraints[:]
     text = postgast.deparse(parsed)
-    look.connection.execute(text.encode())
+    look.run(text)
     up(look, table, name, value, required="NOTNULL" in kinds)
     of(look, table).said.append(name)
     return [added(table, name, text)]
@@ -119,7 +119,7 @@ def drop_column(look: Look, table: Known, name: str, text: str) -> list[Step]:
     pairs = of(look, table)
     pairs.last.append(text)
     pairs.said.append(name)
-    look.connection.execute(text.encode())
+    look.run(text)
     return []
 
 
@@ -140,7 +140,7 @@ def steps(look: Look, pairs: Pairs) -> list[Step]:
         _function(function, pairs, look.path()),
         *_triggers(table, function, names, version),
     )
-    look.connection.execute(both[0].encode())  # the table may have another name by now
+    look.run(both[0])  # the table may have another name by now
     fillings = [Filling(table.table, way.column, way.value) for way in pairs.ups]
     return [
         Step(

@@ -118,23 +118,22 @@ def plan_of(
     stride: int | None,
     bucket: Bucket,
     patience: float,
-    first: Sequence[str] = (),
+    first: Sequence[tuple[str | None, str]] = (),
     asked: Asked | None = None,
 ) -> Plan:
-    """The plan of statements that were read, as it is after those that come first; the steps of its versions come with `with_versions`."""
+    """The plan of statements that were read, as it is after those that come first, each with its role; the steps of its versions come with `with_versions`."""
     found: list[Plan] = []
 
     def rehearse() -> None:
-        _be(connection, role)
-        for statement in first:
-            connection.execute(statement.encode())
-        connection.execute("reset role")
         look = Look(connection, stride, bucket)
+        for look.role, statement in first:
+            look.run(statement)
+        look.role = role
         two = None if asked is None else versions.begin(look, asked, role)
-        _be(connection, role)
         steps: list[Planned] = []
         refusals: list[Refusal] = []
         for place, each in enumerate(source.statements):
+            look.role = each.role or role
             try:
                 steps += [Planned(each.line, step, place) for step in _tried(look, each)]
             except Against as against:
@@ -142,9 +141,9 @@ def plan_of(
                 continue
             for both in look.pairs.values():
                 both.at = both.at or (each.line, place)
+        look.role = role
         if not refusals:
             steps = [*_paired(look), *steps]
-            connection.execute("reset role")
             two = two and versions.end(look, two, role)
         ordered = sorted(steps, key=lambda planned: ORDER.index(planned.step.phase))
         found.append(Plan(source.name, source.text, tuple(ordered), tuple(refusals), two))
@@ -156,11 +155,6 @@ def plan_of(
         except _Enough:
             pass
     return found[-1]
-
-
-def _be(connection: Connection, role: str | None) -> None:
-    if role is not None:
-        connection.execute(sql.SQL("set local role {}").format(sql.Identifier(role)))
 
 
 def _attached(connection: Connection) -> list[int]:
@@ -242,11 +236,6 @@ def of_revision(planned: Plan, revision: Revision, node: int) -> Plan:
             locks="those of its statements, at one site",
             manner="data",
             data=(revision.id, node),
-            undo=(
-                sql.SQL("delete from syncagent.revision_data where revision = {}")
-                .format(sql.Literal(revision.id))
-                .as_string(),
-            ),
         )
         before.append(Planned(revision.data, rows))
     make = (

@@ -10,6 +10,7 @@ from typing import Any
 
 import postgast
 from postgast import pg_query_pb2 as grammar
+from psycopg import sql
 
 from syncagent.errors import UsageError
 
@@ -17,13 +18,14 @@ from syncagent.errors import UsageError
 @dataclass(frozen=True)
 class Statement:
     """One statement: the line it begins at, its text, the kind of its node and the node. `notes` are what comments before it say: a
-    line `-- down: EXPRESSION` is the note `down`."""
+    line `-- down: EXPRESSION` is the note `down`. `role`: as whom it is tried, if not as the change says."""
 
     line: int
     text: str
     kind: str
     node: Any
     notes: Mapping[str, str] = field(default_factory=dict)
+    role: str | None = None
 
 
 _NOTE = re.compile(r"(?m)^\s*--\s*(up|down|new):\s*(\S.*?)\s*$")
@@ -95,6 +97,17 @@ _BOUND = re.compile(r"%(?:\(\w+\))?s(?:::\w+)?|%%")
 def unbound(statement: str) -> str:
     """A statement of a driver with null in the place of every parameter."""
     return _BOUND.sub(lambda found: "%" if found[0] == "%%" else "null", statement)
+
+
+def index_elsewhere(text: str, schema: str, name: str) -> tuple[str, str]:
+    """The table of CREATE INDEX as SQL, and the statement for a table that nobody writes."""
+    (statement,) = statements(text, "an index")
+    node = statement.node
+    table = sql.Identifier(
+        *(part for part in (node.relation.schemaname, node.relation.relname) if part)
+    ).as_string()
+    node.relation.schemaname, node.relation.relname, node.concurrent = schema, name, False
+    return table, written("index_stmt", node)
 
 
 def calls(node: Any) -> set[str]:

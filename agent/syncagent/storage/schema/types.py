@@ -34,7 +34,7 @@ def change(look: Look, table: Known, command: Any) -> list[Step]:
     _refuse_what_hangs_on_it(look, table, column)
     required = look.column(table, column)["required"]
     text = f"alter table {table.sql} add column {_name(new)} {wanted}"
-    look.connection.execute(text.encode())
+    look.run(text)
     pairs.up(look, table, new, up, required=required)
     pairs.down(look, table, column, down)
     both = pairs.of(look, table)
@@ -45,7 +45,7 @@ def change(look: Look, table: Known, command: Any) -> list[Step]:
         both.columns.append((table.table, new, column))
         look.rename(table, column)
     for statement in last:
-        look.connection.execute(statement.encode())
+        look.run(statement)
     both.last += last
     what = f"type of {column} of {table.sql}: {new} is the one to read"
     return [pairs.added(table, new, text), Step(phase="read-new", what=what, locks="none of a table")]
