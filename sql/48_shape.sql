@@ -69,10 +69,13 @@ create function syncagent._shape_now(p_relation integer default null)
     from attached t join pg_constraint k on k.conrelid = t.oid and k.contype in ('c', 'f', 'p', 'u', 'x')
     cross join lateral (select pg_get_constraintdef(k.oid)) as d (definition) where d.definition is not null
     union all
-    select t.id, 'index', c.relname, 0::smallint, jsonb_build_object('definition', d.definition)
-    from attached t join pg_index i on i.indrelid = t.oid and i.indisvalid join pg_class c on c.oid = i.indexrelid
+    select t.id, 'index', c.relname, 0::smallint,
+           jsonb_strip_nulls(jsonb_build_object('definition', d.definition, 'invalid', case when not i.indisvalid then true end))
+    from attached t join pg_index i on i.indrelid = t.oid join pg_class c on c.oid = i.indexrelid
     cross join lateral (select pg_get_indexdef(i.indexrelid)) as d (definition)
     where d.definition is not null
+      and (i.indisvalid or not exists (   -- it is being made
+          select from pg_stat_progress_create_index p where p.relid = t.oid and p.datname = current_database()))
       and not exists (select from pg_constraint k where k.conindid = i.indexrelid and k.conrelid = t.oid and k.contype in ('p', 'u', 'x'))
 $$;
 comment on function syncagent._shape_now is 'the parts of an attached table, or of all, as they are';
@@ -127,8 +130,10 @@ create function syncagent._typed_text(p_kind text, p_name name, p_agreed jsonb, 
         when p_kind = 'table' and p_now is null then 'the table was dropped'
         when p_kind = 'table' then format('the table is %s now', syncagent._shape_text(p_kind, p_now))
         when p_became is not null then format('column %I is %I now', p_name, p_became)
-        when p_agreed is null then format('%s %I was added: %s', p_kind, p_name, syncagent._shape_text(p_kind, p_now))
+        when p_agreed is null then format('%s %I was added: %s%s', p_kind, p_name, syncagent._shape_text(p_kind, p_now),
+                                          case when p_now ? 'invalid' then ', which is not valid' end)
         when p_now is null then format('%s %I was dropped', p_kind, p_name)
+        when p_now ? 'invalid' then format('%s %I is not valid any more', p_kind, p_name)
         else format('%s %I is %s, and was %s', p_kind, p_name, syncagent._shape_text(p_kind, p_now), syncagent._shape_text(p_kind, p_agreed)) end
 $$;
 comment on function syncagent._typed_text is 'what somebody has made of a table, in words';
@@ -160,18 +165,6 @@ create function syncagent._shape_agree(p_relation integer, p_kind text, p_name n
     delete from syncagent.typed_record t where (t.relation, t.kind, t.name) = (p_relation, p_kind, p_name);
 $$;
 comment on function syncagent._shape_agree is 'a part of a table is agreed to be as it is';
-
-create function syncagent._shape_follow(p_alone text) returns void
-    language sql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-    select syncagent._shape_agree(d.relation, d.kind, d.name, d.became)
-    from syncagent._typed_now() d
-    left join syncagent.typed_record t on (t.relation, t.kind, t.name) = (d.relation, d.kind, d.name)
-        and (t.now, t.became) is not distinct from (d.now, d.became)
-    where t.name is null or d.kind = 'index' and strpos(p_alone, quote_ident(d.name)) > 0
-$$;
-comment on function syncagent._shape_follow is 'the last of a step: what it has made of tables is agreed, and what was typed before stays typed; alone is what ran outside of its transaction, if anything did';
 
 create function syncagent._shape_forget(p_relation integer) returns void
     language sql volatile
@@ -211,7 +204,7 @@ begin
     return query
         insert into syncagent.typed_record as t (relation, kind, name, agreed, now, became, what, role, statement)
         select d.relation, d.kind, d.name, d.agreed, d.now, d.became, syncagent._typed_text(d.kind, d.name, d.agreed, d.now, d.became),
-               p_role, case when p_statement !~* 'password' then left(p_statement, 10000) end
+               p_role, case when p_statement !~* 'password' and btrim(p_statement, E' \n\r\t;') !~ ';' then left(p_statement, 10000) end   -- no script
         from syncagent._typed_now(p_relation) d
         left join syncagent.typed_record k on (k.relation, k.kind, k.name) = (d.relation, d.kind, d.name)
             and (k.agreed, k.now, k.became) is not distinct from (d.agreed, d.now, d.became)
@@ -303,7 +296,7 @@ begin
         group by k.chunk $sql$, syncagent._tokens(v_table.id) || jsonb_build_object(
             'unlike', case when p_value is null then format('t.%I is not null', p_column)
                            else format('row(t.%I)::record *<> row(%s)::record', p_column, p_value) end,
-            'written', case v_table.strategy when 'lww-column' then format('array[%L]::name[]', p_column) else 'null' end));
+            'written', case v_table.strategy when 'lww' then 'null' else format('array[%L]::name[]', p_column) end));   -- null begins a new life
     get diagnostics v_rows = row_count;
     return v_rows;
 end
@@ -355,7 +348,8 @@ begin
     if v_refused is not null then
         raise exception '%', v_refused
             using errcode = 'SA005', detail = 'The table is replicated, and this site refuses DDL that only it would have.',
-                  hint = 'write it into a file: `syncagent schema apply FILE` carries it through all sites';
+                  hint = 'write it into a file: `syncagent schema apply FILE` carries it through all sites'
+                      || case when current_query() ~* '\yconcurrently\y' then '; what is left of the index, which is not valid, and how to drop it: `syncagent schema status`' else '' end;
     end if;
 end
 $$;
@@ -452,7 +446,9 @@ begin
             back := array[v_alter || format('add constraint %I %s', p_name, v_old)];
             rehearse := '{}';
         when p_kind = 'index' and p_agreed is null then
-            forth := array[v_new];
+            if not p_now ? 'invalid' then
+                forth := array[v_new];
+            end if;
             back := array[format('drop index %I.%I', (select r.schema_name from syncagent.replicated r where r.id = p_relation), p_name)];
         when p_kind = 'index' and p_now is null then
             forth := array[format('drop index concurrently if exists %I.%I', (select r.schema_name from syncagent.replicated r where r.id = p_relation), p_name)];

@@ -28,6 +28,21 @@ create function syncagent._touched() returns setof integer
 $$;
 comment on function syncagent._touched is 'attached tables that this transaction has locked for more than rows';
 
+create function syncagent._shape_follow(p_index text) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select syncagent._shape_agree(d.relation, d.kind, d.name, d.became)
+    from syncagent._typed_now() d join syncagent.replicated r on r.id = d.relation
+    left join syncagent.typed_record t on (t.relation, t.kind, t.name) = (d.relation, d.kind, d.name)
+        and (t.now - 'definition', t.became) is not distinct from (d.now - 'definition', d.became)
+    where d.kind = 'index' and array[r.schema_name, d.name]::text[] = parse_ident(p_index)
+       or t.name is null and (
+           d.relation in (select syncagent._touched())
+           or d.became is null and d.agreed - '{default,generated,definition}'::text[] = d.now - '{default,generated,definition}'::text[])
+$$;
+comment on function syncagent._shape_follow is 'the last of a step: what it has made of tables is agreed, and what was typed before stays typed, or meanwhile, in tables that it has not locked: there it changes no more than names in the words of others; index is what was made or dropped outside of its transaction, if anything was';
+
 create function syncagent._reshape(p_renamed jsonb, p_fills jsonb, p_all boolean) returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp

@@ -13,16 +13,19 @@ import pytest
 from syncagent.core import schema as schemas
 from syncagent.core.schema import Open
 from syncagent.errors import DatabaseError, RefusedError
+from syncagent.storage import blueprint as blueprints
 from syncagent.storage import drift
 from syncagent.storage.commands import connected
-from syncagent.storage.schema import adopting, planning, typed
+from syncagent.storage.schema import adopting, planning, typed, versions
 from syncagent.storage.schema.planning import Plan
+from syncagent.storage.schema.versions import Asked
 from tests.sql.conftest import Pair, Sites
 from tests.sql.test_schema_changes import Fleet
 from tests.support.databases import Database
 from tests.support.dumps import dumped
-from tests.support.lab import Site, exchange, same, ship
+from tests.support.lab import Site, exchange, key, same, ship
 from tests.support.postgres import Servers
+from tests.support.waiting import eventually
 
 SCHEMA = """
     create table item (id uuid primary key, value int, note text, code varchar(20), x numeric(6, 2) default 1,
@@ -37,6 +40,12 @@ def look(site: Site) -> list[str]:
     with connected(site.dsn) as connection:
         typed.note(connection)
         return [f"{one['table_name']}: {one['what']}" for one in typed.listed(connection)]
+
+
+def join(site: Site) -> None:
+    """What a site that is to give its copy is asked first."""
+    with connected(site.dsn) as connection:
+        blueprints.refuse_typed(connection)
 
 
 def planned(site: Site, *tables: str) -> Plan:
@@ -258,6 +267,128 @@ async def test_what_cannot_be_carried_says_how_to_take_it_back(sites: Sites, pai
     assert await asyncio.to_thread(look, a) == []
 
 
+async def test_versions_of_the_application_beside_what_was_typed(
+    sites: Sites, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere their views are taken along; what they show is not dropped before them; and one whose schema somebody has dropped goes, too."""
+    monkeypatch.setattr(versions, "_LOOKS", 1)
+    a, b = await sites(SCHEMA, *pair)
+    fleet = Fleet(a, b)
+    await fleet.carry("alter table part add column late int", Asked("app_v1", "app_v2"))
+    await a.do("drop schema app_v1, app_v2 cascade", "alter table item alter column code type varchar(40)")
+    await adopt(fleet, a)
+    await finish(fleet)
+    length = "select format_type(atttypid, atttypmod) from pg_attribute where attrelid = 'app_v1.item'::regclass and attname = 'code'"
+    assert await b.one(length) == "character varying(40)"
+
+    await a.do("alter table item drop column x", "drop table part")
+    refused = await asyncio.to_thread(planned, a)
+    assert (len(refused.refusals), refused.steps) == (2, ())
+    for name in ("app_v1", "app_v2"):
+        assert all(f"syncagent schema drop-version {name}" in one.form for one in refused.refusals)
+        fleet.tell(
+            Open(
+                planning.change_of(
+                    planning.of_drop(name), at=0, site="site1", role=None, path="public", auto=True
+                )
+            )
+        )
+        while fleet.let_go():
+            await fleet.follow(a, b)
+    await adopt(fleet, a)
+    await finish(fleet)
+    assert await b.one("select to_regclass('part')") is None
+    await b.do(f"insert into item (id, value) values ('{key(1)}', 1)")
+    await exchange(a, b)
+    assert len(await same("item", a, b)) == 1
+
+
+async def test_by_column_only_what_was_put_into_it_is_written(sites: Sites, pair: Pair) -> None:
+    """What others write meanwhile is joined: the row goes on living."""
+    schema = 'create table item (id uuid primary key, value int not null, note text); comment on table item is \'merge {"value": "counter"}\''
+    a, b = await sites(schema, *pair)
+    fleet = Fleet(a, b)
+    await a.do(f"insert into item values ('{key(1)}', 10)")
+    await exchange(a, b)
+    await a.do("alter table item add column size int", "update item set size = 5")
+    await exchange(a, b)
+    await b.do("update item set value = value + 3, note = 'of b'")
+    await adopt(fleet, a)
+    await finish(fleet)
+    await exchange(a, b)
+    await same("item", a, b)
+    assert await a.rows("select value, note, size from item") == [(13, "of b", 5)]
+
+
+async def test_only_what_the_step_has_made_is_agreed(sites: Sites, pair: Pair) -> None:
+    """Not what somebody types in another table meanwhile, nor an index whose name begins alike; but the words in which others name it."""
+    (a,) = await sites(SCHEMA, pair[0])
+    fleet = Fleet(a)
+    await fleet.carry("alter table part add constraint of_item foreign key (item) references item (id)")
+    await a.do("create index item_v on item (value)")
+    assert len(await asyncio.to_thread(look, a)) == 1
+    await fleet.carry("create index item_value on item (value)")
+    assert await a.rows("select name from syncagent.typed_change") == [("item_v",)]
+    await fleet.carry("drop index item_note; alter table item rename to thing")
+    assert [what.partition(" was")[0] for what in await asyncio.to_thread(look, a)] == [
+        "public.thing: index item_v"
+    ]
+    await a.do("alter table part add column mine int", "select syncagent._shape_follow(null)")
+    assert len(await asyncio.to_thread(look, a)) == 2
+
+
+async def test_an_index_that_is_there_is_the_one_that_was_asked_for(sites: Sites, pair: Pair) -> None:
+    """Else the step says so; and one that is made again after a crash is found, also where it is made by taking a step back."""
+    a, b = await sites(SCHEMA, *pair)
+    fleet = Fleet(a, b)
+    await b.do("create index item_value on item (note) where value > 3")
+    await fleet.open("create index item_value on item (value, lower(note)); drop index item_note")
+    fleet.let_go()
+    await fleet.follow(a)
+    with pytest.raises(RefusedError, match=r"another one: CREATE INDEX item_value .*\(note\)"):
+        await fleet.follow(b)
+    await b.do("drop index item_value", "create index item_value on item (value, lower(note))")
+    await fleet.follow(b)
+    fleet.let_go()
+    await fleet.follow(a, b)
+    fleet.take_back()
+    await b.do("create index item_note on item (note)")
+    await finish(fleet)
+    assert [await asyncio.to_thread(look, one) for one in (a, b)] == [[], []]
+    indexes = "select string_agg(indexname, ' ' order by indexname) from pg_indexes where tablename = 'item'"
+    assert await a.one(indexes) == await b.one(indexes) == "item_note item_pkey"
+
+
+async def test_an_index_that_is_being_made_is_not_there_yet(sites: Sites, pair: Pair) -> None:
+    (a,) = await sites(SCHEMA, pair[0])
+    holder = await a.holding(f"insert into item (id) values ('{key(1)}')")
+    maker = await a.session()
+    making = asyncio.create_task(maker.execute("create index concurrently item_value on item (value)"))
+    await eventually(
+        lambda: a.one("select exists (select from pg_index where not indisvalid)"), "it is begun"
+    )
+    assert await asyncio.to_thread(look, a) == []
+    await holder.execute("rollback")
+    await making
+    assert len(await asyncio.to_thread(look, a)) == 1
+
+
+async def test_a_site_does_not_join_at_one_with_other_rules(sites: Sites, pair: Pair) -> None:
+    """What is asked of rows there must be asked of them everywhere. An index that only reads is a site's own."""
+    (a,) = await sites(SCHEMA, pair[0])
+    await a.do("create index other on item (value)", "drop index item_note")
+    await asyncio.to_thread(join, a)
+    for typed_there, back in (
+        ("alter table item add constraint small check (value < 9)", "alter table item drop constraint small"),
+        ("create unique index one on item (value)", "drop index one"),
+        ("alter table item drop constraint known", "select"),
+    ):
+        await a.do(typed_there)
+        with pytest.raises(RefusedError, match="by hand at the site that is to give its copy"):
+            await asyncio.to_thread(join, a)
+        await a.do(back)
+
+
 async def test_the_event_trigger_sees_who_typed_what(sites: Sites, pair: Pair, servers: Servers) -> None:
     """Role, statement and time; or it refuses; and nothing that goes wrong in it stops an application."""
     a, _ = await sites(SCHEMA, *pair)
@@ -275,11 +406,13 @@ async def test_the_event_trigger_sees_who_typed_what(sites: Sites, pair: Pair, s
     await typist.execute(
         "alter table item add column size int; create temp table mine (id int); drop table mine"
     )
-    await typist.execute("create index item_size on item (size); alter table item set (fillfactor = 90)")
-    assert await a.rows("select table_name, what, role, statement ~ '^(alter|create)' from syncagent.typed_change") == [
-        ("public.item", "column size was added: integer", "typist", True),
-        ("public.item", "index item_size was added: CREATE INDEX item_size ON public.item USING btree (size)", "typist", True),
-    ]  # fmt: skip
+    await typist.execute("create index item_size on item (size) ;")
+    await typist.execute("alter table item set (fillfactor = 90)")
+    assert await a.rows("select table_name, what, role, statement from syncagent.typed_change") == [
+        ("public.item", "column size was added: integer", "typist", None),
+        ("public.item", "index item_size was added: CREATE INDEX item_size ON public.item USING btree (size)", "typist",
+         "create index item_size on item (size) ;"),
+    ], "of a script nothing is kept: whatever else is in it is not ours"  # fmt: skip
     await typist.execute("drop index item_size; alter table item drop column size")
     assert await a.rows("select * from syncagent.typed_change") == []
 
@@ -295,6 +428,24 @@ async def test_the_event_trigger_sees_who_typed_what(sites: Sites, pair: Pair, s
             await typist.execute(statement)
         assert refused.value.sqlstate == "SA005"
         assert "syncagent schema apply" in str(refused.value.hint)
+    for statement in (
+        "create index concurrently item_value on item (value)",
+        "drop index concurrently item_note",
+    ):
+        with pytest.raises(asyncpg.PostgresError, match=r"was (added|dropped)") as refused:
+            await typist.execute(statement)
+        assert "which is not valid, and how to drop it" in str(refused.value.hint)
+    assert sorted(await asyncio.to_thread(look, a)) == [
+        "public.item: index item_note is not valid any more",
+        "public.item: index item_value was added: CREATE INDEX item_value ON public.item USING btree (value), which is not valid",
+    ], "what the server leaves is shown"
+    for back in [refusal.form for refusal in (await asyncio.to_thread(planned, a)).refusals]:
+        await a.do(
+            "set syncagent.step = on",
+            *back.removeprefix("take it back: ").split("; "),
+            "reset syncagent.step",
+        )
+    assert await asyncio.to_thread(look, a) == []
     await typist.execute("create table own (id int); alter table own add column x int; drop table own")
     await typist.execute("alter table item set (fillfactor = 80); comment on table item is 'as ever'")
     await Fleet(a).carry("alter table item add column size int; create index item_size on item (size)")

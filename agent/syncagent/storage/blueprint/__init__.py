@@ -23,6 +23,7 @@ __all__ = [
     "missing",
     "obstacles",
     "of_attached",
+    "refuse_typed",
     "take",
 ]
 
@@ -30,7 +31,7 @@ __all__ = [
 def of_attached(dsn: str) -> bytes:
     """The blueprint of every attached table of a site, as it travels."""
     with site_of(dsn) as connection:
-        _refuse_typed(connection)
+        refuse_typed(connection)
         rows = connection.execute(
             "select n.nspname as schema, c.relname as name from syncagent.replicated r"
             " join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace order by r.id"
@@ -38,10 +39,16 @@ def of_attached(dsn: str) -> bytes:
         return msgspec.msgpack.encode(take(connection, [(row["schema"], row["name"]) for row in rows]))
 
 
-def _refuse_typed(connection: Connection) -> None:
-    """The new site would have what only this one has, and send it to the others."""
+def refuse_typed(connection: Connection) -> None:
+    """The new site would have what only this one has, and send it to the others; or let rows in that they refuse. An index is its own affair,
+    unless it is unique."""
     found = connection.execute(
-        "select table_name, what from syncagent.typed_change where kind in ('table', 'column') and not taken_over limit 1"
+        """
+        select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._typed_text(d.kind, d.name, d.agreed, d.now, d.became) as what
+        from syncagent._typed_now() d join syncagent.replicated r on r.id = d.relation
+        left join syncagent.typed_record t on (t.relation, t.kind, t.name) = (d.relation, d.kind, d.name)
+        where t.epoch is null and (d.kind <> 'index' or coalesce(d.now - 'invalid', d.agreed) ->> 'definition' ~ '^CREATE UNIQUE ') limit 1
+        """
     ).fetchone()
     if found is not None:
         raise RefusedError(

@@ -8,9 +8,10 @@ Invariant: what cannot be carried by `schema apply` is not carried by this eithe
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
+from psycopg import sql
 
 from syncagent.core.batch import Table
 from syncagent.core.forest import Bucket
@@ -20,6 +21,7 @@ from syncagent.storage.commands import Connection
 from syncagent.storage.schema import planning, reading
 from syncagent.storage.schema.looking import BRIEF, SHARED
 from syncagent.storage.schema.planning import Plan, Planned, Refusal
+from syncagent.storage.schema.reading import Statement
 
 _KINDS = ("column", "constraint", "index", "table")
 """In this order they are carried, and in the other one taken back."""
@@ -32,6 +34,7 @@ class Part:
 
     relation: int
     table: Table
+    owner: str | None
     kind: str
     name: str
     agreed: str | None
@@ -50,6 +53,22 @@ class Part:
         return self.kind == "table" or (self.kind == "column" and self.agreed is not None and renamed)
 
     @property
+    def role(self) -> str | None:
+        """As whom it is tried, where it is the table's owner whose words are computed: defaults, CHECKs."""
+        computed = self.kind == "column" and self.became is None
+        checks = self.kind == "constraint" and json.loads(self.now or self.agreed or "{}")["kind"] == "c"
+        return self.owner if computed or checks else None
+
+    @property
+    def asked_of(self) -> Table | None:
+        """The table as whose owner its steps are done, at each site; what breaks a table computes nothing."""
+        return None if self.role is None or self.breaks else self.table
+
+    @property
+    def is_gone(self) -> bool:
+        return self.now is None and self.became is None and self.kind in ("column", "table")
+
+    @property
     def title(self) -> str:
         return f"{self.table}: {self.what}"
 
@@ -62,9 +81,10 @@ def parts(connection: Connection, names: Sequence[str]) -> list[Part]:
     chosen = list(tables.attached(connection, names)) if names else None
     rows = connection.execute(
         """
-        select t.relation, r.schema_name::text as schema, r.table_name::text as name, t.kind, t.name::text as part, t.agreed::text as agreed,
+        select t.relation, r.schema_name::text as schema, r.table_name::text as name, pg_get_userbyid(c.relowner)::text as owner,
+               t.kind, t.name::text as part, t.agreed::text as agreed,
                t.now::text as now, t.became::text as became, t.what, q.*
-        from syncagent.typed_record t join syncagent.replicated r on r.id = t.relation
+        from syncagent.typed_record t join syncagent.replicated r on r.id = t.relation left join pg_class c on c.oid = r.relation
         cross join lateral syncagent._typed_sql(t.relation, t.kind, t.name, t.agreed, t.now, t.became) as q
         where t.epoch is null and (%(chosen)s::bigint[] is null or r.relation::oid::bigint = any (%(chosen)s::bigint[]))
         order by array_position(%(kinds)s::text[], t.kind), t.relation, t.since, t.name
@@ -75,6 +95,7 @@ def parts(connection: Connection, names: Sequence[str]) -> list[Part]:
         Part(
             row["relation"],
             Table(row["schema"], row["name"]),
+            row["owner"],
             row["kind"],
             row["part"],
             row["agreed"],
@@ -96,24 +117,24 @@ def begin(found: Sequence[Part]) -> list[Part]:
 
 def plan(connection: Connection, found: Sequence[Part], name: str, *, patience: float) -> Plan:
     """The change that carries these parts through the other sites. Contended where a lock was not to be had."""
-    direct = {place: step for place, part in enumerate(found) if (step := _direct(part)) is not None}
-    written: list[tuple[int, str]] = [
-        (place, text) for place, part in enumerate(found) if place not in direct for text in part.forth or ()
-    ]
-    refusals = [
+    refusals = [*_shown(connection, found)]
+    refusals += [
         Refusal(place + 1, part.title, "no schema change does this", _instead(part), place)
         for place, part in enumerate(found)
         if part.forth is None
     ]
+    asked = [(place, part) for place, part in enumerate(found) if all(one.place != place for one in refusals)]
+    direct = {place: step for place, part in asked if (step := _direct(part)) is not None}
+    written = [(place, text) for place, part in asked if place not in direct for text in part.forth or ()]
     text = "".join(f"{one};\n" for part in found for one in part.forth or ())
     planned = planning.plan_of(
         connection,
-        planning.Source(name, text, reading.statements("".join(f"{one};\n" for _, one in written), name)),
+        planning.Source(name, text, _read(written, found, name)),
         role=None,
         stride=None,
         bucket=_BUCKET,
         patience=patience,
-        first=[one for part in reversed(found) for one in part.rehearse or ()],
+        first=[(part.role, one) for part in reversed(found) for one in part.rehearse or ()],
     )
     owner = [place for place, _ in written]
     steps = [
@@ -132,7 +153,43 @@ def plan(connection: Connection, found: Sequence[Part], name: str, *, patience: 
         for one in planned.refusals
     ]
     steps.sort(key=lambda one: planning.ORDER.index(one.step.phase))
-    return Plan(name, text, tuple(_together(steps, found)), tuple(sorted(refusals, key=lambda one: one.line)))
+    owned = [
+        replace(one, step=msgspec.structs.replace(one.step, owner=found[one.place].asked_of))
+        for one in _together(steps, found)
+    ]
+    return Plan(name, text, tuple(owned), tuple(sorted(refusals, key=lambda one: one.line)))
+
+
+def _read(written: Sequence[tuple[int, str]], found: Sequence[Part], name: str) -> list[Statement]:
+    read = reading.statements("".join(f"{one};\n" for _, one in written), name)
+    return [replace(each, role=found[place].role) for each, (place, _) in zip(read, written, strict=True)]
+
+
+def _shown(connection: Connection, found: Sequence[Part]) -> list[Refusal]:
+    """What was dropped, and versions show: here the views went with it, elsewhere they hang on it."""
+    gone = [place for place, part in enumerate(found) if part.is_gone]
+    rows = connection.execute(
+        """
+        select p.place, array_agg(v.name::text order by v.made_at, v.name) as names
+        from unnest(%s::integer[], %s::integer[]) as p (place, relation) join syncagent.replicated r on r.id = p.relation
+        join syncagent.app_version v on v.base = r.schema_name and not exists (
+            select from pg_depend d join pg_rewrite w on d.classid = 'pg_rewrite'::regclass and w.oid = d.objid
+            join pg_class c on c.oid = w.ev_class join pg_namespace n on n.oid = c.relnamespace
+            where d.refclassid = 'pg_class'::regclass and d.refobjid = r.relation and n.nspname = v.name)
+        group by p.place order by p.place
+        """,
+        (gone, [found[place].relation for place in gone]),
+    ).fetchall()
+    return [
+        Refusal(
+            row["place"] + 1,
+            found[row["place"]].title,
+            f"{', '.join(row['names'])} shows it at the other sites",
+            f"first: {'; '.join(f'syncagent schema drop-version {name}' for name in row['names'])}; or {_instead(found[row['place']])}",
+            row["place"],
+        )
+        for row in rows
+    ]
 
 
 def _together(steps: Sequence[Planned], found: Sequence[Part]) -> list[Planned]:
@@ -149,17 +206,19 @@ def _together(steps: Sequence[Planned], found: Sequence[Part]) -> list[Planned]:
 
 def _merged(steps: Sequence[Step]) -> Step:
     contracts = any(step.phase == "contract" for step in steps)
-    return Step(
+    return msgspec.structs.replace(
+        steps[0],
         phase="contract" if contracts else "expand",
         what="; ".join(step.what for step in steps),
         locks=BRIEF,
         statements=tuple(statement for step in steps for statement in step.statements),
         undo=tuple(statement for step in reversed(steps) for statement in step.undo),
-        strict=True,
         gone=tuple(table for step in steps for table in step.gone),
         renamed=tuple(names for step in steps for names in step.renamed),
         columns=tuple(names for step in steps for names in step.columns),
+        fills=tuple(fill for step in steps for fill in step.fills),
         adopts=tuple(adopted for step in steps for adopted in step.adopts),
+        aside=any(step.aside for step in steps),
     )
 
 
@@ -209,6 +268,7 @@ def _direct(part: Part) -> Step | None:
             statements=tuple(part.forth),
             undo=tuple(one.replace(" INDEX ", " INDEX CONCURRENTLY ", 1) for one in part.back or ()),
             manner="alone",
+            index=sql.Identifier(part.table.schema, part.name).as_string(),
             adopts=(part.adopted(),),
         )
     return None
