@@ -29,7 +29,7 @@ begin
     for r in
         select format('grant usage on schema %I to %s%s', p_name, case e.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(e.grantee)) end,
                       case when e.is_grantable then ' with grant option' else '' end) as text
-        from pg_namespace n cross join aclexplode(n.nspacl) as e
+        from pg_namespace n cross join aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) as e
         where n.nspname = p_base and e.privilege_type = 'USAGE' and e.grantee <> (select oid from pg_roles where rolname = current_user)
         order by 1
     loop
@@ -38,7 +38,7 @@ begin
     -- by pg_catalog alone from here on: a role that was asked for may call nothing of ours
     for r in
         with v as (
-            select x.number, format('%I.%I', p_name, x.view) as view, c.oid, c.relacl, c.relrowsecurity,
+            select x.number, format('%I.%I', p_name, x.view) as view, c.oid, coalesce(c.relacl, acldefault('r', c.relowner)) as rights, c.relrowsecurity,
                    format('%I.%I', x.schema, x."table") as table_name, x.columns
             from rows from (jsonb_to_recordset(p_views) as (view name, schema name, "table" name, columns jsonb)) with ordinality
                 as x (view, schema, "table", columns, number)
@@ -49,7 +49,7 @@ begin
             left join pg_attribute a on a.attrelid = v.oid and a.attname = e.value ->> 1
         ), right_of as (
             select v.number, 1 as part, v.view, '' as column_name, e.privilege_type, e.grantee, e.is_grantable
-            from v cross join aclexplode(v.relacl) as e
+            from v cross join aclexplode(v.rights) as e
             union all
             select k.number, 2, k.view, format(' (%I)', k.shown), e.privilege_type, e.grantee, e.is_grantable
             from k cross join aclexplode(k.attacl) as e
@@ -107,7 +107,7 @@ begin
     if v_views is not null then
         execute 'drop view ' || v_views;
     end if;
-    execute format('drop schema %I', p_name);   -- without cascade: what somebody else has put there is said
+    execute format('drop schema if exists %I', p_name);   -- without cascade: what somebody else has put there is said
     perform set_config('role', v_role, true);
 end
 $$;

@@ -4,7 +4,11 @@ import asyncio
 
 import pytest
 
+from syncagent.core.batch import Table
+from syncagent.core.schema import Shown, Version
 from syncagent.errors import RefusedError, UsageError
+from syncagent.storage import blueprint as blueprints
+from syncagent.storage.commands import connected
 from syncagent.storage.schema import versions
 from syncagent.storage.schema.versions import Asked
 from tests.sql.conftest import Pair, Sites
@@ -181,6 +185,46 @@ async def test_rights_comments_and_row_security_are_the_tables(sites: Sites, pai
     await session.execute("reset role")
     here, there = (dumped(Database(site.server, site.name)) for site in (a, b))
     assert here == there
+
+    # nobody has granted anything: the owner may all the same
+    a.server.create_role("warden")
+    for site in (a, b):
+        await site.do(
+            "create schema kept authorization warden",
+            "create table kept.own (id uuid primary key)",
+            "alter table kept.own owner to warden",
+            f"grant create on database {site.name} to warden",
+        )
+    own = Version("kept_v1", "kept", (Shown("own", Table("kept", "own"), (("id", "id"),)),))
+    with connected(a.dsn) as connection, connection.transaction(force_rollback=True):
+        versions.make(connection, own, None)
+        may = "select has_schema_privilege('warden', 'kept_v1', 'usage') and has_table_privilege('warden', 'kept_v1.own', 'insert') as may"
+        assert connection.execute(may).fetchall() == [{"may": True}]
+    # whoever is to drop it some day owns it, also at a site that joins
+    with connected(a.dsn) as donor, connected(b.dsn) as newcomer:
+        versions.make(donor, own, "warden")
+        assert blueprints.build_after(newcomer, blueprints.take(donor, [("kept", "own")])) == []
+        owners = "select relowner::regrole::text, nspowner::regrole::text from pg_class c join pg_namespace n on n.oid = relnamespace where nspname = 'kept_v1'"
+        assert newcomer.execute(owners).fetchall() == [{"relowner": "warden", "nspowner": "warden"}]
+        assert newcomer.execute("select from syncagent.app_version where name = 'kept_v1'").rowcount == 1
+    for site in (a, b):
+        await site.do(
+            "drop owned by warden cascade", "delete from syncagent.app_version where name = 'kept_v1'"
+        )
+    await a.do("drop role warden")
+
+    # a server that knows no such views is not given any, and what has lost it is found
+    with connected(a.dsn) as connection:
+        taken = blueprints.take(connection, [("public", "person"), ("public", "visit")])
+        assert {step.what: step.optional for step in taken.after if step.feature == "security_invoker"} == {
+            f"rights of whoever uses app_v2.{table}": table == "visit" for table in ("person", "visit")
+        }
+        assert list(versions.findings(connection)) == []
+        connection.execute("alter view app_v2.person reset (security_invoker)")
+        (found,) = versions.findings(connection)
+        assert (found.severity, "shows all rows of person" in found.what) == ("error", True)
+        connection.execute(str(found.mend).encode())
+        assert list(versions.findings(connection)) == []
 
 
 async def test_a_version_is_dropped_when_nobody_uses_it(sites: Sites, pair: Pair) -> None:

@@ -15,7 +15,7 @@ from syncagent.storage.drift import Finding
 from syncagent.storage.grants import grants
 from syncagent.storage.installation import apply_grant, may_apply
 from syncagent.storage.room import room
-from syncagent.storage.schema import typed
+from syncagent.storage.schema import typed, versions
 from syncagent.storage.session import POOLER_HINT
 
 _LOG_BYTES = 256 * 1024 * 1024
@@ -47,6 +47,7 @@ def examine(connection: Connection, dsn: str, max_skew: float | None) -> list[Fi
         *grants(connection),
         *_numbers(connection),
         *typed.findings(connection),
+        *versions.findings(connection),
     ]
 
 

@@ -276,6 +276,7 @@ class _Taker:
         if self._has("syncagent.app_version"):
             yield from self._steps(versions.VERSIONS)
             yield from self._steps(versions.RIGHTS)
+            yield from self._steps(versions.OWNERS)
 
     def _notes(self) -> Iterator[str]:
         yield from self._found.notes

@@ -25,7 +25,10 @@ VERSIONS = f"""
                format('select from pg_class where oid = to_regclass(%%L)', v.view), 0, '', false from v where v.oid is not null
         union all
         select 4, v.made_at, v.view, format('alter view %%s set (security_invoker = true)', v.view), 'rights of whoever uses ' || v.view,
-               '', 15, 'security_invoker', true from v where v.oid is not null
+               '', 15, 'security_invoker', not exists (   -- without it, rows would be shown that a policy hides
+                   select from pg_rewrite w join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = w.oid and d.refclassid = 'pg_class'::regclass
+                   join pg_class c on c.oid = d.refobjid where w.ev_class = v.oid and c.relrowsecurity)
+        from v where v.oid is not null
         union all
         select 5, v.made_at, i.identity || d.objsubid, format('comment on %%s %%s is %%L', case when d.objsubid > 0 then 'column' else i.type end, i.identity, d.description),
                'comment on ' || i.identity, '', 0, '', true
@@ -51,4 +54,14 @@ RIGHTS = f"""
            array[coalesce(r.rolname, '')]::text[] as role_names, array[coalesce(quote_ident(r.rolname), 'public')] as role_idents,
            'rights on ' || h.label as what, true as optional
     from has h left join pg_roles r on r.oid = h.grantee where h.grantee <> h.owner order by h.rank, h.part, h.privilege_type, r.rolname
+"""
+
+# The schema first: whoever is to own a view must be allowed to make one there.
+OWNERS = f"""
+    {_V}
+    select format('alter %%s owner to', o.label) as sql, array[r.rolname]::text[] as role_names, array[quote_ident(r.rolname)] as role_idents,
+           'owner of ' || o.label as what, true as optional
+    from (
+        select 1 as part, 'schema ' || quote_ident(v.name) as label, v.nspowner as owner from v union select 2, 'view ' || v.view, v.relowner from v where v.oid is not null
+    ) as o join pg_roles r on r.oid = o.owner order by o.part, o.label
 """

@@ -8,7 +8,7 @@ Invariant: a view names columns as the tables have them when it is made; from th
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from syncagent.core.batch import Table
 from syncagent.core.schema import Shown, Step, Version
 from syncagent.errors import RefusedError, UsageError
 from syncagent.storage.commands import Connection
+from syncagent.storage.drift import Finding
 from syncagent.storage.schema.looking import BRIEF, Look
 
 _MAX_NAME = 63
@@ -26,6 +27,8 @@ _LOOKS = 10
 _LOOK = 0.1
 """How often, and how many seconds apart, it is looked who uses a version: a server tells only of what is under way."""
 _NAMED = 5
+_INVOKER = 150000
+"""The first server whose views can act with the rights of whoever uses them."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,31 @@ def refuse_users(connection: Connection, names: Sequence[str]) -> None:
         raise RefusedError(
             f"{', '.join(names)} is still used: {'; '.join(told)}{more}",
             hint="move them to the new version, and it is tried again by itself; or `syncagent schema abort`",
+        )
+
+
+def findings(connection: Connection) -> Iterator[Finding]:
+    """For `doctor`: views that show rows which the policies of their tables hide."""
+    for row in connection.execute(
+        """
+        select v.name::text as version, format('%I.%I', v.name, c.relname) as view, string_agg(distinct t.oid::regclass::text, ', ') as tables
+        from syncagent.app_version v join pg_namespace n on n.nspname = v.name join pg_class c on c.relnamespace = n.oid and c.relkind = 'v'
+        join pg_rewrite w on w.ev_class = c.oid
+        join pg_depend d on d.classid = 'pg_rewrite'::regclass and d.objid = w.oid and d.refclassid = 'pg_class'::regclass
+        join pg_class t on t.oid = d.refobjid and t.relrowsecurity
+        where not exists (select from pg_options_to_table(c.reloptions) as o
+                          where o.option_name = 'security_invoker' and o.option_value in ('true', 'on', 'yes', '1'))
+        group by v.name, c.relname order by 2
+        """
+    ).fetchall():
+        old = connection.info.server_version < _INVOKER
+        yield Finding(
+            "error",
+            f"view {row['view']} shows all rows of {row['tables']}, row security or not: it acts with the rights of its owner"
+            + (", for this server knows no other views" if old else ""),
+            f"syncagent schema drop-version {row['version']}"
+            if old
+            else f"alter view {row['view']} set (security_invoker = true)",
         )
 
 
