@@ -18,6 +18,7 @@ from syncagent.core.schema import (
     Open,
     Phase,
     Reached,
+    Remerged,
     Schema,
     SchemaCommand,
     Step,
@@ -163,6 +164,40 @@ def test_attached_tables_follow_the_steps() -> None:
     back = schemas.inverse(step(attach=(new,), renamed=((item.table, Table("public", "thing")),)), 1)
     assert back.gone == (new.table,)
     assert back.renamed == ((Table("public", "thing"), item.table),)
+
+
+def test_a_strategy_changes_when_what_was_written_before_is_everywhere() -> None:
+    item = Table("public", "item")
+    whole = step("write-dual", remerges=Remerged(item, "merge", (("n", "counter"),), whole=True))
+    switch = step("contract", remerges=Remerged(item, "lww"), delivered=True, strict=True)
+    schema = all_reached(after(Schema(), Open(change(1, whole, switch)), Advance(UUID(int=1), 0)))
+    assert schemas.is_to_deliver(schema, 1)
+    assert set(schemas.waited_for(schema, MEMBERS, ALL)) == {1, 2, 3}
+    schema = after(schema, Reached(1, 1, None, True), Reached(2, 1, None, True))
+    assert schemas.waited_for(schema, MEMBERS, ALL) == {3: "has written what has not come everywhere yet"}
+    assert "must have come to all others" in refused(schema, Exclude(UUID(int=1), 3))
+    back = after(schema, Abort(UUID(int=1)))
+    assert back.changes[0].ahead[0].remerges == Remerged(item, "merge", (("n", "counter"),))
+    schema = after(schema, Reached(3, 1, None, True))
+    assert list(schemas.waited_for(schema, MEMBERS, ALL - {2})) == [2], "from columns it waits for everybody"
+    assert schemas.due(schema, MEMBERS, ALL) == Advance(UUID(int=1), 1)
+    gone = after(schema, Advance(UUID(int=1), 1))
+    assert "cannot be taken back" in refused(gone, Abort(UUID(int=1)))
+    again = all_reached(after(gone, Reached(1, 2), Reached(2, 2), Reached(3, 2), Close(UUID(int=1))))
+    again = all_reached(after(again, Open(change(2, whole, switch)), Advance(UUID(int=2), 0)))
+    assert schemas.is_to_deliver(again, 1), "what was said was of the change before"
+
+
+def test_a_strategy_that_becomes_one_by_column_passes_who_is_away_and_stays() -> None:
+    item = Table("public", "item")
+    attached = Attachment(item)
+    switch = step(remerges=Remerged(item, "merge", (("n", "counter"),)), strict=True)
+    schema = after(Schema(), Open(change(1, switch)))
+    assert schemas.due(schema, MEMBERS, frozenset({1, 2})) == Advance(UUID(int=1), 0)
+    (changed,) = schemas.attached_after(switch, (attached,))
+    assert changed.merged == "merge n=counter"
+    assert schemas.attached_after(step(remerges=Remerged(item, "lww", whole=True)), (changed,)) == (changed,)
+    assert "cannot be taken back" in refused(after(schema, Advance(UUID(int=1), 0)), Abort(UUID(int=1)))
 
 
 def test_what_is_forgotten_cannot_be_done() -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -11,8 +13,10 @@ from syncagent.core.schema import Abort, Exclude, Open, Reached, Schema
 from syncagent.errors import RefusedError
 from syncagent.storage.commands import connected
 from syncagent.storage.schema import doing, planning, strategies
+from tests.sql import merge_schedule
 from tests.sql.conftest import Pair, Sites
-from tests.support.lab import Site, exchange, key, same, ship
+from tests.sql.merge_schedule import MergeRun
+from tests.support.lab import Laboratory, Site, exchange, key, quiet, same, ship
 
 SCHEMA = """create table item (id uuid primary key, n int not null default 0, tags text[] not null default '{}', note text, price int not null default 0);
     create table odd (a int, b text, n int not null, note text, primary key (a, b));"""
@@ -287,3 +291,83 @@ async def test_a_parked_row_goes_along(sites: Sites, pair: Pair) -> None:
     assert await same("item", a, b)
     assert await b.rows(f"select price, note from item where id = '{key(1)}'") == [(1002, "new")]
     assert await b.parked() == []
+
+
+class ChangingRun(MergeRun):
+    """A schedule with changes in all directions, each site doing its steps when chance has it. In the end the sites have the same rows."""
+
+    SCHEMA = merge_schedule.SCHEMA.partition("comment on")[0]
+    TARGETS: tuple[tuple[Strategy, Merges], ...] = (
+        ("lww", ()),
+        ("lww-column", ()),
+        ("merge", (("n", "counter"), ("s", "set"), ("top", "max"), ("log", "append"))),
+        ("merge", (("n", "counter"),)),
+    )
+
+    def __init__(self, seed: int, sites: list[Site]) -> None:
+        super().__init__(seed, sites)
+        self.fleet = Fleet(*sites)
+
+    async def step(self, site: Site) -> None:
+        if self.rnd.random() > 0.3:
+            await super().step(site)
+        elif self.fleet.schema.open is None:
+            await self.change(self.rnd.choice(self.TARGETS))
+        elif self.rnd.random() < 0.5:
+            self.trace.append(f"the next step is let go: {await self.fleet.lead()}")
+        else:
+            await self.fleet.follow(site)
+            self.trace.append(f"{site.node} is at {self.fleet.at[site.node]}")
+
+    async def change(self, target: tuple[Strategy, Merges]) -> None:
+        if len({at for at, _ in self.fleet.at.values()}) > 1:
+            return
+        try:
+            await self.fleet.open(*target)
+            self.trace.append(f"it is to be {target}")
+        except RefusedError as refused:
+            self.trace.append(f"{target}: {refused}")
+
+    async def apply(self, site: Site, peer: Site) -> None:
+        shipment = self.flights.get((site.node, peer.node))
+        epoch, floor = self.fleet.at[peer.node]
+        if shipment is not None and shipment.header.schema > epoch:
+            return
+        if shipment is not None and shipment.header.schema < floor:
+            del self.flights[site.node, peer.node]
+            return
+        await super().apply(site, peer)
+
+    async def run(self, steps: int) -> None:
+        for _ in range(steps):
+            await self.step(self.rnd.choice(self.sites))
+        for _ in range(20):
+            await self.fleet.follow(*self.sites)
+            await exchange(*self.sites, plain=False)
+            for site in self.sites:
+                await self.settle(site)
+            await exchange(*self.sites, plain=False)
+            if not await self.fleet.lead() and self.fleet.schema.open is None:
+                break
+        assert self.fleet.schema.open is None, "the change does not end"
+        await quiet(*self.sites)
+        await same("item", *self.sites)
+
+    async def settle(self, site: Site) -> None:
+        """Somebody reads the siblings, and writes."""
+        if site is self.sites[0] and (await how(site))[0] == "merge":
+            await site.do("update item set r = r + 1, top = top + 1, log = log || '.'")
+
+
+@pytest.mark.soak
+async def test_random_schedules(
+    laboratory: Laboratory, pair: Pair, seed: int, runs: Callable[[int, int], int]
+) -> None:
+    for number in range(seed, seed + runs(12, 100)):
+        async with laboratory.sites(ChangingRun.SCHEMA, *pair, pair[number % 2]) as sites:
+            run = ChangingRun(number, list(sites))
+            try:
+                await run.run(90)
+            except BaseException:
+                sys.stdout.write("\n".join(run.trace) + f"\nSEED={number}\n")
+                raise
