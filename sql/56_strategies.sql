@@ -113,10 +113,9 @@ declare
     v_table   syncagent.replicated;
     v_problem record;
 begin
-    select r.* into v_table from syncagent.replicated r where (r.schema_name, r.table_name) = (p_schema, p_table);
+    select r.* into v_table from syncagent.replicated r join pg_class c on c.oid = r.relation where (r.schema_name, r.table_name) = (p_schema, p_table);
     if not found then
-        raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table)
-            using errcode = 'SA003', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
+        return;   -- detached meanwhile, or not attached here yet: then it is attached as the catalog says
     end if;
     select string_agg(o.problem, '; ') as problems, string_agg(o.hint, '; ') as hints into v_problem
     from syncagent._merge_obstacles(v_table.relation, p_strategy, p_merges) as o;

@@ -2190,10 +2190,13 @@ create function syncagent._shape_now(p_relation integer default null)
     from attached t join pg_constraint k on k.conrelid = t.oid and k.contype in ('c', 'f', 'p', 'u', 'x')
     cross join lateral (select pg_get_constraintdef(k.oid)) as d (definition) where d.definition is not null
     union all
-    select t.id, 'index', c.relname, 0::smallint, jsonb_build_object('definition', d.definition)
-    from attached t join pg_index i on i.indrelid = t.oid and i.indisvalid join pg_class c on c.oid = i.indexrelid
+    select t.id, 'index', c.relname, 0::smallint,
+           jsonb_strip_nulls(jsonb_build_object('definition', d.definition, 'invalid', case when not i.indisvalid then true end))
+    from attached t join pg_index i on i.indrelid = t.oid join pg_class c on c.oid = i.indexrelid
     cross join lateral (select pg_get_indexdef(i.indexrelid)) as d (definition)
     where d.definition is not null
+      and (i.indisvalid or not exists (   -- it is being made
+          select from pg_stat_progress_create_index p where p.relid = t.oid and p.datname = current_database()))
       and not exists (select from pg_constraint k where k.conindid = i.indexrelid and k.conrelid = t.oid and k.contype in ('p', 'u', 'x'))
 $$;
 comment on function syncagent._shape_now is 'the parts of an attached table, or of all, as they are';
@@ -2248,8 +2251,10 @@ create function syncagent._typed_text(p_kind text, p_name name, p_agreed jsonb, 
         when p_kind = 'table' and p_now is null then 'the table was dropped'
         when p_kind = 'table' then format('the table is %s now', syncagent._shape_text(p_kind, p_now))
         when p_became is not null then format('column %I is %I now', p_name, p_became)
-        when p_agreed is null then format('%s %I was added: %s', p_kind, p_name, syncagent._shape_text(p_kind, p_now))
+        when p_agreed is null then format('%s %I was added: %s%s', p_kind, p_name, syncagent._shape_text(p_kind, p_now),
+                                          case when p_now ? 'invalid' then ', which is not valid' end)
         when p_now is null then format('%s %I was dropped', p_kind, p_name)
+        when p_now ? 'invalid' then format('%s %I is not valid any more', p_kind, p_name)
         else format('%s %I is %s, and was %s', p_kind, p_name, syncagent._shape_text(p_kind, p_now), syncagent._shape_text(p_kind, p_agreed)) end
 $$;
 comment on function syncagent._typed_text is 'what somebody has made of a table, in words';
@@ -2281,18 +2286,6 @@ create function syncagent._shape_agree(p_relation integer, p_kind text, p_name n
     delete from syncagent.typed_record t where (t.relation, t.kind, t.name) = (p_relation, p_kind, p_name);
 $$;
 comment on function syncagent._shape_agree is 'a part of a table is agreed to be as it is';
-
-create function syncagent._shape_follow(p_alone text) returns void
-    language sql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-    select syncagent._shape_agree(d.relation, d.kind, d.name, d.became)
-    from syncagent._typed_now() d
-    left join syncagent.typed_record t on (t.relation, t.kind, t.name) = (d.relation, d.kind, d.name)
-        and (t.now, t.became) is not distinct from (d.now, d.became)
-    where t.name is null or d.kind = 'index' and strpos(p_alone, quote_ident(d.name)) > 0
-$$;
-comment on function syncagent._shape_follow is 'the last of a step: what it has made of tables is agreed, and what was typed before stays typed; alone is what ran outside of its transaction, if anything did';
 
 create function syncagent._shape_forget(p_relation integer) returns void
     language sql volatile
@@ -2332,7 +2325,7 @@ begin
     return query
         insert into syncagent.typed_record as t (relation, kind, name, agreed, now, became, what, role, statement)
         select d.relation, d.kind, d.name, d.agreed, d.now, d.became, syncagent._typed_text(d.kind, d.name, d.agreed, d.now, d.became),
-               p_role, case when p_statement !~* 'password' then left(p_statement, 10000) end
+               p_role, case when p_statement !~* 'password' and btrim(p_statement, E' \n\r\t;') !~ ';' then left(p_statement, 10000) end   -- no script
         from syncagent._typed_now(p_relation) d
         left join syncagent.typed_record k on (k.relation, k.kind, k.name) = (d.relation, d.kind, d.name)
             and (k.agreed, k.now, k.became) is not distinct from (d.agreed, d.now, d.became)
@@ -2424,7 +2417,7 @@ begin
         group by k.chunk $sql$, syncagent._tokens(v_table.id) || jsonb_build_object(
             'unlike', case when p_value is null then format('t.%I is not null', p_column)
                            else format('row(t.%I)::record *<> row(%s)::record', p_column, p_value) end,
-            'written', case v_table.strategy when 'lww-column' then format('array[%L]::name[]', p_column) else 'null' end));
+            'written', case v_table.strategy when 'lww' then 'null' else format('array[%L]::name[]', p_column) end));   -- null begins a new life
     get diagnostics v_rows = row_count;
     return v_rows;
 end
@@ -2476,7 +2469,8 @@ begin
     if v_refused is not null then
         raise exception '%', v_refused
             using errcode = 'SA005', detail = 'The table is replicated, and this site refuses DDL that only it would have.',
-                  hint = 'write it into a file: `syncagent schema apply FILE` carries it through all sites';
+                  hint = 'write it into a file: `syncagent schema apply FILE` carries it through all sites'
+                      || case when current_query() ~* '\yconcurrently\y' then '; what is left of the index, which is not valid, and how to drop it: `syncagent schema status`' else '' end;
     end if;
 end
 $$;
@@ -2573,7 +2567,9 @@ begin
             back := array[v_alter || format('add constraint %I %s', p_name, v_old)];
             rehearse := '{}';
         when p_kind = 'index' and p_agreed is null then
-            forth := array[v_new];
+            if not p_now ? 'invalid' then
+                forth := array[v_new];
+            end if;
             back := array[format('drop index %I.%I', (select r.schema_name from syncagent.replicated r where r.id = p_relation), p_name)];
         when p_kind = 'index' and p_now is null then
             forth := array[format('drop index concurrently if exists %I.%I', (select r.schema_name from syncagent.replicated r where r.id = p_relation), p_name)];
@@ -3910,24 +3906,27 @@ $sql$ $template$;
 
 -- Strategy `merge`: by column (52_columns), and what two sites write at once in one column is not decided, but joined.
 --
--- How is chosen for each column: a `counter` keeps what each site has added, a `set` what was added and not seen by who removed it; of any
+-- How is chosen for each column: a `counter` keeps what each site has added, a `set` what was added and not seen by who removed it, `append` every
+-- piece that was appended; of any
 -- other column the writes that no other has read stay, as its *siblings*, and the table shows the newest of them, their `max` or
--- `min`, or all that was appended (`append`). To show is not to write: every site that has the same siblings shows the same.
+-- `min`. To show is not to write: every site that has the same siblings shows the same.
 --
 -- Instead of one entry the register of a column has one for each node that wrote it: {"node": [stamp, cut, ...]}, the newest write,
 -- and behind it
 --   of a counter   since, total: what the node has added in its cuts since < .. <= cut, an unbroken stretch
 --   of a set       {"element": cut of its add, ...}: what the node added and nobody has removed
---   of a sibling   its value as text, if there are several; how much of it is what its writer had read, if it is appended to
+--   of what is appended to   {"stamp": [cut, length], ...}: its pieces, of which the value ends with those of all nodes, in the order of
+--                  their stamps; and whether it has done more than append, which replaces all that it had read
+--   of a sibling   its value as text, if there are several
 -- A cut is null while there is none. Two states of a column are joined by what each side has seen: what comes, its context; this
 -- site, its frontier, and all that it wrote. A column of which one side has seen all is the other side's, to the byte. Else an
--- element's add, or a sibling, stays if both have it, or if the side that lacks it has not seen it; to one side's count is added what
+-- element's add, a piece, or a sibling, stays if both have it, or if the side that lacks it has not seen it; to one side's count is added what
 -- that side has not seen of the other's. A stretch that goes on at its writer may have been dropped elsewhere: then it is what
 -- the other side has not seen of ours that is told, for entries are dropped all together only.
 --
 -- The parts of a knot are states of different sites: a row that came in one has, for the next, seen what that part had (`knotted`).
 --
--- tests/model/merging.py is this page as a program; docs/decisions/0017-strategies.md says what it found.
+-- tests/model/merging.py and appended.py are this page as programs; docs/decisions/0017-strategies.md says what it found.
 
 -- Values: sets and what is appended to, as members -------------------------------------------------------------
 
@@ -3966,14 +3965,6 @@ create function syncagent._in_order(p_members text[]) returns text[]
 $$;
 comment on function syncagent._in_order is 'the members of a set that was joined';
 
-create function syncagent._alike(p_one text[], p_other text[]) returns integer
-    language sql immutable
-    as $$
-    select coalesce(min(u.n) - 1, least(cardinality(p_one), cardinality(p_other)))::integer
-    from unnest(p_one, p_other) with ordinality as u (one, other, n) where u.one is distinct from u.other
-$$;
-comment on function syncagent._alike is 'how many members two lists begin with alike';
-
 create function syncagent._set_delta(p_old text, p_new text, p_of text) returns jsonb
     language sql immutable
     as $$
@@ -3982,10 +3973,24 @@ create function syncagent._set_delta(p_old text, p_new text, p_of text) returns 
 $$;
 comment on function syncagent._set_delta is 'what a write has added to a set, and removed';
 
-create function syncagent._kept(p_old text, p_new text, p_of text) returns jsonb
-    language sql immutable
-    as $$ select jsonb_build_object('kept', syncagent._alike(syncagent._members(p_old, p_of), syncagent._members(p_new, p_of))) $$;
-comment on function syncagent._kept is 'how much a write has left of what it appended to';
+create function syncagent._appended(p_old text, p_new text, p_of text) returns jsonb
+    language plpgsql immutable
+    as $$
+declare
+    v_old text[];
+    v_new text[];
+begin
+    if p_of = 'text' then
+        return case when left(p_new, length(p_old)) collate "C" = p_old then jsonb_build_object('whole', false, 'added', length(p_new) - length(p_old))
+                    else jsonb_build_object('whole', true, 'added', length(p_new)) end;
+    end if;
+    v_old := syncagent._members(p_old, p_of);
+    v_new := syncagent._members(p_new, p_of);
+    return case when v_new[:cardinality(v_old)] = v_old then jsonb_build_object('whole', false, 'added', cardinality(v_new) - cardinality(v_old))
+                else jsonb_build_object('whole', true, 'added', cardinality(v_new)) end;
+end
+$$;
+comment on function syncagent._appended is 'how much a write has appended; or, if it did something else, that it has replaced the whole, and how long that is';
 
 create function syncagent._counted(p_value numeric) returns numeric
     language sql immutable
@@ -4054,6 +4059,14 @@ create function syncagent._op(p_op "char", p_columns name[], p_deltas jsonb, p_s
     as $$ select jsonb_build_array(p_stamp, p_op, to_jsonb(p_columns::text[]), p_deltas) $$;
 comment on function syncagent._op is 'what one log entry says of its rows';
 
+create function syncagent._with_pieces(p_pieces jsonb, p_added jsonb, p_cut jsonb) returns jsonb
+    language sql immutable
+    as $$
+    select p_pieces || coalesce((
+        select jsonb_object_agg(a.key, jsonb_build_array(p_cut, a.value::integer + coalesce((p_pieces -> a.key ->> 1)::integer, 0))) from jsonb_each(p_added) as a), '{}')
+$$;
+comment on function syncagent._with_pieces is 'the pieces of a node with what it has appended since: {"stamp": length}; what a transaction appends is one piece';
+
 create function syncagent._with_op(p_registers jsonb, p_op jsonb, p_known jsonb, p_me integer, p_next bigint) returns jsonb
     language plpgsql immutable
     as $$
@@ -4073,8 +4086,13 @@ begin
         case
             when v_delta is null or v_delta = 'null' then
                 v_column := jsonb_build_object(v_me, jsonb_build_array(p_op -> 0, v_cut));
-            when v_delta ? 'kept' then
-                v_column := jsonb_build_object(v_me, jsonb_build_array(p_op -> 0, v_cut, null, v_delta ->> 'kept'));
+            when v_delta ? 'whole' then
+                if (v_delta ->> 'whole')::boolean then
+                    select jsonb_object_agg(p.key, jsonb_set(p.value, '{2}', '{}')) into v_column from jsonb_each(v_column) as p;
+                end if;
+                v_column := coalesce(v_column, '{}') || jsonb_build_object(v_me, jsonb_build_array(p_op -> 0, v_cut, syncagent._with_pieces(
+                    coalesce(v_column -> v_me -> 2, '{}'), coalesce(v_delta -> 'pieces', jsonb_build_object(p_op ->> 0, v_delta -> 'added')), v_cut),
+                    (v_delta ->> 'whole')::boolean or coalesce((v_own ->> 3)::boolean, false)));
             when jsonb_typeof(v_delta) = 'object' then
                 select jsonb_object_agg(p.key, case when p.value -> 2 ?| g.gone then jsonb_set(p.value, '{2}', (p.value -> 2) - g.gone) else p.value end) into v_column
                 from jsonb_each(v_column || jsonb_build_object(v_me, jsonb_build_array(p_op -> 0, v_cut, coalesce(v_own -> 2, '{}')))) as p
@@ -4108,7 +4126,9 @@ begin
             v_own := jsonb_set(v_own, '{2}', to_jsonb(p_next - 1));
         elsif jsonb_typeof(v_own -> 2) = 'object' then
             v_own := jsonb_set(v_own, '{2}', (
-                select coalesce(jsonb_object_agg(m.key, coalesce(nullif(m.value, 'null'), to_jsonb(p_next))), '{}') from jsonb_each(v_own -> 2) as m));
+                select coalesce(jsonb_object_agg(m.key, case when m.value = 'null' then to_jsonb(p_next)
+                           when m.value -> 0 = 'null' then jsonb_set(m.value, '{0}', to_jsonb(p_next)) else m.value end), '{}')
+                from jsonb_each(v_own -> 2) as m));
         end if;
         p_registers := jsonb_set(p_registers, array[v_name, v_me], v_own);
     end loop;
@@ -4277,6 +4297,66 @@ end
 $$;
 comment on function syncagent._join_set is 'two states of a set: entries, and the members that are here and there';
 
+create function syncagent._pieces(p_parts jsonb, p_members text[]) returns table (stamp text, node text, cut bigint, length integer, members text[])
+    language sql immutable
+    as $$
+    select x.stamp, x.node, x.cut, x.length, p_members[cardinality(p_members) - x.rest + 1:cardinality(p_members) - x.rest + x.length]
+    from (select m.key as stamp, p.key as node, (m.value ->> 0)::bigint as cut, (m.value ->> 1)::integer as length,
+                 sum((m.value ->> 1)::integer) over (order by m.key collate "C" desc, p.key desc)::integer as rest
+          from jsonb_each(p_parts) as p cross join lateral jsonb_each(p.value -> 2) as m) as x
+$$;
+comment on function syncagent._pieces is 'what was appended to a column, and nobody has replaced: a value ends with all of it, in the order of the stamps';
+
+create function syncagent._join_pieces(p_mine jsonb, p_theirs jsonb, p_here text[], p_there text[], p_seen jsonb, p_context jsonb, p_me integer, p_returns boolean,
+                                       out parts jsonb, out members text[])
+    language plpgsql immutable
+    as $$
+#variable_conflict use_column
+declare
+    v_whole_here  boolean := exists (select from jsonb_each(p_mine) as p where (p.value ->> 3)::boolean);
+    v_whole_there boolean := exists (select from jsonb_each(p_theirs) as p where (p.value ->> 3)::boolean);
+    v_live        jsonb;   -- node -> {stamp: [cut, length]}
+begin
+    with ours as materialized (select * from syncagent._pieces(p_mine, p_here)), theirs as materialized (select * from syncagent._pieces(p_theirs, p_there)),
+    live as materialized (   -- what the other side has seen, and lacks, was replaced, or is in its beginning by now
+        select o.stamp, o.node, coalesce(o.cut, t.cut) as cut, o.length, o.members, false as dropped
+        from ours o left join theirs t on (t.stamp, t.node) = (o.stamp, o.node)
+        where t.stamp is not null or o.cut is null or o.cut > coalesce((p_context ->> o.node)::bigint, 0) or not (v_whole_there or p_returns)
+        union all
+        select t.stamp, t.node, t.cut, t.length, t.members, not n.unseen
+        from theirs t cross join lateral (select t.node::integer <> p_me and t.cut > coalesce((p_seen ->> t.node)::bigint, 0) as unseen) as n
+        where not exists (select from ours o where (o.stamp, o.node) = (t.stamp, t.node)) and (n.unseen or p_returns or not v_whole_here)
+    )
+    select array(select u.m from (
+               select '' as stamp, '' as node, b.m, b.n
+               from unnest(case when v_whole_here or v_whole_there then '{}'
+                                when p_returns or exists (select from live l where l.dropped) then p_there[:cardinality(p_there) - (select coalesce(sum(t.length), 0)::integer from theirs t)]
+                                else p_here[:cardinality(p_here) - (select coalesce(sum(o.length), 0)::integer from ours o)] end) with ordinality as b (m, n)
+               union all
+               select l.stamp, l.node, e.m, e.n from live l cross join lateral unnest(l.members) with ordinality as e (m, n)) as u
+               order by u.stamp collate "C", u.node, u.n),
+           (select jsonb_object_agg(n.node, n.pieces) from (select l.node, jsonb_object_agg(l.stamp, jsonb_build_array(l.cut, l.length)) as pieces from live l group by l.node) as n)
+    into members, v_live;
+    select jsonb_object_agg(p.key, jsonb_build_array(p.value -> 0, p.value -> 1, coalesce(v_live -> p.key, '{}'),
+               coalesce((p_mine -> p.key ->> 3)::boolean, false) or coalesce((p_theirs -> p.key ->> 3)::boolean, false))) into parts
+    from jsonb_each(syncagent._newest_parts(p_mine, p_theirs)) as p;
+end
+$$;
+comment on function syncagent._join_pieces is 'two states of a column that is appended to: entries, and the members that are here and there';
+
+create function syncagent._gone_on(p_waiting text, p_here text, p_registers jsonb, p_waited jsonb, p_me integer, p_of text) returns text
+    language sql immutable
+    as $$
+    -- of a row that waits nothing is in the table but what it was before, and what was appended here since
+    select case when (own.part ->> 3)::boolean and not coalesce((own.waited ->> 3)::boolean, false) then p_here
+                else syncagent._of_members(syncagent._members(p_waiting, p_of) || coalesce((
+                    select array_agg(e.m order by x.stamp collate "C", e.n)
+                    from syncagent._pieces(p_registers, syncagent._members(p_here, p_of)) as x cross join lateral unnest(x.members) with ordinality as e (m, n)
+                    where x.node = p_me::text and x.stamp > coalesce(own.waited ->> 0, '')), '{}'), p_of) end
+    from (select p_registers -> p_me::text, p_waited -> p_me::text) as own (part, waited)
+$$;
+comment on function syncagent._gone_on is 'what is appended to, of a row that waits, with what was appended here on top of it';
+
 create function syncagent._join_siblings(p_mine jsonb, p_theirs jsonb, p_here text, p_there text, p_seen jsonb, p_context jsonb, p_me integer) returns jsonb
     language sql immutable
     as $$
@@ -4303,10 +4383,6 @@ create function syncagent._shown(p_siblings jsonb, p_how jsonb) returns text
 declare
     v_values text[];
     v_value  text;
-    v_first  text[];
-    v_tails  text[] := '{}';
-    v_kept   integer;
-    v_list   text[];
 begin
     v_values := array(select p.value ->> 2 from jsonb_each(p_siblings) as p order by (p.value ->> 0) collate "C");
     case p_how ->> 'kind'
@@ -4314,17 +4390,6 @@ begin
             execute format('select v from unnest($1) with ordinality as u (v, n) order by %s %s nulls last, n desc limit 1', p_how ->> 'by',
                            case p_how ->> 'kind' when 'max' then 'desc' else 'asc' end) into v_value using v_values;
             return v_value;
-        when 'append' then
-            v_kept := (select min((p.value ->> 3)::integer) from jsonb_each(p_siblings) as p);
-            v_first := syncagent._members(v_values[1], p_how ->> 'of');
-            foreach v_value in array v_values loop
-                v_kept := least(v_kept, syncagent._alike(v_first, syncagent._members(v_value, p_how ->> 'of')));
-            end loop;
-            foreach v_value in array v_values loop
-                v_list := syncagent._members(v_value, p_how ->> 'of');
-                v_tails := v_tails || v_list[v_kept + 1:];
-            end loop;
-            return syncagent._of_members(v_first[:v_kept] || v_tails, p_how ->> 'of');
         else
             return v_values[cardinality(v_values)];
     end case;
@@ -4355,6 +4420,9 @@ begin
             taken := taken || v_name;
             case v_how ->> 'kind'   -- nothing of these that the other side has dropped is dropped here but with all the rest
                 when 'counter' then v_theirs := syncagent._newest_parts(v_theirs, v_mine);
+                when 'append' then
+                    v_theirs := (syncagent._join_pieces(v_mine, v_theirs, syncagent._members(p_here ->> v_name, v_how ->> 'of'),
+                        syncagent._members(p_there ->> v_name, v_how ->> 'of'), p_seen, p_context, p_me, p_returns)).parts;
                 when 'set' then
                     select jsonb_object_agg(p.key, case when v_theirs ? p.key then p.value else jsonb_set(p.value, '{2}', (
                                select coalesce(jsonb_object_agg(m.key, m.value), '{}') from jsonb_each(p.value -> 2) as m
@@ -4378,12 +4446,16 @@ begin
                                              p_seen, p_context, p_me, p_returns);
                 v_mine := v_set.parts;
                 v_value := syncagent._of_members(v_set.members, v_how ->> 'of');
+            when 'append' then
+                v_set := syncagent._join_pieces(v_mine, v_theirs, syncagent._members(p_here ->> v_name, v_how ->> 'of'), syncagent._members(p_there ->> v_name, v_how ->> 'of'),
+                                                p_seen, p_context, p_me, p_returns);
+                v_mine := v_set.parts;
+                v_value := syncagent._of_members(v_set.members, v_how ->> 'of');
             else
                 v_mine := syncagent._join_siblings(v_mine, v_theirs, p_here ->> v_name, p_there ->> v_name, p_seen, p_context, p_me);
                 v_value := syncagent._shown(v_mine, v_how);
                 if (select count(*) = 1 from jsonb_object_keys(v_mine)) then   -- its value is the column's
-                    select jsonb_object_agg(p.key, case when p.value -> 3 = 'null' or p.value -> 3 is null then jsonb_build_array(p.value -> 0, p.value -> 1)
-                                                        else jsonb_set(p.value, '{2}', 'null') end) into v_mine from jsonb_each(v_mine) as p;
+                    select jsonb_object_agg(p.key, jsonb_build_array(p.value -> 0, p.value -> 1)) into v_mine from jsonb_each(v_mine) as p;
                 end if;
         end case;
         registers := registers || jsonb_build_object(v_name, v_mine);
@@ -4511,10 +4583,12 @@ create function syncagent._told_again(p_registers jsonb, p_name text, p_node int
     language sql immutable
     as $$
     select case jsonb_typeof(r.part -> 2)
-        when 'object' then jsonb_build_object('-', '[]'::jsonb, '+', (
-            select coalesce(jsonb_agg(m.key), '[]') from jsonb_each(r.part -> 2) as m where m.value::text::bigint > p_cut))
+        when 'object' then case when jsonb_array_length(r.part) = 4 then jsonb_build_object('whole', r.part -> 3, 'pieces', (
+            select coalesce(jsonb_object_agg(m.key, m.value -> 1), '{}') from jsonb_each(r.part -> 2) as m where (m.value ->> 0)::bigint > p_cut))
+        else jsonb_build_object('-', '[]'::jsonb, '+', (
+            select coalesce(jsonb_agg(m.key), '[]') from jsonb_each(r.part -> 2) as m where m.value::text::bigint > p_cut)) end
         when 'number' then case when (r.part ->> 2)::bigint >= p_cut then r.part -> 3 else '0' end
-        else case when jsonb_array_length(r.part) = 4 then jsonb_build_object('kept', r.part -> 3) end end
+        else null end
     from (select p_registers -> p_name -> p_node::text as part) as r
 $$;
 comment on function syncagent._told_again is 'what a node wrote of a column after a cut that is undone, as the log says it: of a count only a stretch that began after it';
@@ -4538,6 +4612,7 @@ declare
     v_tokens jsonb;
     v_count  text := 'q.c%2$s + coalesce((v.registers -> %3$L -> me.node::text ->> 3)::numeric, 0)'
                      ' - coalesce((w.registers -> %3$L -> me.node::text ->> 3)::numeric, 0)';   -- of a row that waits, with what was added here since
+    v_append text  := 'syncagent._gone_on(q.c%2$s::text, t.%1$I::text, v.registers -> %3$L, w.registers -> %3$L, me.node, %5$L)';
 begin
     select coalesce(jsonb_object_agg(e.key, syncagent._merge_how(p_table.relation, e.key, e.value)), '{}') into v_plan
     from jsonb_each_text(p_table.merges) as e where e.value <> 'latest';
@@ -4547,23 +4622,26 @@ begin
             ' cross join lateral (select (w.image::syncagent.row_%1$s).*) as q cross join (select s.node from syncagent.local_site s) as me', p_table.id),
         'v_columns', string_agg(case when u.key is not null then case when p_table.derived then format('v.k%s', u.key) else 'v.key' end else format(
             'case when w.key is null then t.%1$I' || case when u.how ->> 'kind' = 'counter' then ' when w.key is not null then (' || v_count || ')::%4$s'
-                                                          else ' when %3$L <> all (syncagent._own_newer(v.registers, w.registers, me.node)) then q.c%2$s' end
-            || ' else t.%1$I end', u.name, u.n, u.name, format_type(syncagent._base_type(a.atttypid), -1)) end, ', ' order by u.n),
+                                                          else ' when %3$L <> all (syncagent._own_newer(v.registers, w.registers, me.node)) then q.c%2$s'
+                || case when u.how ->> 'kind' = 'append' then ' when w.key is not null then ' || v_append || '::%4$s' else '' end end
+            || ' else t.%1$I end', u.name, u.n, u.name, format_type(syncagent._base_type(a.atttypid), -1), u.how ->> 'of') end, ', ' order by u.n),
         'seen', format('(select k.seen from pg_temp.knotted k where v_part > 1 and k.relation = %s and k.key = s._key and k.part < v_part order by k.part desc limit 1)', p_table.id),
         'plan', quote_literal(v_plan) || '::jsonb',
         'deltas', coalesce(string_agg(format('case when row(o.%1$I)::record *<> row(t.%1$I)::record then jsonb_build_object(%2$L, '
             || case u.how ->> 'kind' when 'counter' then case when syncagent._base_type(a.atttypid) = 'numeric'::regtype then 'syncagent._added_here(o.%1$I, t.%1$I, %2$L)' else 't.%1$I::numeric - o.%1$I::numeric' end when 'set' then 'syncagent._set_delta(o.%1$I::text, t.%1$I::text, %3$L)'
-                                     else 'syncagent._kept(o.%1$I::text, t.%1$I::text, %3$L)' end || ') else ''{}'' end',
+                                     else 'syncagent._appended(o.%1$I::text, t.%1$I::text, %3$L)' end || ') else ''{}'' end',
             u.name, u.name, u.how ->> 'of'), ' || ' order by u.n) filter (where u.how ->> 'kind' in ('counter', 'set', 'append')), 'null::jsonb'),
         'here', format('jsonb_object(array[%s]::text[], array[%s]::text[])',
             string_agg(format('%L', u.name), ', ' order by u.n) filter (where u.key is null), string_agg(format(
                 case when u.how ->> 'kind' = 'counter'
                      then 'case when j.waits then (' || replace(replace(replace(v_count, 'v.registers', 'j.mine'), 'w.registers', 'j.waiting'), 'me.node', 'v_site.node') || ')::text else t.%1$I::text end'
-                     else 'case when j.waits and %3$L <> all (j.above) then q.c%2$s::text else t.%1$I::text end' end, u.name, u.n, u.name), ', ' order by u.n) filter (where u.key is null)),
+                     else 'case when j.waits and %3$L <> all (j.above) then q.c%2$s::text'
+                         || case when u.how ->> 'kind' = 'append' then ' when j.waits then ' || replace(replace(replace(v_append, 'v.registers', 'j.mine'), 'w.registers', 'j.waiting'), 'me.node', 'v_site.node') else '' end
+                         || ' else t.%1$I::text end' end, u.name, u.n, u.name, '', u.how ->> 'of'), ', ' order by u.n) filter (where u.key is null)),
         'there', format('jsonb_object(array[%s]::text[], array[%s]::text[])',
             string_agg(format('%L', u.name), ', ' order by u.n) filter (where u.key is null), string_agg(format('s.c%s::text', u.n), ', ' order by u.n) filter (where u.key is null)),
         'combined_columns', coalesce(string_agg(format(', c%1$s = case when %2$L = any (m.taken) then x.c%1$s when m.shown ? %2$L then (m.shown ->> %2$L)::%3$s'
-            || case when u.how ->> 'kind' = 'counter' then ' when m.waits then (m.here ->> %2$L)::numeric::%3$s' else ' when m.waits and %2$L <> all (m.above) then m.q%1$s' end
+            || case when u.how ->> 'kind' = 'append' then ' when m.waits then (m.here ->> %2$L)::%3$s' when u.how ->> 'kind' = 'counter' then ' when m.waits then (m.here ->> %2$L)::numeric::%3$s' else ' when m.waits and %2$L <> all (m.above) then m.q%1$s' end
             || ' else m.t%1$s end', u.n, u.name, format_type(syncagent._base_type(a.atttypid), -1)), '' order by u.n) filter (where u.key is null), ''),
         'at_odds', format('and o.name <> all (%L::text[])', array(select e.key from jsonb_each(v_plan) as e where e.value ->> 'kind' <> 'latest')::text)
     ) into v_tokens
@@ -6025,7 +6103,7 @@ begin
         select e.key as name, p.key::integer as node, p.value as part
         from jsonb_each(syncagent._registers(v_row.relation, v_row.key)) as e
         cross join lateral jsonb_each(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end) as p
-        where coalesce(v_table.merges ->> e.key, 'latest') not in ('counter', 'set') and (select count(*) from jsonb_object_keys(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end)) > 1
+        where coalesce(v_table.merges ->> e.key, 'latest') not in ('counter', 'set', 'append') and (select count(*) from jsonb_object_keys(case jsonb_typeof(e.value) when 'object' then e.value else '{}' end)) > 1
     )
     select s.name, syncagent._site_name(s.node), syncagent.stamp_time((s.part ->> 0)::uuid), (s.part ->> 0)::uuid, s.part ->> 2,
            (select md5(string_agg(format('%s %s', x.name, x.part ->> 0), ',' order by x.name, x.node)) from sibling x)
@@ -6048,10 +6126,10 @@ begin
     perform syncagent._must_be_allowed(v_table.schema_name, v_table.table_name, 'update');
     perform syncagent._must_be_merged(p_table, v_table);
     select string_agg(quote_ident(u.name), ', ' order by u.name) into v_unknown from unnest(p_columns) as u (name)
-    where u.name is null or u.name <> all (v_table.columns) or u.name = any (v_table.key_columns) or coalesce(v_table.merges ->> u.name::text, 'latest') in ('counter', 'set');
+    where u.name is null or u.name <> all (v_table.columns) or u.name = any (v_table.key_columns) or coalesce(v_table.merges ->> u.name::text, 'latest') in ('counter', 'set', 'append');
     if v_unknown is not null or coalesce(cardinality(p_columns), 0) = 0 then
         raise exception 'column % of % has no siblings', coalesce(v_unknown, '(none)'), p_table
-            using errcode = 'SA004', hint = 'columns of the key, counters and sets have none; syncagent.siblings() says of which columns there are some';
+            using errcode = 'SA004', hint = 'columns of the key, counters, sets, and what is appended to have none; syncagent.siblings() says of which columns there are some';
     end if;
     execute format('select syncagent.holds_%s($1, $2)', v_table.id) into v_held using p_key, '{}'::jsonb;
     if not coalesce(v_held, false) then
@@ -6487,6 +6565,21 @@ create function syncagent._touched() returns setof integer
 $$;
 comment on function syncagent._touched is 'attached tables that this transaction has locked for more than rows';
 
+create function syncagent._shape_follow(p_index text) returns void
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select syncagent._shape_agree(d.relation, d.kind, d.name, d.became)
+    from syncagent._typed_now() d join syncagent.replicated r on r.id = d.relation
+    left join syncagent.typed_record t on (t.relation, t.kind, t.name) = (d.relation, d.kind, d.name)
+        and (t.now - 'definition', t.became) is not distinct from (d.now - 'definition', d.became)
+    where d.kind = 'index' and array[r.schema_name, d.name]::text[] = parse_ident(p_index)
+       or t.name is null and (
+           d.relation in (select syncagent._touched())
+           or d.became is null and d.agreed - '{default,generated,definition}'::text[] = d.now - '{default,generated,definition}'::text[])
+$$;
+comment on function syncagent._shape_follow is 'the last of a step: what it has made of tables is agreed, and what was typed before stays typed, or meanwhile, in tables that it has not locked: there it changes no more than names in the words of others; index is what was made or dropped outside of its transaction, if anything was';
+
 create function syncagent._reshape(p_renamed jsonb, p_fills jsonb, p_all boolean) returns integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -6780,10 +6873,9 @@ declare
     v_table   syncagent.replicated;
     v_problem record;
 begin
-    select r.* into v_table from syncagent.replicated r where (r.schema_name, r.table_name) = (p_schema, p_table);
+    select r.* into v_table from syncagent.replicated r join pg_class c on c.oid = r.relation where (r.schema_name, r.table_name) = (p_schema, p_table);
     if not found then
-        raise exception 'table %.% is not attached here', quote_ident(p_schema), quote_ident(p_table)
-            using errcode = 'SA003', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
+        return;   -- detached meanwhile, or not attached here yet: then it is attached as the catalog says
     end if;
     select string_agg(o.problem, '; ') as problems, string_agg(o.hint, '; ') as hints into v_problem
     from syncagent._merge_obstacles(v_table.relation, p_strategy, p_merges) as o;
@@ -6881,7 +6973,7 @@ begin
     for r in
         select format('grant usage on schema %I to %s%s', p_name, case e.grantee when 0 then 'public' else quote_ident(pg_get_userbyid(e.grantee)) end,
                       case when e.is_grantable then ' with grant option' else '' end) as text
-        from pg_namespace n cross join aclexplode(n.nspacl) as e
+        from pg_namespace n cross join aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) as e
         where n.nspname = p_base and e.privilege_type = 'USAGE' and e.grantee <> (select oid from pg_roles where rolname = current_user)
         order by 1
     loop
@@ -6890,7 +6982,7 @@ begin
     -- by pg_catalog alone from here on: a role that was asked for may call nothing of ours
     for r in
         with v as (
-            select x.number, format('%I.%I', p_name, x.view) as view, c.oid, c.relacl, c.relrowsecurity,
+            select x.number, format('%I.%I', p_name, x.view) as view, c.oid, coalesce(c.relacl, acldefault('r', c.relowner)) as rights, c.relrowsecurity,
                    format('%I.%I', x.schema, x."table") as table_name, x.columns
             from rows from (jsonb_to_recordset(p_views) as (view name, schema name, "table" name, columns jsonb)) with ordinality
                 as x (view, schema, "table", columns, number)
@@ -6901,7 +6993,7 @@ begin
             left join pg_attribute a on a.attrelid = v.oid and a.attname = e.value ->> 1
         ), right_of as (
             select v.number, 1 as part, v.view, '' as column_name, e.privilege_type, e.grantee, e.is_grantable
-            from v cross join aclexplode(v.relacl) as e
+            from v cross join aclexplode(v.rights) as e
             union all
             select k.number, 2, k.view, format(' (%I)', k.shown), e.privilege_type, e.grantee, e.is_grantable
             from k cross join aclexplode(k.attacl) as e
@@ -6959,7 +7051,7 @@ begin
     if v_views is not null then
         execute 'drop view ' || v_views;
     end if;
-    execute format('drop schema %I', p_name);   -- without cascade: what somebody else has put there is said
+    execute format('drop schema if exists %I', p_name);   -- without cascade: what somebody else has put there is said
     perform set_config('role', v_role, true);
 end
 $$;

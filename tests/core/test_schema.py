@@ -198,6 +198,11 @@ def test_a_strategy_that_becomes_one_by_column_passes_who_is_away_and_stays() ->
     assert changed.merged == "merge n=counter"
     assert schemas.attached_after(step(remerges=Remerged(item, "lww", whole=True)), (changed,)) == (changed,)
     assert "cannot be taken back" in refused(after(schema, Advance(UUID(int=1), 0)), Abort(UUID(int=1)))
+    for known in ((changed,), ()):
+        late = schemas.apply(Schema(), Open(change(1, switch)), MEMBERS, (), known)
+        assert late.refused is not None, "a site that is behind planned it from a strategy that was"
+        assert "in another way by now" in late.refused
+    assert schemas.apply(Schema(), Open(change(1, switch)), MEMBERS, (), (attached,)).refused is None
 
 
 def test_what_is_forgotten_cannot_be_done() -> None:

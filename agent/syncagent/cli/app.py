@@ -51,7 +51,7 @@ PREFIX = "SYNCAGENT"
 
 PANELS = {
     "Sites": ("init", "invite", "join", "run", "leave", "remove", "rejoin"),
-    "Tables": ("adopt", "attach", "detach", "tables", "constraints", "schema"),
+    "Tables": ("adopt", "attach", "detach", "tables", "constraints", "strategy", "schema"),
     "How it is": ("status", "wait", "verify", "repair", "forest", "fingerprint", "why"),
     "What waits": ("conflicts", "parked", "pause", "resume", "clock"),
     "Care": ("doctor", "support-bundle", "certificate", "console", "db"),

@@ -285,7 +285,7 @@ def _applied(catalog: Catalog, index: int, command: Command) -> tuple[Catalog, O
 
 def _schema(catalog: Catalog, command: SchemaCommand) -> tuple[Catalog, Outcome]:
     joining = [site.name for site in catalog.sites.values() if site.state == "joining"]
-    result = schemas.apply(catalog.schema, command, catalog.holders, joining)
+    result = schemas.apply(catalog.schema, command, catalog.holders, joining, catalog.attached)
     if result.refused is not None:
         return catalog, Outcome(refused=result.refused, hint=result.hint)
     after = replace(catalog, schema=result.schema)

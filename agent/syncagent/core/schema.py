@@ -265,15 +265,25 @@ class Result(NamedTuple):
 
 
 def apply(
-    schema: Schema, command: SchemaCommand, members: Mapping[int, str], joining: Sequence[str] = ()
+    schema: Schema,
+    command: SchemaCommand,
+    members: Mapping[int, str],
+    joining: Sequence[str] = (),
+    attached: Iterable[Attachment] | None = None,
 ) -> Result:
-    """`members`: sites with rows, by number; `joining`: those that have not got theirs yet."""
+    """`members`: sites with rows, by number; `joining`: those that have not got theirs yet; `attached`: tables, where they are known."""
     match command:
         case Open() if joining:
             return Result(
                 schema,
                 refused=f"site {joining[0]} is joining",
                 hint="wait until it has its copy: `syncagent status`",
+            )
+        case Open() if attached is not None and not _starts_from(command.change, attached):
+            return Result(
+                schema,
+                refused="the table is not attached, or is merged in another way by now",
+                hint="look again: `syncagent strategy TABLE`; `syncagent schema status` says whether this site has steps to do",
             )
         case Open():
             return _open(schema, command.change)
@@ -294,6 +304,17 @@ def apply(
             if change is None or change.id != command.change:
                 return Result(schema)  # it came twice, or late
             return _changed(schema, change, command, members)
+
+
+def _starts_from(change: Change, attached: Iterable[Attachment]) -> bool:
+    """Whether a strategy that it changes is the one it was planned from."""
+    how = next((step.remerges for step in change.ahead if step.remerges is not None), None)
+    if how is None:
+        return True
+    known = next((known for known in attached if known.table == how.table), None)
+    return known is not None and (
+        (known.strategy, known.merges) == (how.strategy, how.merges) if how.whole else known.strategy == "lww"
+    )
 
 
 def _open(schema: Schema, change: Change) -> Result:

@@ -151,14 +151,9 @@ def _run(connection: Connection, epoch: int, step: Step, change: Change) -> None
     connection.execute(
         "select syncagent._cover(s.relation, s.node) from syncagent._strays() as s where not s.gone"
     )
-    _attach(connection, step)
+    _attach_and_merge(connection, step)
     if step.filling is not None:
         _filling(connection, step.filling, begins=False)
-    if (how := step.remerges) is not None:
-        connection.execute(
-            "select syncagent._strategize(%s, %s, %s, %s, %s)",
-            (how.table.schema, how.table.name, how.strategy, Jsonb(dict(how.merges)), how.whole),
-        )
     renamed = [
         {"schema": table.schema, "table": table.name, "before": before, "after": after}
         for table, before, after in step.columns
@@ -179,8 +174,8 @@ def _run(connection: Connection, epoch: int, step: Step, change: Change) -> None
     connection.execute("select syncagent._shape_follow(%s)", (step.index,))
 
 
-def _attach(connection: Connection, step: Step) -> None:
-    """The tables that it has made."""
+def _attach_and_merge(connection: Connection, step: Step) -> None:
+    """Tables that are replicated from here on, or merged in another way."""
     for attachment in step.attach:
         oid = tables.exactly(connection, attachment.table.schema, attachment.table.name)
         connection.execute(
@@ -197,6 +192,11 @@ def _attach(connection: Connection, step: Step) -> None:
         )
         connection.execute(
             "update syncagent.replicated set agreed = true where relation = %s::bigint::oid", (oid,)
+        )
+    if (how := step.remerges) is not None:
+        connection.execute(
+            "select syncagent._strategize(%s, %s, %s, %s, %s)",
+            (how.table.schema, how.table.name, how.strategy, Jsonb(dict(how.merges)), how.whole),
         )
 
 

@@ -3,6 +3,7 @@
 Invariant: changes nothing here; what stands against the new strategy at this site is said before anything is asked.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -100,16 +101,10 @@ def _obstacles(table: Table, strategy: Strategy, chosen: Merges) -> str:
         .format(
             sql.Literal(sql.Identifier(table.schema, table.name).as_string()),
             sql.Literal(strategy),
-            sql.Literal(_json(chosen)),
+            sql.Literal(json.dumps(dict(chosen))),
         )
         .as_string()
     )
-
-
-def _json(chosen: Merges) -> str:
-    import json
-
-    return json.dumps(dict(chosen))
 
 
 def _refuse_obstacles(connection: Connection, now: Known, strategy: Strategy, chosen: Merges) -> None:
