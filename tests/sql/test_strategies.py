@@ -81,8 +81,13 @@ class Fleet:
         while self.schema.open is not None:
             await self.lead()
             await self.follow(*self.sites)
-            if self.schema.open is not None and schemas.is_to_deliver(self.schema, self.sites[0].node):
+            if self.delivers:
                 await exchange(*self.sites, plain=False)
+
+    @property
+    def delivers(self) -> bool:
+        """Whether the change waits until what sites wrote has come everywhere."""
+        return self.schema.open is not None and schemas.is_to_deliver(self.schema, self.sites[0].node)
 
 
 async def how(site: Site) -> tuple[str, frozenset[tuple[str, str]], int | None]:
@@ -314,14 +319,14 @@ class ChangingRun(MergeRun):
         if self.rnd.random() > 0.3:
             await super().step(site)
         elif self.fleet.schema.open is None:
-            await self.change(self.rnd.choice(self.TARGETS))
+            await self.turn(self.rnd.choice(self.TARGETS))
         elif self.rnd.random() < 0.5:
             self.trace.append(f"the next step is let go: {await self.fleet.lead()}")
         else:
             await self.fleet.follow(site)
             self.trace.append(f"{site.node} is at {self.fleet.at[site.node]}")
 
-    async def change(self, target: tuple[Strategy, Merges]) -> None:
+    async def turn(self, target: tuple[Strategy, Merges]) -> None:
         if len({at for at, _ in self.fleet.at.values()}) > 1:
             return
         try:
