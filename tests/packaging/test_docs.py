@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from syncagent.embedded import Server
-from tests.support import http_page, newcomer, reference
+from tests.support import http_page, reference
 from tests.support.databases import Database
 from tests.support.pages import build
 
@@ -35,17 +35,6 @@ def test_it_builds_as_a_site_without_a_broken_link(tmp_path: Path) -> None:
     build(tmp_path, "--strict", "--theme", "mkdocs")  # what it looks like is no matter here
     made = (tmp_path / "existing_applications" / "index.html").read_text()
     assert 'href="../examples/wagtail/"' in made  # a page that lives elsewhere in the repository
-
-
-def test_the_readme_says_what_a_newcomer_types() -> None:
-    """`make newcomer` types it; here is only whether it finds what to type."""
-    told = newcomer.blocks((ROOT / "README.md").read_text())
-    begun = [[" ".join(command.split()[:2]) for command in block] for block in told]
-    assert begun == [
-        ["make demo", "make test"],
-        ["pip install", *(f"syncagent {verb}" for verb in ("init", "attach", "run", "invite"))],
-        ["syncagent join", "syncagent run", "syncagent status"],
-    ]
 
 
 # ---- what is typed in them

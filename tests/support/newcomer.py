@@ -60,6 +60,7 @@ class Newcomer:
             check=False,
         )
         typed = re.sub(r"sa1-\S+", "sa1-…", shlex.join(map(str, command)))
+        typed = re.sub(r"(?<=//)[^/@\s]+@", "", typed)
         sys.stdout.write(f"{time.monotonic() - began:6.1f} s  {typed[:150]}\n")
         sys.stdout.flush()
         if done.returncode:
