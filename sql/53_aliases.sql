@@ -246,9 +246,13 @@ declare
     v_count  bigint;
     r        record;
 begin
-    for r in select * from syncagent._rules(p_relation) as u where u.policy in ('keep-both', 'merge') order by u.name loop
-        v_tokens := p_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind), 'strategy', quote_literal(r.policy),
-            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal) || syncagent._yield_tokens(p_relation, r.policy, r.column_name, r.yields);
+    for r in   -- nothing refers to a row whose key is not one uuid: it can go, too, unless something else was chosen
+        select u.*, k.does from syncagent._rules(p_relation) as u join syncagent.replicated t on t.id = p_relation
+        cross join lateral (select case when u.kind = 'unique' and coalesce(t.policies ->> u.name::text, 'merge') = 'merge' then 'merge' else u.policy end as does) as k
+        where k.does in ('keep-both', 'merge') order by u.name
+    loop
+        v_tokens := p_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind), 'strategy', quote_literal(r.does),
+            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal) || syncagent._yield_tokens(p_relation, r.does, r.column_name, r.yields);
         execute syncagent._render($sql$
             with came as materialized (
                 select {expressions}, t."$key" as key, t."$odd" as odd, t."$text" as key_text, t."$image" as image, t."$tid" as tid, t."$leaf" as leaf
@@ -272,7 +276,7 @@ begin
             from pair p order by p.loser, p.winner $sql$, v_tokens);
         get diagnostics v_count = row_count;
         continue when v_count = 0;
-        if r.policy = 'keep-both' then
+        if r.does = 'keep-both' then
             perform syncagent._yield_place(p_relation, v_tokens, r.column_name);
             continue;
         end if;

@@ -1,13 +1,10 @@
 """A row is deleted at one site while another one writes a row that refers to it: the deleted row comes back."""
 
-import asyncio
-
 import pytest
 
 from syncagent.errors import Contended
 from tests.sql.conftest import Pair, Sites
-from tests.support.lab import Site, cross, exchange, key, quiet, same, ship
-from tests.support.waiting import eventually
+from tests.support.lab import Site, cross, exchange, insisting, key, quiet, same, ship
 
 SHOP = """create table customer (id uuid primary key, name text);
     create table sale (id uuid primary key, customer uuid references customer on delete cascade, note text)"""
@@ -307,12 +304,7 @@ async def test_an_orphan_that_somebody_writes_is_waited_for(sites: Sites, pair: 
     with pytest.raises(Contended):
         await b.apply(batch)
 
-    again = asyncio.create_task(b.apply(batch, attempt=1))
-    await eventually(
-        lambda: b.one("select cardinality(pg_blocking_pids($1)) > 0", b.store.replica.pid), "the merge waits"
-    )
-    await held.execute("commit")
-    await again
+    await insisting(b, batch, lambda: held.execute("commit"))
     await quiet(a, b)
     assert len(await same("sale", a, b)) == 1
     assert ("newer",) in await b.rows("select losing_image ->> 'note' from syncagent.conflict")

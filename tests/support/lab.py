@@ -27,6 +27,7 @@ from syncagent.embedded import Server
 from syncagent.errors import Contended, Inexact
 from syncagent.storage.store import PostgresStore, opened
 from tests.support.databases import copying
+from tests.support.waiting import eventually
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -263,6 +264,20 @@ async def ship(origin: Site, receiver: Site, *, attempt: int = 0) -> Applied:
         return await receiver.apply(shipment, attempt=attempt)
     except Inexact:
         return await receiver.apply(await origin.batch(receiver, plain=False), attempt=attempt)
+
+
+async def insisting(site: Site, shipment: Shipment, during: Callable[[], Awaitable[object]]) -> None:
+    """A merge that was refused is tried again until it is done; `during`: once it waits for a row, and has written nothing yet."""
+    waits = (
+        "select cardinality(pg_blocking_pids($1)) > 0 and not exists (select from pg_locks l join syncagent.replicated r on r.relation = l.relation"
+        " where l.pid = $1 and l.mode = 'RowExclusiveLock')"
+    )
+    merging = asyncio.create_task(patiently(lambda: site.apply(shipment, attempt=1)))
+    try:
+        await eventually(lambda: site.one(waits, site.store.replica.pid), "the merge waits")
+        await during()
+    finally:
+        await merging
 
 
 async def exchange(*sites: Site, rounds: int = 12, plain: bool = True) -> None:
