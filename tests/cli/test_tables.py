@@ -84,6 +84,22 @@ def test_columns_are_merged_as_is_chosen_or_the_reason_is_said(site: Site) -> No
     ]
 
 
+def test_another_strategy_is_planned_or_the_reason_is_said(site: Site) -> None:
+    site.sql("create table product (id uuid primary key, stock int not null, note text)")
+    refused(site("strategy", "product"), "product is not attached")
+    assert site("attach", "product").code == 0
+    assert site("strategy", "product").out.strip() == "public.product: lww"
+    assert "it is attached already" in site("attach", "product", "--strategy", "merge").err
+    counted = ("strategy", "product", "merge", "--merge", "stock=counter")
+    steps = site(*counted, "--dry-run", "--json").answer["steps"]
+    assert [step["phase"] for step in steps] == ["expand", "expand"]
+    refused(site(*counted), "no agent is running", "start it")
+    refused(site(*counted, "--merge", "note=counter"), "cannot be merged so", "")
+    assert site("strategy", "product", "newest").code == 2
+    assert site("strategy", "product", "lww", "--merge", "stock=counter").code == 2
+    assert site("strategy", "product", "lww").out.strip() == "public.product: lww"
+
+
 # ---- names
 
 
