@@ -473,9 +473,19 @@ async def _attach(session: asyncpg.Connection, table: CopiedTable) -> int:
     name = await session.fetchval(
         "select format('%I.%I', $1::text, $2::text)", table.table.schema, table.table.name
     )
-    known = await session.fetchval(
-        "select id from syncagent.replicated where relation = $1::text::regclass", name
+    merges = msgspec.json.encode(dict(table.merges)).decode()
+    row = await session.fetchrow(
+        "select id, (strategy, merges) = ($2, $3::text::jsonb) as alike from syncagent.replicated where relation = $1::text::regclass",
+        name,
+        table.strategy,
+        merges,
     )
+    if row is not None and not row["alike"]:
+        raise RefusedError(
+            f"table {table.table} is merged in another way here than at the donor: its strategy was changed since",
+            hint="set the site back to a newer backup; or `syncagent remove` it at a member, and let it join anew",
+        )
+    known = None if row is None else row["id"]
     if known is None:
         keys = await session.fetchval("select (syncagent._key($1::text::regclass)).names::text[]", name)
         if tuple(keys or ()) != table.key_columns:
@@ -491,6 +501,6 @@ async def _attach(session: asyncpg.Connection, table: CopiedTable) -> int:
             table.stride,
             table.bucket,
             table.strategy,
-            msgspec.json.encode(dict(table.merges)).decode(),
+            merges,
         )
     return int(known)
