@@ -123,7 +123,7 @@ begin
         raise exception 'table %.% cannot be merged so: %', quote_ident(p_schema), quote_ident(p_table), v_problem.problems
             using errcode = 'SA002', hint = coalesce(v_problem.hints, '');
     end if;
-    execute format('lock table %s in share row exclusive mode', v_table.relation);   -- whoever has written has ended, and who writes next comes after this
+    execute format('lock table %s in access exclusive mode', v_table.relation);   -- whoever has written has ended, and who writes next comes after this
     if (v_table.strategy, v_table.merges) <> (p_strategy, p_merges) then
         if v_table.strategy = 'lww' then
             execute format('alter table syncagent.version_%s add column registers jsonb not null default ''{}''', v_table.id);
