@@ -4919,9 +4919,13 @@ declare
     v_count  bigint;
     r        record;
 begin
-    for r in select * from syncagent._rules(p_relation) as u where u.policy in ('keep-both', 'merge') order by u.name loop
-        v_tokens := p_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind), 'strategy', quote_literal(r.policy),
-            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal) || syncagent._yield_tokens(p_relation, r.policy, r.column_name, r.yields);
+    for r in   -- nothing refers to a row whose key is not one uuid: it can go, too, unless something else was chosen
+        select u.*, k.does from syncagent._rules(p_relation) as u join syncagent.replicated t on t.id = p_relation
+        cross join lateral (select case when u.kind = 'unique' and coalesce(t.policies ->> u.name::text, 'merge') = 'merge' then 'merge' else u.policy end as does) as k
+        where k.does in ('keep-both', 'merge') order by u.name
+    loop
+        v_tokens := p_tokens || jsonb_build_object('rule', quote_literal(r.name) || '::name', 'kind', quote_literal(r.kind), 'strategy', quote_literal(r.does),
+            'predicate', r.predicate, 'expressions', r.expressions, 'equal', r.equal) || syncagent._yield_tokens(p_relation, r.does, r.column_name, r.yields);
         execute syncagent._render($sql$
             with came as materialized (
                 select {expressions}, t."$key" as key, t."$odd" as odd, t."$text" as key_text, t."$image" as image, t."$tid" as tid, t."$leaf" as leaf
@@ -4945,7 +4949,7 @@ begin
             from pair p order by p.loser, p.winner $sql$, v_tokens);
         get diagnostics v_count = row_count;
         continue when v_count = 0;
-        if r.policy = 'keep-both' then
+        if r.does = 'keep-both' then
             perform syncagent._yield_place(p_relation, v_tokens, r.column_name);
             continue;
         end if;
@@ -6883,6 +6887,7 @@ begin
         raise exception 'table %.% cannot be merged so: %', quote_ident(p_schema), quote_ident(p_table), v_problem.problems
             using errcode = 'SA002', hint = coalesce(v_problem.hints, '');
     end if;
+    execute format('lock table %s in access exclusive mode', v_table.relation);   -- whoever has written has ended, and who writes next comes after this
     if (v_table.strategy, v_table.merges) <> (p_strategy, p_merges) then
         if v_table.strategy = 'lww' then
             execute format('alter table syncagent.version_%s add column registers jsonb not null default ''{}''', v_table.id);
@@ -6897,8 +6902,8 @@ begin
         execute format('update syncagent.version_%s v set registers = jsonb_build_object('''', jsonb_build_array(v.stamp, v.node, v.cut))'
                        ' where v.registers = ''{}'' and v.stamp < syncagent._implicit(v.key)', v_table.id);
     end if;
-    if p_whole then   -- whoever has written has ended, and who writes next comes after this moment
-        execute format('lock table %s in share row exclusive mode', v_table.relation);
+    if p_strategy <> 'lww' and not p_whole then
+        perform syncagent._uncut_to_lives(v_table);
     end if;
     update syncagent.replicated r set strategy = p_strategy, merges = p_merges, whole = case when p_whole then syncagent._tick() end,
         whole_cut = case when p_whole then coalesce((select max(c.number) from syncagent.cut c), 0) + 1 end
@@ -6941,6 +6946,24 @@ begin
 end
 $$;
 comment on function syncagent._columns_to_lives is 'drop what is known of columns; whole: what stays are versions of rows that win whole';
+
+create function syncagent._uncut_to_lives(p_table syncagent.replicated) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_last record := syncagent._last_cut();
+begin
+    -- what was written whole stays so, however rows are joined when the next cut has it
+    update syncagent.log l set columns = null, deltas = null
+    where l.relation = p_table.id and l.columns is not null and l.hlc >= p_table.whole and (l.xid >= v_last.xmax or l.xid = any (v_last.xip));
+    execute format($sql$
+        update syncagent.version_%s v set registers = jsonb_set(v.registers, array['', '2'], to_jsonb($1))
+        where v.registers -> '' -> 2 = 'null' and (v.registers -> '' ->> 1)::integer = (select s.node from syncagent.local_site s) $sql$, p_table.id)
+    using coalesce(v_last.number, 0) + 1;
+end
+$$;
+comment on function syncagent._uncut_to_lives is 'writes that no cut has, and that were whole, are lives of the next cut';
 
 -- Versions of the application's schema: schemas of plain views, one for each attached table of another schema, with the
 -- columns and names that a version of the application knows. It sets its search path, and changes nothing else.

@@ -54,7 +54,7 @@ def test_columns_are_merged_as_is_chosen_or_the_reason_is_said(site: Site) -> No
         "create table product (id uuid primary key, stock int, weight float8 not null, tags text[] not null, code text unique not null)"
     )
     refused(site("attach", "product", "--strategy", "merge", "--merge", "stock=counter"), "column stock may be null",
-            "update product set stock = 0 where stock is null; alter table product alter column stock set not null")  # fmt: skip
+            "update public.product set stock = 0 where stock is null; alter table public.product alter column stock set not null")  # fmt: skip
     site.sql("alter table product alter column stock set not null")
     for choice, what, hint in (
         ("weight=counter", "column weight is of type double precision: it cannot be counter", "a counter is"),

@@ -2,14 +2,17 @@
 
 import sys
 
+import pytest
+
 from tests.support.cluster import Laboratory, has, mark
 from tests.support.waiting import until
 
 MIB = 1024 * 1024
-ROWS = 1_000_000
 
 
-def test_a_million_rows_on_their_way(laboratory: Laboratory) -> None:
+@pytest.mark.soak
+def test_many_rows_on_their_way(laboratory: Laboratory, request: pytest.FixtureRequest) -> None:
+    rows = 1_000_000 if request.config.getoption("soak") else 300_000
     with laboratory.cluster(18, 18) as cluster:
         a, b = cluster
         a.fresh = b.fresh = True
@@ -22,7 +25,7 @@ def test_a_million_rows_on_their_way(laboratory: Laboratory) -> None:
                    'customer ' || i, i %% 1000, md5(i::text)
             from generate_series(1, %s) i, (values ((extract(epoch from now()) * 1000)::bigint)) as now (at)
             """,
-            (ROWS,),
+            (rows,),
         )
         last = mark(a)
         peaks = {site.name: 0 for site in cluster}
@@ -32,8 +35,8 @@ def test_a_million_rows_on_their_way(laboratory: Laboratory) -> None:
                 peaks[site.name] = max(peaks[site.name], site.agent.memory_info().rss)
             return has(b, last)
 
-        until(arrived, "a million rows", 120)
+        until(arrived, f"{rows:,} rows", 120)
         used = {name: peak // MIB for name, peak in peaks.items()}
         sys.stdout.write(f"resident memory of the agents at their peak, in MiB: {used}\n")
-        assert b.scalar("select count(*) from customer") > ROWS
+        assert b.scalar("select count(*) from customer") > rows
         assert max(used.values()) < 150

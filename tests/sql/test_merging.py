@@ -303,13 +303,13 @@ async def test_siblings_are_settled_as_they_were_read_or_not_at_all(sites: Sites
         await a.do(settle.replace("{}", '{"n": 5}'))
     with pytest.raises(asyncpg.PostgresError, match="no object of columns"):
         await a.do(settle)
-    await a.do("create role clerk")
+    await a.do("create role settler")
     try:
-        await a.do("select syncagent.grant_reader('clerk')")
+        await a.do("select syncagent.grant_reader('settler')")
         with pytest.raises(asyncpg.PostgresError, match="may not update table"):
-            await a.do("set session authorization clerk; " + settle.replace("{}", '{"note": "c"}'))
+            await a.do("set session authorization settler; " + settle.replace("{}", '{"note": "c"}'))
     finally:
-        await a.do("reset session authorization", "drop owned by clerk", "drop role clerk")
+        await a.do("reset session authorization", "drop owned by settler", "drop role settler")
     assert len(await a.rows(f"select from syncagent.siblings('item', '{key(1)}')")) == 2
     await b.do("update item set note = 'read'")
     with pytest.raises(asyncpg.PostgresError, match="it is settled"):
@@ -358,10 +358,12 @@ async def test_who_settles_what_is_not_his(sites: Sites, pair: Pair) -> None:
     a, b = await sites(ITEM + "; create table secret (id uuid primary key, word text)", *pair)
     await a.do(f"insert into secret values ('{key(2)}', 'swordfish')")
     await parted(a, b)
-    await a.do("create role clerk")
+    await a.do("create role reader_of_one")
     try:
-        await a.do("select syncagent.grant_reader('clerk')", "grant select, update on item to clerk")
-        await a.do("set session authorization clerk")
+        await a.do(
+            "select syncagent.grant_reader('reader_of_one')", "grant select, update on item to reader_of_one"
+        )
+        await a.do("set session authorization reader_of_one")
         write = f'[{{"schema": "public", "table": "secret", "key": "{key(2)}"}}]'
         with pytest.raises(asyncpg.PostgresError, match=r"may not select table public\.secret"):
             await a.do(f"select syncagent._resolution(id, '{write}', false) from syncagent.conflict")
@@ -377,13 +379,13 @@ async def test_who_settles_what_is_not_his(sites: Sites, pair: Pair) -> None:
                 await a.do(f"select syncagent._settled_columns('{table}', '{key(row)}', array['{column}'])")
         await a.do(
             "reset session authorization",
-            "grant update on secret to clerk",
-            "set session authorization clerk",
+            "grant update on secret to reader_of_one",
+            "set session authorization reader_of_one",
         )
         with pytest.raises(asyncpg.PostgresError, match=r"the strategy of table public\.secret is lww"):
             await a.do(f"select syncagent._settled_columns('secret', '{key(2)}', '{{word}}')")
     finally:
-        await a.do("reset session authorization", "drop owned by clerk", "drop role clerk")
+        await a.do("reset session authorization", "drop owned by reader_of_one", "drop role reader_of_one")
     assert not await a.store.origin.pending()
 
 
