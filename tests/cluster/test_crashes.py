@@ -129,18 +129,21 @@ def test_what_is_merged_is_exact_whoever_is_killed(
         for site in cluster:
             site.execute(TALLY)
         cluster.start()
-        for site in cluster:
-            site.attach(*MERGED)
+        a.attach(*MERGED)
+        until(
+            lambda: b.scalar("select count(*) from syncagent.replicated where strategy = 'merge'"),
+            "it is attached",
+        )
         a.execute("insert into tally select i, 0, '' from generate_series(1, 3) i")
         cluster.exchange()
         with load(cluster.sites, seed, kind=Teller, rest=0.005) as writers:
             for victim in (a, b, b, a)[: runs(1, 4)]:
-                committed(writers, 40)
+                committed(writers, 25)
                 victim.server.kill()
                 victim.server.start()
-                committed(writers, 40)
+                committed(writers, 25)
                 victim.kill()
-                committed(writers, 40)
+                committed(writers, 25)
                 victim.start()
         cluster.converges(tables=("tally",))
         told = [row for site in cluster for row in site.execute("select tally, amount, text from told")]

@@ -198,6 +198,17 @@ async def test_what_begins_alike_is_appended_as_often_as_it_was(sites: Sites, pa
         assert await site.versions("item") == {}
 
 
+async def test_two_who_append_twice(sites: Sites, pair: Pair) -> None:
+    """The second time each has read what it wrote the first time, and the other has not."""
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    for site, text in ((a, "a"), (b, "b")):
+        await site.do("update item set log = log || 'in;'", f"update item set log = log || '{text};'")
+    await cross(a, b)
+    await same("item", a, b)
+    assert sorted((await a.one("select log from item")).split(";")) == ["", "a", "b", "in", "in"]
+
+
 async def test_what_is_appended_to_a_row_that_waits(sites: Sites, pair: Pair) -> None:
     a, b = await sites(ITEM.replace("n int not null", "n int not null check (n >= 0)"), *pair)
     await stocked(a, b)
