@@ -51,7 +51,7 @@ def tried(python: Path, wheel: Path, folder: Path) -> Iterator[str]:
     bin_ = folder / "bin"
     run(
         *(bin_ / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
-        *("--constraint", ROOT / "constraints.txt", f"{wheel}[demo]"),
+        *("--constraint", ROOT / "constraints.txt", f"{wheel}[demo,traces]"),  # every module is imported
     )
     yield run(bin_ / "python", "--version")
     yield run(bin_ / "syncagent", "--version")
