@@ -2,7 +2,8 @@
 
 `make newcomer`. No cache, no environment, no home but its own: what only works where it was developed fails here. Whatever is typed is
 read from the README; only what a newcomer replaces is replaced: the package by the wheel of this commit, for it may not be published, hosts
-and databases by two servers that are started beside it. `make test` takes a quarter of an hour and is typed only with FULL=1.
+and databases by two servers that are started beside it. `make test` takes a quarter of an hour and is typed only with FULL=1. With `--packaged` it
+begins at `pip install`: `make test` does so, which is what the lines before it type.
 """
 
 import os
@@ -137,13 +138,14 @@ class Newcomer:
                 raise SystemExit("an agent did not stop cleanly")
 
 
-def followed(newcomer: Newcomer) -> Iterator[str]:
-    """Everything the README says, block by block."""
+def followed(newcomer: Newcomer, *, packaged: bool) -> Iterator[str]:
+    """Everything the README says, block by block; `packaged`: from the package on."""
     newcomer.run("git", "clone", "--quiet", "--no-hardlinks", ROOT, newcomer.clone)
     makes, first, second = blocks((newcomer.clone / "README.md").read_text())
-    for command in makes:
-        newcomer.make(command)
-    yield "shown"
+    if not packaged:
+        for command in makes:
+            newcomer.make(command)
+        yield "shown"
     newcomer.databases()
     for command in first:
         if command.startswith("pip "):
@@ -166,7 +168,7 @@ def main() -> None:
         servers = Servers(data)
         newcomer = Newcomer(Path(name), servers)
         try:
-            for reached in followed(newcomer):
+            for reached in followed(newcomer, packaged="--packaged" in sys.argv[1:]):
                 sys.stdout.write(f"{time.monotonic() - began:6.1f} s  == {reached}\n")
         finally:
             newcomer.close()

@@ -31,7 +31,9 @@ def bench(
             metavar="MAJOR", help="PostgreSQL version to run, such as 15.", show_default="the newest"
         ),
     ] = None,
-    list_them: Annotated[bool, typer.Option("--list", help="Say which there are.")] = False,
+    list_them: Annotated[
+        bool, typer.Option("--list", envvar="SYNCAGENT_BENCH_LIST", help="Say which there are.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure, on two servers of its own; --json prints one object a line."""

@@ -30,7 +30,10 @@ SinceOption = Annotated[
 OpenOption = Annotated[
     bool | None,
     typer.Option(
-        "--open/--settled", help="Only those that wait for somebody, or only the others.", show_default=False
+        "--open/--settled",
+        envvar="SYNCAGENT_CONFLICTS_LIST_OPEN",
+        help="Only those that wait for somebody, or only the others.",
+        show_default=False,
     ),
 ]
 LimitOption = Annotated[

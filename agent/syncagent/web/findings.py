@@ -141,7 +141,7 @@ def _of_rows(me: Mapping[str, Any], state: Mapping[str, Any]) -> Iterator[Findin
         yield Finding(
             "warn",
             f"{_counted(state['open_conflicts'], 'conflict')} open at {me['name']}",
-            "a row had to yield a value, and lives with another one",
+            "a row had to yield its value, or two values of one column are kept: somebody has to choose",
             "syncagent conflicts list --open",
             "conflicts",
         )
