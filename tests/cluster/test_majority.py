@@ -67,6 +67,11 @@ def test_a_majority_that_is_gone_for_good(laboratory: Laboratory) -> None:
         cluster.exchange()
         lima.kill()
         until(lambda: leads(tokyo) not in (None, "lima"), "one of the two leads")
+        of_lima = "select state from syncagent.status where name = 'lima'"
+        until(
+            lambda: "linked" not in (berlin.scalar(of_lima), tokyo.scalar(of_lima)),
+            "neither has a link with it",
+        )
         said = tokyo.syncagent("remove", "lima", "--yes", "--force")
         assert said.returncode == 1
         assert "leads it" in said.stderr

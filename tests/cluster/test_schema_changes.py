@@ -123,7 +123,7 @@ def test_what_cannot_be_done_at_one_site_goes_on_or_back(laboratory: Laboratory)
         with lima.connect() as holder:
             holder.execute("lock table item in access share mode")
             found = change(
-                berlin, "apply", "--timeout", "25s", text="alter table item add column size int", expect=1
+                berlin, "apply", "--timeout", "12s", text="alter table item add column size int", expect=1
             )
             assert "lima" in found["waiting"]
             first = until(lambda: leader(*cluster), "a leader", LONG)

@@ -98,8 +98,13 @@ def killed(laboratory: Laboratory, seed: int, kills: Sequence[Kill]) -> None:
         verify(writers, cluster.sites)
 
 
-def test_who_leads_is_killed_within_a_change(laboratory: Laboratory, seed: int) -> None:
+@pytest.mark.soak
+def test_who_leads_is_killed_within_a_change(
+    laboratory: Laboratory, seed: int, runs: Callable[[int, int], int]
+) -> None:
     """Who leads, while both columns begin to be written."""
+    if not runs(0, 1):
+        pytest.skip("half a minute: --soak")
     killed(laboratory, seed, [("write-dual", "leader")])
 
 

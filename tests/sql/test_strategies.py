@@ -374,7 +374,7 @@ class ChangingRun(MergeRun):
 async def test_random_schedules(
     laboratory: Laboratory, pair: Pair, seed: int, runs: Callable[[int, int], int]
 ) -> None:
-    for number in range(seed, seed + runs(8, 100)):
+    for number in range(seed, seed + runs(2, 100)):
         async with laboratory.sites(ChangingRun.SCHEMA, *pair, pair[number % 2]) as sites:
             run = ChangingRun(number, list(sites))
             try:
