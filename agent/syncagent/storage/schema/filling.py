@@ -15,8 +15,8 @@ from syncagent.storage.commands import Connection
 
 _PAGES = 128
 """Pages of a portion."""
-_REST = 1.0
-"""Times as long as a portion took, until the next one."""
+_REST = 4.0
+"""Times as long as a portion took, until the next one: a fifth of a processor at each site (`bench schema`)."""
 _LONGEST_REST = 0.5
 _TRIES = 200
 """How often rows that others hold are tried again before somebody is told."""
