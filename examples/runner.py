@@ -33,17 +33,26 @@ def main(application: Callable[[Path], Application], needs: str, description: st
         print(f"{needs} is not installed; `make examples` installs and runs it", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
+
+    def told() -> str:
         with _folder(f"{needs}-", options.keep) as folder:
             cluster = Cluster(application(folder), options.sites, folder, find_binaries(options.postgres))
             with cluster, _logs_on_error(cluster):
-                told = story(cluster, options)
+                return story(cluster, options)
+
+    return _concluded(needs, told)
+
+
+def _concluded(name: str, told: Callable[[], str]) -> int:
+    """The exit code, and the last line."""
+    try:
+        last = told()
     except (SiteError, SyncagentError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    print(f"{needs}: {told}, {time.monotonic() - STARTED:.0f} s")
+    print(f"{name}: {last}, {time.monotonic() - STARTED:.0f} s")
     return 0
 
 
@@ -69,16 +78,12 @@ def play(
     add("--seed", type=int, default=0, help="what is written (default: %(default)s)")
     add("--postgres", type=int, metavar="MAJOR", help="version of the sites (default: the preferred)")
     options = parser.parse_args()
-    try:
+
+    def told() -> str:
         with scratch(f"{name}-") as folder, _stopped(company(folder, options)) as there:
-            told = story(there, options)
-    except (SiteError, SyncagentError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-    print(f"{name}: {told}, {time.monotonic() - STARTED:.0f} s")
-    return 0
+            return story(there, options)
+
+    return _concluded(name, told)
 
 
 @contextmanager

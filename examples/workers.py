@@ -5,13 +5,14 @@ Invariant: an error of the database ends a worker, and is told; nothing is tried
 
 import random
 import threading
+from abc import ABC, abstractmethod
 
 import psycopg
 
 PAUSE = 0.02
 
 
-class Worker(threading.Thread):
+class Worker(threading.Thread, ABC):
     """`failed` is set if it ends by an error."""
 
     def __init__(self, dsn: str, name: str, seed: str, failed: threading.Event) -> None:
@@ -20,9 +21,9 @@ class Worker(threading.Thread):
         self.chance = random.Random(seed)
         self._dsn, self._leaving, self._failed = dsn, threading.Event(), failed
 
+    @abstractmethod
     def work(self, connection: psycopg.Connection) -> None:
         """One thing that the application does; the connection commits by itself."""
-        raise NotImplementedError
 
     def leave(self) -> None:
         """Finish what is begun."""

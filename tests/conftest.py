@@ -56,6 +56,15 @@ _LONG = ("tests/cluster/", "tests/chaos/", "tests/cli/test_demo.py", "tests/exam
 """Where tests take tens of seconds."""
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What is only of the soak is skipped without it; `SEED` repeats one run of it."""
+    marker = item.get_closest_marker("soak")
+    why = marker.kwargs.get("only") if marker else None
+    if why and not (item.config.getoption("soak") or os.environ.get("SEED")):
+        item.add_marker(pytest.mark.skip(reason=f"{why}: --soak"))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long ones first in the queue of each of two processes, who begin with a half each: so none is left at the end, when

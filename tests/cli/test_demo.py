@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
@@ -93,10 +93,8 @@ def test_it_ends_with_what_was_measured(stage: Path) -> None:
         assert told in done.stderr
 
 
-@pytest.mark.soak
-def test_it_moves_at_a_terminal_and_leaves_it_as_it_was(stage: Path, runs: Callable[[int, int], int]) -> None:
-    if not runs(0, 1):
-        pytest.skip("half a minute: --soak")
+@pytest.mark.soak(only="half a minute")
+def test_it_moves_at_a_terminal_and_leaves_it_as_it_was(stage: Path) -> None:
     ours, theirs = pty.openpty()
     shown, told = bytearray(), False
 
@@ -137,12 +135,8 @@ def test_interrupted_it_leaves_nothing(stage: Path, tmp_path: Path) -> None:
     assert "Traceback" not in talk.read_text()
 
 
-@pytest.mark.soak
-def test_an_agent_that_ends_by_itself_fails_it_and_shows_why(
-    stage: Path, tmp_path: Path, runs: Callable[[int, int], int]
-) -> None:
-    if not runs(0, 1):
-        pytest.skip("half a minute: --soak")
+@pytest.mark.soak(only="half a minute")
+def test_an_agent_that_ends_by_itself_fails_it_and_shows_why(stage: Path, tmp_path: Path) -> None:
     talk = tmp_path / "talk"
     with telling(stage, talk) as demo:
         until(lambda: "act 3" in talk.read_text(), "the shop sells", SECONDS)

@@ -1,6 +1,5 @@
 """Three sites on cables of their own: what is cut here is cut by the kernel, and no connection is reset."""
 
-from collections.abc import Callable
 from uuid import UUID
 
 import pytest
@@ -16,10 +15,8 @@ TOO_NARROW = 1100
 
 
 @needs_cables
-@pytest.mark.soak
-def test_cables_are_pulled(laboratory: Laboratory, seed: int, runs: Callable[[int, int], int]) -> None:
-    if not runs(0, 1):
-        pytest.skip("half a minute, and bad weather is had without cables: --soak")
+@pytest.mark.soak(only="half a minute, and bad weather is had without cables")
+def test_cables_are_pulled(laboratory: Laboratory, seed: int) -> None:
     with Switch() as switch, laboratory.cluster(18, 15, 18, prepare=switch.introduce) as cluster:
         switch.narrow(cluster.sites[2], TUNNEL)  # which tells nobody, and is no hindrance
         cluster.start()

@@ -120,12 +120,8 @@ class Teller(Writer):
             self.committed += 1
 
 
-@pytest.mark.soak
-def test_what_is_merged_is_exact_whoever_is_killed(
-    laboratory: Laboratory, seed: int, runs: Callable[[int, int], int]
-) -> None:
-    if not runs(0, 1):
-        pytest.skip("ten seconds: --soak")
+@pytest.mark.soak(only="ten seconds")
+def test_what_is_merged_is_exact_whoever_is_killed(laboratory: Laboratory, seed: int) -> None:
     with laboratory.cluster(18, 15) as cluster:
         a, b = cluster
         for site in cluster:

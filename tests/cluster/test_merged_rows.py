@@ -82,13 +82,11 @@ def test_rows_become_one_while_agents_are_killed(
         wait_equal(berlin, tokyo, lima)
 
 
-@pytest.mark.soak
+@pytest.mark.soak(only="a quarter of a minute")
 def test_a_site_that_is_set_back_to_before_a_merge_returns(
-    server18: Server, server15: Server, tmp_path: Path, runs: Callable[[int, int], int]
+    server18: Server, server15: Server, tmp_path: Path
 ) -> None:
     """It writes for the one that was merged away meanwhile: what it wrote follows."""
-    if not runs(0, 1):
-        pytest.skip("a quarter of a minute: with --soak")
     with fleet(tmp_path, SHOP, server18, server15, server18) as (berlin, tokyo, lima):
         for site in (tokyo, lima):
             site.execute("drop table sale, customer")

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,13 +141,9 @@ def test_what_cannot_be_done_at_one_site_goes_on_or_back(laboratory: Laboratory)
         alike(cluster)
 
 
-@pytest.mark.soak
-def test_revisions_and_a_site_that_is_not_waited_for(
-    laboratory: Laboratory, tmp_path: Path, runs: Callable[[int, int], int]
-) -> None:
+@pytest.mark.soak(only="a third cluster")
+def test_revisions_and_a_site_that_is_not_waited_for(laboratory: Laboratory, tmp_path: Path) -> None:
     """Alembic's revisions by one command; what drops the old shape waits for a person, and not for a site that was excluded."""
-    if not runs(0, 1):
-        pytest.skip("a third cluster: --soak")
     second = SECOND.replace("value", "stock").replace("note", "name")
     ini = str(application(tmp_path, FIRST, second))
     with laboratory.cluster(18, 15, 18) as cluster:

@@ -1,7 +1,7 @@
 """kill -9 in every phase of one change, of who leads and of who follows, while all sites write: it goes on, and all end equal."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
@@ -98,18 +98,12 @@ def killed(laboratory: Laboratory, seed: int, kills: Sequence[Kill]) -> None:
         verify(writers, cluster.sites)
 
 
-@pytest.mark.soak
-def test_who_leads_is_killed_within_a_change(
-    laboratory: Laboratory, seed: int, runs: Callable[[int, int], int]
-) -> None:
+@pytest.mark.soak(only="half a minute")
+def test_who_leads_is_killed_within_a_change(laboratory: Laboratory, seed: int) -> None:
     """Who leads, while both columns begin to be written."""
-    if not runs(0, 1):
-        pytest.skip("half a minute: --soak")
     killed(laboratory, seed, [("write-dual", "leader")])
 
 
-@pytest.mark.soak
-def test_kills_in_every_phase(laboratory: Laboratory, seed: int, runs: Callable[[int, int], int]) -> None:
-    if not runs(0, 1):
-        pytest.skip("ten changes: --soak")
+@pytest.mark.soak(only="ten changes")
+def test_kills_in_every_phase(laboratory: Laboratory, seed: int) -> None:
     killed(laboratory, seed, list(product(PHASES, ("leader", "follower"))))

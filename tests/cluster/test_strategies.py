@@ -1,7 +1,6 @@
 """A table's strategy is changed in a fleet that writes, with a site away and who leads killed: nothing is lost, and all ends equal."""
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,13 +24,9 @@ def everywhere(cluster: Cluster, expected: str) -> bool:
     return {site.scalar(asked) for site in cluster} == {expected}
 
 
-@pytest.mark.soak
-def test_a_strategy_changes_under_load(
-    laboratory: Laboratory, seed: int, runs: Callable[[int, int], int]
-) -> None:
+@pytest.mark.soak(only="a third cluster")
+def test_a_strategy_changes_under_load(laboratory: Laboratory, seed: int) -> None:
     """To columns it passes a site that is away; from them it waits for each, by name, and whoever leads next goes on."""
-    if not runs(0, 1):
-        pytest.skip("a third cluster: --soak")
     with laboratory.cluster(18, 15, 18) as cluster:
         cluster.start()
         berlin, tokyo, lima = cluster

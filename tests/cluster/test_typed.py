@@ -1,7 +1,5 @@
 """Somebody types DDL into one site's database: within seconds all say so there, and one command has it at every site."""
 
-from collections.abc import Callable
-
 import psycopg
 import pytest
 
@@ -75,11 +73,9 @@ def test_typed_at_one_site(laboratory: Laboratory) -> None:
         ] == [[], []]
 
 
-@pytest.mark.soak
-def test_the_worst_that_can_be_typed(laboratory: Laboratory, runs: Callable[[int, int], int]) -> None:
+@pytest.mark.soak(only="a cluster of its own")
+def test_the_worst_that_can_be_typed(laboratory: Laboratory) -> None:
     """A column dropped, a column renamed, a table dropped: rows wait, none is lost, and it goes on by one command, or back."""
-    if not runs(0, 1):
-        pytest.skip("a cluster of its own: --soak")
     with laboratory.cluster(18, 15) as cluster:
         cluster.start()
         berlin, tokyo = cluster

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,10 +18,8 @@ def test_the_application_knows_nothing_of_syncagent() -> None:
         assert "syncagent" not in file.read_text(), file
 
 
-@pytest.mark.soak
-def test_twelve_revisions_at_three_sites(runs: Callable[[int, int], int]) -> None:
-    if not runs(0, 1):
-        pytest.skip("takes minutes: --soak")
+@pytest.mark.soak(only="takes minutes")
+def test_twelve_revisions_at_three_sites() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "examples.evolve"],
         cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,

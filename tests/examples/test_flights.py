@@ -264,10 +264,8 @@ def test_checksums_are_equal_for_equal_contents_on_other_versions(
 # Several sites.
 
 
-@pytest.mark.soak
-def test_three_sites_are_equal_after_loading_and_writing_everywhere(runs: Callable[[int, int], int]) -> None:
-    if not runs(0, 1):
-        pytest.skip("a minute: --soak")
+@pytest.mark.soak(only="a minute")
+def test_three_sites_are_equal_after_loading_and_writing_everywhere() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "examples.flights", "--sites", "3", "--rows", "2000", "--seconds", "3"],
         cwd=ROOT,

@@ -259,6 +259,9 @@ async def test_it_is_taken_back_while_columns_are_there(sites: Sites, pair: Pair
     assert await a.one(f"select n from item where id = '{key(1)}'") == 21, (
         "what was counted before is counted"
     )
+    assert {*await a.conflicts(), *await b.conflicts()} == {"update/update"}, (
+        "what was added beside it is not lost from sight"
+    )
     assert {(await how(site))[0] for site in (a, b)} == {"merge"}
     assert await a.one("select whole from syncagent.replicated where id = 1") is None
 

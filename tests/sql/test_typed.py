@@ -135,13 +135,9 @@ async def test_a_column_that_one_site_has_is_adopted_with_what_is_in_it(sites: S
     ) == dumped(Database(b.server, b.name), max((a.server, b.server), key=lambda s: s.binaries.major))
 
 
-@pytest.mark.soak
-async def test_all_that_can_be_carried_is_and_ends_equal(
-    sites: Sites, pair: Pair, runs: Callable[[int, int], int]
-) -> None:
+@pytest.mark.soak(only="many steps")
+async def test_all_that_can_be_carried_is_and_ends_equal(sites: Sites, pair: Pair) -> None:
     """Whatever was typed, also where another site has typed the same meanwhile; rows that could not flow do again."""
-    if not runs(0, 1):
-        pytest.skip("many steps: --soak")
     a, b = await sites(SCHEMA, *pair)
     fleet = Fleet(a, b)
     await a.do("insert into item (id, value) select syncagent.uuid7(), n from generate_series(1, 20) as n")
@@ -184,13 +180,9 @@ async def test_all_that_can_be_carried_is_and_ends_equal(
             assert drift.drift(connection, by_hand=True) == []
 
 
-@pytest.mark.soak
-async def test_taken_back_it_stays_where_it_was_typed(
-    sites: Sites, pair: Pair, runs: Callable[[int, int], int]
-) -> None:
+@pytest.mark.soak(only="many steps")
+async def test_taken_back_it_stays_where_it_was_typed(sites: Sites, pair: Pair) -> None:
     """What one site had before the change it has after its end, with what is in it; no other site has it, and rows flow."""
-    if not runs(0, 1):
-        pytest.skip("many steps: --soak")
     a, b = await sites(SCHEMA, *pair)
     fleet = Fleet(a, b)
     await a.do("insert into item (id, value) select syncagent.uuid7(), n from generate_series(1, 20) as n")
@@ -463,13 +455,11 @@ async def test_the_event_trigger_sees_who_typed_what(sites: Sites, pair: Pair, s
     await a.do("drop event trigger syncagent_ddl", "drop event trigger syncagent_drop")
 
 
-@pytest.mark.soak
+@pytest.mark.soak(only="a database more")
 async def test_a_dump_brings_back_what_was_agreed_and_what_was_typed(
-    sites: Sites, pair: Pair, make_database: Callable[..., Database], runs: Callable[[int, int], int]
+    sites: Sites, pair: Pair, make_database: Callable[..., Database]
 ) -> None:
     """Columns have other places in a restored database; that is nothing that somebody has typed."""
-    if not runs(0, 1):
-        pytest.skip("a database more: --soak")
     a, _ = await sites(SCHEMA, *pair)
     await Fleet(a).carry("alter table item drop column value")
     await a.do("select syncagent.watch_ddl()", "alter table item add column size int")

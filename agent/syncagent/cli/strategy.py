@@ -1,6 +1,6 @@
 """`syncagent strategy`: what becomes of a row that two sites write at once, changed at all sites while they write."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,20 +10,17 @@ from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, sec
 from syncagent.errors import UsageError
 
 if TYPE_CHECKING:
-    from syncagent.core.merge import Strategy
     from syncagent.storage.schema.strategies import Known
 
 _ASK = 30.0
 """Seconds the agent may take to have something agreed."""
-_ALL: "dict[str, Strategy]" = {"lww": "lww", "lww-column": "lww-column", "merge": "merge"}
 
 
 def strategy(
     table: Annotated[str, typer.Argument(help="An attached table, named as in SQL.", show_default=False)],
     chosen: Annotated[
-        str | None,
+        Literal["lww", "lww-column", "merge"] | None,
         typer.Argument(
-            metavar="[lww|lww-column|merge]",
             help="The later write wins the row, or each of its columns, or the columns are merged. [default: show it]",
             show_default=False,
         ),
@@ -48,8 +45,6 @@ def strategy(
     from syncagent.storage.requests import ask, require_agent
     from syncagent.storage.schema import strategies
 
-    if chosen is not None and chosen not in _ALL:
-        raise UsageError(f"there is no strategy {chosen}", hint="lww, lww-column, or merge")
     if chosen is None and merge:
         raise UsageError(
             "how columns are merged is said of a strategy", hint="syncagent strategy TABLE merge"
@@ -59,8 +54,8 @@ def strategy(
         if chosen is None:
             _tell(now, as_json)
             return
-        wanted = merges.choices(merge or [], _ALL[chosen])
-        planned = strategies.plan(connection, now, _ALL[chosen], wanted)
+        wanted = merges.choices(merge or [], chosen)
+        planned = strategies.plan(connection, now, chosen, wanted)
         if not planned.steps:
             _tell(now, as_json)
         elif dry_run:

@@ -56,10 +56,7 @@ def judged(connection: Connection, candidates: "Sequence[Candidate]", chosen: Me
     """The candidates, each also with what stands against merging its columns so."""
     found = []
     for candidate in candidates:
-        rows = connection.execute(
-            "select problem, hint from syncagent._merge_obstacles(%s::bigint::oid::regclass, 'merge', %s)",
-            (candidate.oid, Jsonb(of_table(connection, candidate.oid, chosen))),
-        ).fetchall()
+        rows = obstacles(connection, candidate.oid, "merge", of_table(connection, candidate.oid, chosen))
         found.append(
             replace(
                 candidate,
@@ -68,6 +65,16 @@ def judged(connection: Connection, candidates: "Sequence[Candidate]", chosen: Me
             )
         )
     return found
+
+
+def obstacles(
+    connection: Connection, oid: int, strategy: Strategy, chosen: Mapping[str, str]
+) -> list[dict[str, str]]:
+    """What stands against merging a table so: problem and hint."""
+    return connection.execute(
+        "select problem, hint from syncagent._merge_obstacles(%s::bigint::oid::regclass, %s, %s)",
+        (oid, strategy, Jsonb(dict(chosen))),
+    ).fetchall()
 
 
 def _names(connection: Connection, oids: Sequence[int]) -> set[str]:

@@ -4,11 +4,9 @@ Invariant: changes nothing here; what stands against the new strategy at this si
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
 from syncagent.core.batch import Table
 from syncagent.core.merge import Merges, Strategy
@@ -108,11 +106,7 @@ def _obstacles(table: Table, strategy: Strategy, chosen: Merges) -> str:
 
 
 def _refuse_obstacles(connection: Connection, now: Known, strategy: Strategy, chosen: Merges) -> None:
-    found: Sequence[dict[str, str]] = connection.execute(
-        "select problem, hint from syncagent._merge_obstacles(%s::bigint::oid::regclass, %s, %s)",
-        (now.oid, strategy, Jsonb(dict(chosen))),
-    ).fetchall()
-    if found:
+    if found := merges.obstacles(connection, now.oid, strategy, dict(chosen)):
         raise RefusedError(
             f"{now.table} cannot be merged so",
             detail="\n".join(row["problem"] for row in found),

@@ -15,7 +15,7 @@ from typing import Any
 from psycopg.types.json import Jsonb
 
 from syncagent.core.batch import Table
-from syncagent.core.schema import Shown, Step, Version
+from syncagent.core.schema import Phase, Shown, Step, Version
 from syncagent.errors import RefusedError, UsageError
 from syncagent.storage.commands import Connection
 from syncagent.storage.drift import Finding
@@ -250,9 +250,9 @@ def dropped(names: Sequence[str]) -> list[Step]:
     ]
 
 
-def _made(name: str, base: str, views: tuple[Shown, ...], phase: str) -> Step:
+def _made(name: str, base: str, views: tuple[Shown, ...], phase: Phase) -> Step:
     return Step(
-        phase="expand" if phase == "expand" else "read-new",
+        phase=phase,
         what=f"version {name} of {base}",
         locks=_NONE,
         makes=(Version(name, base, views),),
