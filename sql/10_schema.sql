@@ -203,7 +203,7 @@ create table syncagent.conflict_record (
     resolved_by   name,
     writes        jsonb
 );
-create index conflict_record_key on syncagent.conflict_record (schema_name, table_name, key);
+create index conflict_record_key on syncagent.conflict_record (key);
 create index conflict_record_time on syncagent.conflict_record (noticed_at);
 comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them here; writes take back what a person has resolved it by; a node that is not known any more is null';
 

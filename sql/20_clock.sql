@@ -99,11 +99,15 @@ $$;
 comment on function syncagent._hlc is 'clock of a stamp, in 1/4096 ms';
 
 create function syncagent._name_uuid(p_name text) returns uuid
-    language sql immutable strict parallel safe
-    set search_path = pg_catalog, pg_temp
+    language plpgsql immutable strict parallel safe   -- kept as a plan, and with no search_path of its own: called for each of many rows
     as $$
-    select encode(set_byte(set_byte(v, 6, (get_byte(v, 6) & 15) | 128), 8, (get_byte(v, 8) & 63) | 128), 'hex')::uuid
-    from (select substr(sha256(convert_to(p_name, 'UTF8')), 1, 16)) as t (v)
+declare
+    v bytea := pg_catalog.substr(pg_catalog.sha256(pg_catalog.convert_to(p_name, 'UTF8')), 1, 16);
+begin
+    v := pg_catalog.set_byte(v, 6, (pg_catalog.get_byte(v, 6) operator(pg_catalog.&) 15) operator(pg_catalog.|) 128);
+    v := pg_catalog.set_byte(v, 8, (pg_catalog.get_byte(v, 8) operator(pg_catalog.&) 63) operator(pg_catalog.|) 128);
+    return pg_catalog.encode(v, 'hex')::pg_catalog.uuid;
+end
 $$;
 comment on function syncagent._name_uuid is 'name-based UUID (version 8) of a text: keys of derived rows, ids of conflicts';
 

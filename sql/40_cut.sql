@@ -222,7 +222,7 @@ begin
         -- An insert that ran while a tombstone of its key was applied: neither had seen the other.
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
             winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-        select syncagent._conflict_id({id}, f.key, w.stamp, v.stamp), {schema_literal}, {table_literal}, f.key,
+        select syncagent._conflict_id({title}, f.key, w.stamp, v.stamp), {schema_literal}, {table_literal}, f.key,
                {t_key_text}, 'insert/delete', 'lww',
                greatest(w.stamp, v.stamp), least(w.stamp, v.stamp),
                case when w.stamp > v.stamp then p_node else v.node end, case when w.stamp > v.stamp then v.node else p_node end,

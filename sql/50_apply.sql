@@ -9,15 +9,10 @@
 -- SA101 contended: try again          SA102 plain rows met metadata: ask for the exact form
 -- SA103 another agent has moved on    SA104 the batch does not fit this site's tables: it waits
 
-create function syncagent._conflict_id(p_relation integer, p_key uuid, p_one uuid, p_other uuid) returns uuid
+create function syncagent._conflict_id(p_title text, p_key uuid, p_one uuid, p_other uuid) returns uuid
     language sql stable
-    set search_path = pg_catalog, pg_temp
-    as $$
-    select syncagent._name_uuid(format('%s.%s %s %s %s', quote_ident(schema_name), quote_ident(table_name), p_key,
-                                       least(p_one, p_other), greatest(p_one, p_other)))
-    from syncagent.replicated where id = p_relation
-$$;
-comment on function syncagent._conflict_id is 'the same for every site that meets the same pair of versions';
+    as $$ select syncagent._name_uuid(pg_catalog.format('%s %s %s %s', p_title, p_key, least(p_one, p_other), greatest(p_one, p_other))) $$;
+comment on function syncagent._conflict_id is 'of a table, named as in SQL: the same for every site that meets the same pair of versions';
 
 create function syncagent._stage(p_schema name, p_table name, p_form text, p_columns name[], p_fresh boolean)
     returns table (relation integer, stage text, stage_columns text[], schema_name name, table_name name, whole boolean)
@@ -460,19 +455,20 @@ begin
 
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
         winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-    select syncagent._conflict_id({id}, d.key, d.mine, d.incoming), {schema_literal}, {table_literal}, d.key, {s_key_text}, d.kind, 'lww',
-           case when d.loses then d.mine else d.incoming end, case when d.loses then d.incoming else d.mine end,
-           case when d.loses then d.my_node else p_origin end, case when d.loses then p_origin else d.my_node end,
-           case when d.loses then i.here else i.there end, case when d.loses then i.there else i.here end
-    from pg_temp.verdict d
-    join {stage} s on s._key = d.key
-    cross join lateral (
-        select (select to_jsonb(t.*) from {table} t where {t_eq_s} and not exists (
-                    select from syncagent.version_{id} v where v.key = d.key and v.deleted and v.stamp = d.mine)) as here,
+    select syncagent._conflict_id({title}, i.key, i.mine, i.incoming), {schema_literal}, {table_literal}, i.key, i.key_text, i.kind, 'lww',
+           case when i.loses then i.mine else i.incoming end, case when i.loses then i.incoming else i.mine end,
+           case when i.loses then i.my_node else p_origin end, case when i.loses then p_origin else i.my_node end,
+           case when i.loses then i.here else i.there end, case when i.loses then i.there else i.here end
+    from (
+        select d.*, {s_key_text} as key_text, case when v.key is null then to_jsonb(t.*) end as here,
                case when s._deleted is not true then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there
+        from pg_temp.verdict d
+        join {stage} s on s._key = d.key
+        left join {table} t on {t_eq_s}
+        left join syncagent.version_{id} v on v.key = d.key and v.deleted and v.stamp = d.mine
+        where d.conflict offset 0   -- an image is made once
     ) as i
-    where d.conflict
-      and not (d.kind = 'update/update' and i.here = i.there)   -- as when several sites settle one collision: nothing is lost
+    where not (i.kind = 'update/update' and i.here = i.there)   -- as when several sites settle one collision: nothing is lost
     on conflict (id) do nothing;
     get diagnostics v_conflicts = row_count;
     return v_conflicts;

@@ -314,21 +314,24 @@ begin
     )
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
         winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-    select distinct on (1) syncagent._conflict_id({id}, d.key, d.our_stamp, d.other_stamp), {schema_literal}, {table_literal}, d.key, {s_key_text},
-           case when p_retry and not d.within then 'parked' when d.our_stamp = d.other_stamp then 'insert/insert'
-                when d.ours then k.ours || '/' || k.theirs else k.theirs || '/' || k.ours end, {strategy},
-           case when d.ours then d.our_stamp else d.other_stamp end, case when d.ours then d.other_stamp else d.our_stamp end,
-           case when d.ours then d.our_node else d.other_node end, case when d.ours then d.other_node else d.our_node end,
-           case when d.ours then i.here else i.there end, case when d.ours then i.there else i.here end
-    from found d
-    join {stage} s on s._key = d.key
-    cross join lateral (select case when d.my_end then 'delete' else 'update' end, case when d.their_end then 'delete' else 'update' end) as k (ours, theirs)
-    cross join lateral (
-        select case when not d.my_end then (select to_jsonb(t.*) from {table} t where {t_eq_s}) end as here,
-               case when not d.their_end then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there) as i
-    where not (d.within and i.here -> d.name = i.there -> d.name)   -- nothing is lost
-      and not (not d.within and d.our_stamp <> d.other_stamp and not d.my_end and not d.their_end and i.here = i.there)
-    order by 1, d.name
+    select distinct on (1) syncagent._conflict_id({title}, i.key, i.our_stamp, i.other_stamp), {schema_literal}, {table_literal}, i.key, i.key_text,
+           case when p_retry and not i.within then 'parked' when i.our_stamp = i.other_stamp then 'insert/insert'
+                when i.ours then k.ours || '/' || k.theirs else k.theirs || '/' || k.ours end, {strategy},
+           case when i.ours then i.our_stamp else i.other_stamp end, case when i.ours then i.other_stamp else i.our_stamp end,
+           case when i.ours then i.our_node else i.other_node end, case when i.ours then i.other_node else i.our_node end,
+           case when i.ours then i.here else i.there end, case when i.ours then i.there else i.here end
+    from (
+        select d.*, {s_key_text} as key_text, case when not d.my_end then to_jsonb(t.*) end as here,
+               case when not d.their_end then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there
+        from found d
+        join {stage} s on s._key = d.key
+        left join {table} t on {t_eq_s}
+        offset 0   -- an image is made once
+    ) as i
+    cross join lateral (select case when i.my_end then 'delete' else 'update' end, case when i.their_end then 'delete' else 'update' end) as k (ours, theirs)
+    where not (i.within and i.here -> i.name = i.there -> i.name)   -- nothing is lost
+      and not (not i.within and i.our_stamp <> i.other_stamp and not i.my_end and not i.their_end and i.here = i.there)
+    order by 1, i.name
     on conflict (id) do nothing;
     get diagnostics v_conflicts = row_count;
 

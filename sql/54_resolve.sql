@@ -355,7 +355,7 @@ begin
     insert into syncagent.log (xid, relation, op, hlc, keys, odd)
     select pg_current_xact_id(), v_table.id, case when v_image is null then 'D' else 'U' end::"char", v_hlc, array[v_row.key],
            case when v_table.derived then array[syncagent._odd_of(v_table, p_key)] end;
-    v_conflict := syncagent._conflict_id(v_table.id, v_row.key, syncagent._stamp(v_hlc, v_site.tail), v_parked.stamp);
+    v_conflict := syncagent._conflict_id(format('%I.%I', v_table.schema_name, v_table.table_name), v_row.key, syncagent._stamp(v_hlc, v_site.tail), v_parked.stamp);
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
         winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
     values (v_conflict, v_table.schema_name, v_table.table_name, v_row.key, p_key, 'parked', 'drop',

@@ -209,7 +209,7 @@ begin
     execute syncagent._render($sql$
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
             winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-        select syncagent._conflict_id({id}, m.key, syncagent._implicit(m.key), coalesce(m.stamp, syncagent._implicit(m.key))),
+        select syncagent._conflict_id({title}, m.key, syncagent._implicit(m.key), coalesce(m.stamp, syncagent._implicit(m.key))),
                {schema_literal}, {table_literal}, m.key, m.key_text,
                case when m.gone then 'update/delete' when m.stamp is null then 'insert/insert' else 'update/update' end, 'lww',
                coalesce(m.stamp, syncagent._implicit(m.key)), syncagent._implicit(m.key), coalesce(m.node, $1), (select s.node from syncagent.local_site s),
@@ -253,7 +253,7 @@ begin
     execute syncagent._render($sql$
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
             winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-        select syncagent._conflict_id({id}, b.key, syncagent._implicit(b.key), w.stamp), {schema_literal}, {table_literal}, b.key, b.key_text,
+        select syncagent._conflict_id({title}, b.key, syncagent._implicit(b.key), w.stamp), {schema_literal}, {table_literal}, b.key, b.key_text,
                'possible ' || case when b.other is null then 'update/delete' when b.image is null then 'delete/update' else 'update/update' end, 'lww',
                syncagent._implicit(b.key), w.stamp, $1, me.node, b.other, b.image
         from pg_temp.beaten b cross join syncagent.local_site me cross join lateral (select syncagent._stamp(b.hlc, me.tail)) as w (stamp)

@@ -205,7 +205,7 @@ create table syncagent.conflict_record (
     resolved_by   name,
     writes        jsonb
 );
-create index conflict_record_key on syncagent.conflict_record (schema_name, table_name, key);
+create index conflict_record_key on syncagent.conflict_record (key);
 create index conflict_record_time on syncagent.conflict_record (noticed_at);
 comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them here; writes take back what a person has resolved it by; a node that is not known any more is null';
 
@@ -413,11 +413,15 @@ $$;
 comment on function syncagent._hlc is 'clock of a stamp, in 1/4096 ms';
 
 create function syncagent._name_uuid(p_name text) returns uuid
-    language sql immutable strict parallel safe
-    set search_path = pg_catalog, pg_temp
+    language plpgsql immutable strict parallel safe   -- kept as a plan, and with no search_path of its own: called for each of many rows
     as $$
-    select encode(set_byte(set_byte(v, 6, (get_byte(v, 6) & 15) | 128), 8, (get_byte(v, 8) & 63) | 128), 'hex')::uuid
-    from (select substr(sha256(convert_to(p_name, 'UTF8')), 1, 16)) as t (v)
+declare
+    v bytea := pg_catalog.substr(pg_catalog.sha256(pg_catalog.convert_to(p_name, 'UTF8')), 1, 16);
+begin
+    v := pg_catalog.set_byte(v, 6, (pg_catalog.get_byte(v, 6) operator(pg_catalog.&) 15) operator(pg_catalog.|) 128);
+    v := pg_catalog.set_byte(v, 8, (pg_catalog.get_byte(v, 8) operator(pg_catalog.&) 63) operator(pg_catalog.|) 128);
+    return pg_catalog.encode(v, 'hex')::pg_catalog.uuid;
+end
 $$;
 comment on function syncagent._name_uuid is 'name-based UUID (version 8) of a text: keys of derived rows, ids of conflicts';
 
@@ -1597,7 +1601,7 @@ begin
         -- An insert that ran while a tombstone of its key was applied: neither had seen the other.
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
             winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-        select syncagent._conflict_id({id}, f.key, w.stamp, v.stamp), {schema_literal}, {table_literal}, f.key,
+        select syncagent._conflict_id({title}, f.key, w.stamp, v.stamp), {schema_literal}, {table_literal}, f.key,
                {t_key_text}, 'insert/delete', 'lww',
                greatest(w.stamp, v.stamp), least(w.stamp, v.stamp),
                case when w.stamp > v.stamp then p_node else v.node end, case when w.stamp > v.stamp then v.node else p_node end,
@@ -2605,15 +2609,10 @@ comment on view syncagent.typed_change is 'what somebody has made of attached ta
 -- SA101 contended: try again          SA102 plain rows met metadata: ask for the exact form
 -- SA103 another agent has moved on    SA104 the batch does not fit this site's tables: it waits
 
-create function syncagent._conflict_id(p_relation integer, p_key uuid, p_one uuid, p_other uuid) returns uuid
+create function syncagent._conflict_id(p_title text, p_key uuid, p_one uuid, p_other uuid) returns uuid
     language sql stable
-    set search_path = pg_catalog, pg_temp
-    as $$
-    select syncagent._name_uuid(format('%s.%s %s %s %s', quote_ident(schema_name), quote_ident(table_name), p_key,
-                                       least(p_one, p_other), greatest(p_one, p_other)))
-    from syncagent.replicated where id = p_relation
-$$;
-comment on function syncagent._conflict_id is 'the same for every site that meets the same pair of versions';
+    as $$ select syncagent._name_uuid(pg_catalog.format('%s %s %s %s', p_title, p_key, least(p_one, p_other), greatest(p_one, p_other))) $$;
+comment on function syncagent._conflict_id is 'of a table, named as in SQL: the same for every site that meets the same pair of versions';
 
 create function syncagent._stage(p_schema name, p_table name, p_form text, p_columns name[], p_fresh boolean)
     returns table (relation integer, stage text, stage_columns text[], schema_name name, table_name name, whole boolean)
@@ -3056,19 +3055,20 @@ begin
 
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
         winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-    select syncagent._conflict_id({id}, d.key, d.mine, d.incoming), {schema_literal}, {table_literal}, d.key, {s_key_text}, d.kind, 'lww',
-           case when d.loses then d.mine else d.incoming end, case when d.loses then d.incoming else d.mine end,
-           case when d.loses then d.my_node else p_origin end, case when d.loses then p_origin else d.my_node end,
-           case when d.loses then i.here else i.there end, case when d.loses then i.there else i.here end
-    from pg_temp.verdict d
-    join {stage} s on s._key = d.key
-    cross join lateral (
-        select (select to_jsonb(t.*) from {table} t where {t_eq_s} and not exists (
-                    select from syncagent.version_{id} v where v.key = d.key and v.deleted and v.stamp = d.mine)) as here,
+    select syncagent._conflict_id({title}, i.key, i.mine, i.incoming), {schema_literal}, {table_literal}, i.key, i.key_text, i.kind, 'lww',
+           case when i.loses then i.mine else i.incoming end, case when i.loses then i.incoming else i.mine end,
+           case when i.loses then i.my_node else p_origin end, case when i.loses then p_origin else i.my_node end,
+           case when i.loses then i.here else i.there end, case when i.loses then i.there else i.here end
+    from (
+        select d.*, {s_key_text} as key_text, case when v.key is null then to_jsonb(t.*) end as here,
                case when s._deleted is not true then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there
+        from pg_temp.verdict d
+        join {stage} s on s._key = d.key
+        left join {table} t on {t_eq_s}
+        left join syncagent.version_{id} v on v.key = d.key and v.deleted and v.stamp = d.mine
+        where d.conflict offset 0   -- an image is made once
     ) as i
-    where d.conflict
-      and not (d.kind = 'update/update' and i.here = i.there)   -- as when several sites settle one collision: nothing is lost
+    where not (i.kind = 'update/update' and i.here = i.there)   -- as when several sites settle one collision: nothing is lost
     on conflict (id) do nothing;
     get diagnostics v_conflicts = row_count;
     return v_conflicts;
@@ -3846,21 +3846,24 @@ begin
     )
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
         winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-    select distinct on (1) syncagent._conflict_id({id}, d.key, d.our_stamp, d.other_stamp), {schema_literal}, {table_literal}, d.key, {s_key_text},
-           case when p_retry and not d.within then 'parked' when d.our_stamp = d.other_stamp then 'insert/insert'
-                when d.ours then k.ours || '/' || k.theirs else k.theirs || '/' || k.ours end, {strategy},
-           case when d.ours then d.our_stamp else d.other_stamp end, case when d.ours then d.other_stamp else d.our_stamp end,
-           case when d.ours then d.our_node else d.other_node end, case when d.ours then d.other_node else d.our_node end,
-           case when d.ours then i.here else i.there end, case when d.ours then i.there else i.here end
-    from found d
-    join {stage} s on s._key = d.key
-    cross join lateral (select case when d.my_end then 'delete' else 'update' end, case when d.their_end then 'delete' else 'update' end) as k (ours, theirs)
-    cross join lateral (
-        select case when not d.my_end then (select to_jsonb(t.*) from {table} t where {t_eq_s}) end as here,
-               case when not d.their_end then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there) as i
-    where not (d.within and i.here -> d.name = i.there -> d.name)   -- nothing is lost
-      and not (not d.within and d.our_stamp <> d.other_stamp and not d.my_end and not d.their_end and i.here = i.there)
-    order by 1, d.name
+    select distinct on (1) syncagent._conflict_id({title}, i.key, i.our_stamp, i.other_stamp), {schema_literal}, {table_literal}, i.key, i.key_text,
+           case when p_retry and not i.within then 'parked' when i.our_stamp = i.other_stamp then 'insert/insert'
+                when i.ours then k.ours || '/' || k.theirs else k.theirs || '/' || k.ours end, {strategy},
+           case when i.ours then i.our_stamp else i.other_stamp end, case when i.ours then i.other_stamp else i.our_stamp end,
+           case when i.ours then i.our_node else i.other_node end, case when i.ours then i.other_node else i.our_node end,
+           case when i.ours then i.here else i.there end, case when i.ours then i.there else i.here end
+    from (
+        select d.*, {s_key_text} as key_text, case when not d.my_end then to_jsonb(t.*) end as here,
+               case when not d.their_end then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there
+        from found d
+        join {stage} s on s._key = d.key
+        left join {table} t on {t_eq_s}
+        offset 0   -- an image is made once
+    ) as i
+    cross join lateral (select case when i.my_end then 'delete' else 'update' end, case when i.their_end then 'delete' else 'update' end) as k (ours, theirs)
+    where not (i.within and i.here -> i.name = i.there -> i.name)   -- nothing is lost
+      and not (not i.within and i.our_stamp <> i.other_stamp and not i.my_end and not i.their_end and i.here = i.there)
+    order by 1, i.name
     on conflict (id) do nothing;
     get diagnostics v_conflicts = row_count;
 
@@ -6018,7 +6021,7 @@ begin
     insert into syncagent.log (xid, relation, op, hlc, keys, odd)
     select pg_current_xact_id(), v_table.id, case when v_image is null then 'D' else 'U' end::"char", v_hlc, array[v_row.key],
            case when v_table.derived then array[syncagent._odd_of(v_table, p_key)] end;
-    v_conflict := syncagent._conflict_id(v_table.id, v_row.key, syncagent._stamp(v_hlc, v_site.tail), v_parked.stamp);
+    v_conflict := syncagent._conflict_id(format('%I.%I', v_table.schema_name, v_table.table_name), v_row.key, syncagent._stamp(v_hlc, v_site.tail), v_parked.stamp);
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
         winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
     values (v_conflict, v_table.schema_name, v_table.table_name, v_row.key, p_key, 'parked', 'drop',
@@ -7378,7 +7381,7 @@ begin
     execute syncagent._render($sql$
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
             winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-        select syncagent._conflict_id({id}, m.key, syncagent._implicit(m.key), coalesce(m.stamp, syncagent._implicit(m.key))),
+        select syncagent._conflict_id({title}, m.key, syncagent._implicit(m.key), coalesce(m.stamp, syncagent._implicit(m.key))),
                {schema_literal}, {table_literal}, m.key, m.key_text,
                case when m.gone then 'update/delete' when m.stamp is null then 'insert/insert' else 'update/update' end, 'lww',
                coalesce(m.stamp, syncagent._implicit(m.key)), syncagent._implicit(m.key), coalesce(m.node, $1), (select s.node from syncagent.local_site s),
@@ -7422,7 +7425,7 @@ begin
     execute syncagent._render($sql$
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
             winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-        select syncagent._conflict_id({id}, b.key, syncagent._implicit(b.key), w.stamp), {schema_literal}, {table_literal}, b.key, b.key_text,
+        select syncagent._conflict_id({title}, b.key, syncagent._implicit(b.key), w.stamp), {schema_literal}, {table_literal}, b.key, b.key_text,
                'possible ' || case when b.other is null then 'update/delete' when b.image is null then 'delete/update' else 'update/update' end, 'lww',
                syncagent._implicit(b.key), w.stamp, $1, me.node, b.other, b.image
         from pg_temp.beaten b cross join syncagent.local_site me cross join lateral (select syncagent._stamp(b.hlc, me.tail)) as w (stamp)

@@ -101,6 +101,6 @@ async def test_lift(sites: Sites, pair: Pair, distance: int) -> None:
 async def test_conflict_has_one_name_everywhere(sites: Sites, pair: Pair) -> None:
     a, b = await sites(ITEM, *pair)
     one, other = UUID(int=1), UUID(int=2)
-    query = "select syncagent._conflict_id(1, $1, $2, $3)"
+    query = "select syncagent._conflict_id('public.item', $1, $2, $3)"
 
     assert await a.one(query, UUID(int=7), one, other) == await b.one(query, UUID(int=7), other, one)
