@@ -242,6 +242,52 @@ end
 $$;
 comment on function syncagent._await_refused is 'wait for one row that others hold, holding nothing else; the first step of a merge that was refused twice';
 
+-- Rows of which some are always in somebody's hands are never to be had all at once, one by one. In front of the table they are: who has
+-- begun to write there comes to his end, for he waits for nobody who waits here, and who comes then waits for as long as the merge takes.
+-- Whose row does not come free by itself would only keep all others out: such a row is waited for, and its table is not.
+create function syncagent._lock_tables(p_relations integer[], p_milliseconds integer) returns setof integer
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_tables text;
+begin
+    select string_agg(format('%I.%I', n.nspname, c.relname), ', ' order by t.id) into v_tables
+    from syncagent.replicated t join pg_class c on c.oid = t.relation join pg_namespace n on n.oid = c.relnamespace
+    where t.id = any (p_relations);
+    if v_tables is not null then
+        perform set_config('lock_timeout', p_milliseconds::text, true);
+        execute format('lock table %s in exclusive mode', v_tables);
+    end if;
+    return query select unnest(p_relations);
+end
+$$;
+comment on function syncagent._lock_tables is 'wait until nobody writes these tables, holding nothing else; the first step of a merge for which that was needed lately';
+
+create function syncagent._await_tables(p_relations integer[], p_milliseconds integer) returns setof integer
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_found  integer[] := '{}';
+    v_waited boolean;
+    v_id     integer;
+begin
+    foreach v_id in array p_relations loop
+        begin
+            execute format('select syncagent.await_%s($1)', v_id) into v_waited using p_milliseconds;
+            raise exception using errcode = 'SA000';   -- and hold nothing
+        exception when sqlstate 'SA000' then
+            if v_waited then
+                v_found := v_found || v_id;
+            end if;
+        end;
+    end loop;
+    return query select syncagent._lock_tables(v_found, p_milliseconds);
+end
+$$;
+comment on function syncagent._await_tables is 'the same for those tables of which a row is held, and comes free; the first step of a merge that was refused often';
+
 -- Rows that do not come with the batch, but must be written because of it (they yield, follow, or go): nobody sees beforehand which
 -- they are, so a refusal says it.
 create function syncagent._contend(p_tokens jsonb, p_keys uuid[]) returns void

@@ -405,6 +405,61 @@ async def test_hot_row_does_not_hold_the_stream_back(sites: Sites, pair: Pair) -
     assert slowest < 5
 
 
+async def test_rows_that_many_write_in_turn(sites: Sites, pair: Pair) -> None:
+    """Some of them are always held, so they are never free all at once; nobody who writes them fails."""
+    rows, writers = 24, 6
+    a, b = await sites(ITEM, *pair)
+    await a.do(*(f"insert into item values ('{key(n)}', 0)" for n in range(rows)))
+    await exchange(a, b)
+    stop, errors = asyncio.Event(), 0
+
+    async def write(first: int) -> int:
+        session, number = await b.session(), 0
+        while not stop.is_set():
+            number += 1
+            one, two = sorted((first + number * k) % rows for k in (5, 7))
+            await session.execute(
+                f"begin; update item set value = value + 1 where id = '{key(one)}'; select pg_sleep(0.004);"
+                f" update item set value = value + 1 where id = '{key(two)}'; select pg_sleep(0.004); commit"
+            )
+        return number
+
+    tasks = [asyncio.create_task(write(first * 4)) for first in range(writers)]
+    for number in range(4):
+        await a.do(f"update item set note = '{number}'")
+        batch = await a.batch(b)
+        for attempt in range(9):
+            with suppress(Contended):
+                await b.apply(batch, attempt=attempt)
+                break
+        else:
+            errors += 1
+    stop.set()
+
+    assert sum(await asyncio.gather(*tasks)) > 0
+    assert not errors
+    await exchange(a, b)
+    await same("item", a, b)
+
+
+async def test_a_row_that_does_not_come_free_keeps_nobody_from_its_table(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await a.do(*(f"insert into item values ('{key(n)}', 0)" for n in range(2)))
+    await exchange(a, b)
+    await a.do("update item set note = 'a'")
+    batch = await a.batch(b)
+    held = await b.holding(f"update item set value = 1 where id = '{key(0)}'")
+    other = await b.session(lock_timeout="50ms")
+
+    merging = asyncio.create_task(b.apply(batch, attempt=4))
+    await blocked(b)
+    while not merging.done():
+        await other.execute(f"update item set value = value + 1 where id = '{key(1)}'")
+    with pytest.raises(Contended):
+        await merging
+    await held.execute("commit")
+
+
 async def test_unique_entry_of_an_open_transaction(sites: Sites, pair: Pair) -> None:
     # The merge holds rows and needs the entry; the application holds the entry and then wants a row.
     a, b = await sites(UNIQUE, *pair)

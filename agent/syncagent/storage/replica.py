@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -26,6 +27,14 @@ _WAIT_MS = 300
 """How long a merge waits, holding nothing, for one row that others hold."""
 _ROWS_FIRST = 2
 """Refusals after which a merge waits for a refused row first."""
+_TABLES_FIRST = 4
+"""Refusals after which it waits for the table, now and then: rows that many write in turn are never all free at once."""
+_TABLES_OFTEN = 8
+"""Refusals up to which it waits for the table each time, where that was needed before."""
+_CALM = 8
+"""Batches of a table that come in at their first try, until it is not waited for any more."""
+_LONGEST_MS = 1500
+"""How long for the table, at most: above deadlock_timeout, so that writers who wait for each other come to an end meanwhile."""
 _encoder = msgspec.json.Encoder()
 Row = tuple[int, str]
 """The number of a table, and a key."""
@@ -38,6 +47,8 @@ class PostgresReplica:
         self._session, self._merging = session, merging
         self._held: Row | None = None
         """The row for which the last merge was refused, if no batch has it: it yields, follows or goes."""
+        self._crowded: dict[int, int] = {}
+        """Tables that had to be waited for, and how many batches that come in at their first try end that."""
         self.pid: int = session.get_server_pid()
 
     async def apply(self, header: BatchHeader, spool: Spool, *, attempt: int) -> Applied:
@@ -48,8 +59,8 @@ class PostgresReplica:
             async with AsyncExitStack() as turn, self._session.transaction():
                 if held is not None:
                     await self._take(held)
-                elif attempt >= _ROWS_FIRST:
-                    await self._take_refused(staged)
+                else:
+                    await self._take_refused(staged, attempt)
                 await turn.enter_async_context(self._alone())
                 return await self._merge(staged, attempt=attempt, careful=careful, settle=True)
 
@@ -65,8 +76,8 @@ class PostgresReplica:
             async with AsyncExitStack() as turn, self._session.transaction():
                 if held is not None:
                     await self._take(held)
-                for header, spool in parts if attempt >= _ROWS_FIRST and held is None else ():
-                    await self._take_refused(await self._stage(header, spool))
+                for header, spool in parts if attempt > 0 and held is None else ():
+                    await self._take_refused(await self._stage(header, spool), attempt)
                 await turn.enter_async_context(self._alone())
                 for header, _ in parts:  # what was written at once is told apart by all their contexts
                     await self._session.fetchval(
@@ -167,17 +178,31 @@ class PostgresReplica:
                 await source.stage(session)
         return _Staged(header, sorted(relations), plain, epoch)
 
-    async def _take_refused(self, staged: "_Staged") -> None:
-        """Wait for a row that others hold while this transaction holds nothing else."""
-        await self._wait("select syncagent._await_refused($1, $2)", staged.relations)
+    async def _take_refused(self, staged: "_Staged", attempt: int) -> None:
+        """Wait for a row that others hold, or for its table, while this transaction holds nothing else."""
+        crowded = [relation for relation in staged.relations if relation in self._crowded]
+        if crowded and 0 < attempt <= _TABLES_OFTEN:
+            await self._take_tables("syncagent._lock_tables($1, $2)", crowded, _LONGEST_MS)
+        elif attempt >= _TABLES_FIRST and attempt.bit_count() == 1:
+            patience = _WAIT_MS * attempt // _TABLES_FIRST
+            await self._take_tables("syncagent._await_tables($1, $2)", staged.relations, patience)
+        elif attempt >= _ROWS_FIRST:
+            await self._wait("select syncagent._await_refused($1, $2)", staged.relations)
+
+    async def _take_tables(self, locking: str, relations: list[int], patience: int) -> None:
+        found = await self._wait(
+            f"select array(select {locking})", relations, milliseconds=min(patience, _LONGEST_MS)
+        )
+        self._crowded.update(dict.fromkeys(found, _CALM))
 
     async def _take(self, held: Row) -> None:
         """The same for one that no batch has."""
         await self._wait("select syncagent._await_row($1, $2::text::uuid, $3)", *held)
 
-    async def _wait(self, query: str, *arguments: object) -> None:
-        await self._session.fetchval(query, *arguments, _WAIT_MS)
+    async def _wait(self, query: str, *arguments: object, milliseconds: int = _WAIT_MS) -> Any:
+        found = await self._session.fetchval(query, *arguments, milliseconds)
         await self._session.execute(f"set local lock_timeout = {int(limits.LOCK_TIMEOUT * 1000)}")
+        return found
 
     async def _merge(self, staged: "_Staged", *, attempt: int, careful: bool, settle: bool) -> Applied:
         session, header = self._session, staged.header
@@ -222,6 +247,12 @@ class PostgresReplica:
             record,
         )
         assert result is not None
+        if attempt == 0:
+            self._crowded = {
+                relation: left
+                for relation, had in self._crowded.items()
+                if (left := had - (relation in staged.relations))
+            }
         return Applied(result["taken"] + copied, result["conflicts"], result["parked"])
 
 
