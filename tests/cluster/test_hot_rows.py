@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from psycopg import sql
 
 from tests.support.cluster import Cluster, Laboratory, Site, has, mark
 from tests.support.databases import Database
@@ -155,12 +156,12 @@ def test_clients_that_take_rows_at_random_fail_as_often_as_without_us(
         for site in cluster:
             site.stop()
         for database, site in zip(alone, cluster, strict=True):
-            site.server.execute(f"create database {database.name}")
+            site.server.execute(sql.SQL("create database {}").format(sql.Identifier(database.name)))
             database.execute("create table customer (id uuid primary key, name text, credit int, note text)")
             database.execute(FILL)
         plain = felt(alone, script, seed)
         for database in alone:
             database.leave()
-            database.server.execute(f"drop database {database.name}")
+            database.server.execute(sql.SQL("drop database {}").format(sql.Identifier(database.name)))
         sys.stdout.write(f"without us: {plain}\n")
         assert seen.rate <= 1.1 * plain.rate
