@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from uuid import UUID
 
 import pytest
 from psycopg import sql
@@ -79,7 +81,7 @@ def felt(databases: Sequence[Database], script: Path, seed: int, sites: Sequence
     while sites and running[0].poll() is None:
         began = time.monotonic()
         marks = [mark(site) for site in sites]
-        until(lambda marks=marks: all(has(site, *marks) for site in sites), "marks everywhere", 60)
+        until(partial(everywhere, sites, marks), "marks everywhere", 60)
         lags.append(time.monotonic() - began)
     done = failed = 0
     for process in running:
@@ -89,6 +91,10 @@ def felt(databases: Sequence[Database], script: Path, seed: int, sites: Sequence
         done += _number(r"number of transactions actually processed: (\d+)", said)
         failed += _number(r"number of failed transactions: (\d+)", said)
     return Felt(done, failed, lags)
+
+
+def everywhere(sites: Sequence[Site], marks: Sequence[UUID]) -> bool:
+    return all(has(site, *marks) for site in sites)
 
 
 def _number(what: str, said: str) -> int:
