@@ -47,7 +47,7 @@ begin
         absent boolean, trace boolean, unborn boolean, sqlstate text, reason text);
     create temp table if not exists collision (
         rule name, loser uuid, key_text text, odd text, losing_stamp uuid, losing_image jsonb, tid tid, leaf oid,
-        winner uuid, winner_text text, winning_stamp uuid, winning_image jsonb, due boolean);
+        winner uuid, winner_text text, winning_stamp uuid, winning_image jsonb, due boolean, held uuid);
     create temp table if not exists bereft (xid xid8, relation integer, key uuid, image text, odd text, deep boolean not null default false);
     create temp table if not exists joined (
         key uuid, plain boolean, entered boolean, fresh boolean, here boolean, waits boolean, above text[], inexact boolean, same boolean, newer text[],

@@ -190,6 +190,9 @@ begin
         perform syncagent._bring_together();
     end if;
     v_conflicts := v_conflicts + syncagent._log_yielded();
+    if p_settle then
+        perform syncagent._try_held();
+    end if;
     return query select v_taken, v_conflicts, v_parked;
 end
 $$;

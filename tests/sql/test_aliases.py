@@ -368,6 +368,55 @@ async def test_what_was_chosen_for_the_place_of_those_who_follow(sites: Sites, p
         assert ("foreign key", key(22)) in await site.rows("select kind, key from syncagent.conflict")
 
 
+async def test_carts_in_one_place_whose_customer_is_gone_where_they_meet(sites: Sites, pair: Pair) -> None:
+    """Which of them yields is decided where the customer is: written here it could win against a delete, and nobody has the customer."""
+    a, b, c = await sites(CARTS, *pair, pair[0])
+    await merging(a, b, c)
+    for site in (a, b, c):
+        await site.do(
+            """update syncagent.replicated set policies = '{"cart_customer_product_key": "keep-both"}' where table_name = 'cart'"""
+        )
+    await customer(a, 1)
+    await exchange(a, b, c)
+    await b.do(f"insert into cart values ('{key(11)}', '{key(1)}', 7)")
+    await c.do(f"insert into cart values ('{key(12)}', '{key(1)}', 7)")
+    batches = [await b.batch(a), await c.batch(a)]
+    await b.do("delete from cart")
+    await c.do("delete from cart")
+    await a.do("delete from customer")
+    for batch in batches:
+        await a.apply(batch)
+    assert [state for _, state in await a.parked()] == ["23503"]
+    await quiet(a, b, c)
+    for table in ("customer", "cart"):
+        assert await same(table, a, b, c) == []
+    assert await a.parked() == []
+
+
+async def test_a_cart_that_waits_for_a_customer_follows_whom_that_one_was_merged_into(
+    sites: Sites, pair: Pair
+) -> None:
+    a, b, c = await sites(CARTS, *pair, pair[0])
+    await merging(a, b, c)
+    await customer(b, 2, name="of b")
+    await exchange(a, b, c)
+    await b.do(f"insert into cart values ('{key(11)}', '{key(2)}', 7)")
+    await c.do(f"insert into cart values ('{key(12)}', '{key(2)}', 7)")
+    await a.do("delete from customer")
+    await ship(b, a)
+    await ship(c, a)
+    assert len(await a.parked()) == 1
+    await customer(a, 1, name="of a")
+    await ship(a, b)  # there the other one comes back, and is merged into this one
+    assert await merged(b) == [("public.customer", key(2), key(1), "of b", "of a")]
+    await ship(b, a)
+    assert await a.parked() == []
+    assert await a.rows("select id, customer from cart") == [(UUID(key(11)), UUID(key(1)))]
+    await quiet(a, b, c)
+    await same("customer", a, b, c)
+    assert await same("cart", a, b, c) == [f"({key(11)},{key(1)},7)"]
+
+
 async def test_one_that_is_refused_under_its_new_key_keeps_no_other_from_following(
     sites: Sites, pair: Pair
 ) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from syncagent.core.outbox import Group
 from syncagent.errors import Contended
 from tests.sql.conftest import Pair, Sites
 from tests.support.lab import Site, cross, exchange, insisting, key, quiet, same, ship
@@ -80,6 +81,91 @@ async def test_three_sites_and_a_relay(sites: Sites, pair: Pair) -> None:
         assert await names(site) == ["Ann"]
         assert await orphans(site) == 0
     await same("customer", a, b, c)
+
+
+SLIPS = """create table customer (id uuid primary key, name text);
+    create table sale (id uuid primary key, customer uuid references customer on delete cascade, slip text unique)"""
+
+
+async def slips(*sites: Site) -> None:
+    """Two customers; the first has gone at the first site, where the other one has a sale with a slip that the last site gives a sale of hers."""
+    a, *_, last = sites
+    await a.do(f"insert into customer values ('{key(1)}', 'Ann'), ('{key(2)}', 'Bob')")
+    await exchange(*sites)
+    await a.do(
+        f"delete from customer where id = '{key(1)}'",
+        f"insert into sale values ('{key(10)}', '{key(2)}', 's')",
+    )
+    await last.do(f"insert into sale values ('{key(11)}', '{key(1)}', 's')")
+
+
+async def test_a_row_whose_parent_is_not_here_is_not_written_for_a_collision_s_sake(
+    sites: Sites, pair: Pair
+) -> None:
+    """It would win against the delete of who wrote it, and nobody has the parent any more."""
+    a, b = await sites(SLIPS, *pair)
+    await slips(a, b)
+    batch = await b.batch(a)
+    await b.do("delete from sale")
+    await a.apply(batch)
+    assert [(row["id"], state) for row, state in await a.parked()] == [(key(11), "23503")]
+    await quiet(a, b)
+    for site in (a, b):
+        assert await names(site) == ["Bob"]
+        assert await site.parked() == []
+    assert await same("sale", a, b) == [f"({key(10)},{key(2)},s)"]
+
+
+async def test_a_row_that_waits_for_its_parent_comes_with_it(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(SLIPS, *pair)
+    await slips(a, b)
+    await ship(b, a)
+    assert len(await a.parked()) == 1
+    await ship(a, b)
+    await ship(b, a)
+    assert await a.parked() == []
+    assert await names(a) == ["Ann", "Bob"]
+    assert await a.rows("select slip from sale order by id") == [("s",), (None,)]
+    await quiet(a, b)
+    await same("sale", a, b)
+
+
+async def test_who_comes_before_its_parent_in_one_batch_yields_with_it(sites: Sites, pair: Pair) -> None:
+    """The tables are merged in the order in which they were attached, and this one's parents come after it."""
+    a, b = await sites(SLIPS.replace("sale", "bill"), *pair)
+    await a.do(
+        f"insert into customer values ('{key(1)}', 'Ann')",
+        f"insert into bill values ('{key(10)}', '{key(1)}', 's')",
+    )
+    await b.do(
+        f"insert into customer values ('{key(2)}', 'Bob')",
+        f"insert into bill values ('{key(11)}', '{key(2)}', 's')",
+    )
+    await ship(b, a)
+    assert await a.parked() == []
+    assert await a.rows("select slip from bill order by id") == [("s",), (None,)]
+
+
+async def test_a_knot_brings_a_parent_and_who_waits_for_it(sites: Sites, pair: Pair) -> None:
+    a, b, c = await sites(SLIPS, *pair, pair[0])
+    await slips(a, c, b)
+    await ship(b, a)
+    assert len(await a.parked()) == 1
+    await ship(a, b)  # who has the sale brings the customer back
+    await ship(a, c)
+    await ship(b, c)
+    stands = await a.frontier()
+    cut = await c.cut_groups(
+        [
+            Group(stands.get(b.node, 0), True, (a.node,), b.node),
+            Group(stands.get(c.node, 0), True, (a.node,)),
+        ]
+    )
+    await a.store.replica.apply_knot([(s.header, s.spool) for s in cut.shipments], attempt=0)
+    assert await a.parked() == []
+    assert await names(a) == ["Ann", "Bob"]
+    await quiet(a, b, c)
+    await same("sale", a, b, c)
 
 
 CHAIN = """create table region (id uuid primary key, name text);

@@ -92,7 +92,7 @@ class PostgresReplica:
                     )
                     total += await self._merge(staged, attempt=attempt, careful=careful, settle=False)
                 await self._session.execute(  # now all of it is there
-                    "select syncagent._bring_together(), syncagent._log_yielded()"
+                    "select syncagent._bring_together(), syncagent._log_yielded(), syncagent._try_held()"
                 )
             return total
 
