@@ -37,7 +37,7 @@ BREAKS = {
     "ignored": "foreign keys are not looked at",
     "revived": "a child yields its place though its parent is not here",
 }
-COLLIDES = {"revived"}
+COLLIDING = {"revived"}
 BROKEN = None  # one of BREAKS
 
 
@@ -243,4 +243,4 @@ def run(seed, stats, steps=300, coalesced=False, cascade=False, unique=False):
 
 if __name__ == "__main__":
     BROKEN = asked("--break")
-    play(run, coalesced="--coalesced" in sys.argv, cascade="--cascade" in sys.argv, unique="--unique" in sys.argv or BROKEN in COLLIDES)
+    play(run, coalesced="--coalesced" in sys.argv, cascade="--cascade" in sys.argv, unique="--unique" in sys.argv or BROKEN in COLLIDING)

@@ -307,7 +307,7 @@ def test_a_rule_of_a_strategy_left_out_is_noticed(monkeypatch, program, rule: st
     number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, merging: MERGING_BREAKS, appended: APPENDED_BREAKS, unique: UNIQUE_BREAKS, aliases: ALIASES_BREAKS,
                     references: REFERENCES_BREAKS, schema: SCHEMA_BREAKS, typed: TYPED_BREAKS,
                     strategies: STRATEGIES_BREAKS}[program][rule]
-    scene = {"unique": True} if rule in references.COLLIDES else {}
+    scene = {"unique": True} if program is references and rule in references.COLLIDING else {}
     program.run(number, Counter(), coalesced=True, **scene)
     monkeypatch.setattr(program, "BROKEN", rule)
     with pytest.raises(AssertionError, match=what):
@@ -319,7 +319,7 @@ def test_a_rule_of_cascades_left_out_is_noticed(monkeypatch, rule: str):
     monkeypatch.setattr(references, "BROKEN", rule)
     with pytest.raises(AssertionError):
         for number in range(20):
-            references.run(number, Counter(), coalesced=True, cascade=True, unique=rule in references.COLLIDES)
+            references.run(number, Counter(), coalesced=True, cascade=True, unique=rule in references.COLLIDING)
 
 
 @pytest.mark.parametrize("number", [3565006762, 3565000578])
