@@ -205,6 +205,8 @@ declare
     v_keys   uuid[];
     v_back   uuid[] := '{}';
     v_merged uuid[] := '{}';
+    v_first  uuid[];
+    v_later  integer := 0;
     v_key    uuid;
 begin
     select * into strict v_me from syncagent.local_site;
@@ -213,6 +215,16 @@ begin
           and exists (select from syncagent.alias a where a.relation = {id} and a.loser = x.key) = $1 $sql$, v_tokens) into v_keys using p_merged;
     if v_keys is null then
         return 0;
+    elsif p_merged then   -- one to whom another leads comes back first: that may follow
+        v_first := array(
+            select k from unnest(v_keys) as k where not exists (
+                with recursive reach (winner) as (
+                    select a.winner from syncagent.alias a where a.relation = p_relation and a.loser = k
+                    union
+                    select a.winner from reach r join syncagent.alias a on a.relation = p_relation and a.loser = r.winner
+                ) select from reach r where r.winner = any (v_keys)));
+        v_later := cardinality(v_keys) - cardinality(v_first);
+        v_keys := v_first;
     end if;
     if p_policy <> 'report' then
         v_merged := syncagent._merge_restored(p_relation, v_keys);   -- somebody else has a value of theirs by now
@@ -244,10 +256,10 @@ begin
     select b.relation, b.key, b.odd from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_back)
     on conflict (relation, key) do update set columns = null;   -- it is all new
     delete from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_keys || v_merged);
-    return cardinality(v_back || v_merged);
+    return cardinality(v_back || v_merged) + v_later;
 end
 $$;
-comment on function syncagent._restore is 'of one foreign key: put parents back, or report them; returns how many came back';
+comment on function syncagent._restore is 'of one foreign key: put parents back, or report them; returns how many came back, or are to be asked again';
 
 create function syncagent._put_back(p_relation integer, p_keys uuid[], p_tokens jsonb) returns boolean
     language plpgsql volatile

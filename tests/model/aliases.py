@@ -18,7 +18,7 @@ Random schedules over N sites, as in `unique`. Every run checks:
   right owner     it belongs to a customer that it was given to, or whom that one was merged into
 
 Run:               python -m tests.model.aliases [RUNS] [FIRST_SEED] [--coalesced]
-Negative controls: ... --break untold|dropped|needed|unlogged|cascade|newest|chain|place|policy|orphan   (each must fail)
+Negative controls: ... --break untold|dropped|needed|unlogged|cascade|newest|chain|place|policy|both|orphan   (each must fail)
 """
 
 import random
@@ -37,6 +37,7 @@ BREAKS = {
     "chain": "an alias of an alias is not followed",
     "place": "two rows that come to have one place are not looked for",
     "policy": "of two rows that come to have one place one goes, whatever is chosen for places",
+    "both": "of two customers that were merged, and are both missed, both come back",
     "orphan": "of two rows in one place one yields it, though the customer of both is not here",
 }
 BROKEN = None  # one of BREAKS
@@ -243,7 +244,7 @@ class Site(model.Site):
         """A row that was deleted comes back for those that refer to it; with whoever has its value now it is merged."""
         missed = [key for key in sorted(self.bereft) if key not in self.rows and self.orders(key)]
         merged = {loser for loser, _ in self.aliases}
-        missed = [key for key in missed if key not in merged] or missed     # others may have somebody to follow then
+        missed = [key for key in missed if key not in merged] or missed[: None if BROKEN == "both" else 1]     # others may have somebody to follow then
         for key in missed:
             number, value, _ = self.bereft[key]
             assert key in self.truth.gone or not heirs(self.told(), key, self.truth.gone) & self.rows.keys(), "one that was merged away comes back"

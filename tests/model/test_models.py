@@ -105,6 +105,7 @@ ALIASES_BREAKS = {
     "chain": (41, "a row waits"),
     "place": (1, "one place"),
     "policy": (2, "was to be kept"),
+    "both": (3565018599, "comes back"),
     "orphan": (3077, "an orphan"),
 }
 REFERENCES_BREAKS = {

@@ -408,13 +408,38 @@ async def test_a_cart_that_waits_for_a_customer_follows_whom_that_one_was_merged
     assert len(await a.parked()) == 1
     await customer(a, 1, name="of a")
     await ship(a, b)  # there the other one comes back, and is merged into this one
-    assert await merged(b) == [("public.customer", key(2), key(1), "of b", "of a")]
+    assert await merged(b) == [("public.customer", key(2), key(1), "of a", "of b")]
     await ship(b, a)
     assert await a.parked() == []
     assert await a.rows("select id, customer from cart") == [(UUID(key(11)), UUID(key(1)))]
     await quiet(a, b, c)
     await same("customer", a, b, c)
     assert await same("cart", a, b, c) == [f"({key(11)},{key(1)},7)"]
+
+
+async def test_of_two_that_are_missed_the_one_comes_back_that_the_other_was_merged_into(
+    sites: Sites, pair: Pair
+) -> None:
+    a, b, c = await sites(SHOP, *pair, pair[0])
+    await merging(a, b, c)
+    for number in (1, 2, 3):
+        await customer(a, number, f"{number}@x", str(number))
+    await exchange(a, b, c)
+    for loser, mail in (("3", "e@x"), ("1", "f@x")):  # the third into the second, and that into the first
+        await b.do(f"update customer set email = '{mail}' where name = '{loser}'")
+        await a.do(f"update customer set email = '{mail}' where name = '2'")
+        await ship(b, a)
+    assert await a.rows("select name from customer") == [("1",)]
+    await c.do("delete from customer where name = '1'")
+    await sale(c, 12, 2, "pot")
+    await sale(c, 13, 3, "cup")
+    await ship(b, c)
+    await ship(a, c)
+    assert await sales(c) == [("2", "pot"), ("2", "cup")]
+    assert await c.rows("select name from customer") == [("2",)]
+    await quiet(a, b, c)
+    assert len(await same("sale", a, b, c)) == 2
+    assert len(await same("customer", a, b, c)) == 1
 
 
 async def test_one_that_is_refused_under_its_new_key_keeps_no_other_from_following(
