@@ -219,7 +219,33 @@ create function syncagent._yield_tokens(p_relation integer, p_policy text, p_col
 $$;
 comment on function syncagent._yield_tokens is 'how the row of a collision that yields does so; of one that is merged there is nothing to say';
 
-create function syncagent._hold_back(p_rule name) returns bigint
+create function syncagent._put_off(p_relation integer, p_tokens jsonb, p_merged boolean) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_free uuid[];
+    r      record;
+begin
+    execute syncagent._render($sql$
+        select array(select k.key from (
+            select {key} as key from {table} t where {key} in (select c.loser from pg_temp.collision c where c.due) for update of t skip locked) as k) $sql$, p_tokens)
+        into v_free;
+    update pg_temp.collision c set held = c.winner where c.due and c.tid is not null and c.loser <> all (v_free);
+    for r in select x.relation, x.refers from syncagent.replicated t cross join lateral syncagent._refer_by_key(t.relation) as x where t.id = p_relation and p_merged loop
+        execute syncagent._render($sql$
+            with free as materialized (
+                select t.tableoid as leaf, t.ctid as tid from {table} t where t.{refers} in (select c.loser from pg_temp.collision c where c.due) for update of t skip locked
+            )
+            update pg_temp.collision c set held = case when c.tid is null then c.loser else c.winner end
+            from {table} t where c.due and t.{refers} = c.loser and (t.tableoid, t.ctid) not in (select f.leaf, f.tid from free f) $sql$,
+            syncagent._tokens(r.relation) || jsonb_build_object('refers', quote_ident(r.refers)));
+    end loop;
+end
+$$;
+comment on function syncagent._put_off is 'of collisions that are due hold those back of which the row that yields, or one that would follow, is written by others';
+
+create function syncagent._hold_back(p_state text, p_reason text) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -227,8 +253,7 @@ declare
     v_left bigint;
 begin
     insert into pg_temp.verdict (key, loses, conflict, kind, sqlstate, reason)
-    select distinct c.held, true, false, 'parked', '23503',
-           format('another row has the value of %s, and the one that would yield refers to a row that is not here', p_rule)
+    select distinct c.held, true, false, 'parked', p_state, p_reason
     from pg_temp.collision c where c.held is not null;
     delete from pg_temp.collision c using pg_temp.collision h where c.due and h.held in (c.held, c.loser, c.winner);
     select count(*) into v_left from pg_temp.collision c where c.due;
@@ -294,7 +319,11 @@ begin
         get diagnostics v_count = row_count;
         v_settled := v_settled + v_count;
         if exists (select from pg_temp.collision c where c.held is not null) then
-            v_count := syncagent._hold_back(r.name);
+            v_count := syncagent._hold_back('23503', format('another row has the value of %s, and the one that would yield refers to a row that is not here', r.name));
+        end if;
+        if v_count > 0 and current_setting('syncagent.put_off', true) = 'on' then
+            perform syncagent._put_off(p_relation, v_tokens, r.policy = 'merge');
+            v_count := syncagent._hold_back('55P03', format('another row has the value of %s, and others are writing that one, or one that refers to it', r.name));
         end if;
         continue when v_count = 0;
 
@@ -430,9 +459,10 @@ begin
     for r in
         select p.relation, p.node, array_agg(p.key) as keys
         from syncagent.parked_row p join syncagent.replicated t on t.id = p.relation join pg_class c on c.oid = t.relation
-        where p.sqlstate = '23503' group by 1, 2 order by 1, 2
+        where p.sqlstate in ('23503', '55P03') group by 1, 2 order by 1, 2
     loop
-        perform set_config('syncagent.knot', '', true), set_config('syncagent.context', '', true);   -- these are of other cuts
+        perform set_config('syncagent.knot', '', true), set_config('syncagent.context', '', true),   -- these are of other cuts
+            set_config('syncagent.put_off', 'on', true);
         begin
             perform syncagent._retry(r.relation, r.node, r.keys);
         exception when sqlstate 'SA101' or lock_not_available then
@@ -441,7 +471,7 @@ begin
     end loop;
 end
 $$;
-comment on function syncagent._try_held is 'once all is there that comes at once: rows that wait for one that is referred to are tried again, and come with it';
+comment on function syncagent._try_held is 'once all is there that comes at once: rows that wait for others are tried again, and come with them';
 
 create function syncagent._may_park(p_state text) returns boolean
     language sql immutable

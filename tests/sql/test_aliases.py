@@ -484,6 +484,43 @@ async def test_a_row_that_somebody_writes_is_waited_for_before_it_follows(sites:
     await same("sale", a, b)
 
 
+@pytest.mark.parametrize(
+    "held",
+    [
+        f"insert into sale values ('{key(14)}', '{key(2)}', 'new')",
+        f"update sale set what = 'cup' where id = '{key(12)}'",
+    ],
+    ids=["loser", "follower"],
+)
+async def test_who_holds_the_loser_for_long_keeps_only_the_winner_out(
+    sites: Sites, pair: Pair, held: str
+) -> None:
+    a, b = await sites(SHOP, *pair)
+    await merging(a, b)
+    await customer(b, 2, name="of b")
+    await sale(b, 12, 2)
+    await customer(a, 1, name="of a")
+    await sale(a, 11, 1, "pot")
+    await customer(a, 3, "bob@x", "Bob")
+    batch, open_one = await a.batch(b), await b.holding(held)
+    with pytest.raises(Contended):
+        await b.apply(batch, attempt=1)
+    await b.apply(batch, attempt=8)
+    assert [(row["name"], state) for row, state in await b.parked()] == [("of a", "55P03")]
+    assert await b.rows("select name from customer order by id") == [("of b",), ("Bob",)]
+    assert await b.rows("select what from sale order by id") == [("pot",), ("tea",)]
+    assert await b.store.replica.retry_parked() == 1
+    await a.do("update customer set name = 'Robert' where name = 'Bob'")
+    await ship(a, b)  # and what comes after it does not wait, either
+    assert ("Robert",) in await b.rows("select name from customer")
+    await open_one.execute("commit")
+    assert await b.store.replica.retry_parked() == 0
+    assert {owner for owner, _ in await sales(b)} == {"of a"}
+    await quiet(a, b)
+    await same("customer", a, b)
+    await same("sale", a, b)
+
+
 async def test_rows_under_constant_writes_follow(sites: Sites, pair: Pair) -> None:
     a, b = await sites(SHOP, *pair)
     await merging(a, b)

@@ -35,6 +35,8 @@ _CALM = 8
 """Batches of a table that come in at their first try, until it is not waited for any more."""
 _LONGEST_MS = 1500
 """How long for the table, at most: above deadlock_timeout, so that writers who wait for each other come to an end meanwhile."""
+_PUT_OFF = 8
+"""Refusals after which a row that collides with one that others hold waits, parked, and the rest of its batch goes on."""
 _encoder = msgspec.json.Encoder()
 Row = tuple[int, str]
 """The number of a table, and a key."""
@@ -58,7 +60,7 @@ class PostgresReplica:
         async def merge(careful: bool, held: Row | None) -> Applied:
             async with AsyncExitStack() as turn, self._session.transaction():
                 if held is not None:
-                    await self._take(held)
+                    await self._take(held, late=attempt >= _PUT_OFF)
                 else:
                     await self._take_refused(staged, attempt)
                 await turn.enter_async_context(self._alone())
@@ -75,7 +77,7 @@ class PostgresReplica:
             total = Applied(0, 0, 0)
             async with AsyncExitStack() as turn, self._session.transaction():
                 if held is not None:
-                    await self._take(held)
+                    await self._take(held, late=attempt >= _PUT_OFF)
                 for header, spool in parts if attempt > 0 and held is None else ():
                     await self._take_refused(await self._stage(header, spool), attempt)
                 await turn.enter_async_context(self._alone())
@@ -129,7 +131,8 @@ class PostgresReplica:
                 with border():
                     async with AsyncExitStack() as turn, self._session.transaction():
                         if held is not None:
-                            await self._take(held)
+                            await self._take(held, late=True)
+                            await self._put_off()
                         await turn.enter_async_context(self._alone())
                         await self._session.fetchval(
                             "select syncagent._retry($1, $2, $3)", relation, node, keys
@@ -195,9 +198,18 @@ class PostgresReplica:
         )
         self._crowded.update(dict.fromkeys(found, _CALM))
 
-    async def _take(self, held: Row) -> None:
-        """The same for one that no batch has."""
-        await self._wait("select syncagent._await_row($1, $2::text::uuid, $3)", *held)
+    async def _take(self, held: Row, *, late: bool) -> None:
+        """The same for one that no batch has; `late`: or do without it, for what needs it can be put off."""
+        try:
+            async with self._session.transaction():
+                await self._wait("select syncagent._await_row($1, $2::text::uuid, $3)", *held)
+        except asyncpg.LockNotAvailableError:
+            if not late:
+                raise
+
+    async def _put_off(self) -> None:
+        """What collides with a row that others hold waits, parked."""
+        await self._session.execute("set local syncagent.put_off = 'on'")
 
     async def _wait(self, query: str, *arguments: object, milliseconds: int = _WAIT_MS) -> Any:
         found = await self._session.fetchval(query, *arguments, milliseconds)
@@ -215,6 +227,8 @@ class PostgresReplica:
         record = await session.fetchval(
             "select syncagent._apply_begin($1, $2::text::jsonb, $3, $4)", *_contexts(header), header.after
         )
+        if attempt >= _PUT_OFF:
+            await self._put_off()
         if header.contexts[0].cut <= header.after:
             await session.fetchval("select syncagent._skip($1, $2)", staged.relations, header.after)
         if record and staged.plain and not any(stream.form == "keys" for stream in header.streams):
