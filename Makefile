@@ -90,7 +90,12 @@ $(HEAVY)/.ready: pyproject.toml constraints.txt
 
 .PHONY: bench
 bench: $(READY) ## the benchmarks, against PostgreSQL's own replication
-	@$(BIN)/syncagent bench
+	@$(BIN)/syncagent bench $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: $(READY) ## the same against pglogical, Bucardo and Londiste, unpacked from Debian 12's packages to build/peers
+	@$(BIN)/python -m bench.packages build/peers
+	@$(BIN)/syncagent bench peers --peers build/peers $(ARGS)
 
 .PHONY: docs
 docs: export NO_MKDOCS_2_WARNING := 1

@@ -6,7 +6,7 @@ dropped once everybody has everything) is told beside it.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from bench import orders
 from bench.gauges import tree_seconds
@@ -26,16 +26,30 @@ _SYSTEMS = (Nothing, Native, Ours)
 
 
 def capture(lab: Lab, name: str, workload: Workload) -> Line:
+    seconds, extra = _measured(lab, name, workload, *_SYSTEMS)
+    return _line(lab, name, "s", seconds, cost=True, extra=extra)
+
+
+def capture_against(peer: Callable[[], System], lab: Lab, name: str, workload: Workload) -> Line:
+    """Both with what replicates; what it is without is told in `env`."""
+    seconds, extra = _measured(lab, name, workload, Nothing, peer, Ours)
+    none = middle(seconds.pop(Nothing.name))
+    return compared(lab, name, "s", seconds, peer=peer().name, cost=True, extra={"none": none, **extra})
+
+
+def _measured(
+    lab: Lab, name: str, workload: Workload, *systems: Callable[[], System]
+) -> tuple[dict[str, list[float]], dict[str, object]]:
     rows = workload.scaled(lab.scale)
-    seconds: dict[str, list[float]] = {make.name: [] for make in _SYSTEMS}
-    after: dict[str, list[float]] = {make.name: [] for make in _SYSTEMS}
-    for run, make in lab.turns(*_SYSTEMS):
+    seconds: dict[str, list[float]] = {}
+    after: dict[str, list[float]] = {}
+    for run, make in lab.turns(*systems):
         system = make()
         used, later = _once(lab, system, workload, rows)
-        seconds[system.name].append(used)
-        after[system.name].append(later)
+        seconds.setdefault(system.name, []).append(used)
+        after.setdefault(system.name, []).append(later)
         lab.say(f"{name} {run + 1}/{lab.runs} {system.name}: {used:.2f} s of processors")
-    return _line(lab, name, "s", seconds, cost=True, extra={"rows": rows, "afterwards": _middles(after)})
+    return seconds, {"rows": rows, "afterwards": _middles(after)}
 
 
 def _once(lab: Lab, system: System, workload: Workload, rows: int) -> tuple[float, float]:

@@ -2,40 +2,62 @@
 
 The receiver is told to apply nothing, the backlog is written at the origin, both servers have a checkpoint, the
 receiver may go on: from then to the moment its last row is visible there. Rows are those the application wrote, so
-coalescing counts.
+coalescing counts. `COPY` of as many new rows is the limit that no replication passes, but by coalescing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from bench.copy import Copy
 from bench.gauges import Reading
 from bench.lab import Lab
 from bench.native import Native
 from bench.ours import Ours
 from bench.report import Line, compared, middle
 from bench.systems import System
-from bench.workloads import Workload
+from bench.workloads import Workload, insert_bulk
 
 
-def drain(lab: Lab, name: str, workload: Workload) -> Line:
+def drain(lab: Lab, name: str, workload: Workload) -> Iterator[Line]:
+    """Against PostgreSQL's own replication, and against the limit."""
+    readings = _measured(lab, name, workload, Native, Ours, Copy)
+    for peer in (Native.name, Copy.name):
+        yield _line(lab, name, workload, readings, peer)
+
+
+def drain_against(peer: Callable[[], System], lab: Lab, name: str, workload: Workload) -> Line:
+    return _line(lab, name, workload, _measured(lab, name, workload, peer, Ours), peer().name)
+
+
+def _measured(
+    lab: Lab, name: str, workload: Workload, *systems: Callable[[], System]
+) -> dict[str, list[Reading]]:
     rows = workload.scaled(lab.scale)
-    readings: dict[str, list[Reading]] = {Ours.name: [], Native.name: []}
-    for run, make in lab.turns(Native, Ours):
+    readings: dict[str, list[Reading]] = {}
+    for run, make in lab.turns(*systems):
         system = make()
-        reading = once(lab, system, workload, rows)
-        readings[system.name].append(reading)
+        written = Workload(workload.rows, insert_bulk) if isinstance(system, Copy) else workload
+        reading = once(lab, system, written, rows)
+        readings.setdefault(system.name, []).append(reading)
         lab.say(f"{name} {run + 1}/{lab.runs} {system.name}: {rows / reading.wall:,.0f} rows/s")
-    rates = {who: [rows / reading.wall for reading in seen] for who, seen in readings.items()}
+    return readings
+
+
+def _line(
+    lab: Lab, name: str, workload: Workload, readings: Mapping[str, Sequence[Reading]], peer: str
+) -> Line:
+    rows = workload.scaled(lab.scale)
+    seen = {who: readings[who] for who in (Ours.name, peer)}
     return compared(
         lab,
         name,
         "rows/s",
-        rates,
-        peer=Native.name,
+        {who: [rows / reading.wall for reading in one] for who, one in seen.items()},
+        peer=peer,
         cost=False,
         extra={
             "rows": rows,
-            "cpu_us_per_row": {who: _costs(seen, rows) for who, seen in readings.items()},
-            "others": middle([reading.others for seen in readings.values() for reading in seen]),
+            "cpu_us_per_row": {who: _costs(one, rows) for who, one in seen.items()},
+            "others": middle([reading.others for one in seen.values() for reading in one]),
         },
     )
 

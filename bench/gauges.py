@@ -23,6 +23,15 @@ def tree_seconds(pid: int) -> float:
     return sum(map(int, fields[11:15])) / _TICKS + sum(tree_seconds(int(child)) for child in children)
 
 
+def tree(pid: int) -> list[int]:
+    """A process and its living descendants."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [pid, *(below for child in children for below in tree(int(child)))]
+
+
 def peak_megabytes(pid: int) -> float:
     """The most memory a process ever had resident."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

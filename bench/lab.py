@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from bench.gauges import Meter
@@ -14,12 +15,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Lab:
-    """`say` tells a person what is going on."""
+    """`say` tells a person what is going on; `peers` is the tree in which programs of others are looked for."""
 
     pair: Pair
     runs: int
     scale: float
     say: Callable[[str], None]
+    peers: Path = Path("/")
 
     def turns(self, *all_of_them: T) -> Iterator[tuple[int, T]]:
         """Everyone once a run, in turning order, so that a drift of the machine hits all alike."""

@@ -1,12 +1,13 @@
 """How long after its commit a row is visible at the other site, while the application writes.
 
 Every 50 ms a probe row is written that carries the time; the other site is asked for it every two milliseconds. The
-time counts from the row's own clock, so the commit itself is in it.
+time counts from the row's own clock, so the commit itself is in it. What agents use while nobody writes is measured here, too:
+the shorter the lag, the oftener somebody looks whether there is something to do.
 """
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import quantiles
 from uuid import UUID
@@ -14,21 +15,30 @@ from uuid import UUID
 import psycopg
 
 from bench import orders
+from bench.gauges import tree_seconds
 from bench.lab import Lab
 from bench.native import Native
 from bench.ours import Ours
 from bench.pair import Stage
-from bench.report import Line, compared, middle
+from bench.report import Line, alone, compared, middle
+from bench.systems import System
 from bench.workloads import CLIENTS, finish, pgbench
 from syncagent.errors import SyncagentError
 
-_RATE = 200
+RATE = 200
+"""Transactions a second."""
+_CLIENT_RATE = 100
+"""Those of one client at most, so that a slow disk does not keep the rate down."""
 _SECONDS = 20.0
 _WARM_UP = 1.0
 _EVERY = 0.05
 _LOOK = 0.002
 _GRACE = 15.0
 _LIMIT_MS = 100.0
+_CALM = 5.0
+"""Seconds after the last row until agents rest."""
+_RESTING = 60.0
+_LIMIT_PERCENT = 1.0
 _PROBE = (
     "insert into orders (id, customer, n, status, note, updated_at)"
     " values (new_key(), gen_random_uuid(), 0, 'probe', '', clock_timestamp()) returning id, extract(epoch from updated_at)"
@@ -60,43 +70,79 @@ class Probes:
         self._thread.join()
 
 
-def lag(lab: Lab, name: str) -> Line:
-    """The 99th percentile; the median is told beside it."""
+def lag(lab: Lab, name: str, rate: int = RATE, peer: Callable[[], System] = Native) -> Line:
+    """The 99th percentile; the median, and what the agents use meanwhile, are told beside it."""
     seconds = max(2.0, _SECONDS * lab.scale)
-    halves: dict[str, list[float]] = {Ours.name: [], Native.name: []}
-    tails: dict[str, list[float]] = {Ours.name: [], Native.name: []}
-    for run, make in lab.turns(Native, Ours):
+    halves: dict[str, list[float]] = {}
+    tails: dict[str, list[float]] = {}
+    agents: list[float] = []
+    written: list[float] = []
+    for run, make in lab.turns(peer, Ours):
         system = make()
         with lab.replicating(system) as stage:
             stage.settle()
-            with _load(stage, seconds):
+            with _load(stage, seconds, rate) as reached:
+                meter = lab.meter(system)
                 half, tail = _measure(stage, seconds)
+                reading = meter.stop()
             stage.await_row(stage.mark())
             stage.compare()
-        halves[system.name].append(half)
-        tails[system.name].append(tail)
+        halves.setdefault(system.name, []).append(half)
+        tails.setdefault(system.name, []).append(tail)
+        written += reached
+        if system.name == Ours.name:
+            agents.append(100 * reading.agents / reading.wall)
         lab.say(f"{name} {run + 1}/{lab.runs} {system.name}: p50 {half:.1f} ms, p99 {tail:.1f} ms")
-    medians = {who: middle(values) for who, values in halves.items()}
     return compared(
         lab,
         name,
         "ms",
         tails,
-        peer=Native.name,
+        peer=peer().name,
         cost=True,
         limit=_LIMIT_MS,
-        extra={"percentile": 99, "p50": medians, "rate": _RATE},
+        extra={
+            "percentile": 99,
+            "p50": {who: middle(values) for who, values in halves.items()},
+            "rate": rate,
+            "reached": middle(written),
+            "agents_percent": middle(agents),
+        },
     )
 
 
+def rest(lab: Lab, name: str) -> Line:
+    """Percent of a processor that an agent uses while nobody writes, the busier of the two; the servers are told beside it."""
+    seconds = max(5.0, _RESTING * min(lab.scale, 1.0))
+    used: list[float] = []
+    servers: list[float] = []
+    for run in range(lab.runs):
+        system = Ours()
+        with lab.replicating(system) as stage:
+            stage.settle()
+            stage.await_row(stage.mark())
+            time.sleep(_CALM)
+            meter, before = lab.meter(system), [tree_seconds(pid) for pid in system.processes()]
+            time.sleep(seconds)
+            reading, after = meter.stop(), [tree_seconds(pid) for pid in system.processes()]
+            stage.compare()
+        used.append(100 * max(now - then for now, then in zip(after, before, strict=True)) / reading.wall)
+        servers.append(100 * max(reading.origin, reading.receiver) / reading.wall)
+        lab.say(f"{name} {run + 1}/{lab.runs} agent {used[-1]:.2f} %, server {servers[-1]:.2f} %")
+    return alone(lab, name, "% of a core", used, limit=_LIMIT_PERCENT, server=middle(servers))
+
+
 @contextmanager
-def _load(stage: Stage, seconds: float) -> Iterator[None]:
+def _load(stage: Stage, seconds: float, rate: int) -> Iterator[list[float]]:
+    """Yields where the rate that was reached will be."""
+    reached: list[float] = []
+    clients = max(CLIENTS, rate // _CLIENT_RATE)
     duration = f"--time={round(seconds + _WARM_UP + 1)}"
     scripts = [orders.INSERT, orders.UPDATE]
-    with pgbench(stage, scripts, duration, f"--rate={_RATE}", commit="on", clients=CLIENTS) as process:
+    with pgbench(stage, scripts, duration, f"--rate={rate}", commit="on", clients=clients) as process:
         time.sleep(_WARM_UP)
-        yield
-        finish(process)
+        yield reached
+        reached.append(finish(process))
 
 
 def _measure(stage: Stage, seconds: float) -> tuple[float, float]:

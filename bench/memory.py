@@ -37,5 +37,7 @@ def memory(lab: Lab, name: str) -> Line:
         "MB",
         most,
         limit=_LIMIT_MB,
-        extra={"rows": rows, "origin": middle(origins), "receiver": middle(receivers)},
+        rows=rows,
+        origin=middle(origins),
+        receiver=middle(receivers),
     )

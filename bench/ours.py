@@ -77,10 +77,10 @@ class Ours:
         listen: int | None = None,
         dialled: int | None = None,
         tables: Sequence[str] = (),
-        strategy: str = "lww",
+        strategy: Sequence[str] = ("lww",),
     ) -> None:
         """`listen`: port of the origin's agent; `dialled`: where the receiver finds it, if not there. Then the
-        origin does not dial. `tables` are attached beside the one that is measured."""
+        origin does not dial. `tables` are attached beside the one that is measured. `strategy`: as it is typed."""
         self._listen, self._dialled, self._tables = listen, dialled, tables
         self._strategy = strategy
         self._members: list[Member] = []
@@ -104,7 +104,7 @@ class Ours:
         self._members.append(b)
         b.run()
         b.await_agent()
-        a.verb("attach", "orders", *self._tables, "--existing", "keep", "--strategy", self._strategy)
+        a.verb("attach", "orders", *self._tables, "--existing", "keep", "--strategy", *self._strategy)
         stage.check = self._check
         for backwards in (True, False):
             stage.await_row(stage.mark(backwards=backwards), backwards=backwards)

@@ -6,7 +6,7 @@ run leaves behind is dropped with its databases.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
@@ -23,6 +23,7 @@ _TEMPLATE = "seeded"
 _POLL = 0.004
 _LIMIT = 900.0
 _MEGABYTE = 1024 * 1024
+_NONE: Mapping[str, Setting] = {}
 
 
 def _settings() -> dict[str, Setting]:
@@ -35,6 +36,7 @@ def _settings() -> dict[str, Setting]:
         "autovacuum": False,
         "jit": False,
         "max_worker_processes": 16,
+        "max_connections": 200,
         "log_min_messages": "error",
     }
 
@@ -66,11 +68,14 @@ class Stage:
         key: UUID = row[0]
         return key
 
+    def arrived(self, key: UUID, *, backwards: bool = False) -> bool:
+        """Whether the other site shows it."""
+        return bool((self.a if backwards else self.b).execute(orders.SEEN, (key,)).rowcount)
+
     def await_row(self, key: UUID, *, backwards: bool = False) -> None:
         """Until the other site shows it."""
-        there = self.a if backwards else self.b
         deadline = time.monotonic() + _LIMIT
-        while not there.execute(orders.SEEN, (key,)).rowcount:
+        while not self.arrived(key, backwards=backwards):
             self.check()
             if time.monotonic() > deadline:
                 raise SyncagentError(f"a row did not arrive within {_LIMIT:.0f} s", detail=self.name)
@@ -90,8 +95,8 @@ class Stage:
 class Pair:
     """Two running servers, `a` the origin and `b` the receiver, with `seeds` rows in every fresh database."""
 
-    def __init__(self, binaries: Binaries, folder: Path, seeds: int) -> None:
-        self.settings = _settings()
+    def __init__(self, binaries: Binaries, folder: Path, seeds: int, settings: Mapping[str, Setting]) -> None:
+        self.settings = {**_settings(), **settings}
         self.seeds = seeds
         self._folder = folder
         self._runs = 0
@@ -101,9 +106,12 @@ class Pair:
 
     @classmethod
     @contextmanager
-    def running(cls, binaries: Binaries, seeds: int) -> Iterator[Self]:
+    def running(
+        cls, binaries: Binaries, seeds: int, settings: Mapping[str, Setting] = _NONE
+    ) -> Iterator[Self]:
+        """`settings`: beside those of all pairs, or in their place."""
         with scratch("syncagent-bench-") as folder, ExitStack() as stack:
-            pair = cls(binaries, folder, seeds)
+            pair = cls(binaries, folder, seeds, settings)
             for server in (pair.a, pair.b):
                 stack.enter_context(server)
                 pair._seed(server)

@@ -24,7 +24,7 @@ class Line(msgspec.Struct, frozen=True):
     """
 
     name: str
-    ours: float
+    ours: float | None
     theirs: float | None
     peer: str | None
     unit: str
@@ -77,6 +77,14 @@ def alone(
         lab.runs,
         {"ours": _extent(figures)},
         {**environment(lab), **extra},
+    )
+
+
+def missing(lab: Lab, name: str, peer: str, error: Exception) -> Line:
+    """A peer that is not there, or does not do it."""
+    why = [str(error), *(str(more) for key in ("detail", "hint") if (more := getattr(error, key, None)))]
+    return Line(
+        name, None, None, peer, "", None, None, lab.runs, {}, {**environment(lab), "missing": "; ".join(why)}
     )
 
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 def bench(
     names: Annotated[
-        list[str] | None, typer.Argument(help="Which; all if none is named.", show_default=False)
+        list[str] | None,
+        typer.Argument(help="Which; if none is named, those that --list says.", show_default=False),
     ] = None,
     *,
     runs: Annotated[int, typer.Option(min=1, help="How often each is measured, in turn with its peer.")] = 3,
@@ -31,6 +33,9 @@ def bench(
             metavar="MAJOR", help="PostgreSQL version to run, such as 15.", show_default="the newest"
         ),
     ] = None,
+    peers: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where Debian's packages of others are unpacked.")
+    ] = Path("/"),
     list_them: Annotated[
         bool, typer.Option("--list", envvar="SYNCAGENT_BENCH_LIST", help="Say which there are.")
     ] = False,
@@ -39,14 +44,11 @@ def bench(
     """Measure, on two servers of its own; --json prints one object a line."""
     catalogue = _catalogue()
     if list_them:
-        about = {name: benchmark.about for name, benchmark in catalogue.BENCHMARKS.items()}
-        if as_json:
-            render.json(about)
-        else:
-            render.show(render.facts(about))
+        _list(catalogue, as_json=as_json)
         return
     lines = []
-    for line in catalogue.run(names or [], runs=runs, scale=scale, major=binaries, say=render.say):
+    measured = catalogue.run(names or [], runs=runs, scale=scale, major=binaries, peers=peers, say=render.say)
+    for line in measured:
         if as_json:
             render.json(line, line=True)
         lines.append(line)
@@ -70,6 +72,16 @@ def _catalogue() -> "ModuleType":
     return importlib.import_module("bench.catalogue")
 
 
+def _list(catalogue: "ModuleType", *, as_json: bool) -> None:
+    """What there is, and what of it runs if none is named."""
+    there = catalogue.BENCHMARKS
+    if as_json:
+        render.json({name: {"about": one.about, "by_name": one.by_name} for name, one in there.items()})
+        return
+    rows = [(name, "" if one.by_name else "yes", one.about) for name, one in there.items()]
+    render.show(render.grid(rows, ("benchmark", "if none is named", "what is measured")))
+
+
 def _tell(lines: "list[Line]") -> None:
     def figure(value: float | None, unit: str) -> str:
         return "" if value is None else f"{value:,.4g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
@@ -85,10 +97,13 @@ def _tell(lines: "list[Line]") -> None:
             figure(line.theirs, line.unit),
             extent(line, "theirs"),
             line.peer or (f"limit {line.limit:g}" if line.limit else ""),
-            "" if line.ratio is None else f"{line.ratio:.2f}",
+            "missing" if "missing" in line.env else "" if line.ratio is None else f"{line.ratio:.2f}",
         )
         for line in lines
     ]
     render.show(
         render.grid(rows, ("benchmark", ">ours", ">from - to", ">theirs", ">from - to", "peer", ">ratio"))
     )
+    for line in lines:
+        if why := line.env.get("missing"):
+            render.say(f"{line.name}: {why}")
