@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from bench import forest, orders, peers, strategies, workloads
+from bench import forest, orders, peers, scaling, strategies, workloads
 from bench.capture import capture, transactions
 from bench.drain import drain
 from bench.join import join
@@ -15,6 +15,7 @@ from bench.memory import memory
 from bench.pair import Pair
 from bench.report import Line
 from bench.schema import schema
+from bench.sites import sites
 from bench.traffic import traffic
 from bench.workloads import CLIENTS, Workload
 from syncagent.embedded import find_binaries
@@ -118,6 +119,23 @@ BENCHMARKS: dict[str, Benchmark] = {
         schema,
         by_name=True,
     ),
+    "sites": Benchmark(
+        "an agent's processor with 2, 4 and 8 sites, in a mesh and at a hub, at 500 transactions a second over all",
+        sites,
+        by_name=True,
+    ),
+    **{
+        f"scaling-{what}": Benchmark(
+            f"processor time of a row as there are more of: {about}", measure, by_name=True
+        )
+        for what, (about, measure) in {
+            "rows": ("rows in the table, 10,000 to 1,000,000 times --scale", scaling.rows),
+            "columns": ("columns, 7 to 100", scaling.columns),
+            "values": ("bytes of a value, 1 kB to 1 MB", scaling.values),
+            "tables": ("tables, 1 to 100", scaling.tables),
+            "backlog": ("rows of a backlog, 10,000 to 1,000,000 times --scale", scaling.backlog),
+        }.items()
+    },
     "peers": Benchmark(
         "drains, capture and lag on PostgreSQL 15, against pglogical, Bucardo and Londiste",
         _against(peers.PEERS),

@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import psycopg
 
 from bench.pair import Stage
 from syncagent.embedded import free_port
@@ -78,15 +80,19 @@ class Ours:
         dialled: int | None = None,
         tables: Sequence[str] = (),
         strategy: Sequence[str] = ("lww",),
+        prepare: Callable[[psycopg.Connection], None] = lambda _: None,
     ) -> None:
         """`listen`: port of the origin's agent; `dialled`: where the receiver finds it, if not there. Then the
-        origin does not dial. `tables` are attached beside the one that is measured. `strategy`: as it is typed."""
+        origin does not dial. `tables` are attached beside the one that is measured. `strategy`: as it is typed.
+        `prepare`: what each database gets before."""
         self._listen, self._dialled, self._tables = listen, dialled, tables
-        self._strategy = strategy
+        self._strategy, self._prepare = strategy, prepare
         self._members: list[Member] = []
 
     def start(self, stage: Stage) -> None:
         self._stage = stage
+        for site in (stage.a, stage.b):
+            self._prepare(site)
         a = Member(stage.folder / "a", stage.dsns[0], "a", self._listen)
         b = Member(stage.folder / "b", stage.dsns[1], "b")
         self._members = [a]

@@ -37,7 +37,7 @@ class Package:
                 detail=f"{root} has no {', '.join(missing)}",
                 hint=f"On Debian 12: apt install postgresql-{MAJOR} {' '.join(self.debian)}; or, with nothing installed: make bench-peers",
             )
-        return Root(root)
+        return Root(root.absolute())
 
 
 @dataclass(frozen=True)

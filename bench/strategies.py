@@ -5,6 +5,8 @@ written at one site. By column: a backlog of updates of three columns of twelve,
 same by row.
 """
 
+import psycopg
+
 from bench.drain import once
 from bench.gauges import Reading
 from bench.lab import Lab
@@ -77,14 +79,10 @@ def _check(stage: Stage, rows: int) -> None:
         raise SyncagentError(f"{rows:,} conflicts were to be recorded, and {len(found):,} were")
 
 
-class _Wide(Ours):
-    """The table has twelve columns, of which an update writes three: two numbers that are added to, and a time."""
-
-    def start(self, stage: Stage) -> None:
-        for site in (stage.a, stage.b):
-            site.execute(_WIDEN)
-            site.execute("vacuum (full, analyze) orders")
-        super().start(stage)
+def _widen(site: psycopg.Connection) -> None:
+    """Twelve columns, of which an update writes three: two numbers that are added to, and a time."""
+    site.execute(_WIDEN)
+    site.execute("vacuum (full, analyze) orders")
 
 
 def by_column(strategy: str, lab: Lab, name: str, workload: Workload) -> Line:
@@ -92,7 +90,7 @@ def by_column(strategy: str, lab: Lab, name: str, workload: Workload) -> Line:
     rows = workload.scaled(lab.scale)
     readings: dict[str, list[Reading]] = {"syncagent": [], "lww": []}
     for run, chosen in lab.turns("lww", strategy):
-        reading = once(lab, _Wide(strategy=_TYPED[chosen]), workload, rows)
+        reading = once(lab, Ours(strategy=_TYPED[chosen], prepare=_widen), workload, rows)
         readings["lww" if chosen == "lww" else "syncagent"].append(reading)
         lab.say(f"{name} {run + 1}/{lab.runs} {chosen}: {reading.processors * 1e6 / rows:,.1f} us a row")
     costs = {who: [reading.processors * 1e6 / rows for reading in seen] for who, seen in readings.items()}

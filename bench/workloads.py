@@ -54,11 +54,11 @@ update_bulk = at_once(orders.UPDATE_ALL)
 
 
 def pgbench(
-    stage: Stage, scripts: Sequence[str], *arguments: str, commit: str, clients: int = CLIENTS
+    stage: Stage, scripts: Sequence[str], *arguments: str, commit: str, clients: int = CLIENTS, site: int = 0
 ) -> subprocess.Popen[str]:
-    """Start these scripts at the origin, in equal shares."""
-    server = stage.pair.a
-    paths = [stage.folder / f"{number}.pgbench" for number in range(len(scripts))]
+    """Start these scripts in equal shares, at the origin or at another site."""
+    server = (stage.pair.a, stage.pair.b)[site]
+    paths = [stage.folder / f"{site}_{number}.pgbench" for number in range(len(scripts))]
     for path, script in zip(paths, scripts, strict=True):
         path.write_text(script.format(seeds=stage.pair.seeds))
     return subprocess.Popen(

@@ -1,0 +1,159 @@
+"""Several sites on one machine, everybody linked with everybody, or all with one: what an agent costs as there are more of them.
+
+Their application writes so many transactions a second over all sites, however many there are; half of the sites' databases are on each of the two
+servers. Agents are looked at while it writes; then every site must have everything, and be equal.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from statistics import mean
+from typing import NamedTuple
+
+import psycopg
+
+from bench import orders
+from bench.gauges import tree_seconds
+from bench.lab import Lab
+from bench.ours import Member, begun, ended
+from bench.pair import Diverged, Stage
+from bench.report import Line, alone, middle
+from bench.workloads import finish, pgbench
+from syncagent.errors import SyncagentError
+
+_SIZES = (2, 4, 8)
+SHAPES = ("mesh", "hub")
+_RATE = 500
+"""Transactions a second, over all sites."""
+_SECONDS = 30.0
+_WARM_UP = 3.0
+_POLL = 0.02
+_GRACE = 120.0
+
+
+class Fleet(NamedTuple):
+    """The sites; the first is the hub, if there is one."""
+
+    stages: Sequence[Stage]
+    members: Sequence[Member]
+
+    def connections(self) -> list[psycopg.Connection]:
+        return [site for stage in self.stages for site in (stage.a, stage.b)]
+
+
+class Cost(NamedTuple):
+    """Percent of a processor that agents used: the first site's, and the mean of the others'. `reached`: transactions a second;
+    `late`: seconds until all had everything."""
+
+    first: float
+    others: float
+    servers: float
+    reached: float
+    late: float
+
+
+def sites(lab: Lab, name: str) -> Iterator[Line]:
+    """For a mesh and for a hub: what the agent of a site costs for each of its peers, with most of them against with one."""
+    costs: dict[tuple[str, int], list[Cost]] = {}
+    for run, (shape, size) in lab.turns(*((shape, size) for shape in SHAPES for size in _SIZES)):
+        cost = _once(lab, shape, size)
+        costs.setdefault((shape, size), []).append(cost)
+        lab.say(
+            f"{name}-{shape} {run + 1}/{lab.runs} {size} sites: agent {cost.first:.1f} % and {cost.others:.1f} %, equal after {cost.late:.1f} s"
+        )
+    for shape in SHAPES:
+        seen = {size: costs[shape, size] for size in _SIZES}
+        growth = [
+            _linked(shape, most) / (_SIZES[-1] - 1) / (_linked(shape, least) / (_SIZES[0] - 1))
+            for most, least in zip(seen[_SIZES[-1]], seen[_SIZES[0]], strict=True)
+        ]
+        yield alone(
+            lab, f"{name}-{shape}", "times a peer", growth, limit=1.0, rate=_RATE, by_sites={
+                size: {part: middle([getattr(cost, part) for cost in some]) for part in Cost._fields}
+                for size, some in seen.items()
+            },
+        )  # fmt: skip
+
+
+def _linked(shape: str, cost: Cost) -> float:
+    """What an agent costs that has a link with every other site."""
+    return cost.first if shape == "hub" else mean((cost.first, cost.others))
+
+
+def _once(lab: Lab, shape: str, size: int) -> Cost:
+    seconds = max(3.0, _SECONDS * min(lab.scale, 1.0))
+    with _fleet(lab, shape, size) as fleet, ExitStack() as stack:
+        pids = [member.agent.pid for member in fleet.members if member.agent]
+        servers = [server.pid for server in (lab.pair.a, lab.pair.b) if server.pid]
+        loads = [
+            stack.enter_context(
+                pgbench(
+                    stage,
+                    [orders.INSERT, orders.UPDATE],
+                    *(f"--time={round(seconds + _WARM_UP + 1)}", f"--rate={_RATE / size}"),
+                    commit="on",
+                    clients=1,
+                    site=site,
+                )
+            )
+            for stage in fleet.stages
+            for site in (0, 1)
+        ]
+        time.sleep(_WARM_UP)
+        began, before = time.monotonic(), [tree_seconds(pid) for pid in (*pids, *servers)]
+        time.sleep(seconds)
+        wall, after = time.monotonic() - began, [tree_seconds(pid) for pid in (*pids, *servers)]
+        reached = sum(finish(load) for load in loads)
+        ended_at = time.monotonic()
+        _await_everything(fleet)
+        late = time.monotonic() - ended_at
+    used = [100 * (now - then) / wall for now, then in zip(after, before, strict=True)]
+    agents = used[: len(pids)]
+    return Cost(agents[0], mean(agents[1:]), sum(used[len(pids) :]), reached, late)
+
+
+@contextmanager
+def _fleet(lab: Lab, shape: str, size: int) -> Iterator[Fleet]:
+    with ExitStack() as stack:
+        stages = [stack.enter_context(lab.pair.stage(f"{shape}_{size}")) for _ in range(size // 2)]
+        dsns = [dsn for stage in stages for dsn in stage.dsns]
+        members = [Member(stages[0].folder / f"s{n}", dsn, f"s{n}") for n, dsn in enumerate(dsns)]
+        for member in members:
+            stack.callback(member.stop)
+        first = members[0]
+        first.init()
+        first.run()
+        first.await_agent()
+        for member in members[1:]:
+            listen = "none" if shape == "hub" else member.address
+            ended(
+                begun(
+                    member.home,
+                    *("join", "--peer", first.address, "--dsn", member.dsn),
+                    *("--name", member.name, "--listen", listen),
+                    SYNCAGENT_TOKEN=first.verb("invite")["token"],
+                )
+            )
+            member.run()
+            member.await_agent()
+        first.verb("attach", "orders", "--existing", "keep")
+        fleet = Fleet(stages, members)
+        _await_everything(fleet)
+        yield fleet
+
+
+def _await_everything(fleet: Fleet) -> None:
+    """A last row of every site is at every other, and all are equal. Raises Diverged, SyncagentError."""
+    connections = fleet.connections()
+    marks = [row[0] for site in connections for row in site.execute(orders.MARK).fetchall()]
+    deadline = time.monotonic() + _GRACE
+    for site in connections:
+        while site.execute("select from orders where id = any(%s)", (marks,)).rowcount < len(marks):
+            for member in fleet.members:
+                member.check()
+            if time.monotonic() > deadline:
+                raise SyncagentError(f"a site did not get everything within {_GRACE:.0f} s")
+            time.sleep(_POLL)
+    sums = {tuple(row) for site in connections for row in site.execute(orders.SUM).fetchall()}
+    if len(sums) > 1:
+        raise Diverged(f"{len(connections)} sites differ", detail=f"counts and sums: {sums}")
