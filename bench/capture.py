@@ -53,9 +53,9 @@ def _measured(
 
 
 def _once(lab: Lab, system: System, workload: Workload, rows: int) -> tuple[float, float]:
-    origin = lab.pair.a.pid
-    assert origin is not None
     with lab.replicating(system) as stage:
+        origin = lab.pair.a.pid
+        assert origin is not None
         stage.settle()
         start = tree_seconds(origin)
         workload.write(stage, rows)

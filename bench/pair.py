@@ -87,9 +87,14 @@ class Stage:
         if here != there:
             raise Diverged(f"{self.name}: the sites differ", detail=f"count and sum: {here} and {there}")
 
-    def close(self) -> None:
+    def drop(self) -> None:
+        """The databases, if they are still there."""
         self.a.close()
         self.b.close()
+        for server in (self.pair.a, self.pair.b):
+            server.execute(
+                sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(self.name))
+            )
 
 
 class Pair:
@@ -134,9 +139,7 @@ class Pair:
         try:
             yield stage
         finally:
-            stage.close()
-            for server in (self.a, self.b):
-                server.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+            stage.drop()
 
     def _seed(self, server: Server) -> None:
         server.execute(sql.SQL("create database {}").format(sql.Identifier(_TEMPLATE)))
