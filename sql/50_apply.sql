@@ -248,21 +248,24 @@ comment on function syncagent._await_refused is 'wait for one row that others ho
 -- Rows of which some are always in somebody's hands are never to be had all at once, one by one. In front of the table they are: who has
 -- begun to write there comes to his end, for he waits for nobody who waits here, and who comes then waits for as long as the merge takes.
 -- Whose row does not come free by itself would only keep all others out: such a row is waited for, and its table is not.
-create function syncagent._lock_tables(p_relations integer[], p_milliseconds integer) returns setof integer
+create function syncagent._lock_tables(p_relations integer[], p_milliseconds integer) returns table (relation integer)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_tables text;
+    v_name text;
 begin
-    select string_agg(format('%I.%I', n.nspname, c.relname), ', ' order by t.id) into v_tables
-    from syncagent.replicated t join pg_class c on c.oid = t.relation join pg_namespace n on n.oid = c.relnamespace
-    where t.id = any (p_relations);
-    if v_tables is not null then
-        perform set_config('lock_timeout', p_milliseconds::text, true);
-        execute format('lock table %s in exclusive mode', v_tables);
-    end if;
-    return query select unnest(p_relations);
+    perform set_config('lock_timeout', p_milliseconds::text, true);
+    for relation, v_name in
+        select t.id, format('%I.%I', n.nspname, c.relname)
+        from syncagent.replicated t join pg_class c on c.oid = t.relation join pg_namespace n on n.oid = c.relnamespace
+        where t.id = any (p_relations) order by t.id
+    loop
+        execute format('lock table %s in exclusive mode', v_name);
+        -- who wants the first by now may hold the next: all others together are waited for much shorter than until he looks for a deadlock
+        perform set_config('lock_timeout', greatest(10, least(p_milliseconds, 300) / cardinality(p_relations))::text, true);
+        return next;
+    end loop;
 end
 $$;
 comment on function syncagent._lock_tables is 'wait until nobody writes these tables, holding nothing else; the first step of a merge for which that was needed lately';

@@ -1426,7 +1426,7 @@ begin
         absent boolean, trace boolean, unborn boolean, sqlstate text, reason text);
     create temp table if not exists collision (
         rule name, loser uuid, key_text text, odd text, losing_stamp uuid, losing_image jsonb, tid tid, leaf oid,
-        winner uuid, winner_text text, winning_stamp uuid, winning_image jsonb, due boolean);
+        winner uuid, winner_text text, winning_stamp uuid, winning_image jsonb, due boolean, held uuid);
     create temp table if not exists bereft (xid xid8, relation integer, key uuid, image text, odd text, deep boolean not null default false);
     create temp table if not exists joined (
         key uuid, plain boolean, entered boolean, fresh boolean, here boolean, waits boolean, above text[], inexact boolean, same boolean, newer text[],
@@ -2790,6 +2790,9 @@ begin
         perform syncagent._bring_together();
     end if;
     v_conflicts := v_conflicts + syncagent._log_yielded();
+    if p_settle then
+        perform syncagent._try_held();
+    end if;
     return query select v_taken, v_conflicts, v_parked;
 end
 $$;
@@ -2845,21 +2848,24 @@ comment on function syncagent._await_refused is 'wait for one row that others ho
 -- Rows of which some are always in somebody's hands are never to be had all at once, one by one. In front of the table they are: who has
 -- begun to write there comes to his end, for he waits for nobody who waits here, and who comes then waits for as long as the merge takes.
 -- Whose row does not come free by itself would only keep all others out: such a row is waited for, and its table is not.
-create function syncagent._lock_tables(p_relations integer[], p_milliseconds integer) returns setof integer
+create function syncagent._lock_tables(p_relations integer[], p_milliseconds integer) returns table (relation integer)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_tables text;
+    v_name text;
 begin
-    select string_agg(format('%I.%I', n.nspname, c.relname), ', ' order by t.id) into v_tables
-    from syncagent.replicated t join pg_class c on c.oid = t.relation join pg_namespace n on n.oid = c.relnamespace
-    where t.id = any (p_relations);
-    if v_tables is not null then
-        perform set_config('lock_timeout', p_milliseconds::text, true);
-        execute format('lock table %s in exclusive mode', v_tables);
-    end if;
-    return query select unnest(p_relations);
+    perform set_config('lock_timeout', p_milliseconds::text, true);
+    for relation, v_name in
+        select t.id, format('%I.%I', n.nspname, c.relname)
+        from syncagent.replicated t join pg_class c on c.oid = t.relation join pg_namespace n on n.oid = c.relnamespace
+        where t.id = any (p_relations) order by t.id
+    loop
+        execute format('lock table %s in exclusive mode', v_name);
+        -- who wants the first by now may hold the next: all others together are waited for much shorter than until he looks for a deadlock
+        perform set_config('lock_timeout', greatest(10, least(p_milliseconds, 300) / cardinality(p_relations))::text, true);
+        return next;
+    end loop;
 end
 $$;
 comment on function syncagent._lock_tables is 'wait until nobody writes these tables, holding nothing else; the first step of a merge for which that was needed lately';
@@ -3510,6 +3516,8 @@ declare
     v_keys   uuid[];
     v_back   uuid[] := '{}';
     v_merged uuid[] := '{}';
+    v_first  uuid[];
+    v_later  integer := 0;
     v_key    uuid;
 begin
     select * into strict v_me from syncagent.local_site;
@@ -3518,6 +3526,16 @@ begin
           and exists (select from syncagent.alias a where a.relation = {id} and a.loser = x.key) = $1 $sql$, v_tokens) into v_keys using p_merged;
     if v_keys is null then
         return 0;
+    elsif p_merged then   -- one to whom another leads comes back first: that may follow
+        v_first := array(
+            select k from unnest(v_keys) as k where not exists (
+                with recursive reach (winner) as (
+                    select a.winner from syncagent.alias a where a.relation = p_relation and a.loser = k
+                    union
+                    select a.winner from reach r join syncagent.alias a on a.relation = p_relation and a.loser = r.winner
+                ) select from reach r where r.winner = any (v_keys)));
+        v_later := cardinality(v_keys) - cardinality(v_first);
+        v_keys := v_first;
     end if;
     if p_policy <> 'report' then
         v_merged := syncagent._merge_restored(p_relation, v_keys);   -- somebody else has a value of theirs by now
@@ -3549,10 +3567,10 @@ begin
     select b.relation, b.key, b.odd from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_back)
     on conflict (relation, key) do update set columns = null;   -- it is all new
     delete from pg_temp.bereft b where b.relation = p_relation and b.key = any (v_keys || v_merged);
-    return cardinality(v_back || v_merged);
+    return cardinality(v_back || v_merged) + v_later;
 end
 $$;
-comment on function syncagent._restore is 'of one foreign key: put parents back, or report them; returns how many came back';
+comment on function syncagent._restore is 'of one foreign key: put parents back, or report them; returns how many came back, or are to be asked again';
 
 create function syncagent._put_back(p_relation integer, p_keys uuid[], p_tokens jsonb) returns boolean
     language plpgsql volatile
@@ -5178,7 +5196,9 @@ comment on function syncagent._merge_restored is 'of rows that are to come back 
 -- the same at once; what they write is equal. Only what remains once all of a batch, or knot, is there is a collision:
 -- values pass between rows inside of it (tests/model/unique.py shows what each of these rules prevents).
 --
--- A row that breaks anything else is *parked*: it waits here, alone, and is tried again after every batch.
+-- A row that breaks anything else is *parked*: it waits here, alone, and is tried again after every batch. So does one that collides
+-- while the row that would yield refers to one that is not here: written by this site it could win against a delete of it, and
+-- nobody need have the other one any more (tests/model/references.py --unique).
 
 create function syncagent._room(p_type oid, p_modifier integer) returns integer
     language sql stable
@@ -5239,6 +5259,37 @@ create function syncagent._over_merged(p_table regclass, p_index regclass) retur
           and exists (select from jsonb_each_text(p.policies) as c where c.value = 'merge'))
 $$;
 comment on function syncagent._over_merged is 'whether a unique constraint has a column that refers to rows that are merged: what it keeps apart can become one then';
+
+create function syncagent._bereaved(p_relation integer) returns text
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(string_agg(format('(%s and not exists (select from %I.%I p where %s))', k.given, n.nspname, c.relname, k.mine)
+        || case when f.confrelid = f.conrelid then format(' and (%s) is not true', k.itself) else '' end
+        || case when x.refers is null then '' else format(
+            ' and not exists (with recursive reach (winner) as ('
+            'select a.winner from syncagent.alias a where a.relation = %1$s and a.loser = t.%2$I union '
+            'select a.winner from reach r join syncagent.alias a on a.relation = %1$s and a.loser = r.winner) '
+            'select from reach r join %3$I.%4$I p on p.%5$I = r.winner)', q.id, x.refers, n.nspname, c.relname, q.key_columns[1]) end, ' or '), 'false')
+    from syncagent.replicated r
+    join pg_constraint f on f.conrelid = r.relation and f.contype = 'f' and f.conparentid = 0
+    join syncagent.replicated q on q.relation = f.confrelid
+    join pg_class c on c.oid = f.confrelid join pg_namespace n on n.oid = c.relnamespace
+    left join lateral (
+        select m.refers from syncagent._refer_by_key(q.relation) as m
+        where m.relation = r.id and m.name = f.conname and exists (select from syncagent.alias a where a.relation = q.id)) as x on true
+    cross join lateral (
+        select string_agg(format('t.%I is not null', a.attname), ' and ' order by k) as given,
+               string_agg(format('p.%I operator(%I.%s) t.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k) as mine,
+               string_agg(format('t.%I operator(%I.%s) t.%I', p.attname, s.nspname, o.oprname, a.attname), ' and ' order by k) as itself
+        from generate_series(1, cardinality(f.conkey)) k
+        join pg_attribute p on p.attrelid = f.confrelid and p.attnum = f.confkey[k]
+        join pg_attribute a on a.attrelid = f.conrelid and a.attnum = f.conkey[k]
+        join pg_operator o on o.oid = f.conpfeqop[k] join pg_namespace s on s.oid = o.oprnamespace
+    ) as k
+    where r.id = p_relation and coalesce(r.policies ->> f.conname::text, 'restore-parent') <> 'report'   -- else nobody brings it back
+$$;
+comment on function syncagent._bereaved is 'whether a row t of an attached table refers to one that is not here, nor whom it was merged into: what this site writes of it could win against a delete, and nobody else need have that row';
 
 create function syncagent._rules(p_relation integer)
     returns table (name name, kind text, policy text, is_deferrable boolean, predicate text, expressions text, equal text,
@@ -5358,6 +5409,49 @@ create function syncagent._yield_tokens(p_relation integer, p_policy text, p_col
 $$;
 comment on function syncagent._yield_tokens is 'how the row of a collision that yields does so; of one that is merged there is nothing to say';
 
+create function syncagent._put_off(p_relation integer, p_tokens jsonb, p_merged boolean) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_free uuid[];
+    r      record;
+begin
+    execute syncagent._render($sql$
+        select array(select k.key from (
+            select {key} as key from {table} t where {key} in (select c.loser from pg_temp.collision c where c.due) for update of t skip locked) as k) $sql$, p_tokens)
+        into v_free;
+    update pg_temp.collision c set held = c.winner where c.due and c.tid is not null and c.loser <> all (v_free);
+    for r in select x.relation, x.refers from syncagent.replicated t cross join lateral syncagent._refer_by_key(t.relation) as x where t.id = p_relation and p_merged loop
+        execute syncagent._render($sql$
+            with free as materialized (
+                select t.tableoid as leaf, t.ctid as tid from {table} t where t.{refers} in (select c.loser from pg_temp.collision c where c.due) for update of t skip locked
+            )
+            update pg_temp.collision c set held = case when c.tid is null then c.loser else c.winner end
+            from {table} t where c.due and t.{refers} = c.loser and (t.tableoid, t.ctid) not in (select f.leaf, f.tid from free f) $sql$,
+            syncagent._tokens(r.relation) || jsonb_build_object('refers', quote_ident(r.refers)));
+    end loop;
+end
+$$;
+comment on function syncagent._put_off is 'of collisions that are due hold those back of which the row that yields, or one that would follow, is written by others';
+
+create function syncagent._hold_back(p_state text, p_reason text) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_left bigint;
+begin
+    insert into pg_temp.verdict (key, loses, conflict, kind, sqlstate, reason)
+    select distinct c.held, true, false, 'parked', p_state, p_reason
+    from pg_temp.collision c where c.held is not null;
+    delete from pg_temp.collision c using pg_temp.collision h where c.due and h.held in (c.held, c.loser, c.winner);
+    select count(*) into v_left from pg_temp.collision c where c.due;
+    return v_left;
+end
+$$;
+comment on function syncagent._hold_back is 'rows that came, and collide with one that may not be written, or are it, are to wait, parked; how many collisions are left';
+
 create function syncagent._settle_collisions(p_relation integer, p_origin integer) returns bigint
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -5370,7 +5464,7 @@ declare
     r         record;
 begin
     select * into strict v_table from syncagent.replicated where id = p_relation;
-    v_tokens := syncagent._tokens(p_relation);
+    v_tokens := syncagent._tokens(p_relation) || jsonb_build_object('bereaved', syncagent._bereaved(p_relation));
     if v_tokens ->> 'odd_value' = '' then
         v_tokens := v_tokens || jsonb_build_object('odd_value', ', null::text as odd');
     end if;
@@ -5391,20 +5485,21 @@ begin
                 select {expressions}, t."$key" as key, t."$image" as image, {t_key_text} as key_text {odd_value}, t."$tid" as tid, t."$leaf" as leaf
                 from (select t.*, {key} as "$key", to_jsonb(t.*) as "$image", t.ctid as "$tid", t.tableoid as "$leaf" from {table} t) as t {predicate}
             ), pair as (
-                select x.key as loser, x.key_text, x.odd, x.stamp as losing_stamp, x.image as losing_image, null::tid as tid, null::oid as leaf,
+                select x.key as came, x.key as loser, x.key_text, x.odd, x.stamp as losing_stamp, x.image as losing_image, null::tid as tid, null::oid as leaf,
                        y.key as winner, y.key_text as winner_text, null::uuid as winning_stamp, y.image as winning_image
                 from incoming x join here y on {equal} where x.key > y.key and y.key not in (select i.key from {elsewhere} i)
                 union all
-                select y.key, y.key_text, y.odd, null, y.image, y.tid, y.leaf, x.key, x.key_text, x.stamp, x.image
+                select x.key, y.key, y.key_text, y.odd, null, y.image, y.tid, y.leaf, x.key, x.key_text, x.stamp, x.image
                 from incoming x join here y on {equal} where x.key < y.key and y.key not in (select i.key from {elsewhere} i)
                 union all
-                select x.key, x.key_text, x.odd, x.stamp, x.image, null, null, y.key, y.key_text, y.stamp, y.image
+                select x.key, x.key, x.key_text, x.odd, x.stamp, x.image, null, null, y.key, y.key_text, y.stamp, y.image
                 from incoming x join incoming y on {equal} where x.key > y.key
             )
-            insert into pg_temp.collision (rule, loser, key_text, odd, losing_stamp, losing_image, tid, leaf, winner, winner_text, winning_stamp, winning_image, due)
+            insert into pg_temp.collision (rule, loser, key_text, odd, losing_stamp, losing_image, tid, leaf, winner, winner_text, winning_stamp, winning_image, due, held)
             select distinct on (p.loser) {rule}, p.loser, p.key_text, p.odd, p.losing_stamp, p.losing_image, p.tid, p.leaf,
-                   p.winner, p.winner_text, p.winning_stamp, p.winning_image, true
-            from pair p where not exists (select from pg_temp.collision c where c.rule = {rule} and c.loser = p.loser)
+                   p.winner, p.winner_text, p.winning_stamp, p.winning_image, true, case when {bereaved} then p.came end
+            from pair p cross join lateral jsonb_populate_record(null::{table}, p.losing_image) as t
+            where not exists (select from pg_temp.collision c where c.rule = {rule} and c.loser = p.loser)
             order by p.loser, p.winner
             $sql$, v_tokens || jsonb_build_object('elsewhere', syncagent._render($sql$(
                 -- rows that will not be what they are here: the batch has, or a parked version is, something newer
@@ -5412,8 +5507,15 @@ begin
                     or not exists (select from pg_temp.verdict d where d.key = s._key and d.loses)
                 union all select p.key from syncagent.parked_row p where p.relation = {id})$sql$, v_tokens)));
         get diagnostics v_count = row_count;
-        continue when v_count = 0;
         v_settled := v_settled + v_count;
+        if exists (select from pg_temp.collision c where c.held is not null) then
+            v_count := syncagent._hold_back('23503', format('another row has the value of %s, and the one that would yield refers to a row that is not here', r.name));
+        end if;
+        if v_count > 0 and current_setting('syncagent.put_off', true) = 'on' then
+            perform syncagent._put_off(p_relation, v_tokens, r.policy = 'merge');
+            v_count := syncagent._hold_back('55P03', format('another row has the value of %s, and others are writing that one, or one that refers to it', r.name));
+        end if;
+        continue when v_count = 0;
 
         perform syncagent._record_collisions(v_tokens, p_origin);
         if r.policy = 'merge' then
@@ -5536,6 +5638,30 @@ begin
 end
 $$;
 comment on function syncagent._retry is 'try parked rows of one table and origin again, together';
+
+create function syncagent._try_held() returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    r record;
+begin
+    for r in
+        select p.relation, p.node, array_agg(p.key) as keys
+        from syncagent.parked_row p join syncagent.replicated t on t.id = p.relation join pg_class c on c.oid = t.relation
+        where p.sqlstate in ('23503', '55P03') group by 1, 2 order by 1, 2
+    loop
+        perform set_config('syncagent.knot', '', true), set_config('syncagent.context', '', true),   -- these are of other cuts
+            set_config('syncagent.put_off', 'on', true);
+        begin
+            perform syncagent._retry(r.relation, r.node, r.keys);
+        exception when sqlstate 'SA101' or lock_not_available then
+            null;   -- others are at one of the rows: after this batch again
+        end;
+    end loop;
+end
+$$;
+comment on function syncagent._try_held is 'once all is there that comes at once: rows that wait for others are tried again, and come with them';
 
 create function syncagent._may_park(p_state text) returns boolean
     language sql immutable

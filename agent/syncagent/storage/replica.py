@@ -78,8 +78,8 @@ class PostgresReplica:
             async with AsyncExitStack() as turn, self._session.transaction():
                 if held is not None:
                     await self._take(held, late=attempt >= _PUT_OFF)
-                for header, spool in parts if attempt > 0 and held is None else ():
-                    await self._take_refused(await self._stage(header, spool), attempt)
+                for number, part in enumerate(parts if attempt > 0 and held is None else ()):
+                    await self._take_refused(await self._stage(*part), attempt, first=number == 0)
                 await turn.enter_async_context(self._alone())
                 for header, _ in parts:  # what was written at once is told apart by all their contexts
                     await self._session.fetchval(
@@ -181,12 +181,12 @@ class PostgresReplica:
                 await source.stage(session)
         return _Staged(header, sorted(relations), plain, epoch)
 
-    async def _take_refused(self, staged: "_Staged", attempt: int) -> None:
-        """Wait for a row that others hold, or for its table, while this transaction holds nothing else."""
+    async def _take_refused(self, staged: "_Staged", attempt: int, *, first: bool = True) -> None:
+        """Wait for a row that others hold, or, if this transaction holds nothing yet, for its table."""
         crowded = [relation for relation in staged.relations if relation in self._crowded]
-        if crowded and 0 < attempt <= _TABLES_OFTEN:
+        if first and crowded and 0 < attempt <= _TABLES_OFTEN:
             await self._take_tables("syncagent._lock_tables($1, $2)", crowded, _LONGEST_MS)
-        elif attempt >= _TABLES_FIRST and attempt.bit_count() == 1:
+        elif first and attempt >= _TABLES_FIRST and attempt.bit_count() == 1:
             patience = _WAIT_MS * attempt // _TABLES_FIRST
             await self._take_tables("syncagent._await_tables($1, $2)", staged.relations, patience)
         elif attempt >= _ROWS_FIRST:
