@@ -64,7 +64,7 @@ end
 $$;
 $sql$ $template$;
 
-create function syncagent._bring_together() returns void
+create function syncagent._bring_together(p_joining boolean default false) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -74,8 +74,8 @@ begin
     if not exists (select from pg_temp.bereft) and not exists (select from pg_temp.astray) then
         return;
     end if;
-    delete from pg_temp.bereft b where b.xid <> pg_current_xact_id() or (select s.joining from syncagent.local_site s);
-    delete from pg_temp.astray a where (select s.joining from syncagent.local_site s);
+    delete from pg_temp.bereft b where b.xid <> pg_current_xact_id() or (select s.joining from syncagent.local_site s) and not p_joining;
+    delete from pg_temp.astray a where (select s.joining from syncagent.local_site s) and not p_joining;
     for r in select distinct b.relation from pg_temp.bereft b loop   -- a later part of a knot has brought it back
         execute syncagent._render($sql$
             delete from pg_temp.bereft b using (select {key} as key from {table} t, pg_temp.bereft x, lateral {row} as p where x.relation = {id} and {same}) as k
@@ -90,7 +90,7 @@ begin
     perform syncagent._empty('pg_temp.bereft');
 end
 $$;
-comment on function syncagent._bring_together is 'once all is there that comes at once: rows that refer to somebody who was merged away follow, and rows that were deleted, and to which others refer, are written again';
+comment on function syncagent._bring_together is 'once all is there that comes at once: rows that refer to somebody who was merged away follow, and rows that were deleted, and to which others refer, are written again; joining: also while this site is no member yet';
 
 create function syncagent._restore_parents() returns boolean
     language plpgsql volatile
@@ -242,13 +242,14 @@ begin
     execute syncagent._render($sql$
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name,
             winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-        select syncagent._name_uuid(format('%s %s %s %s', {title}, x.key, v.stamp, 'foreign key')), {schema_literal}, {table_literal}, x.key,
+        select syncagent._name_uuid(format('%s %s %s %s', {title}, x.key, d.stamp, 'foreign key')), {schema_literal}, {table_literal}, x.key,
                {t_key_text}, 'foreign key', {policy}, {name},
-               case when o.back then o.stamp else v.stamp end, case when o.back then v.stamp else syncagent._implicit(x.key) end,
+               case when o.back then o.stamp else d.stamp end, case when o.back then d.stamp else syncagent._implicit(x.key) end,
                case when o.back then $2 else v.node end, case when o.back then v.node end,
                case when o.back then to_jsonb(t.*) end, case when not o.back then to_jsonb(t.*) end
         from pg_temp.bereft x cross join lateral {row} as t
-        join syncagent.version_{id} v on v.key = x.key
+        left join syncagent.version_{id} v on v.key = x.key
+        cross join lateral (select coalesce(v.stamp, syncagent._implicit(x.key)) as stamp) as d   -- a donor may have forgotten its delete
         cross join lateral (select x.key = any ($1) as back, syncagent._stamp(syncagent._tick(), $3) as stamp) as o
         where x.relation = {id} and x.key = any ($4)
         on conflict (id) do nothing $sql$, v_tokens) using v_back, v_me.node, v_me.tail, v_keys;

@@ -67,6 +67,14 @@ create table syncagent.copied_parked (
 );
 comment on table syncagent.copied_parked is 'parked rows of the donor, until the tables are attached here';
 
+create table syncagent.dropped_row (
+    relation integer not null,
+    key      uuid not null,
+    image    text not null,
+    odd      text
+);
+comment on table syncagent.dropped_row is 'rows of a site that returns which the donor has not, and others refer to here: they come back with the end of the copy if one of those is left';
+
 create function syncagent._copied_columns(p_table regclass) returns table (name name, type text)
     language sql stable
     set search_path = pg_catalog, pg_temp

@@ -108,6 +108,7 @@ begin
     delete from syncagent.frontier;
     delete from syncagent.settling;
     delete from syncagent.parked_row;
+    delete from syncagent.dropped_row;
     delete from syncagent.alias a where a.node <> v_site.node or a.cut <= p_cut;
     update syncagent.alias set node = p_node, cut = null;
     delete from syncagent.forest;
@@ -328,9 +329,11 @@ begin
             with gone as (
                 delete from only {node} t
                 where {range} and not exists (select from pg_temp.own_key o where o.key = {key}) and not {same_row}
-                returning {key} as key
+                returning {key} as key, case when {missed} then row({t_columns})::text end as image, {odd_or_null} as odd
+            ), missed as (
+                insert into syncagent.dropped_row (relation, key, image, odd) select {id}, g.key, g.image, g.odd from gone g where g.image is not null
             ) insert into pg_temp.dropped_key select g.key from gone g
-            $sql$, v_tokens);
+            $sql$, v_tokens || jsonb_build_object('missed', coalesce((select string_agg(x.refers, ' or ') from syncagent._references(p_relation) as x), 'false')));
         get diagnostics v_dropped = row_count;
     end if;
 
@@ -359,6 +362,9 @@ begin
         execute format('select syncagent.judge_%s($1, false)', p_relation) into v_count using v_origin;
         v_conflicts := v_conflicts + v_count;
         v_taken := v_taken + syncagent._write_carefully(p_relation, v_origin, false);
+        insert into syncagent.dropped_row (relation, key, image, odd)
+        select b.relation, b.key, b.image, b.odd from pg_temp.bereft b where b.xid = pg_current_xact_id();
+        perform syncagent._empty('pg_temp.bereft');
     end loop;
     execute syncagent._render($sql$
         select exists (
@@ -374,3 +380,17 @@ begin
 end
 $$;
 comment on function syncagent._reconcile is 'make a staged range of a donor, and what is listed of its versions, that of this site; same: its rows are what is here';
+
+create function syncagent._bring_back() returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    insert into pg_temp.bereft (xid, relation, key, image, odd)
+    select distinct on (d.relation, d.key) pg_current_xact_id(), d.relation, d.key, d.image, d.odd from syncagent.dropped_row d order by d.relation, d.key;
+    delete from syncagent.dropped_row;
+    perform syncagent._bring_together(true);
+    return syncagent._log_yielded();
+end
+$$;
+comment on function syncagent._bring_back is 'once all ranges are here: what this site has written, and refers to a row that the donor has not, brings that one back, as where a delete comes in a batch; returns how many rows were written';

@@ -1,5 +1,7 @@
 """A site is away for too long: nothing grows for it any more, and it comes back with what it has written."""
 
+import pytest
+
 from tests.support.cluster import Cluster, Laboratory, Site, mark
 from tests.support.waiting import until
 
@@ -96,3 +98,66 @@ def limited(cluster: Cluster) -> None:
         with (site.home / "config.toml").open("a") as file:
             file.write('\n[limits]\naway = "3s"\n')
     cluster.introduce()
+
+
+SHOP = """create table buyer (id uuid primary key, email text unique, name text not null);
+    create table purchase (id uuid primary key, buyer uuid not null references buyer on delete cascade, what text not null)"""
+MERGED = (
+    """update syncagent.replicated set policies = '{"buyer_email_key": "merge"}' where table_name = 'buyer'"""
+)
+
+
+def shop(cluster: Cluster) -> None:
+    limited(cluster)
+    for site in cluster:
+        for statement in SHOP.split(";"):
+            site.execute(statement)
+        site.attach("buyer", "purchase")
+        site.execute(MERGED)
+
+
+def buy(site: Site, buyer: str, what: str) -> None:
+    site.execute(
+        "insert into purchase select syncagent.uuid7(), id, %s from buyer where name = %s", (what, buyer)
+    )
+
+
+@pytest.mark.soak(only="a site lapses: 20 s")
+def test_what_was_written_meanwhile_for_rows_that_are_gone(laboratory: Laboratory) -> None:
+    """One was deleted, one was merged into another: whoever was away brings the first back, and its rows for the second follow."""
+    with laboratory.cluster(18, 15, 18, prepare=shop) as cluster:
+        berlin, tokyo, lima = cluster
+        cluster.start()
+        for name in ("deleted", "unused", "winner", "loser"):
+            berlin.execute("insert into buyer values (syncagent.uuid7(), %s, %s)", (f"{name}@x", name))
+        buy(berlin, "deleted", "early")
+        cluster.converges(tables=["buyer", "purchase"])
+        cluster.settles()
+
+        cluster.cut_off(lima)
+        for name in ("deleted", "winner", "loser"):
+            buy(lima, name, f"late, for {name}")
+        cut(lima)
+        berlin.execute("delete from buyer where name in ('deleted', 'unused')")
+        with tokyo.database.connect() as session, session.transaction():  # neither can know of the other one
+            session.execute("update buyer set email = 'one@x' where name = 'loser'")
+            berlin.execute("update buyer set email = 'one@x' where name = 'winner'")
+        until(lambda: berlin.scalar("select count(*) from buyer") == 1, "they are one")
+        until(lambda: "site lima was away for too long" in trouble(berlin), "lima has lapsed")
+        cluster.heal(lima)
+        said = "select coalesce(string_agg(trouble, ''), '') from syncagent.peer_state"
+        until(lambda: "syncagent rejoin" in lima.scalar(said), "it is told")
+        lima.stop()
+        done = lima.syncagent("rejoin", "--yes")
+        assert done.returncode == 0, done.stderr
+        lima.start()
+        cluster.exchange()
+        cluster.converges(tables=["buyer", "purchase"])
+        found = "select b.name, p.what from purchase p left join buyer b on b.id = p.buyer order by p.what"
+        for site in cluster:
+            assert site.execute(found) == [
+                ("deleted", "late, for deleted"),
+                ("winner", "late, for loser"),
+                ("winner", "late, for winner"),
+            ]
+            assert site.execute("select name from buyer order by name") == [("deleted",), ("winner",)]

@@ -344,6 +344,7 @@ class PostgresCopier:
                 at.cut if at.needed is None else at.needed,
             )
         await history.take(session, head, spool)
+        await session.fetchval("select syncagent._bring_back()")
         await session.execute(
             "delete from syncagent.copy_state; delete from syncagent.copied_table; delete from syncagent.copied_range;"
             " delete from syncagent.copied_parked"
@@ -378,7 +379,7 @@ class PostgresCopier:
                 await session.execute(f"drop table syncagent.copied_version_{number}")
             await session.execute(
                 "delete from syncagent.copy_state; delete from syncagent.copied_table; delete from syncagent.copied_range;"
-                " delete from syncagent.copied_parked"
+                " delete from syncagent.copied_parked; delete from syncagent.dropped_row"
             )
 
 
