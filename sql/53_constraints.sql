@@ -274,7 +274,11 @@ declare
     r         record;
 begin
     select * into strict v_table from syncagent.replicated where id = p_relation;
-    v_tokens := syncagent._tokens(p_relation) || jsonb_build_object('bereaved', syncagent._bereaved(p_relation));
+    v_tokens := syncagent._tokens(p_relation);
+    v_tokens := v_tokens || (   -- most tables refer to nothing
+        select jsonb_build_object('bereaved', b.bereaved, 'losing_row', case when b.bereaved = 'false' then ''
+            else format('cross join lateral jsonb_populate_record(null::%s, p.losing_image) as t', v_tokens ->> 'table') end)
+        from (select syncagent._bereaved(p_relation) as bereaved) as b);
     if v_tokens ->> 'odd_value' = '' then
         v_tokens := v_tokens || jsonb_build_object('odd_value', ', null::text as odd');
     end if;
@@ -308,8 +312,7 @@ begin
             insert into pg_temp.collision (rule, loser, key_text, odd, losing_stamp, losing_image, tid, leaf, winner, winner_text, winning_stamp, winning_image, due, held)
             select distinct on (p.loser) {rule}, p.loser, p.key_text, p.odd, p.losing_stamp, p.losing_image, p.tid, p.leaf,
                    p.winner, p.winner_text, p.winning_stamp, p.winning_image, true, case when {bereaved} then p.came end
-            from pair p cross join lateral jsonb_populate_record(null::{table}, p.losing_image) as t
-            where not exists (select from pg_temp.collision c where c.rule = {rule} and c.loser = p.loser)
+            from pair p {losing_row} where not exists (select from pg_temp.collision c where c.rule = {rule} and c.loser = p.loser)
             order by p.loser, p.winner
             $sql$, v_tokens || jsonb_build_object('elsewhere', syncagent._render($sql$(
                 -- rows that will not be what they are here: the batch has, or a parked version is, something newer
