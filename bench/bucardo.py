@@ -162,6 +162,7 @@ class Bucardo:
                 for pid in daemons:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+                break
             time.sleep(_POLL)
         with psycopg.connect(self._stage.pair.b.dsn(), autocommit=True) as control:
             control.execute(f"drop database if exists {_CONTROL} with (force)".encode())

@@ -15,7 +15,6 @@ from syncagent.errors import SyncagentError, UsageError
 MAJOR = 15
 """PostgreSQL's version for which Debian has all of the peers."""
 _SERVER = Path(f"usr/lib/postgresql/{MAJOR}")
-_BASE = (f"postgresql-{MAJOR}", f"postgresql-client-{MAJOR}", "libpq5")
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,11 @@ class Root:
         return self.path / "usr/lib/python3/dist-packages"
 
 
+_SERVER_ITSELF = Package(
+    f"PostgreSQL {MAJOR}",
+    (str(_SERVER / "bin/postgres"),),
+    (f"postgresql-{MAJOR}", f"postgresql-client-{MAJOR}", "libpq5"),
+)
 PGLOGICAL = Package("pglogical", (f"{_SERVER}/lib/pglogical.so",), (f"postgresql-{MAJOR}-pglogical",))
 BUCARDO = Package(
     "bucardo",
@@ -102,19 +106,27 @@ def _done(command: list[str], where: Path) -> None:
             f"{command[0]} is not here", hint="Peers are unpacked on Debian; elsewhere, install them."
         ) from error
     if done.returncode:
-        raise SyncagentError(f"{' '.join(command[:2])} failed", detail=done.stderr.strip()[-500:])
+        raise SyncagentError(
+            f"{' '.join(command[:2])} failed",
+            detail=done.stderr.strip()[-500:],
+            hint="apt-get update",
+        )
 
 
 def main(root: Path) -> None:
-    unpack(_BASE, root)
-    for package in (PGLOGICAL, BUCARDO, LONDISTE):
+    wanted = [(f"PostgreSQL {MAJOR}", _BASE, (_SERVER / "bin/postgres",))]
+    wanted += [
+        (peer.name, peer.debian, tuple(map(Path, peer.files))) for peer in (PGLOGICAL, BUCARDO, LONDISTE)
+    ]
+    for name, packages, files in wanted:
+        if all((root / file).exists() for file in files):
+            continue
         try:
-            package.root(root)
-        except UsageError:
-            try:
-                unpack(package.debian, root)
-            except SyncagentError as error:
-                print(f"{package.name} cannot be had here: {error} {error.detail or ''}", file=sys.stderr)
+            unpack(packages, root)
+        except SyncagentError as error:
+            print(
+                f"{name} cannot be had here: {error}; {error.detail or ''}{error.hint or ''}", file=sys.stderr
+            )
 
 
 if __name__ == "__main__":

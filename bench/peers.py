@@ -52,10 +52,11 @@ def against(
     for peer in peers.values():
         try:
             root = peer.package.root(lab.peers)
+            binaries = root.binaries()
         except UsageError as error:
             yield missing(lab, name, peer.name, error)
             continue
-        with Pair.running(root.binaries(), lab.pair.seeds, peer.settings(root)) as pair:
+        with Pair.running(binaries, lab.pair.seeds, peer.settings(root)) as pair:
             inner, make = replace(lab, pair=pair), partial(peer, root)
             lab.say(f"{peer.name}: two servers, PostgreSQL {pair.a.binaries.version}")
             for what, workload in drained.items():

@@ -72,7 +72,7 @@ def curves(title: str, across: str, up: str, series: Mapping[str, Sequence[Point
         return _HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * _share(value, least, most)
 
     parts = [_text(_CURVE_LEFT, 22, title, size=15)]
-    for tick in _ticks(low, high):
+    for tick in sorted({point.x for point in points}):
         parts += [
             _line(x(tick), _TOP, x(tick), _HEIGHT - _BOTTOM, _LINE),
             _text(x(tick), _HEIGHT - _BOTTOM + 16, f"{tick:,g}", anchor="middle"),
@@ -92,9 +92,7 @@ def curves(title: str, across: str, up: str, series: Mapping[str, Sequence[Point
                 f'<circle cx="{x(point.x):.1f}" cy="{y(point.y):.1f}" r="3.5" fill="{colour}"/>',
             ]
         if len(series) > 1:
-            parts.append(
-                _text(_WIDTH - _RIGHT - 4, _TOP + 16 * (number + 1), name, anchor="end", colour=colour)
-            )
+            parts.append(_text(_CURVE_LEFT + 8, _TOP + 16 * (number + 1), name, colour=colour))
     parts.append(_text(_WIDTH / 2, _HEIGHT - 12, across, anchor="middle"))
     parts.append(_text(_CURVE_LEFT, _TOP - 8, up))
     return _drawing(_HEIGHT, title, parts)
@@ -114,14 +112,11 @@ def _around(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of every decade between, or 1 alone if that is too many."""
+    """1, 2 and 5 of every decade between, or 1 alone of many decades."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    for steps in ((1, 2, 5), (1,)):
-        found = [step * 10.0**decade for decade in range(first, last + 1) for step in steps]
-        kept = [tick for tick in found if low <= tick <= high]
-        if len(kept) <= 10:
-            return kept
-    return kept[:: math.ceil(len(kept) / 10)]
+    steps = (1, 2, 5) if last - first <= 3 else (1,)
+    found = [step * 10.0**decade for decade in range(first, last + 1) for step in steps]
+    return [tick for tick in found if low <= tick <= high]
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, colour: str) -> str:

@@ -3,12 +3,14 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from bench import catalogue, costs, packages, pages, plot
+from bench.lab import Lab
 from syncagent.errors import UsageError
 
 Line = dict[str, Any]
@@ -79,9 +81,12 @@ def test_what_was_measured_on_one_machine_is_said_of_many() -> None:
 
 
 def test_a_newer_line_takes_the_place_of_the_same_and_of_no_other() -> None:
-    old = ratio("drain", "native", 1, 2, 0.5)
-    new = ratio("drain", "native", 3, 2, 1.5)
-    others = [ratio("drain", "COPY", 1, 9, 0.1), ratio("drain", "native", 1, 1, 1, postgresql="15.20")]
+    old = ratio("drain-insert-txn", "native", 1, 2, 0.5)
+    new = ratio("drain-insert-txn", "native", 3, 2, 1.5)
+    others = [
+        ratio("drain-insert-txn", "COPY", 1, 9, 0.1),
+        ratio("drain-insert-txn", "native", 1, 1, 1, postgresql="15.20"),
+    ]
     sizes = [sized("scaling-rows", size, 5) for size in (10, 100)]
     new["env"]["settings"] = {"a folder": "of this machine"}
     found = pages.merged([old, *others, *sizes], [new])
@@ -139,6 +144,17 @@ def test_a_peer_that_is_not_there_is_a_row_that_says_so(tmp_path: Path) -> None:
     assert "bench-peers" not in pages.pictures([gone])
 
 
+def test_peers_that_are_not_there_are_told_one_by_one(tmp_path: Path) -> None:
+    a = SimpleNamespace(binaries=SimpleNamespace(version="18.6"))
+    lab = Lab(SimpleNamespace(a=a, settings={}, seeds=1), 1, 1.0, print, tmp_path)  # type: ignore[arg-type]
+    lines = list(catalogue.BENCHMARKS["peers"].measure(lab, "peers"))
+    assert [line.peer for line in lines] == ["pglogical", "bucardo", "londiste"]
+    for line in lines:
+        assert line.ours is None
+        assert f"{line.peer} is not installed" in line.env["missing"]
+        assert "apt install postgresql-15 " in line.env["missing"]
+
+
 def test_only_what_is_between_the_marks_is_written_anew() -> None:
     page = "before\n<!-- peers -->\nold\n<!-- end of peers -->\nafter <!-- other -->kept<!-- end of other -->"
     once = pages.filled(page, {"peers": "new"})
@@ -161,6 +177,6 @@ def test_pages_show_the_lines_that_are_kept() -> None:
 
 
 def test_what_runs_if_none_is_named_is_there() -> None:
-    assert {"drain-insert-txn", "capture-update-bulk", "lag", "lag-2000", "rest"} <= {
+    assert {"drain-insert-txn", "capture-update-bulk", "lag", "rest"} <= {
         name for name, benchmark in catalogue.BENCHMARKS.items() if not benchmark.by_name
     }
