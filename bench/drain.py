@@ -56,7 +56,7 @@ def _line(
         cost=False,
         extra={
             "rows": rows,
-            "cpu_us_per_row": {who: _costs(one, rows) for who, one in seen.items()},
+            "cpu_us_per_row": {who: costs(one, rows) for who, one in seen.items()},
             "others": middle([reading.others for one in seen.values() for reading in one]),
         },
     )
@@ -78,7 +78,8 @@ def once(lab: Lab, system: System, workload: Workload, rows: int) -> Reading:
     return reading
 
 
-def _costs(readings: Sequence[Reading], rows: int) -> dict[str, float]:
+def costs(readings: Sequence[Reading], rows: int) -> dict[str, float]:
+    """Processor microseconds a row, by where."""
     return {
         part: middle([getattr(reading, part) * 1e6 / rows for reading in readings])
         for part in ("origin", "receiver", "agents")

@@ -114,19 +114,14 @@ def _done(command: list[str], where: Path) -> None:
 
 
 def main(root: Path) -> None:
-    wanted = [(f"PostgreSQL {MAJOR}", _BASE, (_SERVER / "bin/postgres",))]
-    wanted += [
-        (peer.name, peer.debian, tuple(map(Path, peer.files))) for peer in (PGLOGICAL, BUCARDO, LONDISTE)
-    ]
-    for name, packages, files in wanted:
-        if all((root / file).exists() for file in files):
+    for package in (_SERVER_ITSELF, PGLOGICAL, BUCARDO, LONDISTE):
+        if all((root / file).exists() for file in package.files):
             continue
         try:
-            unpack(packages, root)
+            unpack(package.debian, root)
         except SyncagentError as error:
-            print(
-                f"{name} cannot be had here: {error}; {error.detail or ''}{error.hint or ''}", file=sys.stderr
-            )
+            why = "; ".join(filter(None, (str(error), error.detail, error.hint)))
+            print(f"{package.name} cannot be had here: {why}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def blocks(lines: Sequence[Line]) -> dict[str, str]:
             [
                 *([written[name]] if name in written else []),
                 *(
-                    f"![{picture}](images/{picture}.svg)"
+                    f"![{_title(drawn[picture])}](images/{picture}.svg)"
                     for picture in _SHOWN.get(name, ())
                     if picture in drawn
                 ),

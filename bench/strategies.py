@@ -7,7 +7,7 @@ same by row.
 
 import psycopg
 
-from bench.drain import once
+from bench.drain import costs, once
 from bench.gauges import Reading
 from bench.lab import Lab
 from bench.orders import UPDATE_SOME
@@ -93,15 +93,19 @@ def by_column(strategy: str, lab: Lab, name: str, workload: Workload) -> Line:
         reading = once(lab, Ours(strategy=_TYPED[chosen], prepare=_widen), workload, rows)
         readings["lww" if chosen == "lww" else "syncagent"].append(reading)
         lab.say(f"{name} {run + 1}/{lab.runs} {chosen}: {reading.processors * 1e6 / rows:,.1f} us a row")
-    costs = {who: [reading.processors * 1e6 / rows for reading in seen] for who, seen in readings.items()}
+    spent = {who: [reading.processors * 1e6 / rows for reading in seen] for who, seen in readings.items()}
     rates = {who: middle([rows / reading.wall for reading in seen]) for who, seen in readings.items()}
     return compared(
         lab,
         name,
         "us/row",
-        costs,
+        spent,
         peer="lww",
         cost=True,
         limit=rounded(1 / _TIMES[strategy]),
-        extra={"rows": rows, "rows_per_second": rates},
+        extra={
+            "rows": rows,
+            "rows_per_second": rates,
+            "cpu_us_per_row": {who: costs(seen, rows) for who, seen in readings.items()},
+        },
     )
