@@ -198,14 +198,26 @@ create table syncagent.conflict_record (
     losing_image  jsonb,
     yielded       jsonb,
     followed      jsonb,
-    noticed_at    timestamptz not null default clock_timestamp(),
-    resolved_at   timestamptz,
-    resolved_by   name,
-    writes        jsonb
+    noticed_at    timestamptz not null default clock_timestamp()
 );
 create index conflict_record_key on syncagent.conflict_record (key);
 create index conflict_record_time on syncagent.conflict_record (noticed_at);
-comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them here; writes take back what a person has resolved it by; a node that is not known any more is null';
+comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them where it was noticed; a node that is not known any more is null';
+
+create table syncagent.conflict_step (
+    conflict uuid not null,
+    node     integer not null,
+    hlc      bigint not null default 0,
+    cut      bigint,
+    what     text not null check (what in ('noticed', 'resolved', 'undone')),
+    at       timestamptz not null default clock_timestamp(),
+    by_role  name,
+    writes   jsonb,
+    primary key (conflict, node, hlc)
+);
+create index conflict_step_cut on syncagent.conflict_step (node, cut);
+create index conflict_step_settled on syncagent.conflict_step (at) where what <> 'noticed';
+comment on table syncagent.conflict_step is 'which sites have noticed a conflict before they were told of it, and who has settled it, or has taken that back, at which site: told to all by a cut of it (null: in no cut yet); the step of the largest clock, then node, holds; writes take a resolution back';
 
 -- The agent and its verbs ----------------------------------------------------------------------------------
 

@@ -23,10 +23,10 @@ declare
     v_last record := syncagent._last_cut();
 begin
     return exists (select from syncagent.log where xid >= v_last.xmax or xid = any (v_last.xip))
-        or exists (select from syncagent.settling);
+        or exists (select from syncagent.settling) or syncagent._untold();
 end
 $$;
-comment on function syncagent._pending is 'whether a cut would find something to fold';
+comment on function syncagent._pending is 'whether a cut would find something to fold, or to tell of conflicts';
 
 create function syncagent._prepare_session() returns void
     language plpgsql volatile
@@ -40,6 +40,7 @@ begin
     create temp table if not exists stage_keys (relation integer, cut bigint, keys uuid[]);
     alter table pg_temp.stage_keys alter column keys set storage external;
     create temp table if not exists stage_aliases (relation integer, cut bigint, loser uuid, winner uuid);
+    create temp table if not exists stage_conflicts (conflict uuid, cut bigint, hlc bigint, what text, at timestamptz, by_role name, writes jsonb, record jsonb);
     create temp table if not exists folded (
         key uuid, hlc bigint, first bigint, implicit boolean, born boolean, gone boolean, odd text, registers jsonb);
     create temp table if not exists verdict (
@@ -117,7 +118,7 @@ $$;
 comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables, or for one; null if there are none';
 
 create function syncagent._fold(p_force boolean)
-    returns table (number bigint, id uuid, rows bigint, settle bigint)
+    returns table (number bigint, id uuid, rows bigint, settle bigint, told boolean)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -128,6 +129,7 @@ declare
     v_number bigint := coalesce(v_last.number, 0) + 1;
     v_id     uuid := gen_random_uuid();
     v_rows   bigint := 0;
+    v_told   boolean := syncagent._untold();
     v_count  bigint;
     v_newest bigint;
     v_needed bigint;
@@ -141,10 +143,10 @@ begin
     from syncagent.log l
     where l.xid >= v_last.xmax or l.xid = any (v_last.xip);
     get diagnostics v_count = row_count;
-    if v_count = 0 and not p_force then
+    if v_count = 0 and not v_told and not p_force then
         return;
     end if;
-    v_needed := case when v_count > 0 then v_number else 0 end;
+    v_needed := case when v_count > 0 or v_told then v_number else 0 end;
     if v_count > 1000 then
         analyze pg_temp.window_entry;
     end if;
@@ -175,10 +177,11 @@ begin
     insert into syncagent.cut (number, id, previous, taken, rows)
         values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows);
     update syncagent.alias a set cut = v_number where a.cut is null;   -- the deletes that they go with are in this cut
-    return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling);
+    update syncagent.conflict_step c set cut = v_number where c.node = v_site.node and c.cut is null;
+    return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling), v_told;
 end
 $$;
-comment on function syncagent._fold is 'make a cut in the current snapshot; no row if nothing was written and it is not forced';
+comment on function syncagent._fold is 'make a cut in the current snapshot; no row if nothing was written, nothing is to be told of conflicts, and it is not forced';
 
 create function syncagent._fold_template(p_columns boolean) returns text
     language sql immutable
@@ -400,7 +403,7 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
+    (select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
            case f.form when 'aliases'
                 then format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
                 else format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node) end
@@ -418,7 +421,12 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
         ('exact', 'whole', not p_plain and (k.implicit or k.stamped)),
         ('aliases', null, exists (select from syncagent.alias a where a.relation = r.id and a.node = p_node and a.cut > p_after and a.cut <= p_upto))) as f (form, function, wanted)
     where f.wanted
-    order by r.id, f.form desc
+    order by r.id, f.form desc)
+    union all
+    select 'syncagent', 'conflict_step', 'conflicts', '{}', 'syncagent.conflict_step', c.steps, null,
+           format('select * from syncagent._told_conflicts(%s, %s, %s)', p_node, p_after, p_upto)
+    from (select count(*) from syncagent.conflict_step s where s.node = p_node and s.cut > p_after and s.cut <= p_upto) as c (steps)
+    where c.steps > 0
 $$;
 comment on function syncagent._shipment is 'the COPY queries that read a node''s cuts after one and up to another; all in the snapshot of the newest cut here';
 

@@ -163,6 +163,9 @@ begin
     if exists (select from pg_temp.stage_aliases) then
         perform syncagent._take_aliases(p_origin);
     end if;
+    if exists (select from pg_temp.stage_conflicts) then
+        perform syncagent._take_conflicts(p_origin);   -- before this site notices them itself
+    end if;
     foreach v_id in array p_relations loop
         perform syncagent._empty('pg_temp.verdict');
         if p_locked then

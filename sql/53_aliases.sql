@@ -193,7 +193,7 @@ begin
               from pg_temp.follower f join {parent} cross join syncagent.replicated p where p.relation = $2
               group by 1, 2, 3, 4) as n
         where c.schema_name = n.schema_name and c.table_name = n.table_name and c.key = n.loser and c.other_key = n.winner
-          and c.kind = 'unique' and c.strategy = 'merge' and c.resolved_at is null $sql$, v_tokens) using p_columns::text[], p_parent;
+          and c.kind = 'unique' and c.strategy = 'merge' and (syncagent._settlement(c.id)).what is distinct from 'resolved' $sql$, v_tokens) using p_columns::text[], p_parent;
     insert into pg_temp.yielded as y (relation, key, odd, columns)
     select p_relation, f.key, f.odd, case when v_table.strategy <> 'lww' then p_columns end from pg_temp.follower f
     on conflict (relation, key) do update set columns = case when y.columns is not null then y.columns || excluded.columns end;   -- else it is all new

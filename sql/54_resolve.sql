@@ -87,12 +87,13 @@ end
 $$;
 comment on function syncagent._image is 'a row as it is here, or null';
 
-create function syncagent._resolution(p_conflict uuid, p_writes jsonb, p_undone boolean) returns syncagent.conflict_record
+create function syncagent._resolution(p_conflict uuid, p_writes jsonb, p_undone boolean, out noted syncagent.conflict_record, out writes jsonb)
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_conflict syncagent.conflict_record;
+    v_last     syncagent.conflict_step;
 begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict for update;
     if not found then
@@ -102,31 +103,33 @@ begin
     perform syncagent._must_be_allowed(w.schema_name, w.table_name, u.what)   -- what is there is kept, and seen by who sees the conflict
     from (select distinct coalesce(w ->> 'schema', v_conflict.schema_name)::name, coalesce(w ->> 'table', v_conflict.table_name)::name
           from jsonb_array_elements(p_writes) as w) as w (schema_name, table_name) cross join (values ('select'), ('update')) as u (what);
-    if p_undone and v_conflict.resolved_at is null then
-        raise exception 'conflict % was not resolved here', p_conflict
-            using errcode = 'SA005', hint = 'what another site has resolved is undone there';
-    elsif not p_undone and v_conflict.resolved_at is not null then
-        raise exception 'conflict % was resolved already, by % at %', p_conflict, v_conflict.resolved_by, v_conflict.resolved_at
+    v_last := syncagent._settlement(p_conflict);
+    if p_undone and v_last.what is distinct from 'resolved' then
+        raise exception 'conflict % is not resolved', p_conflict
+            using errcode = 'SA005', hint = format('settle it: syncagent conflicts resolve %s', p_conflict);
+    elsif not p_undone and v_last.what = 'resolved' then
+        raise exception 'conflict % was resolved already, by % at %, %', p_conflict, v_last.by_role, syncagent._site_name(v_last.node), v_last.at
             using errcode = 'SA005', hint = format('to choose anew: syncagent conflicts undo %s', p_conflict);
     elsif not p_undone and v_conflict.yielded is not null and not syncagent._open(p_conflict) then
         raise exception 'conflict % is settled: the row that yielded was written since', p_conflict
             using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
     end if;
-    update syncagent.conflict_record c
-    set resolved_at = case when not p_undone then clock_timestamp() end, resolved_by = case when not p_undone then session_user end,
-        -- what was there before, in the opposite order; of a few columns only these
-        writes = case when not p_undone then (
+    writes := case when p_undone then v_last.writes else (
+            -- what was there before, in the opposite order; of a few columns only these
             select jsonb_agg(jsonb_build_object('schema', w.write -> 'schema', 'table', w.write -> 'table', 'key', w.write ->> 'key', 'columns', w.write -> 'columns', 'image', case
                        when (w.write ->> 'columns')::boolean then (select jsonb_object_agg(k, b.image -> k) from jsonb_object_keys(w.write -> 'image') as k)
                        else b.image end) order by w.n desc)
             from jsonb_array_elements(p_writes) with ordinality as w (write, n)
             cross join lateral (
-                select syncagent._image(coalesce(w.write ->> 'schema', v_conflict.schema_name), coalesce(w.write ->> 'table', v_conflict.table_name), w.write ->> 'key')) as b (image)) end
-    where c.id = p_conflict;
-    return v_conflict;
+                select syncagent._image(coalesce(w.write ->> 'schema', v_conflict.schema_name), coalesce(w.write ->> 'table', v_conflict.table_name), w.write ->> 'key')) as b (image)) end;
+    insert into syncagent.conflict_step (conflict, node, hlc, what, by_role, writes)
+    select p_conflict, s.node, greatest(syncagent._tick(), coalesce(v_last.hlc, 0) + 1),   -- above what was known here
+           case when p_undone then 'undone' else 'resolved' end, session_user, writes
+    from syncagent.local_site s;
+    noted := v_conflict;
 end
 $$;
-comment on function syncagent._resolution is 'check that a conflict can be settled, or unsettled, by whoever asks, and note it; what it was before';
+comment on function syncagent._resolution is 'check that a conflict can be settled, or unsettled, by whoever asks, and note it; the conflict, and the writes that take a resolution back';
 
 create function syncagent._settle_by_hand(p_conflict syncagent.conflict_record, p_writes jsonb) returns void
     language plpgsql volatile
@@ -162,8 +165,10 @@ create function syncagent._resolve(p_conflict uuid, p_writes jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
+declare
+    v_done record := syncagent._resolution(p_conflict, p_writes, false);
 begin
-    perform syncagent._settle_by_hand(syncagent._resolution(p_conflict, p_writes, false), p_writes);
+    perform syncagent._settle_by_hand(v_done.noted, p_writes);
 end
 $$;
 comment on function syncagent._resolve is 'settle a conflict by these writes, and remember what was there before';
@@ -377,13 +382,14 @@ create function syncagent.undo(p_conflict uuid) returns void
     as $$
 declare
     v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+    v_done     record;
 begin
-    if syncagent._is_merge(v_conflict) and v_conflict.resolved_at is null then
+    if syncagent._is_merge(v_conflict) and (select c.resolved_at from syncagent.conflict c where c.id = p_conflict) is null then
         perform syncagent._resolve(p_conflict, syncagent._apart(p_conflict, null));
         return;
     end if;
-    v_conflict := syncagent._resolution(p_conflict, null, true);
-    perform syncagent._settle_by_hand(v_conflict, v_conflict.writes);
+    v_done := syncagent._resolution(p_conflict, null, true);
+    perform syncagent._settle_by_hand(v_done.noted, v_done.writes);
 end
 $$;
 comment on function syncagent.undo(uuid) is 'take a resolution back: its rows become what they were before it; or a merge that nobody has resolved: both rows live, and what followed goes back';

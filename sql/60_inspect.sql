@@ -138,7 +138,12 @@ create function syncagent._forget_conflicts(p_age interval, p_most integer) retu
         where c.noticed_at < clock_timestamp() - p_age and not ((c.yielded is not null or c.strategy = 'merge' and c.constraint_name is null) and syncagent._open(c.id))
         order by c.noticed_at limit p_most for update skip locked
     ), gone as (
-        delete from syncagent.conflict_record c using old where c.id = old.id returning 1
+        delete from syncagent.conflict_record c using old where c.id = old.id returning c.id
+    ), steps as (
+        delete from syncagent.conflict_step s using gone where s.conflict = gone.id
+    ), late as (   -- of what is forgotten already
+        delete from syncagent.conflict_step s
+        where s.what <> 'noticed' and s.at < clock_timestamp() - p_age and not exists (select from syncagent.conflict_record c where c.id = s.conflict)
     )
     select count(*) from gone
 $$;
@@ -238,10 +243,14 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        syncagent._site_name(c.winning_node) as winner, syncagent._site_name(c.losing_node) as loser,
        c.winning_image, c.losing_image, c.winning_stamp, c.losing_stamp,
        syncagent.stamp_time(c.winning_stamp) as winning_time, syncagent.stamp_time(c.losing_stamp) as losing_time,
-       c.noticed_at, c.resolved_at, c.resolved_by::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
-       (c.yielded is not null or c.strategy = 'merge' and c.constraint_name is null) and syncagent._open(c.id) as open
-from syncagent.conflict_record c;
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings. Others are settled by the rule: the newer stamp has won';
+       c.noticed_at, s.at as resolved_at, s.by_role::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
+       (c.yielded is not null or c.strategy = 'merge' and c.constraint_name is null) and syncagent._open(c.id) as open,
+       array(select syncagent._site_name(n.node) from syncagent.conflict_step n where n.conflict = c.id and n.what = 'noticed' order by n.node) as noticed_by,
+       syncagent._site_name(s.node) as resolved_site
+from syncagent.conflict_record c
+left join lateral (select * from syncagent.conflict_step s where s.conflict = c.id and s.what <> 'noticed'
+                   order by s.hlc desc, s.node desc limit 1) as s on s.what = 'resolved';
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings. Others are settled by the rule: the newer stamp has won. Every site shows those of all sites: noticed_by are the sites that met both versions before they were told, resolved_site is where somebody has settled it';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,

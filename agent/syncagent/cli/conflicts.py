@@ -54,7 +54,7 @@ def list_(
         str | None, typer.Option(help="Only those of a kind, as update/update or unique.", show_default=False)
     ] = None,
     site: Annotated[
-        str | None, typer.Option(help="Only those in which a site has won or lost.", show_default=False)
+        str | None, typer.Option(help="Only those that a site has won, lost or noticed.", show_default=False)
     ] = None,
     since: SinceOption = None,
     open_: OpenOption = None,
@@ -84,7 +84,7 @@ def list_(
         render.csv(found, inspection.CONFLICT_COLUMNS)
         return
     if found:
-        columns = ("id", "noticed", "table", "key", "kind", "winner", "loser", "")
+        columns = ("id", "noticed", "table", "key", "kind", "winner", "loser", "noticed by", "")
         render.show(render.grid([_line(c) for c in found], columns))
     render.say(
         "no conflicts"
@@ -96,7 +96,7 @@ def list_(
 def _line(found: dict[str, Any]) -> tuple[Any, ...]:
     state = "open" if found["open"] else "resolved" if found["resolved_at"] else ""
     names = ("noticed_at", "table_name", "key", "kind", "winner", "loser")
-    return (str(found["id"])[:13], *(found[name] for name in names), state)
+    return (str(found["id"])[:13], *(found[name] for name in names), ", ".join(found["noticed_by"]), state)
 
 
 @conflicts.command()
@@ -194,7 +194,7 @@ def _show(found: dict[str, Any]) -> None:
         "strategy": found["strategy"],
         "winner": f"{found['winner'] or 'not known any more'}, {render.plain(found['winning_time'])}",
         "loser": f"{found['loser'] or 'not known any more'}, {render.plain(found['losing_time'])}",
-        "noticed": found["noticed_at"],
+        "noticed": f"{render.plain(found['noticed_at'])}, by {', '.join(found['noticed_by'])}",
     }
     if found["kind"] == "unique" and found["strategy"] == "merge":
         facts["constraint"] = found["constraint_name"]
@@ -208,7 +208,7 @@ def _show(found: dict[str, Any]) -> None:
         facts["the row got instead"] = json.dumps(found["yielded"], ensure_ascii=False)
         facts["open"] = "yes, until the row is given a value" if found["open"] else "no"
     if found["resolved_at"] is not None:
-        facts["resolved"] = f"by {found['resolved_by']}, {render.plain(found['resolved_at'])}"
+        facts["resolved"] = f"by {found['resolved_by']} at {found['resolved_site']}, {render.plain(found['resolved_at'])}"
     render.show(render.facts(facts), "")
     rows = []
     for column in dict.fromkeys([*winning, *losing]):

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import msgspec
 
-Form = Literal["plain", "exact", "keys", "aliases", "entries"]
-BESIDE: tuple[Form, ...] = ("keys", "aliases")
+Form = Literal["plain", "exact", "keys", "aliases", "conflicts", "entries"]
+BESIDE: tuple[Form, ...] = ("keys", "aliases", "conflicts")
 """What travels with rows, and is none."""
 
 
@@ -28,7 +28,8 @@ class Table(msgspec.Struct, frozen=True, order=True):
 class Stream(msgspec.Struct, frozen=True):
     """Rows of one table. `plain` rows have implicit stamps and only their columns; `exact` rows carry
     `_stamp uuid, _cut int8, _deleted bool` before them. `keys` are no rows: which keys each cut of the range saw
-    changed, for a receiver that may have to hand them on; nor are `aliases`: which rows were merged into which; `entries` are what a listing knows of versions. `size` is the length of the raw COPY bytes; `lowest` is
+    changed, for a receiver that may have to hand them on; nor are `aliases`: which rows were merged into which; nor `conflicts`: what the cuts of
+    the range tell of conflicts; `entries` are what a listing knows of versions. `size` is the length of the raw COPY bytes; `lowest` is
     not above any key of plain rows."""
 
     table: Table

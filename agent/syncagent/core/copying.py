@@ -19,7 +19,7 @@ from syncagent.errors import ProtocolError
 
 ROWS, VERSIONS, PARKED = 0, 1, 2
 """The streams of a range."""
-CONTEXTS, CONFLICTS, RECORDS, ALIASES = 0, 1, 2, 3
+CONTEXTS, CONFLICTS, RECORDS, ALIASES, STEPS = 0, 1, 2, 3, 4
 """The streams of the end."""
 
 
@@ -155,6 +155,7 @@ class EndHead(msgspec.Struct, frozen=True):
     forgotten: dict[int, int] = {}
     schema: int = 0
     aliases: int = 0
+    steps: int = 0
 
 
 class Counted(msgspec.Struct, frozen=True):

@@ -52,6 +52,7 @@ _ALIASES = (
     "select r.schema_name, r.table_name, a.loser, a.winner, a.node, a.cut"
     " from syncagent.alias a join syncagent.replicated r on r.id = a.relation where a.cut is not null"
 )
+_STEPS = "select * from syncagent.conflict_step"
 _REACH = "select coalesce(jsonb_object_agg(f.node, f.cut), '{}')::text from syncagent.frontier f"
 
 
@@ -329,6 +330,7 @@ class PostgresDonor:
         conflicts = await staging.read_out(session, _CONFLICTS, spool, copying.CONFLICTS)
         records = await staging.read_out(session, _RECORDS, spool, copying.RECORDS)
         aliases = await staging.read_out(session, _ALIASES, spool, copying.ALIASES)
+        steps = await staging.read_out(session, _STEPS, spool, copying.STEPS)
         clock = await session.fetchval("select last_value from syncagent.hlc")
         gone = await session.fetchrow(
             "select compacted::text as compacted, collected::text as forgotten, schema_epoch from syncagent.local_site"
@@ -354,4 +356,5 @@ class PostgresDonor:
             _context.decode(gone["forgotten"]),
             gone["schema_epoch"],
             aliases,
+            steps,
         )

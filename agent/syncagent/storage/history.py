@@ -13,6 +13,7 @@ async def take(session: asyncpg.Connection, head: EndHead, spool: Spool) -> None
     await session.execute(
         "create temp table context_stage on commit drop as select node, cut, context, newest from syncagent.context with no data;"
         " create temp table conflict_stage (like syncagent.conflict_record) on commit drop;"
+        " create temp table step_stage (like syncagent.conflict_step) on commit drop;"
         " create temp table record_stage on commit drop as select null::name as schema_name, null::name as table_name,"
         " node, cut, implicit, keys from syncagent.cut_keys with no data;"
         " create temp table alias_stage on commit drop as select null::name as schema_name, null::name as table_name,"
@@ -23,6 +24,8 @@ async def take(session: asyncpg.Connection, head: EndHead, spool: Spool) -> None
     await session.copy_to_table("record_stage", source=spool.read(copying.RECORDS), format="binary")
     if head.aliases:
         await session.copy_to_table("alias_stage", source=spool.read(copying.ALIASES), format="binary")
+    if head.steps:
+        await session.copy_to_table("step_stage", source=spool.read(copying.STEPS), format="binary")
     await session.execute(
         "insert into syncagent.context (node, cut, context, newest, applied) select node, cut, context, newest, pg_current_snapshot()"
         " from pg_temp.context_stage on conflict (node, cut) do nothing;"
@@ -32,5 +35,6 @@ async def take(session: asyncpg.Connection, head: EndHead, spool: Spool) -> None
         " insert into syncagent.alias (relation, loser, winner, node, cut) select r.id, s.loser, s.winner, s.node, s.cut"
         " from pg_temp.alias_stage s join syncagent.replicated r using (schema_name, table_name)"
         " join syncagent.frontier f on f.node = s.node and s.cut <= f.cut on conflict do nothing;"
+        " insert into syncagent.conflict_step select * from pg_temp.step_stage on conflict (conflict, node, hlc) do nothing;"
         " insert into syncagent.conflict_record select * from pg_temp.conflict_stage on conflict (id) do nothing"
     )

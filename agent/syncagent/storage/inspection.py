@@ -48,6 +48,8 @@ CONFLICT_COLUMNS = [
     "open",
     "resolved_at",
     "resolved_by",
+    "resolved_site",
+    "noticed_by",
 ]
 """Of the view, in an order for people."""
 
@@ -70,7 +72,7 @@ def conflicts(connection: Connection, wanted: Wanted, limit: int | None) -> tupl
         "table": "table_name = %(table)s",
         "key": "key = %(key)s",
         "kind": "kind = %(kind)s",
-        "site": "%(site)s in (winner, loser)",
+        "site": "(%(site)s in (winner, loser) or %(site)s = any (noticed_by))",
         "since": "noticed_at >= now() - %(since)s",
         "open": "open = %(open)s",
     }

@@ -156,10 +156,14 @@ class PostgresReplica:
         plain: list[_Source] = []
         relations: set[int] = set()
         epoch = await session.fetchval(
-            "select s.schema_epoch from syncagent._empty('pg_temp.stage_keys') as k, syncagent._empty('pg_temp.stage_aliases') as a, syncagent.local_site s"
+            "select s.schema_epoch from syncagent._empty('pg_temp.stage_keys') as k, syncagent._empty('pg_temp.stage_aliases') as a,"
+            " syncagent._empty('pg_temp.stage_conflicts') as c, syncagent.local_site s"
         )
         staged = set[Table]()
         for index, stream in enumerate(header.streams):
+            if stream.form == "conflicts":
+                await staging.fill(session, "stage_conflicts", None, spool.read(index), stream.rows)
+                continue
             target = await session.fetchrow(
                 "select * from syncagent._stage($1, $2, $3, $4, $5)",
                 stream.table.schema,

@@ -104,7 +104,7 @@ ANSWERS = (
         "Conflicts, the newest first, and how many there are.",
         _conflicts,
         _TABLE
-        | {"key": "of this row", "kind": "as update/update", "site": "won or lost by this one"}
+        | {"key": "of this row", "kind": "as update/update", "site": "won, lost or noticed by this one"}
         | {"since": "noticed in the last seconds", "open": "true or false"}
         | _AT_MOST,
         rows=True,

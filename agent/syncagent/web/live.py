@@ -50,7 +50,7 @@ select jsonb_build_object(
                          and s.linked and s.role not in ('witness', 'joining') and coalesce(s.equal_at < t.attached_at, true)
                        group by t.table_name) u),
     'newest_conflict', (select max(c.noticed_at) from syncagent.conflict_record c),
-    'resolved_conflict', (select max(c.resolved_at) from syncagent.conflict_record c),
+    'resolved_conflict', (select max(s.at) from syncagent.conflict_step s where s.what <> 'noticed'),
     'open_conflicts', (select count(*) from (select c.id from syncagent.conflict_record c where c.yielded is not null
                           order by c.noticed_at desc limit 200) y where syncagent._open(y.id))
 ) as state

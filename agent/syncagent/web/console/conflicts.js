@@ -75,7 +75,7 @@ function detail(one) {
   if (merged(one)) facts.push(`The row was merged into ${one.other_key}, which has its value of ${one.constraint_name}.`);
   if (stray(one)) facts.push(`A constraint kept it from following the row to which it referred by ${one.constraint_name}, and which was merged into another one.`);
   if (one.strategy === "cascade") facts.push(`It was deleted with ${one.other_key}, to which it referred by ${one.constraint_name}.`);
-  if (one.resolved_at) facts.push(`Resolved by ${one.resolved_by}, ${when(one.resolved_at)}.`);
+  if (one.resolved_at) facts.push(`Resolved by ${one.resolved_by} at ${one.resolved_site}, ${when(one.resolved_at)}.`);
   return h("div", { class: "detail", id: `detail-${one.id}` },
     h("p", { class: "dim" }, facts.join(" ")), versions(one), actions(one),
     h("p", { class: "dim" }, "In a terminal: ", h("code", {}, `syncagent conflicts show ${one.id}`)));
