@@ -5,7 +5,10 @@ create function syncagent._must_be_allowed(p_schema name, p_table name, p_what t
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), p_what) then
+    if to_regclass(format('%I.%I', p_schema, p_table)) is null then
+        raise exception 'table %.% is not at this site', quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA003', hint = 'settle it at a site that has the table: every one shows the conflict';
+    elsif not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), p_what) then
         raise exception 'role % may not % table %.%', session_user, p_what, quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA006', hint = format('grant %s on %I.%I to %I', p_what, p_schema, p_table, session_user);
     end if;

@@ -40,14 +40,19 @@ class Site:
     skew: int
     cuts: int = 0
     acts: int = 0                                   # own steps
+    arrivals: int = 0
     records: dict = field(default_factory=dict)     # conflict -> when it was noticed
     steps: dict = field(default_factory=dict)       # (conflict, node, clock) -> [cut, what, arrival]
     frontier: dict = field(default_factory=dict)    # node -> cut
     contexts: dict = field(default_factory=dict)    # (node, cut) -> frontier
 
+    def arrived(self):
+        self.arrivals += 1
+        return self.arrivals
+
     def step(self, conflict, what, clock):
         self.acts += 1
-        self.steps[conflict, self.me, clock] = [None, what, len(self.steps)]
+        self.steps[conflict, self.me, clock] = [None, what, self.arrived()]
 
     def notice(self, conflict, now):
         if conflict not in self.records:
@@ -90,7 +95,7 @@ class Site:
             batch = via.told(origin, after)
             for (conflict, node, clock), number, what, noticed in batch:
                 if BROKEN != "late" or noticed is not None or conflict in self.records:
-                    self.steps.setdefault((conflict, node, clock), [number, what, len(self.steps)])
+                    self.steps.setdefault((conflict, node, clock), [number, what, self.arrived()])
             for (conflict, *_), _, _, noticed in batch:
                 if noticed is not None and conflict not in self.records:
                     self.records[conflict] = noticed
@@ -144,7 +149,7 @@ def run(seed, stats, **_):
     for site in sites[1:]:
         assert site.records.keys() == first.records.keys(), "a site lacks a conflict, or has forgotten less"
         for conflict in site.records:
-            ends = {s.settled(conflict)[:3] if BROKEN != "arrival" else s.settled(conflict)[1:] for s in (site, first)}
+            ends = {s.settled(conflict)[1:] for s in (site, first)}
             assert len(ends) == 1, "two sites have it settled otherwise"
             noticed = [{k[1] for k, step in s.steps.items() if k[0] == conflict and step[1] == "noticed"} for s in (site, first)]
             assert noticed[0] == noticed[1], "two sites say otherwise who has noticed it"
@@ -153,4 +158,4 @@ def run(seed, stats, **_):
 
 if __name__ == "__main__":
     BROKEN = asked("--break")
-    play(run, **{})
+    play(run)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.model import aliases, appended, columns, merging, model, references, schema, siblings, strategies, txmodel, txmodel_directed, typed, unique
+from tests.model import aliases, appended, columns, history, merging, model, references, schema, siblings, strategies, txmodel, txmodel_directed, typed, unique
 
 FULL = 20_000
 
@@ -151,6 +151,14 @@ STRATEGIES_BREAKS = {
 }
 SINGLY = {"again"}
 """Noticed in runs whose pulls are not coalesced."""
+HISTORY_BREAKS = {
+    "echo": (0, "told again"),
+    "arrival": (0, "settled otherwise"),
+    "clock": (0, "it is not so"),
+    "relay": (0, "lacks a conflict"),
+    "late": (0, "settled otherwise"),
+    "kept": (0, "forgotten less"),
+}
 DIRECTED_BREAKS = set(txmodel_directed.SCHEDULES)
 
 
@@ -163,6 +171,7 @@ def test_every_broken_rule_is_tried():
     assert UNIQUE_BREAKS.keys() == unique.BREAKS.keys()
     assert ALIASES_BREAKS.keys() == aliases.BREAKS.keys()
     assert REFERENCES_BREAKS.keys() == references.BREAKS.keys()
+    assert HISTORY_BREAKS.keys() == history.BREAKS.keys()
     assert SCHEMA_BREAKS.keys() == schema.BREAKS.keys()
     assert TYPED_BREAKS.keys() == typed.BREAKS.keys()
     assert {*STRATEGIES_BREAKS, "kept"} == strategies.BREAKS.keys()
@@ -240,6 +249,11 @@ def test_references_hold(seed: int, runs: Callable[[int, int], int], cascade: bo
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 
 
+def test_the_history_of_conflicts_holds(seed: int, runs: Callable[[int, int], int]):
+    stats = played(history, seed, runs(60, FULL))
+    assert all(stats[what] for what in ("conflicts", "told", "relayed", "forgotten")) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
+
+
 @pytest.mark.soak
 def test_schema_changes_hold(seed: int, runs: Callable[[int, int], int]):
     stats = played(schema, seed, runs(150, 5_000))
@@ -301,12 +315,12 @@ def test_a_rule_of_the_model_left_out_is_noticed(monkeypatch, rule: str):
 @pytest.mark.parametrize(("program", "rule"), [
     *((columns, rule) for rule in COLUMNS_BREAKS), *((siblings, rule) for rule in SIBLINGS_BREAKS), *((unique, rule) for rule in UNIQUE_BREAKS),
     *((merging, rule) for rule in MERGING_BREAKS), *((appended, rule) for rule in APPENDED_BREAKS), *((aliases, rule) for rule in ALIASES_BREAKS),
-    *((references, rule) for rule in REFERENCES_BREAKS), *((schema, rule) for rule in SCHEMA_BREAKS), *((typed, rule) for rule in TYPED_BREAKS),
+    *((references, rule) for rule in REFERENCES_BREAKS), *((history, rule) for rule in HISTORY_BREAKS), *((schema, rule) for rule in SCHEMA_BREAKS), *((typed, rule) for rule in TYPED_BREAKS),
     *((strategies, rule) for rule in STRATEGIES_BREAKS),
 ], ids=lambda value: value if isinstance(value, str) else value.__name__.rpartition(".")[2])
 def test_a_rule_of_a_strategy_left_out_is_noticed(monkeypatch, program, rule: str):
     number, what = {columns: COLUMNS_BREAKS, siblings: SIBLINGS_BREAKS, merging: MERGING_BREAKS, appended: APPENDED_BREAKS, unique: UNIQUE_BREAKS, aliases: ALIASES_BREAKS,
-                    references: REFERENCES_BREAKS, schema: SCHEMA_BREAKS, typed: TYPED_BREAKS,
+                    references: REFERENCES_BREAKS, history: HISTORY_BREAKS, schema: SCHEMA_BREAKS, typed: TYPED_BREAKS,
                     strategies: STRATEGIES_BREAKS}[program][rule]
     scene = {"unique": True} if program is references and rule in references.COLLIDING else {}
     program.run(number, Counter(), coalesced=True, **scene)
