@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 48_shape.sql, 50_apply.sql, 51_references.sql, 52_columns.sql, 52_merge.sql, 53_aliases.sql, 53_constraints.sql, 54_resolve.sql, 54_siblings.sql, 55_copy.sql, 56_schema_changes.sql, 56_strategies.sql, 56_versions.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 48_shape.sql, 50_apply.sql, 51_references.sql, 52_columns.sql, 52_merge.sql, 53_aliases.sql, 53_constraints.sql, 54_history.sql, 54_resolve.sql, 54_siblings.sql, 55_copy.sql, 56_schema_changes.sql, 56_strategies.sql, 56_versions.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -200,14 +200,26 @@ create table syncagent.conflict_record (
     losing_image  jsonb,
     yielded       jsonb,
     followed      jsonb,
-    noticed_at    timestamptz not null default clock_timestamp(),
-    resolved_at   timestamptz,
-    resolved_by   name,
-    writes        jsonb
+    noticed_at    timestamptz not null default clock_timestamp()
 );
 create index conflict_record_key on syncagent.conflict_record (key);
 create index conflict_record_time on syncagent.conflict_record (noticed_at);
-comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them here; writes take back what a person has resolved it by; a node that is not known any more is null';
+comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them where it was noticed; a node that is not known any more is null';
+
+create table syncagent.conflict_step (
+    conflict uuid not null,
+    node     integer not null,
+    hlc      bigint not null default 0,
+    cut      bigint,
+    what     text not null check (what in ('noticed', 'resolved', 'undone')),
+    at       timestamptz not null default clock_timestamp(),
+    by_role  name,
+    writes   jsonb,
+    primary key (conflict, node, hlc)
+);
+create index conflict_step_cut on syncagent.conflict_step (node, cut);
+create index conflict_step_settled on syncagent.conflict_step (at) where what <> 'noticed';
+comment on table syncagent.conflict_step is 'which sites have noticed a conflict before they were told of it, and who has settled it, or has taken that back, at which site: told to all by a cut of it (null: in no cut yet); the step of the largest clock, then node, holds; writes take a resolution back';
 
 -- The agent and its verbs ----------------------------------------------------------------------------------
 
@@ -1402,10 +1414,10 @@ declare
     v_last record := syncagent._last_cut();
 begin
     return exists (select from syncagent.log where xid >= v_last.xmax or xid = any (v_last.xip))
-        or exists (select from syncagent.settling);
+        or exists (select from syncagent.settling) or syncagent._untold();
 end
 $$;
-comment on function syncagent._pending is 'whether a cut would find something to fold';
+comment on function syncagent._pending is 'whether a cut would find something to fold, or to tell of conflicts';
 
 create function syncagent._prepare_session() returns void
     language plpgsql volatile
@@ -1419,6 +1431,7 @@ begin
     create temp table if not exists stage_keys (relation integer, cut bigint, keys uuid[]);
     alter table pg_temp.stage_keys alter column keys set storage external;
     create temp table if not exists stage_aliases (relation integer, cut bigint, loser uuid, winner uuid);
+    create temp table if not exists stage_conflicts (conflict uuid, cut bigint, hlc bigint, what text, at timestamptz, by_role name, writes jsonb, record jsonb);
     create temp table if not exists folded (
         key uuid, hlc bigint, first bigint, implicit boolean, born boolean, gone boolean, odd text, registers jsonb);
     create temp table if not exists verdict (
@@ -1496,7 +1509,7 @@ $$;
 comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables, or for one; null if there are none';
 
 create function syncagent._fold(p_force boolean)
-    returns table (number bigint, id uuid, rows bigint, settle bigint)
+    returns table (number bigint, id uuid, rows bigint, settle bigint, told boolean)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -1507,6 +1520,7 @@ declare
     v_number bigint := coalesce(v_last.number, 0) + 1;
     v_id     uuid := gen_random_uuid();
     v_rows   bigint := 0;
+    v_told   boolean := syncagent._untold();
     v_count  bigint;
     v_newest bigint;
     v_needed bigint;
@@ -1520,10 +1534,10 @@ begin
     from syncagent.log l
     where l.xid >= v_last.xmax or l.xid = any (v_last.xip);
     get diagnostics v_count = row_count;
-    if v_count = 0 and not p_force then
+    if v_count = 0 and not v_told and not p_force then
         return;
     end if;
-    v_needed := case when v_count > 0 then v_number else 0 end;
+    v_needed := case when v_count > 0 or v_told then v_number else 0 end;
     if v_count > 1000 then
         analyze pg_temp.window_entry;
     end if;
@@ -1554,10 +1568,11 @@ begin
     insert into syncagent.cut (number, id, previous, taken, rows)
         values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows);
     update syncagent.alias a set cut = v_number where a.cut is null;   -- the deletes that they go with are in this cut
-    return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling);
+    update syncagent.conflict_step c set cut = v_number where c.node = v_site.node and c.cut is null;
+    return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling), v_told;
 end
 $$;
-comment on function syncagent._fold is 'make a cut in the current snapshot; no row if nothing was written and it is not forced';
+comment on function syncagent._fold is 'make a cut in the current snapshot; no row if nothing was written, nothing is to be told of conflicts, and it is not forced';
 
 create function syncagent._fold_template(p_columns boolean) returns text
     language sql immutable
@@ -1779,7 +1794,7 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
+    (select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
            case f.form when 'aliases'
                 then format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
                 else format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node) end
@@ -1797,7 +1812,12 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
         ('exact', 'whole', not p_plain and (k.implicit or k.stamped)),
         ('aliases', null, exists (select from syncagent.alias a where a.relation = r.id and a.node = p_node and a.cut > p_after and a.cut <= p_upto))) as f (form, function, wanted)
     where f.wanted
-    order by r.id, f.form desc
+    order by r.id, f.form desc)
+    union all
+    select 'syncagent', 'conflict_step', 'conflicts', '{}', 'syncagent.conflict_step', c.steps, null,
+           format('select * from syncagent._told_conflicts(%s, %s, %s)', p_node, p_after, p_upto)
+    from (select count(*) from syncagent.conflict_step s where s.node = p_node and s.cut > p_after and s.cut <= p_upto) as c (steps)
+    where c.steps > 0
 $$;
 comment on function syncagent._shipment is 'the COPY queries that read a node''s cuts after one and up to another; all in the snapshot of the newest cut here';
 
@@ -2763,6 +2783,9 @@ begin
     if exists (select from pg_temp.stage_aliases) then
         perform syncagent._take_aliases(p_origin);
     end if;
+    if exists (select from pg_temp.stage_conflicts) then
+        perform syncagent._take_conflicts(p_origin);   -- before this site notices them itself
+    end if;
     foreach v_id in array p_relations loop
         perform syncagent._empty('pg_temp.verdict');
         if p_locked then
@@ -3375,7 +3398,7 @@ end
 $$;
 $sql$ $template$;
 
-create function syncagent._bring_together() returns void
+create function syncagent._bring_together(p_joining boolean default false) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -3385,8 +3408,8 @@ begin
     if not exists (select from pg_temp.bereft) and not exists (select from pg_temp.astray) then
         return;
     end if;
-    delete from pg_temp.bereft b where b.xid <> pg_current_xact_id() or (select s.joining from syncagent.local_site s);
-    delete from pg_temp.astray a where (select s.joining from syncagent.local_site s);
+    delete from pg_temp.bereft b where b.xid <> pg_current_xact_id() or (select s.joining from syncagent.local_site s) and not p_joining;
+    delete from pg_temp.astray a where (select s.joining from syncagent.local_site s) and not p_joining;
     for r in select distinct b.relation from pg_temp.bereft b loop   -- a later part of a knot has brought it back
         execute syncagent._render($sql$
             delete from pg_temp.bereft b using (select {key} as key from {table} t, pg_temp.bereft x, lateral {row} as p where x.relation = {id} and {same}) as k
@@ -3401,7 +3424,7 @@ begin
     perform syncagent._empty('pg_temp.bereft');
 end
 $$;
-comment on function syncagent._bring_together is 'once all is there that comes at once: rows that refer to somebody who was merged away follow, and rows that were deleted, and to which others refer, are written again';
+comment on function syncagent._bring_together is 'once all is there that comes at once: rows that refer to somebody who was merged away follow, and rows that were deleted, and to which others refer, are written again; joining: also while this site is no member yet';
 
 create function syncagent._restore_parents() returns boolean
     language plpgsql volatile
@@ -3553,13 +3576,14 @@ begin
     execute syncagent._render($sql$
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy, constraint_name,
             winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
-        select syncagent._name_uuid(format('%s %s %s %s', {title}, x.key, v.stamp, 'foreign key')), {schema_literal}, {table_literal}, x.key,
+        select syncagent._name_uuid(format('%s %s %s %s', {title}, x.key, d.stamp, 'foreign key')), {schema_literal}, {table_literal}, x.key,
                {t_key_text}, 'foreign key', {policy}, {name},
-               case when o.back then o.stamp else v.stamp end, case when o.back then v.stamp else syncagent._implicit(x.key) end,
+               case when o.back then o.stamp else d.stamp end, case when o.back then d.stamp else syncagent._implicit(x.key) end,
                case when o.back then $2 else v.node end, case when o.back then v.node end,
                case when o.back then to_jsonb(t.*) end, case when not o.back then to_jsonb(t.*) end
         from pg_temp.bereft x cross join lateral {row} as t
-        join syncagent.version_{id} v on v.key = x.key
+        left join syncagent.version_{id} v on v.key = x.key
+        cross join lateral (select coalesce(v.stamp, syncagent._implicit(x.key)) as stamp) as d   -- a donor may have forgotten its delete
         cross join lateral (select x.key = any ($1) as back, syncagent._stamp(syncagent._tick(), $3) as stamp) as o
         where x.relation = {id} and x.key = any ($4)
         on conflict (id) do nothing $sql$, v_tokens) using v_back, v_me.node, v_me.tail, v_keys;
@@ -4933,7 +4957,7 @@ begin
               from pg_temp.follower f join {parent} cross join syncagent.replicated p where p.relation = $2
               group by 1, 2, 3, 4) as n
         where c.schema_name = n.schema_name and c.table_name = n.table_name and c.key = n.loser and c.other_key = n.winner
-          and c.kind = 'unique' and c.strategy = 'merge' and c.resolved_at is null $sql$, v_tokens) using p_columns::text[], p_parent;
+          and c.kind = 'unique' and c.strategy = 'merge' and (syncagent._settlement(c.id)).what is distinct from 'resolved' $sql$, v_tokens) using p_columns::text[], p_parent;
     insert into pg_temp.yielded as y (relation, key, odd, columns)
     select p_relation, f.key, f.odd, case when v_table.strategy <> 'lww' then p_columns end from pg_temp.follower f
     on conflict (relation, key) do update set columns = case when y.columns is not null then y.columns || excluded.columns end;   -- else it is all new
@@ -5464,7 +5488,11 @@ declare
     r         record;
 begin
     select * into strict v_table from syncagent.replicated where id = p_relation;
-    v_tokens := syncagent._tokens(p_relation) || jsonb_build_object('bereaved', syncagent._bereaved(p_relation));
+    v_tokens := syncagent._tokens(p_relation);
+    v_tokens := v_tokens || (   -- most tables refer to nothing
+        select jsonb_build_object('bereaved', b.bereaved, 'losing_row', case when b.bereaved = 'false' then ''
+            else format('cross join lateral jsonb_populate_record(null::%s, p.losing_image) as t', v_tokens ->> 'table') end)
+        from (select syncagent._bereaved(p_relation) as bereaved) as b);
     if v_tokens ->> 'odd_value' = '' then
         v_tokens := v_tokens || jsonb_build_object('odd_value', ', null::text as odd');
     end if;
@@ -5498,8 +5526,7 @@ begin
             insert into pg_temp.collision (rule, loser, key_text, odd, losing_stamp, losing_image, tid, leaf, winner, winner_text, winning_stamp, winning_image, due, held)
             select distinct on (p.loser) {rule}, p.loser, p.key_text, p.odd, p.losing_stamp, p.losing_image, p.tid, p.leaf,
                    p.winner, p.winner_text, p.winning_stamp, p.winning_image, true, case when {bereaved} then p.came end
-            from pair p cross join lateral jsonb_populate_record(null::{table}, p.losing_image) as t
-            where not exists (select from pg_temp.collision c where c.rule = {rule} and c.loser = p.loser)
+            from pair p {losing_row} where not exists (select from pg_temp.collision c where c.rule = {rule} and c.loser = p.loser)
             order by p.loser, p.winner
             $sql$, v_tokens || jsonb_build_object('elsewhere', syncagent._render($sql$(
                 -- rows that will not be what they are here: the batch has, or a parked version is, something newer
@@ -5836,6 +5863,75 @@ $$;
 comment on function syncagent._park_breakers is 'mark staged rows that any other constraint refuses';
 
 
+-- The history of conflicts, at every site: what was noticed and settled anywhere travels in the cuts, beside the rows.
+--
+-- A step is never changed but for the number of its cut, and a site writes only its own; what another one tells is added, once.
+-- So nothing waits here for anybody, a batch that comes twice adds nothing, and all sites come to the same, in whatever order.
+
+create function syncagent._note_noticed() returns trigger
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    insert into syncagent.conflict_step (conflict, node, what, at)
+    select n.id, s.node, 'noticed', n.noticed_at
+    from fresh n cross join syncagent.local_site s
+    where not exists (select from syncagent.conflict_step x where x.conflict = n.id and x.what = 'noticed');   -- else it was told
+    return null;
+end
+$$;
+comment on function syncagent._note_noticed is 'a conflict of which no site has told was noticed here, and is told in the next cut';
+
+create trigger noticed after insert on syncagent.conflict_record referencing new table as fresh
+    for each statement execute function syncagent._note_noticed();
+alter table syncagent.conflict_record enable always trigger noticed;   -- merges are made as a replica
+
+create function syncagent._settlement(p_conflict uuid) returns syncagent.conflict_step
+    language sql stable
+    as $$
+    select s from syncagent.conflict_step s where s.conflict = p_conflict and s.what <> 'noticed' order by s.hlc desc, s.node desc limit 1
+$$;
+comment on function syncagent._settlement is 'the newest step by which somebody has settled a conflict, or has taken that back, at whatever site; null if nobody has';
+
+create function syncagent._untold() returns boolean
+    language sql stable
+    as $$
+    select exists (select from syncagent.conflict_step c where c.node = (select s.node from syncagent.local_site s) and c.cut is null)
+$$;
+comment on function syncagent._untold is 'whether this site has steps of conflicts that are in no cut yet';
+
+create function syncagent._told_conflicts(p_node integer, p_after bigint, p_upto bigint)
+    returns table (conflict uuid, cut bigint, hlc bigint, what text, at timestamptz, by_role name, writes jsonb, record jsonb)
+    language sql stable
+    as $$
+    select s.conflict, s.cut, s.hlc, s.what, s.at, s.by_role, s.writes, case s.what when 'noticed' then to_jsonb(c) end
+    from syncagent.conflict_step s left join syncagent.conflict_record c on c.id = s.conflict
+    where s.node = p_node and s.cut > p_after and s.cut <= p_upto and (s.what <> 'noticed' or c.id is not null)
+    order by s.conflict
+$$;
+comment on function syncagent._told_conflicts is 'what the cuts of a node tell of conflicts: a step, and the conflict with the first of them; what is forgotten here is told no more';
+
+create function syncagent._take_conflicts(p_origin integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    -- The steps first: by them it is known that a conflict was told. One that settles it may come before it, in another part of a knot.
+    insert into syncagent.conflict_step (conflict, node, hlc, cut, what, at, by_role, writes)
+    select s.conflict, p_origin, s.hlc, s.cut, s.what, s.at, s.by_role, s.writes
+    from pg_temp.stage_conflicts s
+    order by s.conflict
+    on conflict (conflict, node, hlc) do update set cut = excluded.cut;
+    insert into syncagent.conflict_record
+    select c.*
+    from pg_temp.stage_conflicts s cross join lateral jsonb_populate_record(null::syncagent.conflict_record, s.record) as c
+    where s.record is not null
+    order by c.id
+    on conflict (id) do nothing;
+end
+$$;
+comment on function syncagent._take_conflicts is 'add what a batch tells of conflicts to what is known of them here';
+
 -- Settling a conflict by hand: an ordinary write of whoever asks, with his rights, captured and shipped like any other.
 
 create function syncagent._must_be_allowed(p_schema name, p_table name, p_what text) returns void
@@ -5843,7 +5939,10 @@ create function syncagent._must_be_allowed(p_schema name, p_table name, p_what t
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    if not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), p_what) then
+    if to_regclass(format('%I.%I', p_schema, p_table)) is null then
+        raise exception 'table %.% is not at this site', quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA003', hint = 'settle it at a site that has the table: every one shows the conflict';
+    elsif not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), p_what) then
         raise exception 'role % may not % table %.%', session_user, p_what, quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA006', hint = format('grant %s on %I.%I to %I', p_what, p_schema, p_table, session_user);
     end if;
@@ -5925,12 +6024,13 @@ end
 $$;
 comment on function syncagent._image is 'a row as it is here, or null';
 
-create function syncagent._resolution(p_conflict uuid, p_writes jsonb, p_undone boolean) returns syncagent.conflict_record
+create function syncagent._resolution(p_conflict uuid, p_writes jsonb, p_undone boolean, out noted syncagent.conflict_record, out writes jsonb)
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_conflict syncagent.conflict_record;
+    v_last     syncagent.conflict_step;
 begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict for update;
     if not found then
@@ -5940,31 +6040,33 @@ begin
     perform syncagent._must_be_allowed(w.schema_name, w.table_name, u.what)   -- what is there is kept, and seen by who sees the conflict
     from (select distinct coalesce(w ->> 'schema', v_conflict.schema_name)::name, coalesce(w ->> 'table', v_conflict.table_name)::name
           from jsonb_array_elements(p_writes) as w) as w (schema_name, table_name) cross join (values ('select'), ('update')) as u (what);
-    if p_undone and v_conflict.resolved_at is null then
-        raise exception 'conflict % was not resolved here', p_conflict
-            using errcode = 'SA005', hint = 'what another site has resolved is undone there';
-    elsif not p_undone and v_conflict.resolved_at is not null then
-        raise exception 'conflict % was resolved already, by % at %', p_conflict, v_conflict.resolved_by, v_conflict.resolved_at
+    v_last := syncagent._settlement(p_conflict);
+    if p_undone and v_last.what is distinct from 'resolved' then
+        raise exception 'conflict % is not resolved', p_conflict
+            using errcode = 'SA005', hint = format('settle it: syncagent conflicts resolve %s', p_conflict);
+    elsif not p_undone and v_last.what = 'resolved' then
+        raise exception 'conflict % was resolved already, by % at %, %', p_conflict, v_last.by_role, syncagent._site_name(v_last.node), v_last.at
             using errcode = 'SA005', hint = format('to choose anew: syncagent conflicts undo %s', p_conflict);
     elsif not p_undone and v_conflict.yielded is not null and not syncagent._open(p_conflict) then
         raise exception 'conflict % is settled: the row that yielded was written since', p_conflict
             using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
     end if;
-    update syncagent.conflict_record c
-    set resolved_at = case when not p_undone then clock_timestamp() end, resolved_by = case when not p_undone then session_user end,
-        -- what was there before, in the opposite order; of a few columns only these
-        writes = case when not p_undone then (
+    writes := case when p_undone then v_last.writes else (
+            -- what was there before, in the opposite order; of a few columns only these
             select jsonb_agg(jsonb_build_object('schema', w.write -> 'schema', 'table', w.write -> 'table', 'key', w.write ->> 'key', 'columns', w.write -> 'columns', 'image', case
                        when (w.write ->> 'columns')::boolean then (select jsonb_object_agg(k, b.image -> k) from jsonb_object_keys(w.write -> 'image') as k)
                        else b.image end) order by w.n desc)
             from jsonb_array_elements(p_writes) with ordinality as w (write, n)
             cross join lateral (
-                select syncagent._image(coalesce(w.write ->> 'schema', v_conflict.schema_name), coalesce(w.write ->> 'table', v_conflict.table_name), w.write ->> 'key')) as b (image)) end
-    where c.id = p_conflict;
-    return v_conflict;
+                select syncagent._image(coalesce(w.write ->> 'schema', v_conflict.schema_name), coalesce(w.write ->> 'table', v_conflict.table_name), w.write ->> 'key')) as b (image)) end;
+    insert into syncagent.conflict_step (conflict, node, hlc, what, by_role, writes)
+    select p_conflict, s.node, greatest(syncagent._tick(), coalesce(v_last.hlc, 0) + 1),   -- above what was known here
+           case when p_undone then 'undone' else 'resolved' end, session_user, writes
+    from syncagent.local_site s;
+    noted := v_conflict;
 end
 $$;
-comment on function syncagent._resolution is 'check that a conflict can be settled, or unsettled, by whoever asks, and note it; what it was before';
+comment on function syncagent._resolution is 'check that a conflict can be settled, or unsettled, by whoever asks, and note it; the conflict, and the writes that take a resolution back';
 
 create function syncagent._settle_by_hand(p_conflict syncagent.conflict_record, p_writes jsonb) returns void
     language plpgsql volatile
@@ -6000,8 +6102,10 @@ create function syncagent._resolve(p_conflict uuid, p_writes jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
+declare
+    v_done record := syncagent._resolution(p_conflict, p_writes, false);
 begin
-    perform syncagent._settle_by_hand(syncagent._resolution(p_conflict, p_writes, false), p_writes);
+    perform syncagent._settle_by_hand(v_done.noted, p_writes);
 end
 $$;
 comment on function syncagent._resolve is 'settle a conflict by these writes, and remember what was there before';
@@ -6215,13 +6319,14 @@ create function syncagent.undo(p_conflict uuid) returns void
     as $$
 declare
     v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+    v_done     record;
 begin
-    if syncagent._is_merge(v_conflict) and v_conflict.resolved_at is null then
+    if syncagent._is_merge(v_conflict) and (select c.resolved_at from syncagent.conflict c where c.id = p_conflict) is null then
         perform syncagent._resolve(p_conflict, syncagent._apart(p_conflict, null));
         return;
     end if;
-    v_conflict := syncagent._resolution(p_conflict, null, true);
-    perform syncagent._settle_by_hand(v_conflict, v_conflict.writes);
+    v_done := syncagent._resolution(p_conflict, null, true);
+    perform syncagent._settle_by_hand(v_done.noted, v_done.writes);
 end
 $$;
 comment on function syncagent.undo(uuid) is 'take a resolution back: its rows become what they were before it; or a merge that nobody has resolved: both rows live, and what followed goes back';
@@ -6462,6 +6567,14 @@ create table syncagent.copied_parked (
     since    timestamptz not null
 );
 comment on table syncagent.copied_parked is 'parked rows of the donor, until the tables are attached here';
+
+create table syncagent.dropped_row (
+    relation integer not null,
+    key      uuid not null,
+    image    text not null,
+    odd      text
+);
+comment on table syncagent.dropped_row is 'rows of a site that returns which the donor has not, and others refer to here: they come back with the end of the copy if one of those is left';
 
 create function syncagent._copied_columns(p_table regclass) returns table (name name, type text)
     language sql stable
@@ -7452,8 +7565,10 @@ begin
     delete from syncagent.frontier;
     delete from syncagent.settling;
     delete from syncagent.parked_row;
+    delete from syncagent.dropped_row;
     delete from syncagent.alias a where a.node <> v_site.node or a.cut <= p_cut;
     update syncagent.alias set node = p_node, cut = null;
+    update syncagent.conflict_step c set node = p_node, cut = null where c.node = v_site.node and coalesce(c.cut > p_cut, true);
     delete from syncagent.forest;
     delete from syncagent.bucket;
     delete from syncagent.mark;
@@ -7672,9 +7787,11 @@ begin
             with gone as (
                 delete from only {node} t
                 where {range} and not exists (select from pg_temp.own_key o where o.key = {key}) and not {same_row}
-                returning {key} as key
+                returning {key} as key, case when {missed} then row({t_columns})::text end as image, {odd_or_null} as odd
+            ), missed as (
+                insert into syncagent.dropped_row (relation, key, image, odd) select {id}, g.key, g.image, g.odd from gone g where g.image is not null
             ) insert into pg_temp.dropped_key select g.key from gone g
-            $sql$, v_tokens);
+            $sql$, v_tokens || jsonb_build_object('missed', coalesce((select string_agg(x.refers, ' or ') from syncagent._references(p_relation) as x), 'false')));
         get diagnostics v_dropped = row_count;
     end if;
 
@@ -7703,6 +7820,9 @@ begin
         execute format('select syncagent.judge_%s($1, false)', p_relation) into v_count using v_origin;
         v_conflicts := v_conflicts + v_count;
         v_taken := v_taken + syncagent._write_carefully(p_relation, v_origin, false);
+        insert into syncagent.dropped_row (relation, key, image, odd)
+        select b.relation, b.key, b.image, b.odd from pg_temp.bereft b where b.xid = pg_current_xact_id();
+        perform syncagent._empty('pg_temp.bereft');
     end loop;
     execute syncagent._render($sql$
         select exists (
@@ -7718,6 +7838,20 @@ begin
 end
 $$;
 comment on function syncagent._reconcile is 'make a staged range of a donor, and what is listed of its versions, that of this site; same: its rows are what is here';
+
+create function syncagent._bring_back() returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    insert into pg_temp.bereft (xid, relation, key, image, odd)
+    select distinct on (d.relation, d.key) pg_current_xact_id(), d.relation, d.key, d.image, d.odd from syncagent.dropped_row d order by d.relation, d.key;
+    delete from syncagent.dropped_row;
+    perform syncagent._bring_together(true);
+    return syncagent._log_yielded();
+end
+$$;
+comment on function syncagent._bring_back is 'once all ranges are here: what this site has written, and refers to a row that the donor has not, brings that one back, as where a delete comes in a batch; returns how many rows were written';
 
 -- The Merkle forest: digests of stretches of keys, so that two sites prove that they are equal without reading their rows.
 --
@@ -8800,7 +8934,12 @@ create function syncagent._forget_conflicts(p_age interval, p_most integer) retu
         where c.noticed_at < clock_timestamp() - p_age and not ((c.yielded is not null or c.strategy = 'merge' and c.constraint_name is null) and syncagent._open(c.id))
         order by c.noticed_at limit p_most for update skip locked
     ), gone as (
-        delete from syncagent.conflict_record c using old where c.id = old.id returning 1
+        delete from syncagent.conflict_record c using old where c.id = old.id returning c.id
+    ), steps as (
+        delete from syncagent.conflict_step s using gone where s.conflict = gone.id
+    ), late as (   -- of what is forgotten already
+        delete from syncagent.conflict_step s
+        where s.what <> 'noticed' and s.at < clock_timestamp() - p_age and not exists (select from syncagent.conflict_record c where c.id = s.conflict)
     )
     select count(*) from gone
 $$;
@@ -8900,10 +9039,14 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        syncagent._site_name(c.winning_node) as winner, syncagent._site_name(c.losing_node) as loser,
        c.winning_image, c.losing_image, c.winning_stamp, c.losing_stamp,
        syncagent.stamp_time(c.winning_stamp) as winning_time, syncagent.stamp_time(c.losing_stamp) as losing_time,
-       c.noticed_at, c.resolved_at, c.resolved_by::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
-       (c.yielded is not null or c.strategy = 'merge' and c.constraint_name is null) and syncagent._open(c.id) as open
-from syncagent.conflict_record c;
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings. Others are settled by the rule: the newer stamp has won';
+       c.noticed_at, s.at as resolved_at, s.by_role::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
+       (c.yielded is not null or c.strategy = 'merge' and c.constraint_name is null) and syncagent._open(c.id) as open,
+       array(select syncagent._site_name(n.node) from syncagent.conflict_step n where n.conflict = c.id and n.what = 'noticed' order by n.node) as noticed_by,
+       syncagent._site_name(s.node) as resolved_site
+from syncagent.conflict_record c
+left join lateral (select * from syncagent.conflict_step s where s.conflict = c.id and s.what <> 'noticed'
+                   order by s.hlc desc, s.node desc limit 1) as s on s.what = 'resolved';
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings. Others are settled by the rule: the newer stamp has won. Every site shows those of all sites: noticed_by are the sites that met both versions before they were told, resolved_site is where somebody has settled it';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,

@@ -208,7 +208,9 @@ def _show(found: dict[str, Any]) -> None:
         facts["the row got instead"] = json.dumps(found["yielded"], ensure_ascii=False)
         facts["open"] = "yes, until the row is given a value" if found["open"] else "no"
     if found["resolved_at"] is not None:
-        facts["resolved"] = f"by {found['resolved_by']} at {found['resolved_site']}, {render.plain(found['resolved_at'])}"
+        facts["resolved"] = (
+            f"by {found['resolved_by']} at {found['resolved_site']}, {render.plain(found['resolved_at'])}"
+        )
     render.show(render.facts(facts), "")
     rows = []
     for column in dict.fromkeys([*winning, *losing]):

@@ -132,7 +132,15 @@ class PostgresOrigin:
         await transaction.commit()
         frontier = {node: position.cut for node, position in here.items()}
         rows = made["rows"]
-        cut = Cut(made["number"], made["id"], frontier, rows, rows == 0 and not made["told"], tuple(shipments), tuple(unable))
+        cut = Cut(
+            made["number"],
+            made["id"],
+            frontier,
+            rows,
+            rows == 0 and not made["told"],
+            tuple(shipments),
+            tuple(unable),
+        )
         return cut, bool(made["settle"])
 
     async def _read(

@@ -11,7 +11,11 @@ _LARGE = 1000
 
 
 async def fill(
-    session: asyncpg.Connection, stage: str, columns: Sequence[str] | None, source: AsyncIterator[bytes], rows: int
+    session: asyncpg.Connection,
+    stage: str,
+    columns: Sequence[str] | None,
+    source: AsyncIterator[bytes],
+    rows: int,
 ) -> None:
     """Put so many rows, as the bytes of a binary COPY, into a temporary table of this session."""
     await session.copy_to_table(stage, source=source, columns=columns, format="binary")
