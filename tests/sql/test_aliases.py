@@ -15,7 +15,7 @@ from syncagent.errors import Contended, Inexact, RefusedError
 from syncagent.storage import constraints
 from syncagent.storage import tables as storage
 from tests.sql.conftest import Pair, Sites
-from tests.support.lab import Row, Site, cross, exchange, insisting, key, quiet, same, ship
+from tests.support.lab import Laboratory, Row, Site, cross, exchange, insisting, key, quiet, same, ship
 
 SHOP = """create table customer (id uuid primary key, email text unique, name text);
     create table sale (id uuid primary key, customer uuid not null references customer on delete cascade, what text)"""
@@ -639,69 +639,74 @@ async def test_a_merge_is_taken_back_and_told(sites: Sites, pair: Pair) -> None:
     await same("sale", a, b)
 
 
+async def schedule(three: list[Site], number: int) -> None:
+    rnd = random.Random(number)
+    await merging(*three)
+    for site in three if number % 2 else ():
+        await site.do(
+            """update syncagent.replicated set policies = '{"cart_customer_product_key": "keep-both"}' where table_name = 'cart'"""
+        )
+    made, gone = set[int](), set[int]()
+    for step in range(1, 60):
+        site, mail = rnd.choice(three), f"{rnd.randrange(4)}@x"
+        there, carts = [
+            [
+                row[0]
+                for row in await site.rows(
+                    f"select ('x' || right(id::text, 8))::bit(32)::int from {table} order by id"
+                )
+            ]
+            for table in ("customer", "cart")
+        ]
+        chosen = rnd.choice(there or [0])
+        free = not await site.one("select exists (select from customer where email = $1)", mail)
+        room = not await site.one(
+            "select exists (select from cart where customer = $1 and product = $2)", key(chosen), step % 3
+        )
+        dice = rnd.random()
+        if dice < 0.25 and free:
+            await customer(site, step, mail, str(step))
+        elif dice < 0.40 and there and room:
+            await site.do(f"insert into cart values ('{key(step)}', '{key(chosen)}', {step % 3})")
+            made.add(step)
+        elif dice < 0.45 and there and free:
+            await site.do(f"update customer set email = '{mail}' where id = '{key(chosen)}'")
+        elif dice < 0.48 and there:
+            found = await site.rows(
+                f"delete from cart where customer = '{key(chosen)}' returning ('x' || right(id::text, 8))::bit(32)::int"
+            )
+            gone |= {row[0] for row in found}
+            await site.do(f"delete from customer where id = '{key(chosen)}'")
+        elif dice < 0.50 and carts:
+            gone.add(cart := rnd.choice(carts))
+            await site.do(f"delete from cart where id = '{key(cart)}'")
+        elif dice < 0.56:
+            await site.compact()
+        else:
+            await ship_if_ready(rnd.choice([other for other in three if other is not site]), site)
+    await quiet(*three)
+    await same("customer", *three)
+    rows = await same("cart", *three)
+    assert all([await site.parked() == [] for site in three]), f"SEED={number}"
+    assert (
+        await three[0].one("select count(*) from cart where customer not in (select id from customer)") == 0
+    ), f"SEED={number}"
+    merged_carts = {
+        int(row[0][-12:], 16)
+        for site in three
+        for row in await site.rows(
+            "select key from syncagent.conflict where table_name = 'public.cart' and strategy = 'merge'"
+        )
+    }
+    left = {int(row[1:37][-12:], 16) for row in rows}
+    assert made - gone - merged_carts <= left, f"a cart was lost: SEED={number}"
+
+
 @pytest.mark.soak
-async def test_random_schedules(sites: Sites, pair: Pair, seed: int, runs: Callable[[int, int], int]) -> None:
+async def test_random_schedules(
+    laboratory: Laboratory, pair: Pair, seed: int, runs: Callable[[int, int], int]
+) -> None:
     """As in tests/model/aliases.py, on real servers; every other time both of two carts in one place are kept."""
     for number in range(seed, seed + runs(1, 200)):
-        rnd = random.Random(number)
-        three = await sites(CARTS, *pair, pair[0])
-        await merging(*three)
-        for site in three if number % 2 else ():
-            await site.do(
-                """update syncagent.replicated set policies = '{"cart_customer_product_key": "keep-both"}' where table_name = 'cart'"""
-            )
-        made, gone = set[int](), set[int]()
-        for step in range(1, 60):
-            site, mail = rnd.choice(three), f"{rnd.randrange(4)}@x"
-            there, carts = [
-                [
-                    row[0]
-                    for row in await site.rows(
-                        f"select ('x' || right(id::text, 8))::bit(32)::int from {table} order by id"
-                    )
-                ]
-                for table in ("customer", "cart")
-            ]
-            chosen = rnd.choice(there or [0])
-            free = not await site.one("select exists (select from customer where email = $1)", mail)
-            room = not await site.one(
-                "select exists (select from cart where customer = $1 and product = $2)", key(chosen), step % 3
-            )
-            dice = rnd.random()
-            if dice < 0.25 and free:
-                await customer(site, step, mail, str(step))
-            elif dice < 0.40 and there and room:
-                await site.do(f"insert into cart values ('{key(step)}', '{key(chosen)}', {step % 3})")
-                made.add(step)
-            elif dice < 0.45 and there and free:
-                await site.do(f"update customer set email = '{mail}' where id = '{key(chosen)}'")
-            elif dice < 0.48 and there:
-                found = await site.rows(
-                    f"delete from cart where customer = '{key(chosen)}' returning ('x' || right(id::text, 8))::bit(32)::int"
-                )
-                gone |= {row[0] for row in found}
-                await site.do(f"delete from customer where id = '{key(chosen)}'")
-            elif dice < 0.50 and carts:
-                gone.add(cart := rnd.choice(carts))
-                await site.do(f"delete from cart where id = '{key(cart)}'")
-            elif dice < 0.56:
-                await site.compact()
-            else:
-                await ship_if_ready(rnd.choice([other for other in three if other is not site]), site)
-        await quiet(*three)
-        await same("customer", *three)
-        rows = await same("cart", *three)
-        assert all([await site.parked() == [] for site in three]), f"SEED={number}"
-        assert (
-            await three[0].one("select count(*) from cart where customer not in (select id from customer)")
-            == 0
-        ), f"SEED={number}"
-        merged_carts = {
-            int(row[0][-12:], 16)
-            for site in three
-            for row in await site.rows(
-                "select key from syncagent.conflict where table_name = 'public.cart' and strategy = 'merge'"
-            )
-        }
-        left = {int(row[1:37][-12:], 16) for row in rows}
-        assert made - gone - merged_carts <= left, f"a cart was lost: SEED={number}"
+        async with laboratory.sites(CARTS, *pair, pair[0]) as three:
+            await schedule(three, number)

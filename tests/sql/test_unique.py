@@ -11,7 +11,7 @@ import pytest
 from syncagent.core.outbox import Group
 from syncagent.errors import Contended, Inexact
 from tests.sql.conftest import Pair, Sites
-from tests.support.lab import Row, Site, cross, exchange, key, quiet, same, ship, timeless
+from tests.support.lab import Laboratory, Row, Site, cross, exchange, key, quiet, same, ship, timeless
 
 CUSTOMER = "create table customer (id uuid primary key, email text unique, name text)"
 
@@ -488,47 +488,53 @@ async def test_who_may_settle(sites: Sites, pair: Pair) -> None:
         await a.do(f"drop owned by {role}", f"drop role {role}")
 
 
+async def schedule(three: list[Site], number: int) -> None:
+    rnd = random.Random(number)
+    given: dict[int, set[str]] = {}
+    for step in range(1, 50):
+        site, mail = rnd.choice(three), f"{rnd.randrange(8)}@x"
+        there = [
+            row[0]
+            for row in await site.rows(
+                "select ('x' || right(id::text, 8))::bit(32)::int from customer order by id"
+            )
+        ]
+        free = not await site.one("select exists (select from customer where email = $1)", mail)
+        dice = rnd.random()
+        if dice < 0.25 and free:
+            await site.do(insert(step, mail))
+            given.setdefault(step, set()).add(mail)
+        elif dice < 0.40 and free and there:
+            await site.do(
+                f"update customer set email = '{mail}' where id = '{key(chosen := rnd.choice(there))}'"
+            )
+            given[chosen].add(mail)
+        elif dice < 0.50 and there:
+            await site.do(f"update customer set name = '{step}' where id = '{key(rnd.choice(there))}'")
+        elif dice < 0.58 and there:
+            await site.do(f"delete from customer where id = '{key(rnd.choice(there))}'")
+        elif dice < 0.64:
+            await site.compact()
+        else:
+            await ship_if_ready(rnd.choice([other for other in three if other is not site]), site)
+    await quiet(*three)
+    rows = await same("customer", *three)
+    assert all([await site.parked() == [] for site in three]), f"SEED={number}"
+    held = {int(row[1:37][-12:], 16): row.split(",")[1] for row in rows}
+    for mail in {mail for mails in given.values() for mail in mails}:
+        first = min(chosen for chosen, mails in given.items() if mail in mails)
+        if given[first] == {mail} and first in held:
+            assert held[first] == mail, f"the first does not keep its value: SEED={number}"
+
+
 @pytest.mark.soak
-async def test_random_schedules(sites: Sites, pair: Pair, seed: int, runs: Callable[[int, int], int]) -> None:
+async def test_random_schedules(
+    laboratory: Laboratory, pair: Pair, seed: int, runs: Callable[[int, int], int]
+) -> None:
     """As in tests/model/unique.py, on real servers: inserts, values given, passed on and taken away, deletes, late batches."""
     for number in range(seed, seed + runs(2, 200)):
-        rnd = random.Random(number)
-        three = await sites(CUSTOMER, *pair, pair[0])
-        given: dict[int, set[str]] = {}
-        for step in range(1, 50):
-            site, mail = rnd.choice(three), f"{rnd.randrange(8)}@x"
-            there = [
-                row[0]
-                for row in await site.rows(
-                    "select ('x' || right(id::text, 8))::bit(32)::int from customer order by id"
-                )
-            ]
-            free = not await site.one("select exists (select from customer where email = $1)", mail)
-            dice = rnd.random()
-            if dice < 0.25 and free:
-                await site.do(insert(step, mail))
-                given.setdefault(step, set()).add(mail)
-            elif dice < 0.40 and free and there:
-                await site.do(
-                    f"update customer set email = '{mail}' where id = '{key(chosen := rnd.choice(there))}'"
-                )
-                given[chosen].add(mail)
-            elif dice < 0.50 and there:
-                await site.do(f"update customer set name = '{step}' where id = '{key(rnd.choice(there))}'")
-            elif dice < 0.58 and there:
-                await site.do(f"delete from customer where id = '{key(rnd.choice(there))}'")
-            elif dice < 0.64:
-                await site.compact()
-            else:
-                await ship_if_ready(rnd.choice([other for other in three if other is not site]), site)
-        await quiet(*three)
-        rows = await same("customer", *three)
-        assert all([await site.parked() == [] for site in three]), f"SEED={number}"
-        held = {int(row[1:37][-12:], 16): row.split(",")[1] for row in rows}
-        for mail in {mail for mails in given.values() for mail in mails}:
-            first = min(chosen for chosen, mails in given.items() if mail in mails)
-            if given[first] == {mail} and first in held:
-                assert held[first] == mail, f"the first does not keep its value: SEED={number}"
+        async with laboratory.sites(CUSTOMER, *pair, pair[0]) as three:
+            await schedule(three, number)
 
 
 async def ship_if_ready(origin: Site, receiver: Site) -> None:
