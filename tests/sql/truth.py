@@ -11,6 +11,7 @@ import asyncpg
 import msgspec
 
 from syncagent.core import merge
+from syncagent.core.batch import BESIDE
 from syncagent.core.frontier import Frontier
 from syncagent.core.merge import Dot, Local, Version
 from syncagent.core.store import Shipment
@@ -157,7 +158,7 @@ async def decode(shipment: Shipment) -> list[Shipped]:
     """The rows of a batch of this schema, from their COPY bytes."""
     rows: list[Shipped] = []
     for index, stream in enumerate(shipment.header.streams):
-        if stream.form == "keys":
+        if stream.form in BESIDE:
             continue
         assert stream.columns == ("id", "value", "note")
         async for data in shipment.spool.read(index):
