@@ -122,6 +122,9 @@ def compared(page: str) -> list[str]:
     page = re.sub(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){1,3}(-[0-9a-f]{12})?\b", "ID", page)
     page = re.sub(r"\d{4}-\d\d-\d\d[T ][\d:.]+Z?", "TIME", page)
     page = re.sub(r"[+-]?\d[\d.,]*", "#", page)
+    page = re.sub(
+        r"(, by|update/update +\w+ +\w+) +\w+(?:, \w+)*$", r"\1 SITES", page, flags=re.MULTILINE
+    )  # who met both
     page = re.sub(r"\brows?\b", "rows", page)
     page = re.sub(r"\b[kM]B\b", "B", page)
     page = re.sub(r"\bleader\b", "voter", page)  # anyone of them may lead
