@@ -123,7 +123,7 @@ def compared(page: str) -> list[str]:
     page = re.sub(r"\d{4}-\d\d-\d\d[T ][\d:.]+Z?", "TIME", page)
     page = re.sub(r"[+-]?\d[\d.,]*", "#", page)
     page = re.sub(
-        r"(, by|update/update +\w+ +\w+) +\w+(?:, \w+)*$", r"\1 SITES", page, flags=re.MULTILINE
+        r"(noticed .* by|update/update +\w+ +\w+) +\w+(?:, \w+)*$", r"\1 SITES", page, flags=re.MULTILINE
     )  # who met both
     page = re.sub(r"\brows?\b", "rows", page)
     page = re.sub(r"\b[kM]B\b", "B", page)
