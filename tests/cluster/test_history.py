@@ -21,9 +21,8 @@ def test_a_conflict_of_two_shops_is_at_the_hub_and_settled_there(laboratory: Lab
         hub, one, other = cluster
         cluster.start()
         share(hub)
-        hub.execute("insert into item values (1, 'as it was', 0)")
         born = mark(hub)
-        until(lambda: all(has(site, born) for site in (one, other)), "the row is everywhere")
+        until(lambda: all(has(site, born) for site in (one, other)), "the rows are everywhere")
         hub.kill()
         one.execute("update item set name = 'of one' where id = 1")
         other.execute("update item set name = 'of the other' where id = 1")
