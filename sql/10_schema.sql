@@ -168,6 +168,19 @@ create table syncagent.parked_row (
 );
 comment on table syncagent.parked_row is 'rows that arrived and break a constraint here; retried after every batch';
 
+create table syncagent.merge_result (
+    relation    integer not null,
+    key         uuid not null,
+    column_name name not null,
+    siblings    text not null,
+    value       text,
+    reason      text,
+    tried_at    timestamptz,
+    stopped     boolean not null,
+    primary key (relation, key, column_name)
+);
+comment on table syncagent.merge_result is 'what functions of the application have made of siblings, which are named by their stamps; or why one has failed: then the row shows the latest, and it is tried again; stopped: it took too long';
+
 create table syncagent.alias (
     relation integer not null,
     loser    uuid not null,

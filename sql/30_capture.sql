@@ -265,7 +265,7 @@ begin
                 'select x.stamp, x.node, x.cut, array_agg(x.name::name order by x.name) as columns from syncagent._sides(v.key, v.registers, v.deleted, v.stamp, v.node, v.cut) as x'
                 ' group by x.stamp, x.node, x.cut, x.name = '''') as r)', p_id,
                 case when v_table.derived then string_agg(format(', v.k%s', k), '' order by k) filter (where k is not null) else '' end),
-            'all_stable', ' and syncagent._all_stable(v.registers, p_stable)',
+            'all_stable', ' and syncagent._all_stable(v.registers, p_stable)', 'forget_made', '',
             'changed_columns', coalesce(string_agg(format('case when row(o.%1$I)::record *<> row(t.%1$I)::record then %1$L end', c), ', ' order by n) filter (where k is null), ''),
             'o_eq_t', string_agg(format('o.%1$I = t.%1$I', c), ' and ' order by k) filter (where k is not null),
             'o_here', format('o.%I is not null', v_table.key_columns[1]),
@@ -279,7 +279,7 @@ begin
             'entries', 'pg_temp.window_entry', 'e_registers', '', 'folded_registers', 'null::jsonb',
             'more_typed', '', 'more_names', '', 'more_null', '', 'more_of_version', '', 'more_of_parked', '', 'more_of_staged', '',
             'version_node', 'p_origin', 'version_cut', 's._cut', 'set_registers', '', 'excluded_registers', '', 'parked_registers', 'null::jsonb',
-            'v_registers', '', 'v_registers_named', '', 'own_versions', format('(select v.*, null::name[] as columns from syncagent.version_%s v)', p_id), 'l_registers', '', 'null_registers', '', 'all_stable', '', 'own_deltas', 'null::jsonb')
+            'v_registers', '', 'v_registers_named', '', 'own_versions', format('(select v.*, null::name[] as columns from syncagent.version_%s v)', p_id), 'l_registers', '', 'null_registers', '', 'all_stable', '', 'forget_made', '', 'own_deltas', 'null::jsonb')
         end || case when not v_table.derived then jsonb_build_object(
             'key', format('t.%I', v_table.key_columns[1]), 'pinned', '',
             't_eq_v', format('t.%I = v.key', v_table.key_columns[1]), 't_eq_f', format('t.%I = f.key', v_table.key_columns[1]),
@@ -729,7 +729,7 @@ begin
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
     insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, policies, strategy, merges, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, p_strategy, p_merges, k.names, not k.uuid,
+    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, p_strategy, syncagent._pinned(p_table, p_merges), k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -781,6 +781,7 @@ begin
     delete from syncagent.cut_keys where relation = v_id;
     delete from syncagent.settling where relation = v_id;
     delete from syncagent.parked_row where relation = v_id;
+    delete from syncagent.merge_result where relation = v_id;
     delete from syncagent.alias where relation = v_id;
     delete from syncagent.forest where relation = v_id;
     delete from syncagent.bucket where relation = v_id;

@@ -147,7 +147,7 @@ $$;
 comment on function syncagent._apply_end is 'last step of a merge: the frontier moves with the rows, or not at all';
 
 create function syncagent._merge(p_relations integer[], p_origin integer, p_after bigint, p_locked boolean, p_careful boolean, p_settle boolean, p_record boolean)
-    returns table (taken bigint, conflicts bigint, parked bigint)
+    returns table (taken bigint, conflicts bigint, parked bigint, functions integer[])
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -196,10 +196,10 @@ begin
     if p_settle then
         perform syncagent._try_held();
     end if;
-    return query select v_taken, v_conflicts, v_parked;
+    return query select v_taken, v_conflicts, v_parked, array(select f.id from unnest(syncagent._with_functions()) as f (id) where f.id = any (p_relations));
 end
 $$;
-comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: park rows that break a constraint; settle: this is all that comes at once, so what collides, or misses its parent, does; record: remember what came, to hand it on';
+comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: park rows that break a constraint; settle: this is all that comes at once, so what collides, or misses its parent, does; record: remember what came, to hand it on. Functions: the tables for which _make_staged is to be called';
 
 create function syncagent._skip(p_relations integer[], p_after bigint) returns void
     language plpgsql volatile
@@ -676,6 +676,7 @@ begin
         where s._stamp is null and v.key = s._key and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
     end if;
 
+    {forget_made}
     if v_horizon is not null then
         insert into syncagent.mark (relation, keys)
         select {id}, array_agg(m._key)

@@ -3,7 +3,7 @@
 -- How is chosen for each column: a `counter` keeps what each site has added, a `set` what was added and not seen by who removed it, `append` every
 -- piece that was appended; of any
 -- other column the writes that no other has read stay, as its *siblings*, and the table shows the newest of them, their `max` or
--- `min`. To show is not to write: every site that has the same siblings shows the same.
+-- `min`, or what a function of the application makes of them (52_functions). To show is not to write: every site that has the same siblings shows the same.
 --
 -- Instead of one entry the register of a column has one for each node that wrote it: {"node": [stamp, cut, ...]}, the newest write,
 -- and behind it
@@ -598,6 +598,9 @@ declare
     v_size numeric;
     v_unit numeric;
 begin
+    if p_kind like 'function:%' then
+        return '{"kind": "function"}';   -- what it is may change, or be gone: what is made of the table's functions does not
+    end if;
     select syncagent._base_type(a.atttypid), case when t.typtype = 'd' then t.typtypmod else a.atttypmod end into v_base, v_mod
     from pg_attribute a join pg_type t on t.oid = a.atttypid where a.attrelid = p_table and a.attname = p_column and not a.attisdropped;
     v_of := case when v_base = 'jsonb'::regtype then 'jsonb' when v_base in ('text'::regtype, 'varchar'::regtype) then 'text'
@@ -654,11 +657,15 @@ create function syncagent._merge_obstacles(p_table regclass, p_strategy text, p_
     union all
     select format('column %I is computed: what it is computed from is merged, and it follows', m.name), 'leave it out' from m where m.generated
     union all
-    select format('there is no way to merge a column that is called %L', m.kind), 'counter, set, append, max, min, or latest'
-    from m where m.kind not in ('counter', 'set', 'append', 'max', 'min', 'latest')
+    select format('there is no way to merge a column that is called %L', m.kind), 'counter, set, append, max, min, latest, or function:SCHEMA.NAME'
+    from m where m.kind not in ('counter', 'set', 'append', 'max', 'min', 'latest') and m.kind not like 'function:%'
     union all
     select format('column %I is in a key, or a unique or foreign key constraint: it cannot be %s', m.name, m.kind), 'leave it out'
-    from m where m.bound and m.kind in ('counter', 'set', 'append', 'max', 'min')
+    from m where m.bound and (m.kind in ('counter', 'set', 'append', 'max', 'min') or m.kind like 'function:%')
+    union all
+    select format('column %I: %s', m.name, f.problem), f.hint
+    from m cross join lateral syncagent._merge_function(p_table, m.name::name, m.kind) as f
+    where m.attnum is not null and not m.generated and m.kind like 'function:%' and f.problem is not null
     union all
     select format('column %I may be null: it cannot be %s', m.name, m.kind),
            format('update %1$s set %2$I = %3$s where %2$I is null; alter table %1$s alter column %2$I set not null', p_table, m.name,
@@ -706,6 +713,7 @@ declare
     v_tokens jsonb;
     v_count  text := 'q.c%2$s + coalesce((v.registers -> %3$L -> me.node::text ->> 3)::numeric, 0)'
                      ' - coalesce((w.registers -> %3$L -> me.node::text ->> 3)::numeric, 0)';   -- of a row that waits, with what was added here since
+    v_functions text[] := array(select e.key from jsonb_each_text(p_table.merges) as e where e.value like 'function:%' order by e.key);
     v_append text  := 'syncagent._gone_on(q.c%2$s::text, t.%1$I::text, v.registers -> %3$L, w.registers -> %3$L, me.node, %5$L)';
 begin
     select coalesce(jsonb_object_agg(e.key, syncagent._merge_how(p_table.relation, e.key, e.value)), '{}') into v_plan
@@ -737,7 +745,7 @@ begin
         'combined_columns', coalesce(string_agg(format(', c%1$s = case when %2$L = any (m.taken) then x.c%1$s when m.shown ? %2$L then (m.shown ->> %2$L)::%3$s'
             || case when u.how ->> 'kind' = 'append' then ' when m.waits then (m.here ->> %2$L)::%3$s' when u.how ->> 'kind' = 'counter' then ' when m.waits then (m.here ->> %2$L)::numeric::%3$s' else ' when m.waits and %2$L <> all (m.above) then m.q%1$s' end
             || ' else m.t%1$s end', u.n, u.name, format_type(syncagent._base_type(a.atttypid), -1)), '' order by u.n) filter (where u.key is null), ''),
-        'at_odds', format('and o.name <> all (%L::text[])', array(select e.key from jsonb_each(v_plan) as e where e.value ->> 'kind' <> 'latest')::text)
+        'at_odds', format('and o.name <> all (%L::text[])', array(select e.key from jsonb_each(v_plan) as e where e.value ->> 'kind' not in ('latest', 'function'))::text)
     ) into v_tokens
     from (select u.name, u.n, v_plan -> u.name::text as how, array_position(p_table.key_columns, u.name) as key from unnest(p_table.columns) with ordinality as u (name, n)) as u
     join pg_attribute a on a.attrelid = p_table.relation and a.attname = u.name;
@@ -753,7 +761,10 @@ begin
             ' case when p_retry then ''{}'' else j.newer end, v.here, v.there, coalesce(j.seen, v_frontier), v_context, not v_site.copied) as r)', v_tokens ->> 'here', v_tokens ->> 'there', v_tokens ->> 'plan'),
         'seen', v_tokens ->> 'seen', 'note_part', format(   -- what comes in the parts that follow meets rows that have seen what this part had
             'if v_part > 0 then insert into pg_temp.knotted select %1$s, s._key, v_part, syncagent._greatest(coalesce(%2$s, v_frontier), v_context) from (select s.*, %3$s as _key from pg_temp.stage_%1$s s) s; end if;', p_table.id, v_tokens ->> 'seen', syncagent._stage_key(p_table)),
-        'all_stable', format(' and syncagent._parts_stable(v.registers, p_stable, %s)', v_tokens ->> 'plan'),
+        'all_stable', format(' and syncagent._parts_stable(v.registers, p_stable, %s)', v_tokens ->> 'plan')
+            || case when v_functions <> '{}' then format(' and syncagent._are_made(%s, v.key, v.registers, %L)', p_table.id, v_functions) else '' end,
+        'forget_made', case when v_functions <> '{}' then format('delete from syncagent.merge_result m using %s s where m.relation = %s and m.key = s._key;',
+            format('(select s.*, %s as _key from pg_temp.stage_%s s)', syncagent._stage_key(p_table), p_table.id), p_table.id) else '' end,
         'own_versions', replace(format('(select v.key, v.deleted {keys}, r.stamp, r.node, r.cut, r.columns, r.deltas from syncagent.version_%1$s v cross join lateral ('
             'select x.stamp, x.node, x.cut, array_agg(x.name::name order by x.name) as columns,'
             ' nullif(jsonb_strip_nulls(jsonb_object_agg(x.name, syncagent._told_again(v.registers, x.name, x.node, $2))), ''{}'') as deltas'

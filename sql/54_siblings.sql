@@ -146,7 +146,7 @@ create function syncagent._sibling_columns(p_conflict syncagent.conflict_record)
     as $$
     select array(select k.name::name from syncagent.replicated r cross join lateral jsonb_object_keys(p_conflict.winning_image) as k (name)
                  where (r.schema_name, r.table_name) = (p_conflict.schema_name, p_conflict.table_name) and k.name = any (r.columns) and k.name <> all (r.key_columns)
-                   and p_conflict.strategy = 'merge' and r.strategy = 'merge' and p_conflict.kind = 'update/update' and coalesce(r.merges ->> k.name, 'latest') = 'latest'
+                   and p_conflict.strategy = 'merge' and r.strategy = 'merge' and p_conflict.kind = 'update/update' and (coalesce(r.merges ->> k.name, 'latest') = 'latest' or r.merges ->> k.name like 'function:%')
                    and p_conflict.winning_image -> k.name is distinct from p_conflict.losing_image -> k.name order by k.name)
 $$;
 comment on function syncagent._sibling_columns is 'the columns that a conflict is about, where the strategy is merge';

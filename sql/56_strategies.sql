@@ -69,8 +69,8 @@ begin
         return 0;
     end if;
     execute format($sql$
-        select count(*) from syncagent.version_%s v where not v.deleted and exists (
-            select from jsonb_each(v.registers) as e where coalesce($1 ->> e.key, 'latest') = 'latest' and jsonb_typeof(e.value) = 'object'
+        select count(*) from syncagent.version_%1$s v where not v.deleted and exists (
+            select from jsonb_each(v.registers) as e where (coalesce($1 ->> e.key, 'latest') = 'latest' or not syncagent._are_made(%1$s, v.key, v.registers, array[e.key]) and $1 ->> e.key like 'function:%%') and jsonb_typeof(e.value) = 'object'
             and (select count(*) from jsonb_object_keys(e.value)) > 1) $sql$, p_relation) into v_count using v_table.merges;
     return v_count;
 end
@@ -118,7 +118,7 @@ begin
         return;   -- detached meanwhile, or not attached here yet: then it is attached as the catalog says
     end if;
     select string_agg(o.problem, '; ') as problems, string_agg(o.hint, '; ') as hints into v_problem
-    from syncagent._merge_obstacles(v_table.relation, p_strategy, p_merges) as o;
+    from syncagent._merge_obstacles(v_table.relation, p_strategy, p_merges) as o where (v_table.strategy, v_table.merges) <> (p_strategy, p_merges);
     if v_problem.problems is not null then
         raise exception 'table %.% cannot be merged so: %', quote_ident(p_schema), quote_ident(p_table), v_problem.problems
             using errcode = 'SA002', hint = coalesce(v_problem.hints, '');
@@ -167,6 +167,7 @@ create function syncagent._columns_to_lives(p_relation integer, p_whole boolean)
     set search_path = pg_catalog, pg_temp
     as $$
 begin
+    delete from syncagent.merge_result where relation = p_relation;
     -- of a life that has no entry nothing is left to be known: the row is as all have it
     execute format('delete from syncagent.version_%s v where not v.deleted and not v.registers ? '''' and v.registers <> ''{}''', p_relation);
     execute format('update syncagent.version_%s v set stamp = l.stamp, node = l.node, cut = l.cut, registers = syncagent._life(v.registers)'

@@ -109,6 +109,7 @@ begin
     delete from syncagent.settling;
     delete from syncagent.parked_row;
     delete from syncagent.dropped_row;
+    delete from syncagent.merge_result;
     delete from syncagent.alias a where a.node <> v_site.node or a.cut <= p_cut;
     update syncagent.alias set node = p_node, cut = null;
     update syncagent.conflict_step c set node = p_node, cut = null where c.node = v_site.node and coalesce(c.cut > p_cut, true);

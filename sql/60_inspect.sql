@@ -100,6 +100,11 @@ create function syncagent._trees() returns table (relation integer, sealed_until
 $$;
 comment on function syncagent._trees is 'how far the tree of each attached table is sealed, and how many of its buckets have a leaf that is to be computed anew';
 
+create function syncagent._failure(p_relation integer, p_key uuid, p_column text) returns text
+    language sql stable
+    as $$ select m.reason from syncagent.merge_result m where (m.relation, m.key, m.column_name) = (p_relation, p_key, p_column::name) $$;
+comment on function syncagent._failure is 'why the function that merges a column has failed for a row; null if it has not';
+
 create function syncagent._open(p_conflict uuid) returns boolean
     language plpgsql stable security definer
     set search_path = pg_catalog, pg_temp
@@ -116,7 +121,7 @@ begin
         return v_table.strategy = 'merge' and exists (
             select from syncagent._parts_of(syncagent._registers(v_table.id, v_conflict.key)) as p
             where p.value ->> 0 in (v_conflict.winning_stamp::text, v_conflict.losing_stamp::text)
-              and coalesce(v_table.merges ->> p.key, 'latest') = 'latest'
+              and (coalesce(v_table.merges ->> p.key, 'latest') = 'latest' or syncagent._failure(v_table.id, v_conflict.key, p.key) is not null)
             group by p.key having count(*) = 2);
     elsif v_table.id is null or v_conflict.yielded is null then
         return false;
@@ -246,11 +251,14 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        c.noticed_at, s.at as resolved_at, s.by_role::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
        (c.yielded is not null or c.strategy = 'merge' and c.constraint_name is null) and syncagent._open(c.id) as open,
        array(select syncagent._site_name(n.node) from syncagent.conflict_step n where n.conflict = c.id and n.what = 'noticed' order by n.node) as noticed_by,
-       syncagent._site_name(s.node) as resolved_site
+       syncagent._site_name(s.node) as resolved_site,
+       (select string_agg(format('%I: %s', m.column_name, m.reason), '; ' order by m.column_name)
+        from syncagent.replicated r join syncagent.merge_result m on m.relation = r.id and m.key = c.key and m.reason is not null
+        where (r.schema_name, r.table_name) = (c.schema_name, c.table_name) and c.strategy = 'merge' and c.constraint_name is null) as failure
 from syncagent.conflict_record c
 left join lateral (select * from syncagent.conflict_step s where s.conflict = c.id and s.what <> 'noticed'
                    order by s.hlc desc, s.node desc limit 1) as s on s.what = 'resolved';
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings. Others are settled by the rule: the newer stamp has won. Every site shows those of all sites: noticed_by are the sites that met both versions before they were told, resolved_site is where somebody has settled it';
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings, or a function of yours fails for them: failure says why. Others are settled by the rule: the newer stamp has won. Every site shows those of all sites: noticed_by are the sites that met both versions before they were told, resolved_site is where somebody has settled it';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,

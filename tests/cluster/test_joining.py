@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from syncagent.embedded import Server
 from tests.support.fleet import Member, fleet
 from tests.support.waiting import until
@@ -179,3 +181,51 @@ def slowly(site: Member, peer: Member, token: str = "") -> "subprocess.Popen[byt
             stderr=file,
             env={**os.environ, **({"SYNCAGENT_TOKEN": token} if token else {})},
         )
+
+
+@pytest.mark.soak(only="three agents, one of them held up")
+def test_a_donor_that_is_a_step_behind(server18: Server, server15: Server, tmp_path: Path) -> None:
+    """A strategy was changed while it was away, and somebody keeps it from its table: the joiner gets what it has, and both catch up."""
+    table = "create table item (id uuid primary key, name text not null, price int not null)"
+    how = "select strategy from syncagent.replicated"
+    with fleet(tmp_path, table, server18, server15, server18) as (berlin, tokyo, lima):
+        lima.execute("drop table item")
+        berlin.init()
+        berlin.start()
+        berlin.ask("attach", "item")
+        tokyo.join(berlin)
+        tokyo.start()
+        write = "insert into item select syncagent.uuid7(), %s, 1"
+        for site in (berlin, tokyo):
+            site.execute(write, (site.name,))
+        assert berlin.ask("wait", "--converged")["converged"]
+        tokyo.stop()
+        assert berlin.ask("strategy", "item", "lww-column")["state"] == "done"
+        assert berlin.scalar(how) == "lww-column"
+        with tokyo.database.connect(autocommit=False) as reader:
+            reader.execute("select from item")  # the step needs the table for a moment
+            tokyo.start()
+            until(
+                lambda: berlin.scalar("select state from syncagent.site where name = 'tokyo'") == "linked",
+                "it is back",
+            )
+            assert tokyo.scalar(how) == "lww"
+            joining = threading.Thread(target=lima.join, args=(tokyo,))
+            joining.start()
+            until(lambda: "lima" in berlin.members(), "lima is admitted")
+            assert tokyo.scalar(how) == "lww"
+            reader.rollback()
+        joining.join(60)
+        assert not joining.is_alive()
+        lima.start()
+        until(
+            lambda: {site.scalar(how) for site in (berlin, tokyo, lima)} == {"lww-column"}, "all have done it"
+        )
+        berlin.execute("update item set name = name || '!'")
+        lima.execute("update item set price = price + 1")
+        assert berlin.ask("wait", "--converged")["converged"]
+        for site in (berlin, tokyo, lima):
+            assert site.execute("select name, price from item order by name") == [
+                ("berlin!", 2),
+                ("tokyo!", 2),
+            ]

@@ -256,3 +256,35 @@ def test_a_restored_dump_returns(
                 (1, "berlin again"),
                 (5, "tokyo again"),
             ]
+
+
+@pytest.mark.soak(only="a server that is set back")
+def test_a_backup_from_before_a_strategy_changed_does_not_return(
+    own18: Server, server18: Server, tmp_path: Path
+) -> None:
+    """What its versions say is merged in another way by now: it says so, and changes nothing; the others go on."""
+    with fleet(tmp_path, TABLES, server18, own18) as (berlin, tokyo):
+        berlin.init()
+        berlin.start()
+        berlin.ask("attach", "item", "--strategy", "lww-column")
+        tokyo.join(berlin)
+        tokyo.start()
+        berlin.execute(INSERT, ("before",))
+        assert berlin.ask("wait", "--converged")["converged"]
+        tokyo.stop()
+        backup = base_backup(own18, own18.data_dir.with_name("backup"))
+        tokyo.start()
+        assert berlin.ask("strategy", "item", "lww")["state"] == "done"
+        tokyo.execute(INSERT, ("after",))
+        assert berlin.ask("wait", "--converged")["converged"]
+
+        tokyo.stop(kill=True)
+        restored(own18, backup)
+        assert "syncagent rejoin" in tokyo.refused("run")
+        before = [tokyo.execute(look) for look in LOOKS]
+        said = tokyo.refused("rejoin", "--yes")
+        assert "public.item is merged in another way here than at the donor" in said
+        assert "set the site back to a newer backup" in said
+        assert [tokyo.execute(look) for look in LOOKS] == before
+        berlin.execute(INSERT, ("later",))
+        assert names(berlin) == ["after", "before", "later"]

@@ -81,6 +81,9 @@ def join_pieces(mine, theirs, here, there, stats):
 class Site(merging.Site):
     """All columns are appended to."""
 
+    def siblings(self, key):
+        return {}
+
     def insert(self, key, write, now, truth):
         columns.Site.insert(self, key, write, now, truth)
         row = self.rows[key]

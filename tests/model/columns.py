@@ -257,14 +257,21 @@ class Site:
     def wait(self, origin, batch, stats):
         """It cannot be applied yet; here it is asked for again."""
 
+    def rest(self, stats):
+        """The end: what can be tried again has been."""
+
     # ---- forgetting
+
+    def keeps(self, key, row):
+        """Whether something is left to be done for a row whose entries every site has."""
+        return False
 
     def compact(self, stats):
         self.known[self.me] = tuple(self.frontier)
         least = [min(context[o] for context in self.known) for o in range(self.n)]
         self.settled = list(map(max, self.settled, self.frontier if BROKEN == "stable" else least))
         for key, row in list(self.rows.items()):
-            if not all(dot[1] <= self.settled[dot[0]] for dot in row.dots()):
+            if not all(dot[1] <= self.settled[dot[0]] for dot in row.dots()) or self.keeps(key, row):
                 continue
             if row.end:
                 self.mark = max(self.mark, row.end.stamp)
@@ -366,6 +373,7 @@ def run(seed, stats, steps=300, coalesced=False, kind=Site, oracle=Truth):
         deliver(sites, stats)
     expected = truth.rows()
     for site in sites:
+        site.rest(stats)
         held = {key: row.values for key, row in site.rows.items() if not row.end}
         assert held.keys() == expected.keys(), f"resurrected or lost at seed {seed}: {sorted(held.keys() ^ expected.keys())}"
         for key, values in expected.items():

@@ -7,6 +7,9 @@ writes, and what the kind needs.
   set       the elements that the node added, each with the cut of its add; a remove leaves nothing but the node's newest cut
   siblings  the node's last write, unless a write that had read it replaced it; `max`, `min` and the newest are functions of them
 
+What a row shows of its siblings is here what a function of the application makes of them: all of them, told apart. It may fail, now and at one site
+only: then the row shows the newest, keeps its entries also when all have them, and is tried again. Of a row that came its value is made anew.
+
 Two states of a column are joined by what each side has seen: what comes, its context; a site, its frontier, and what it has written
 since its last cut. A column of which one side has seen all is the other's, as it is there. Else a sibling, or an element's add, stays if both have
 it, or if the one that lacks it has not seen its dot; and a counter is the value of one side and what that side has not seen of the
@@ -23,7 +26,7 @@ Every run checks:
                 seen; siblings are the writes that no other had read
 
 Run:               python -m tests.model.merging [RUNS] [FIRST_SEED] [--coalesced]
-Negative controls: ... --break total|largest|one|union|revived|uncut|replaced|stable|state|part|once   (each must fail)
+Negative controls: ... --break total|largest|one|union|revived|uncut|replaced|stable|state|part|once|written|dropped|taken   (each must fail)
 """
 
 import random
@@ -46,6 +49,9 @@ BREAKS = {
     "state": "in a knot all parts count as read where all that any of them had seen was seen",
     "part": "in a knot a row that came in one part counts as read before it",
     "once": "of the statements of a transaction, which have one stamp, only the first counts",
+    "written": "what a function makes of siblings is written as one more version",
+    "dropped": "entries are dropped where the function has failed",
+    "taken": "what a row that came shows is taken for what the function makes of its siblings",
 }
 BROKEN = None  # one of BREAKS
 COUNTER, SET, SIBLINGS = columns.COLUMNS
@@ -55,7 +61,7 @@ Seen = Callable[[int], int]
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of one node's writes of a column. `tells`: (since, total), {element: cut}, or (value, write)."""
+    """What is known of one node's writes of a column. `tells`: (since, total), {element: cut}, or the writes that make up the value."""
     stamp: tuple
     node: int
     cut: int
@@ -143,7 +149,16 @@ def join_siblings(mine, theirs, here: Seen, there: Seen, stats):
     kept = {node: part for node, part in parts.items() if part.dot in came or part.cut > there(node)}
     kept |= {node: part for node, part in others.items() if part.dot in ours or part.cut > here(node)}
     stats["siblings"] += len(kept) > 1
-    return frozenset(part.tells for part in kept.values()) if kept else value, kept
+    return newest(kept) if kept else value, kept
+
+
+def newest(parts):
+    return max(parts.values(), key=lambda part: part.stamp).tells
+
+
+def made(parts):
+    """What the function of the application makes of siblings."""
+    return frozenset().union(*(part.tells for part in parts.values()))
 
 
 def fresh(parts, seen: Seen):
@@ -155,9 +170,12 @@ JOINS = {COUNTER: join_counter, SET: join_set, SIBLINGS: join_siblings}
 
 
 class Site(columns.Site):
+    fails = 0.4                                       # how often a function of the application does
+
     def __post_init__(self):
         super().__post_init__()
         self.held, self.came = {}, {}                 # origin -> batch; in a knot, key -> what it has seen beyond the frontier
+        self.shown, self.tries = {}, 0                # key -> the siblings of which the row shows what the function makes
 
     # ---- what the application does
 
@@ -185,10 +203,10 @@ class Site(columns.Site):
                 parts[self.me] = Part(stamp, *dot, dict(mine.tells) if mine else {})
                 values[name] = self._change(key, row, parts, rnd, write, truth)
             else:
-                truth.wrote(key, row.true_life, write, values[name])
+                truth.wrote(key, row.true_life, write, made(parts) if parts else values[name])
                 if BROKEN != "replaced":
                     parts = {}
-                parts[self.me] = Part(stamp, *dot, write)
+                parts[self.me] = Part(stamp, *dot, frozenset([write]))
                 values[name] = frozenset([write])
             entries[name] = Column(parts)
         self.rows[key] = replace(row, values=values, entries=entries)
@@ -216,6 +234,39 @@ class Site(columns.Site):
         self.rows[key] = replace(row, end=end, values={}, entries={})
         truth.ended(key, row.true_life)
 
+    # ---- what is shown of siblings
+
+    def siblings(self, key):
+        row = self.rows.get(key)
+        parts = row.entries.get(SIBLINGS, Column()).parts if row and not row.end else {}
+        return parts if len(parts) > 1 else {}
+
+    def show(self, key, stats, may_fail=True):
+        """Unless the function fails, here and now."""
+        parts, row = self.siblings(key), self.rows.get(key)
+        dots = frozenset(part.dot for part in parts.values())
+        if not parts or self.shown.get(key) == dots:
+            return
+        self.tries += 1
+        if may_fail and random.Random(f"{self.me} {key} {self.tries}").random() < self.fails:
+            stats["function failed"] += 1
+            return
+        if BROKEN == "written":
+            stamp = self._stamp(0, row).stamp
+            parts = {self.me: Part(stamp, self.me, self.cuts + 1, made(parts))}
+            self.rows[key] = replace(row, entries=row.entries | {SIBLINGS: Column(parts)}, values=row.values | {SIBLINGS: made(parts)})
+            return
+        self.shown[key] = dots
+        self.rows[key] = replace(row, values=row.values | {SIBLINGS: made(parts)})
+
+    def rest(self, stats):
+        for key in list(self.rows):
+            self.show(key, stats, may_fail=False)
+
+    def keeps(self, key, row):
+        dots = frozenset(part.dot for part in self.siblings(key).values())
+        return bool(dots) and self.shown.get(key) != dots and BROKEN != "dropped"
+
     # ---- joining
 
     def seen(self, node):
@@ -225,6 +276,15 @@ class Site(columns.Site):
         return False                              # who wrote at once is a matter of `columns`
 
     def join(self, key, row, context, stats):
+        before = self.siblings(key)
+        self.join_row(key, row, context, stats)
+        if BROKEN == "taken" and not before:
+            self.shown[key] = frozenset(part.dot for part in self.siblings(key).values())
+        else:
+            self.shown.pop(key, None)
+        self.show(key, stats)
+
+    def join_row(self, key, row, context, stats):
         mine = self.rows.get(key)
         if mine is None or mine.end or row.end or not self.same_life(mine.life, row.life, context):
             super().join(key, row, context, stats)
@@ -287,6 +347,8 @@ class Site(columns.Site):
     # ---- forgetting
 
     def compact(self, stats):
+        for key in list(self.rows):
+            self.show(key, stats)
         super().compact(stats)
         if BROKEN == "one":
             for key, row in self.rows.items():

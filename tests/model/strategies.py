@@ -165,6 +165,8 @@ class ColumnSite(Changing, columns.Site):
 
 
 class MergeSite(Changing, merging.Site):
+    fails = 0                                         # siblings of which it has failed stand against a change
+
     def changed(self, row, changed, write):
         values, rnd = dict(row.values), random.Random(write)
         for name in changed:

@@ -75,11 +75,14 @@ MERGING_BREAKS = {
     "union": (0, "write was lost"),
     "revived": (1, "write was lost"),
     "uncut": (0, "write was lost"),
-    "replaced": (11, "write was lost"),
+    "replaced": (0, "write was lost"),
     "stable": (0, "resurrected"),
     "state": (24, "write was lost"),
     "part": (537, "write was lost"),
     "once": (0, "write was lost"),
+    "written": (1, "write was lost"),
+    "dropped": (11, "write was lost"),
+    "taken": (0, "write was lost"),
 }
 APPENDED_BREAKS = {
     "last": (0, "write was lost"),

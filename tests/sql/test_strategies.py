@@ -155,6 +155,47 @@ async def test_by_column_once_it_is_changed(sites: Sites, pair: Pair) -> None:
         assert await site.versions("item") == {}
 
 
+@pytest.mark.soak(only="three seconds for each direction")
+@pytest.mark.parametrize("number", range(len(EVERY)))
+async def test_writes_that_no_cut_has_at_the_switch(sites: Sites, pair: Pair, number: int) -> None:
+    """In each direction, before every step at every site: what one site alone writes is there to the last, what two write is there or in a conflict."""
+    a, b = await sites(SCHEMA, *pair)
+    fleet, turns = Fleet(a, b), 0
+    await stocked(a, b)
+    before, after = EVERY[number - 1], EVERY[number]
+    if before[0] != "lww":
+        await fleet.carry(*before)
+    await fleet.open(*after)
+    while fleet.schema.open is not None:
+        if await fleet.lead():
+            turns += 1
+            for site, row in ((a, 2), (b, 3)):
+                await site.do(
+                    f"update item set note = '{site.node} {turns}', n = n + {site.node} where id = '{key(1)}'",
+                    f"update item set n = n + 1, note = 'turn {turns}', tags = tags || '{{{turns}}}'::text[] where id = '{key(row)}'",
+                )
+        await fleet.follow(a, b)
+        if fleet.delivers:
+            await exchange(a, b, plain=False)
+            if before[0] == "merge":  # siblings stand against it
+                await a.do(f"update item set price = price + 1 where id = '{key(1)}'")
+    await exchange(a, b, plain=False)
+    assert turns >= (1 if before[0] == "lww" else 2)
+    assert await same("item", a, b)
+    for row in (2, 3):
+        n, note, tags = (await a.rows(f"select n, note, tags from item where id = '{key(row)}'"))[0]
+        assert (n, note) == (10 + turns, f"turn {turns}")
+        assert sorted(tags) == sorted(["red", *map(str, range(1, turns + 1))])
+    kept = {await a.one(f"select note from item where id = '{key(1)}'")}
+    for site in (a, b):
+        for won, lost in await site.rows(
+            "select winning_image ->> 'note', losing_image ->> 'note' from syncagent.conflict"
+        ):
+            kept |= {won, lost}
+    assert {f"{site.node} {turns}" for site in (a, b)} <= kept, f"overwritten unseen: {kept}"
+    assert {await how(site) for site in (a, b)} == {(after[0], frozenset(after[1]), None)}
+
+
 async def test_what_was_added_is_in_the_count_when_it_is_one_no_more(sites: Sites, pair: Pair) -> None:
     a, b, c = await sites(SCHEMA, *pair, pair[0])
     fleet = Fleet(a, b, c)

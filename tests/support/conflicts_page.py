@@ -21,7 +21,7 @@ _CHOOSE = """
     update syncagent.replicated r set policies = r.policies || jsonb_build_object($1::text, $2::text)
     where exists (select from pg_constraint c where c.conrelid = r.relation and c.conname = $1)
 """
-_ATTACHED = re.compile(r"-- attached with --strategy (\S+)((?: --merge \w+=\w+)*)")
+_ATTACHED = re.compile(r"-- attached with --strategy (\S+)((?: --merge \w+=[\w:.]+)*)")
 _BLOCK = re.compile(r"(?<=```text\n)(?:create|berlin=>|tokyo=>).*?(?=```)", re.DOTALL)
 _TYPED = re.compile(r"(berlin|tokyo)=> (.*)")
 

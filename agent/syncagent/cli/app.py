@@ -31,6 +31,7 @@ from syncagent.cli.init import init
 from syncagent.cli.invite import invite
 from syncagent.cli.join import join
 from syncagent.cli.leave import leave, remove
+from syncagent.cli.merge import merge
 from syncagent.cli.parked import parked
 from syncagent.cli.pause import pause, resume
 from syncagent.cli.rejoin import rejoin
@@ -51,7 +52,7 @@ PREFIX = "SYNCAGENT"
 
 PANELS = {
     "Sites": ("init", "invite", "join", "run", "leave", "remove", "rejoin"),
-    "Tables": ("adopt", "attach", "detach", "tables", "constraints", "strategy", "schema"),
+    "Tables": ("adopt", "attach", "detach", "tables", "constraints", "strategy", "merge", "schema"),
     "How it is": ("status", "wait", "verify", "repair", "forest", "fingerprint", "why"),
     "What waits": ("conflicts", "parked", "pause", "resume", "clock"),
     "Care": ("doctor", "support-bundle", "certificate", "console", "db"),
@@ -121,6 +122,7 @@ for _name, _group in (
     ("clock", clock),
     ("console", console),
     ("schema", schema),
+    ("merge", merge),
     ("db", db),
 ):
     app.add_typer(_group, name=_name, rich_help_panel=_PANEL[_name])

@@ -52,8 +52,8 @@ MergeOption = Annotated[
         envvar="SYNCAGENT_ATTACH_MERGE",
         metavar="COLUMN=HOW",
         help="With --strategy merge: how a column is merged that two sites write at once. counter: what both added; set: members"
-        " that were added stay, those that were removed go; append, max, min: what is shown of both values. Other columns show"
-        " the latest, and keep the other value.",
+        " that were added stay, those that were removed go; append, max, min: what is shown of both values; function:SCHEMA.NAME:"
+        " what this function makes of them. Other columns show the latest, and keep the other value.",
         show_default=False,
     ),
 ]

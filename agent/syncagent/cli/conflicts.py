@@ -207,6 +207,8 @@ def _show(found: dict[str, Any]) -> None:
         facts["keeps the value"] = found["other_key"]
         facts["the row got instead"] = json.dumps(found["yielded"], ensure_ascii=False)
         facts["open"] = "yes, until the row is given a value" if found["open"] else "no"
+    if found["open"] and found["failure"]:
+        facts["open"] = f"yes, until the column is written: {found['failure']}"
     if found["resolved_at"] is not None:
         facts["resolved"] = (
             f"by {found['resolved_by']} at {found['resolved_site']}, {render.plain(found['resolved_at'])}"

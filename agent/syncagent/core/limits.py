@@ -46,6 +46,8 @@ IDLE_POLL = 0.25
 # ---- apply
 LOCK_TIMEOUT = 0.010
 """How long a merge or a cut waits for a lock before it gives everything back."""
+MERGE_FUNCTION = 1.0
+"""How long functions of the application may take for what a batch has joined, and a millisecond more for each of its rows."""
 DEADLOCK_TIMEOUT = 1.0
 """PostgreSQL's default; the application must never be its victim because of the agent."""
 RETRY_FIRST = 0.010

@@ -22,7 +22,7 @@ Op = Literal["insert", "update", "delete"]
 Strategy = Literal["lww", "lww-column", "merge"]
 """The larger stamp wins the row; or, within the row's life, each column; or what two sites write in one column is joined."""
 Merges = tuple[tuple[str, str], ...]
-"""How columns are joined, by name: counter, set, append, max, min; others show the latest write."""
+"""How columns are joined, by name: counter, set, append, max, min, function:SCHEMA.NAME@DIGEST; others show the latest write."""
 
 
 @dataclass(frozen=True, slots=True)

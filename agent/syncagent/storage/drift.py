@@ -165,6 +165,7 @@ def _generated(connection: Connection, *, by_hand: bool) -> Iterator[Finding]:
         yield from (list(_typed(connection, table["id"])) if by_hand else []) or columns
         if not any(finding.severity == "error" for finding in columns):
             yield from _functions(connection, table, bodies)
+        yield from _merging(connection, table["id"])
         yield from _triggers(connection, table["id"])
     for row in connection.execute(
         "select s.node::text as node, r.relation::text as root from syncagent._strays() s"
@@ -278,6 +279,20 @@ def _functions(
     lost = [name for name in wanted if name not in bodies]
     yield from _together(lost, of, "missing", _REGENERATE, _ANEW)
     yield from _together(changed, of, "not as this version has made it", _REGENERATE, _ANEW)
+
+
+def _merging(connection: Connection, relation: int) -> Iterator[Finding]:
+    """Functions of the application that merge columns, which are gone, or others than was agreed on."""
+    for row in connection.execute(
+        """
+        select format('%%I.%%I', r.schema_name, r.table_name) as name, e.key as column_name, f.problem, f.hint
+        from syncagent.replicated r cross join lateral jsonb_each_text(r.merges) as e
+        cross join lateral syncagent._merge_function(r.relation, e.key::name, e.value) as f
+        where r.id = %s and e.value like 'function:%%' and f.problem is not null order by e.key
+        """,
+        (relation,),
+    ):
+        yield Finding("error", f"column {row['column_name']} of {row['name']}: {row['problem']}", row["hint"])
 
 
 def _triggers(connection: Connection, relation: int) -> Iterator[Finding]:

@@ -50,6 +50,7 @@ CONFLICT_COLUMNS = [
     "resolved_by",
     "resolved_site",
     "noticed_by",
+    "failure",
 ]
 """Of the view, in an order for people."""
 

@@ -20,6 +20,7 @@ from syncagent.core.lapse import Behind
 from syncagent.core.store import Loaded, PeerState, Request
 from syncagent.errors import Contended, RefusedError
 from syncagent.storage.borders import border
+from syncagent.storage.session import within
 
 AGENT_LOCK = (1937337955, 2)
 """Advisory lock of the one agent of a site; whoever wants to know whether it runs looks for it."""
@@ -141,6 +142,7 @@ class PostgresKeeper:
             )
         if stable == self._compacted and not always:
             return 0
+        await self._make_again(always=always)
         dropped = 0
         while True:
             async with self._merging, self._talking(), self._session.transaction():
@@ -150,6 +152,16 @@ class PostgresKeeper:
             if count < _CHUNK:
                 self._compacted = stable
                 return dropped
+
+    async def _make_again(self, *, always: bool) -> None:
+        """What functions of the application make of siblings; `always`: also where they have failed."""
+        async with self._talking():
+            relations = await self._session.fetchval("select syncagent._with_functions()")
+        for relation in relations:
+            async with self._merging, self._talking(), self._session.transaction():
+                await self._session.execute("lock table syncagent.merge_lock in exclusive mode")
+                await self._session.execute("set local session_replication_role = replica")  # it is no write
+                await within(self._session, 0, "select syncagent._make_again($1, $2)", relation, always)
 
     async def trim(self) -> int:
         for slot in range(_SLOTS):

@@ -29,16 +29,26 @@ def choices(typed: Sequence[str], strategy: Strategy) -> Merges:
         if not name or not how:
             raise UsageError(
                 f"{words!r} does not say how a column is merged",
-                hint="write COLUMN=counter, or set, append, max, min, latest",
+                hint="write COLUMN=counter, or set, append, max, min, latest, function:SCHEMA.NAME",
             )
         found[name] = how
     return tuple(sorted(found.items()))
 
 
 def of_table(connection: Connection, oid: int, chosen: Merges) -> dict[str, str]:
-    """Those of the choices that name a column of this table."""
+    """Those of the choices that name a column of this table, functions as they are here."""
     names = _names(connection, [oid])
-    return {name: how for name, how in chosen if name in names}
+    return pinned(connection, oid, {name: how for name, how in chosen if name in names})
+
+
+def pinned(connection: Connection, oid: int, chosen: Mapping[str, str]) -> dict[str, str]:
+    """What is agreed on: a function is named with a digest of its definition."""
+    row = connection.execute(
+        "select syncagent._pinned(%s::bigint::oid::regclass, %s) as merges", (oid, Jsonb(dict(chosen)))
+    ).fetchone()
+    assert row is not None
+    found: dict[str, str] = row["merges"]
+    return found
 
 
 def refuse_unknown(connection: Connection, tables: Mapping[int, str], chosen: Merges) -> None:

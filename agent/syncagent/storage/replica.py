@@ -22,6 +22,7 @@ from syncagent.core.store import Applied
 from syncagent.errors import ConstraintBroken, Contended, Inexact
 from syncagent.storage import staging
 from syncagent.storage.borders import border
+from syncagent.storage.session import within
 
 _WAIT_MS = 300
 """How long a merge waits, holding nothing, for one row that others hold."""
@@ -244,8 +245,7 @@ class PostgresReplica:
             else:
                 await source.stage(session)
         result = await session.fetchrow(
-            "select sum(taken)::bigint as taken, sum(conflicts)::bigint as conflicts, sum(parked)::bigint as parked"
-            " from syncagent._merge($1, $2, $3, $4, $5, $6, $7)",
+            "select taken, conflicts, parked, functions from syncagent._merge($1, $2, $3, $4, $5, $6, $7)",
             staged.relations,
             header.origin,
             header.after,
@@ -271,6 +271,8 @@ class PostgresReplica:
                 for relation, had in self._crowded.items()
                 if (left := had - (relation in staged.relations))
             }
+        if result["functions"]:
+            await within(session, header.rows, "select syncagent._make_staged($1)", result["functions"])
         return Applied(result["taken"] + copied, result["conflicts"], result["parked"])
 
 

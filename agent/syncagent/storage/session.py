@@ -93,6 +93,14 @@ async def working(dsn: str, purpose: str, *, replica: bool) -> asyncpg.Connectio
     return connection
 
 
+async def within(session: asyncpg.Connection, rows: int, query: str, *arguments: object) -> None:
+    """A statement of a transaction that calls functions of the application for so many rows: it is stopped if it takes too long."""
+    milliseconds = int(limits.MERGE_FUNCTION * 1000) + rows
+    await session.execute(f"set local statement_timeout = {milliseconds}")
+    await session.fetchval(query, *arguments)
+    await session.execute("set local statement_timeout = 0")
+
+
 @asynccontextmanager
 async def _closed_on_failure(connection: asyncpg.Connection) -> AsyncIterator[None]:
     """A session that is not handed out is not left open."""

@@ -47,6 +47,7 @@ def known(connection: Connection, name: str) -> Known:
 def plan(connection: Connection, now: Known, strategy: Strategy, chosen: Merges) -> Plan:
     """RefusedError where it cannot be; without steps, it is so already."""
     merges.refuse_unknown(connection, {now.oid: str(now.table)}, chosen)
+    chosen = tuple(sorted(merges.pinned(connection, now.oid, dict(chosen)).items()))
     _refuse_obstacles(connection, now, strategy, chosen)
     _refuse_siblings(connection, now)
     typed = " ".join([strategy, *(f"--merge {name}={how}" for name, how in chosen)])
