@@ -12,12 +12,14 @@ from tests.support.lab import Site, cross, exchange, key, quiet, same
 
 ITEM = """create function longest(text, text) returns text language sql immutable strict as
         $$ select case when (length($1), $1 collate "C") > (length($2), $2 collate "C") then $1 else $2 end $$;
-    create table item (id uuid primary key, span int4range not null default 'empty', note text, price int);
-    comment on table item is 'merge {"span": "function:pg_catalog.range_merge", "note": "function:public.longest"}'"""
+    create function moody(text, text) returns text language plpgsql immutable as
+        $$ begin if current_setting('app.mood', true) = 'fine' then return public.longest($1, $2); end if; raise exception 'not today'; end $$;
+    create table item (id uuid primary key, span int4range not null default 'empty', note text, mood text, price int);
+    comment on table item is 'merge {"span": "function:pg_catalog.range_merge", "note": "function:public.longest", "mood": "function:public.moody"}'"""
 
 
 async def stocked(*sites: Site) -> None:
-    await sites[0].do(f"insert into item values ('{key(1)}', '[5,6)', 'old')")
+    await sites[0].do(f"insert into item values ('{key(1)}', '[5,6)', 'old', 'old')")
     await exchange(*sites)
 
 
@@ -52,35 +54,27 @@ async def test_what_it_makes_of_siblings_is_shown_and_not_written(sites: Sites, 
     await same("item", a, b, c)
 
 
-async def at_odds(a: Site, b: Site) -> None:
-    """Both write the note before they hear of each other; what b writes is later."""
-    await a.do("update item set note = 'longest of all'")
+async def at_odds(a: Site, b: Site, column: str = "note") -> None:
+    """Both write it before they hear of each other; what b writes is later."""
+    await a.do(f"update item set {column} = 'longest of all'")
     await b.clock_ahead(1)
-    await b.do("update item set note = 'long'")
+    await b.do(f"update item set {column} = 'long'")
     await cross(a, b)
 
 
 async def test_where_it_fails_the_latest_is_shown_until_it_does_not(sites: Sites, pair: Pair) -> None:
     """It raises, at every site: all show the latest, all keep the siblings, and the conflict says why. Nothing else waits."""
-    a, b = await sites(
-        ITEM.replace(
-            "create table",
-            "create function moody(text, text) returns text language plpgsql immutable as $$ begin"
-            " if current_setting('app.mood', true) = 'fine' then return greatest($1 collate \"C\", $2); end if;"
-            " raise exception 'not today'; end $$; create table",
-        ).replace("public.longest", "public.moody"),
-        *pair,
-    )
+    a, b = await sites(ITEM, *pair)
     await stocked(a, b)
     await a.do("update item set span = '[1,2)'")
     await b.do("update item set span = '[3,4)'")
-    await at_odds(a, b)
+    await at_odds(a, b, "mood")
     await quiet(a, b)
     for site in (a, b):
-        assert await shown(site) == ("[1,4)", "long")
-        assert set(await failures(site)) <= {"note: public.moody: not today"}
+        assert await site.rows("select span::text, mood from item") == [("[1,4)", "long")]
+        assert set(await failures(site)) <= {"mood: public.moody: not today"}
         assert await site.one(
-            "select array_agg(value order by value) from syncagent.siblings('item', $1) where column_name = 'note'",
+            "select array_agg(value order by value) from syncagent.siblings('item', $1) where column_name = 'mood'",
             key(1),
         ) == ["long", "longest of all"]
         await site.compact()
@@ -90,7 +84,7 @@ async def test_where_it_fails_the_latest_is_shown_until_it_does_not(sites: Sites
         async with site.store.keeper._talking():
             await site.store.keeper._session.execute("set app.mood = 'fine'")
         await site.compact()
-        assert await shown(site) == ("[1,4)", "longest of all")
+        assert await site.rows("select span::text, mood from item") == [("[1,4)", "longest of all")]
         assert await failures(site) == []
         await site.compact()
         assert await site.versions("item") == {}
@@ -130,6 +124,24 @@ async def test_one_that_fails_at_one_site_only(sites: Sites, pair: Pair) -> None
     assert await failures(a) == await failures(b) == []
 
 
+async def test_what_is_not_known_to_be_made_is_made_before_it_is_forgotten(sites: Sites, pair: Pair) -> None:
+    """However a row came, with siblings, from a site that shows something else: a copy, a repair."""
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await at_odds(a, b)
+    await a.together(
+        "set local session_replication_role = replica",
+        "update item set note = 'as elsewhere'",
+        "delete from syncagent.merge_result",
+    )
+    await quiet(a, b)
+    assert await shown(a) == ("[5,6)", "as elsewhere")
+    for site in (a, b):
+        await site.compact()
+        assert await site.versions("item") == {}
+        assert await shown(site) == ("[5,6)", "longest of all")
+
+
 async def reasons(site: Site) -> list[str]:
     return [
         row[0]
@@ -164,9 +176,19 @@ def every(value: str) -> str:
     return ", ".join(f"{name} = '{value}'" for name in BAD)
 
 
+async def unlike(site: Site) -> dict[str, str | None]:
+    """Columns of which something else is said than should be."""
+    said: dict[str, str] = dict(
+        await site.rows("select column_name::text, reason from syncagent.merge_result")
+    )
+    return {
+        name: said.get(name) for name, (_, _, wanted) in BAD.items() if wanted not in (said.get(name) or "")
+    }
+
+
 async def test_functions_that_are_no_good(sites: Sites, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clear error for each, the conflict stays open, and replication goes on; a write settles it."""
-    monkeypatch.setattr(limits, "MERGE_FUNCTION", 0.1)
+    monkeypatch.setattr(limits, "MERGE_FUNCTION", 0.3)
     a, b = await sites(BAD_ITEM, *pair)
     await a.do(f"insert into item (id) values ('{key(1)}')")
     await exchange(a, b)
@@ -179,10 +201,15 @@ async def test_functions_that_are_no_good(sites: Sites, pair: Pair, monkeypatch:
         assert await site.rows(f"select {', '.join(BAD)} from item where id = '{key(1)}'") == [
             ("a",) * len(BAD)
         ]
-        found = dict(await site.rows("select column_name::text, reason from syncagent.merge_result"))
-        assert {name for name, (_, _, said) in BAD.items() if said not in (found.get(name) or "")} == set(), (
-            found
-        )
+        wrong = await unlike(site)
+        for _ in range(
+            20
+        ):  # on a busy machine time may be up before it is the turn of the one that takes it all
+            if not wrong:
+                break
+            await site.compact()
+            wrong = await unlike(site)
+        assert not wrong
         assert await site.one("select count(*) from item") == 2
     assert await failures(a) + await failures(b) != []
     await a.do(f"update item set {every('settled')}")

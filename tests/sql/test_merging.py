@@ -471,7 +471,9 @@ async def test_a_bulk_update(sites: Sites, pair: Pair) -> None:
 
 
 async def schedule(laboratory: Laboratory, pair: Pair, seed: int, changes: Sequence[Change] = ()) -> None:
-    schema = SCHEMA.replace('"max"', '"function:pg_catalog.int4larger"') if seed % 2 and not changes else SCHEMA
+    schema = (
+        SCHEMA.replace('"max"', '"function:pg_catalog.int4larger"') if seed % 2 and not changes else SCHEMA
+    )
     async with laboratory.sites(schema, *pair, pair[seed % 2], changes=changes) as sites:
         run = MergeRun(seed, sites)
         try:

@@ -96,7 +96,7 @@ def for_column(connection: Connection, function: str, table: str, column: str) -
             sql.SQL(candidate.name),
             sql.Identifier(column),
             sql.Literal(_OF_TABLE),
-        )  # type: ignore[arg-type]
+        )
     ).fetchone()
     assert found is not None
     samples = [*(found["found"] or ()), *_edges(connection, row["type"])]
@@ -193,9 +193,7 @@ def _spelled(connection: Connection, asked: Asked) -> list[Value]:
         rows = connection.execute(
             sql.SQL(
                 "select u.v::{}::text as v from unnest(%s::text[]) with ordinality as u (v, n) order by u.n"
-            ).format(
-                sql.SQL(asked.type)  # type: ignore[arg-type]
-            ),
+            ).format(sql.SQL(asked.type)),
             (list(asked.samples),),
         ).fetchall()
     except Exception as error:
@@ -217,7 +215,7 @@ def _made(
     connection: Connection, asked: Asked, pairs: Sequence[Pair], settings: dict[str, str] | None = None
 ) -> dict[Pair, tuple[Value, str | None]]:
     """What the function makes of each pair, or says instead; under other settings it is read under these again."""
-    typed = sql.SQL(_ASK).format(sql.SQL(f"a.value::{asked.type}"))  # type: ignore[arg-type]
+    typed = sql.SQL(_ASK).format(sql.SQL(f"a.value::{asked.type}"))
     given: dict[str, Any] = {
         "one": [one for one, _ in pairs],
         "other": [other for _, other in pairs],
