@@ -247,7 +247,9 @@ class Site:
         """Drop metadata and tombstones whose write every site is known to have applied."""
         self.known[self.me] = tuple(self.frontier)
         self.settle()
-        for key, (_, (origin, number), deleted) in list(self.meta.items()):
+        for key, (stamp, (origin, number), deleted) in list(self.meta.items()):
+            if stamp < (key[0], -1):
+                continue                                  # without it the row would be as new as its key
             if key not in self.log and self.stable(origin, number) and (not self.lost(key) or BROKEN == "bare"):
                 if deleted:
                     self.mark = max(self.mark, self.meta[key][0])
