@@ -126,6 +126,47 @@ end
 $$;
 comment on function syncagent._return is 'take another number: own writes are in the log, everything else that was known of cuts and versions is forgotten, and will come from a donor';
 
+create function syncagent._lead(p_accepted bigint) returns bigint
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select s.last_value - greatest(syncagent._wall(), p_accepted, (
+        select max(f.newest) from syncagent.frontier f where f.node <> (select me.node from syncagent.local_site me)))
+    from syncagent.hlc s
+$$;
+comment on function syncagent._lead is 'how far the clock of this site is ahead of time, of what was accepted, and of all that came from others';
+
+create function syncagent._newest_up_to(p_cut bigint) returns bigint
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(max(c.newest), 0) from syncagent.context c, syncagent.local_site me where c.node = me.node and c.cut <= p_cut
+$$;
+comment on function syncagent._newest_up_to is 'the largest clock of the cuts of this site up to one, as far as they are remembered';
+
+create function syncagent._anew(p_node integer, p_incarnation uuid, p_seed bigint, p_cut bigint, p_newest bigint, p_accepted bigint) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_floor bigint;
+    v_count bigint;
+begin
+    select greatest(syncagent._wall(), p_accepted, p_newest, max(f.newest)) into v_floor
+    from syncagent.frontier f where f.node <> (select me.node from syncagent.local_site me);
+    -- Waits for whoever has drawn a clock and is still open; who comes later waits for us. Unlike setval it is undone with the rest.
+    execute format('alter sequence syncagent.hlc restart with %s', v_floor);
+    perform syncagent._return(p_node, p_incarnation, p_seed, p_cut, p_newest);
+    update syncagent.log e set hlc = v_floor + k.place
+    from (select x.hlc, row_number() over (order by x.hlc) as place from (select distinct l.hlc from syncagent.log l where l.hlc > 0) as x) as k
+    where e.hlc = k.hlc;
+    select count(distinct e.hlc) into v_count from syncagent.log e;
+    execute format('alter sequence syncagent.hlc restart with %s', v_floor + v_count + 1);
+    return v_count;
+end
+$$;
+comment on function syncagent._anew is 'return, and stamp anew what nobody has applied, in its order: after all that stays, and from now on; the clock goes on from there. How many clocks were set';
+
 create function syncagent._held(p_relation integer, p_node regclass, p_low text[], p_high text[],
                                 out rows bigint, out lane_0 bigint, out lane_1 bigint)
     language plpgsql volatile

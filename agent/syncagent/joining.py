@@ -21,7 +21,7 @@ from syncagent import __version__, node
 from syncagent import settings as configuration
 from syncagent.core import catalog as catalogs
 from syncagent.core import stamp
-from syncagent.core.catalog import Site
+from syncagent.core.catalog import Catalog, Site
 from syncagent.core.copying import Counted, decode
 from syncagent.core.invitation import Admission, Application, Token
 from syncagent.core.membership import Peer
@@ -63,6 +63,8 @@ class Draft(msgspec.Struct, kw_only=True):
     file: str = DRAFT
     agreed: bool = False
     """What becomes of the rows that are here already."""
+    anew: bool = False
+    """A site that returns has taken back what nobody had applied, and stamps it anew."""
 
     @classmethod
     def load(cls, home: Path, file: str = DRAFT) -> "Draft | None":
@@ -220,7 +222,9 @@ async def _fill(
     credentials = Credentials.provide(settings.home, settings.name)
     donor = HttpDonor(host, credentials, Spools(settings.home / "spool"))
     try:
-        await _counted(donor, settings, admitted, request.seconds, talk)
+        with commands.connected(settings.dsn) as connection:
+            catalog = registry.known(connection)
+        await counted(donor, catalog, settings.node, admitted, request.seconds, talk)
         plan = await _blueprint(donor, settings.home)
         copied = await asyncio.to_thread(_tables, request, draft, plan, talk)
         if not copied:
@@ -232,15 +236,15 @@ async def _fill(
     )
 
 
-async def _counted(donor: HttpDonor, settings: Settings, admitted: int, seconds: float, talk: Talk) -> None:
+async def counted(
+    donor: HttpDonor, catalog: Catalog, me: int, admitted: int, seconds: float, talk: Talk
+) -> None:
     """Until every member keeps what this site still needs. RefusedError names who has not heard of it."""
-    with commands.connected(settings.dsn) as connection:
-        catalog = registry.known(connection)
     # One that joins at the same time drops nothing before it is a member, and then it knows of this one.
     members = {
         site.node: site.name
         for site in catalog.sites.values()
-        if site.node != settings.node and site.state == "member" and not site.witness
+        if site.node != me and site.state == "member" and not site.witness
     }
     until, said = time.monotonic() + seconds, ""
     while True:

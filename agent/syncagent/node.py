@@ -390,7 +390,7 @@ def _network(
         return encode(Counted(exchange.epochs()))
 
     async def known(_node: int, asked: bytes) -> bytes:
-        return encode(Known(exchange.have(int(asked))))
+        return encode(Known(exchange.have(int(asked)), stamp.to_seconds(clock.wall())))
 
     async def returning(node: int, asked: bytes) -> bytes:
         return encode(await admissions.readmit(node, decode(Returning, asked)))
@@ -427,8 +427,8 @@ def _inbox(
     )
     inbox.loaded(loaded.positions)
     inbox.accept(catalog.accepted)
-    for node in catalog.gone:
-        inbox.removed(node)
+    for node, gone in catalog.gone.items():
+        inbox.removed(node, void=gone.void)
     for node in paused:
         inbox.pause(node)
     return inbox

@@ -1,7 +1,8 @@
 """How a site whose database was set back becomes a member again: the steps of `syncagent rejoin`, in their order.
 
 It is compared first, and whoever runs it is asked. Then the cluster gives it another number, its database takes that,
-and from there it is filled as one that joins is, but that its tables hold rows.
+and from there it is filled as one that joins is, but that its tables hold rows. A site whose clock was ahead comes back in
+the same way (`syncagent clock reset`), but that what nobody has applied is stamped anew (`resetting`).
 
 Invariants: nothing is changed before the question was answered; the old number is never used again; what this site wrote
 and nobody has stays in its log through every step.
@@ -15,7 +16,7 @@ from uuid import uuid4
 import msgspec
 from msgspec.structs import replace
 
-from syncagent import __version__, joining, node
+from syncagent import __version__, joining, node, resetting
 from syncagent import settings as configuration
 from syncagent.core import catalog as catalogs
 from syncagent.core import stamp
@@ -37,17 +38,33 @@ from syncagent.transport.tls import Credentials
 
 DRAFT = "returning.json"
 _LOOK = 0.5
+_OPEN = 10.0
+"""Seconds for which open transactions are waited for, and others wait behind."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line says. `peer`: name or address of a member; None: whoever answers. `dsn`: where the database is
-    now, if not where the home says."""
+    now, if not where the home says. `anew`: what nobody has applied gets other stamps."""
 
     home: Path
     peer: str | None
     dsn: str | None
     seconds: float
     max_rate: float | None = None
+    anew: bool = False
+
+    @property
+    def verb(self) -> str:
+        return "syncagent clock reset" if self.anew else "syncagent rejoin"
+
+
+class _Heard(msgspec.Struct, frozen=True):
+    """Who is to hear that a number is gone, because its site is another `node` now, and for how long that is waited for."""
+
+    catalog: Catalog
+    node: int
+    seconds: float
+    talk: Talk
 
 
 def rejoin(request: Request, talk: Talk, agree: Agree) -> Settings | None:
@@ -64,19 +81,32 @@ def rejoin(request: Request, talk: Talk, agree: Agree) -> Settings | None:
         peers = _candidates(request.peer, peers_of(catalog, settings.node, settings.addresses))
         host = asyncio.run(_first(peers, settings))
         found, told = Survey(), NOTHING_TOLD
+        check = resetting.Check(settings, catalog.accepted) if request.anew and draft is None else None
+        if check is not None:
+            check.is_due()
         if (me := catalog.sites.get(here.node)) is None or not me.witness:
-            found, told = asyncio.run(_survey(host, settings, here.node, stands, request.seconds))
+            found, told = asyncio.run(_survey(host, settings, here.node, stands, request, check))
         if not agree(found):
             return None
         if draft is None:
             draft = Draft(site=settings.site, incarnation=uuid4(), peer=host.name, file=DRAFT, agreed=True)
+            draft.anew = request.anew
             draft.save(request.home)
         admitted = asyncio.run(_readmit(host, settings, draft))
         draft.node, draft.host = admitted.node, admitted.host
         draft.save(request.home)
         catalog = catalogs.decode(admitted.catalog)
+        if draft.anew:
+            told = asyncio.run(
+                _told(host, settings, here.node, stands, _Heard(catalog, draft.node, request.seconds, talk))
+            )
         with commands.site_of(settings.dsn) as connection, connection.transaction():
-            installation.return_as(connection, draft.node, draft.incarnation, told)
+            if draft.anew:
+                installation.return_anew(
+                    connection, draft.node, draft.incarnation, told, catalog.accepted, _OPEN
+                )
+            else:
+                installation.return_as(connection, draft.node, draft.incarnation, told)
             registry.follow(connection, catalog)
         talk.say(f"admitted as node {draft.node} by {host.name}")
     settings = replace(settings, node=draft.node, incarnation=draft.incarnation)
@@ -160,19 +190,29 @@ async def _first(peers: list[Peer], settings: Settings) -> Peer:
 
 
 async def _survey(
-    peer: Peer, settings: Settings, number: int, stands: dict[int, int], seconds: float
+    peer: Peer,
+    settings: Settings,
+    number: int,
+    stands: dict[int, int],
+    request: Request,
+    check: resetting.Check | None,
 ) -> tuple[Survey, At]:
     """What rejoining would do, and the last cut of `number` that others have."""
     donor, copier = _donor(peer, settings), PostgresCopier(settings.dsn, number)
     try:
-        plan = await _covering(donor, number, stands, seconds)
-        told = plan.frontier.get(number, NOTHING_TOLD)
-        have = decode(Known, await donor.ask(KNOWN_PATH, str(number).encode())).have
+        asked = stamp.to_seconds(node.SystemClock().wall())
+        known = decode(Known, await donor.ask(KNOWN_PATH, str(number).encode()))
+        if check is not None:
+            check.is_right(peer.name, known.wall, asked)
+        plan = await _covering(donor, number, stands, request.seconds)
+        told, have = plan.frontier.get(number, NOTHING_TOLD), known.have
+        if check is not None:
+            check.is_free(peer.name, told, have)
         best = max(have, key=lambda name: have[name] or 0, default=None)
         if best is not None and (have[best] or 0) > told.cut:
             raise RefusedError(
                 f"{best} has more of what this site shipped than {peer.name}: cut {have[best]}, not {told.cut}",
-                hint=f"syncagent rejoin --peer {best}",
+                hint=f"{request.verb} --peer {best}",
             )
         notes = [
             f"this database ends at cut {stands.get(number, 0)} of this site; the others have its cuts up to {told.cut}",
@@ -188,6 +228,29 @@ async def _survey(
     finally:
         await donor.close()
         await copier.close()
+
+
+async def _told(peer: Peer, settings: Settings, number: int, stands: dict[int, int], heard: _Heard) -> At:
+    """The last cut of `number` that anybody will ever apply: asked once all have heard that it is gone."""
+    donor, until = _donor(peer, settings), time.monotonic() + heard.seconds
+    try:
+        admitted = heard.catalog.sites[heard.node].admitted
+        await joining.counted(donor, heard.catalog, heard.node, admitted, heard.seconds, heard.talk)
+        while True:
+            plan = await _covering(donor, number, stands, heard.seconds)
+            told = plan.frontier.get(number, NOTHING_TOLD)
+            known = decode(Known, await donor.ask(KNOWN_PATH, str(number).encode()))
+            lagging = resetting.lagging(peer.name, told, known, settings.name)
+            if lagging is None:
+                return told
+            if time.monotonic() > until:
+                raise RefusedError(
+                    f"what others have of this site is not known: {lagging}",
+                    hint="run the same command again: it goes on where it was",
+                )
+            await asyncio.sleep(_LOOK)
+    finally:
+        await donor.close()
 
 
 async def _covering(donor: HttpDonor, number: int, stands: dict[int, int], seconds: float) -> CopyPlan:
@@ -218,6 +281,7 @@ async def _readmit(peer: Peer, settings: Settings, draft: Draft) -> Admission:
         protocol=PROTOCOL,
         version=__version__,
         wall=stamp.to_seconds(node.SystemClock().wall()),
+        void=draft.anew,
     )
     try:
         return decode(Admission, await donor.ask(RETURN_PATH, encode(asked)))

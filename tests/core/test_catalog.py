@@ -114,7 +114,8 @@ def test_a_site_returns_under_another_number() -> None:
     assert (tokyo.name, tokyo.state, tokyo.site) == ("tokyo", "joining", before.sites[2].site)
     assert tokyo.sha256 == before.sites[2].sha256, "its certificate is still its own"
     assert 2 not in catalog.sites
-    assert catalog.gone[2].sha256 == ()
+    assert (catalog.gone[2].sha256, catalog.gone[2].void) == ((), False)
+    assert after(before, Return(2, UUID(int=7), void=True)).gone[2].void, "it has taken back what is held"
     again, outcome = apply(catalog, 50, Return(3, UUID(int=7)))
     assert (again, outcome) == (catalog, Outcome(3)), "asking twice is asking once"
     twice = after(after(catalog, Confirm(3)), Return(3, UUID(int=8)))

@@ -202,6 +202,24 @@ def test_a_batch_from_a_clock_ahead_is_held_until_time_has_caught_up(inbox: Box)
     assert apply(inbox, 3.0, WALL + stamp.from_seconds(3.0)) == "2:0-1"
 
 
+def test_what_a_site_has_taken_back_is_never_applied(inbox: Box) -> None:
+    newest = WALL + clock.MAX_SKEW + stamp.from_seconds(3.0)
+    arrive(inbox, batch(A, 0, 1, newest=newest), batch(B, 0, 1, newest=newest))
+    assert inbox.removed(B) == [], "one that is gone, and has taken nothing back: its last words"
+    assert inbox.removed(A, void=True) == ["2:0-1"]
+    later = WALL + stamp.from_seconds(3.0)
+    assert apply(inbox, 3.0, later) == "3:0-1"
+    assert inbox.pick(3.0, later) is None
+
+
+def test_what_is_taken_back_while_it_is_applied_is_not_tried_again(inbox: Box) -> None:
+    arrive(inbox, batch(A, 0, 1), batch(A, 1, 2))
+    entry = pick(inbox)
+    assert inbox.removed(A, void=True) == ["2:1-2"]
+    assert inbox.deferred(entry, "a row is locked", 5.0) == ["2:0-1"]
+    assert inbox.pick(5.0, WALL) is None
+
+
 def test_a_deferred_batch_comes_again_and_holds_up_nobody_else(inbox: Box) -> None:
     arrive(inbox, batch(A, 0, 1), batch(B, 0, 1))
     inbox.deferred(pick(inbox), "a row is locked", 5.0)

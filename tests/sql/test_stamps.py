@@ -8,7 +8,8 @@ import pytest
 
 from syncagent.core import stamp
 from tests.sql.conftest import Pair, Sites
-from tests.support.lab import ITEM
+from tests.support.lab import ITEM, exchange
+from tests.support.lab import key as key_of
 
 HLC = "nextval('syncagent.hlc')"
 
@@ -86,6 +87,37 @@ async def test_clock_survives_a_step_back_of_the_wall(sites: Sites, pair: Pair) 
 
     assert ticks == sorted(set(ticks))
     assert ticks[-1] - ticks[0] < 4096
+
+
+async def test_what_is_stamped_anew_is_of_now_and_above_all_that_stays(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await b.clock_ahead(2)
+    await b.do(f"insert into item values ('{key_of(1)}', 1)")
+    await exchange(a, b)
+    told, theirs = (
+        (await b.frontier())[1],
+        await a.one("select newest from syncagent.frontier where node = 2"),
+    )
+    await a.clock_ahead(3600)
+    await a.do("update item set value = 2", "insert into item values (syncagent.uuid7(), 3)")
+    await a.cut()  # nobody has it
+    await a.do("update item set value = value + 10")
+    before = await a.rows("select * from syncagent.log order by hlc")
+    anew = f"select syncagent._anew(3, gen_random_uuid(), 1, {told}, 0, 0)"
+
+    session = await a.session()
+    await session.execute(f"begin; {anew}; rollback")
+    assert await a.rows("select * from syncagent.log order by hlc") == before
+    assert await a.one("select syncagent._tick() - syncagent._wall()") > 3599 * 4096000, (
+        "undone with the rest"
+    )
+
+    await a.do(anew)
+    entries = await a.rows("select hlc, op::text, cardinality(keys) from syncagent.log order by hlc")
+    clock = await a.one("select syncagent._tick()")
+    assert [entry[1:] for entry in entries] == [("I", 1), ("U", 1), ("U", 2)], "in their order"
+    assert theirs < entries[0][0] < entries[-1][0] < clock
+    assert clock < await a.one("select syncagent._wall()") + 3 * 4096000
 
 
 @pytest.mark.parametrize("distance", [-(10**9), -1, 0, 1, 8191, 8192, 10**9])

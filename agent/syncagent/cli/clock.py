@@ -5,7 +5,9 @@ from typing import Annotated
 import typer
 
 from syncagent.cli import render
-from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of
+from syncagent.cli.join import RateOption, TimeoutOption
+from syncagent.cli.options import DsnOption, HomeOption, JsonOption, dsn_of, home_of
+from syncagent.cli.rejoin import PeerOption, come_back
 
 clock = typer.Typer(help="What is held because a site's clock is ahead.", no_args_is_help=True)
 
@@ -41,3 +43,28 @@ def accept(
         render.json(answer)
     else:
         render.show(f"accepted what {site} wrote; clocks run {render.span(answer['ahead'])} ahead")
+
+
+@clock.command()
+def reset(
+    *,
+    peer: PeerOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Look, and change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    timeout: TimeoutOption = "60s",  # type: ignore[assignment]
+    max_rate: RateOption = None,
+    home: HomeOption = None,
+    dsn: DsnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """At the site whose clock was ahead: take back what nobody has applied, and stamp it anew, as of now. Set the clock, and stop the agent, first. The site gets another number. Given again, it goes on."""
+    from syncagent.returning import Request
+
+    come_back(
+        Request(home=home_of(home), peer=peer, dsn=dsn, seconds=timeout, max_rate=max_rate, anew=True),
+        ("equal", "come", "are replaced", "are deleted here", "stamped anew"),
+        "What nobody has applied is stamped as of now, and this site gets another number. Go on?",
+        dry_run=dry_run,
+        yes=yes,
+        as_json=as_json,
+    )

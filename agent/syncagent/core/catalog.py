@@ -52,7 +52,7 @@ class Gone(msgspec.Struct, frozen=True):
     """Who was a site once: its number is not given again, its certificates open nothing.
 
     `lapsed`: the site as it was, if it was only away for too long: its certificate lets it come back under another number.
-    `forgotten`: under this one nothing was kept for it any more.
+    `forgotten`: under this one nothing was kept for it any more. `void`: it has taken back what nobody had applied.
     """
 
     node: int
@@ -62,6 +62,7 @@ class Gone(msgspec.Struct, frozen=True):
     removed: int
     lapsed: Site | None = None
     forgotten: bool = False
+    void: bool = False
 
 
 class Invitation(msgspec.Struct, frozen=True):
@@ -163,10 +164,11 @@ class Describe(msgspec.Struct, frozen=True, tag=True):
 
 
 class Return(msgspec.Struct, frozen=True, tag=True):
-    """A site's database was set back: it comes back under another number, and joins once more."""
+    """A site comes back under another number, and joins once more. `void`: what it had sent, and nobody has applied, it takes back."""
 
     node: int
     incarnation: UUID
+    void: bool = False
 
 
 class Remove(msgspec.Struct, frozen=True, tag=True):
@@ -394,10 +396,9 @@ def _return(catalog: Catalog, index: int, command: Return) -> tuple[Catalog, Out
         return catalog, _NO_NUMBER
     node = catalog.next_node
     site = replace(before, node=node, incarnation=command.incarnation, state="joining", admitted=index)
-    left_behind = {**left.gone, before.node: replace(left.gone[before.node], sha256=())}
-    return replace(left, sites={**left.sites, node: site}, gone=left_behind, next_node=node + 1), Outcome(
-        node
-    )
+    gone = replace(left.gone[before.node], sha256=(), void=command.void)
+    sites, left_behind = {**left.sites, node: site}, {**left.gone, gone.node: gone}
+    return replace(left, sites=sites, gone=left_behind, next_node=node + 1), Outcome(node)
 
 
 def _describe(catalog: Catalog, command: Describe) -> tuple[Catalog, Outcome]:

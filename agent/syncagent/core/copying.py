@@ -165,9 +165,11 @@ class Counted(msgspec.Struct, frozen=True):
 
 
 class Known(msgspec.Struct, frozen=True):
-    """Of a node: the last cut that each other member is known to have, None if there is no link with it."""
+    """Of a node: the last cut that each other member is known to have, None if there is no link with it. `wall`: the clock of
+    who says so, in seconds since 1970."""
 
     have: dict[str, int | None]
+    wall: float = 0.0
 
 
 T = TypeVar("T", CopyPlan, RangeAsked, RangeHead, EndHead, Counted, Known, Returning, Admission)

@@ -85,13 +85,12 @@ class Inbox(Generic[P]):
         """`max_skew`, in hlc units: stamps further ahead of the wall clock are held."""
         self.me = me
         self._max_skew = max_skew
-        self._accepted = 0
-        self._schema = self._floor = 0
+        self._accepted = self._schema = self._floor = 0
         self._positions: dict[int, Position] | None = None  # None: the database was not read yet
         self._origins: dict[int, _Origin[P]] = {node: _Origin() for node in origins}
         self._applying: list[Entry[P]] = []
         self._routes = Routes()
-        self._gone: set[int] = set()
+        self._gone: dict[int, bool] = {}  # whether what it had sent is void
         self._arrivals = 0
 
     # ---- what the database has
@@ -115,7 +114,8 @@ class Inbox(Generic[P]):
         dropped: list[P] = []
         for entry in origin.held:
             gap = any(header.after > have.get(header.origin, 0) for header, _ in entry.parts)
-            if entry in self._applying or (entry.header.upto > have.get(entry.origin, 0) and not gap):
+            void = gap or self._gone.get(entry.origin, False)
+            if entry in self._applying or (entry.header.upto > have.get(entry.origin, 0) and not void):
                 chain.append(entry)
                 have = frontier.join(have, entry.reach)
             else:
@@ -139,10 +139,10 @@ class Inbox(Generic[P]):
         self._schema, self._floor = epoch, floor
         dropped: list[P] = []
         for origin in self._origins.values():
-            if any(self.is_outgrown(entry.header) for entry in origin.held if entry not in self._applying):
-                dropped += [p for entry in origin.held if entry not in self._applying for p in entry.payloads]
-                origin.held = [entry for entry in origin.held if entry in self._applying]
-                origin.asked = None
+            free = [entry for entry in origin.held if entry not in self._applying]
+            if any(self.is_outgrown(entry.header) for entry in free):
+                dropped += [payload for entry in free for payload in entry.payloads]
+                origin.held, origin.asked = [entry for entry in origin.held if entry not in free], None
         for origin in self._origins.values():
             dropped += self._rechain(origin)
         return dropped
@@ -157,10 +157,13 @@ class Inbox(Generic[P]):
         """A site that has come."""
         self._at(node)
 
-    def removed(self, node: int) -> None:
-        """A site that is gone for good: what others have of it comes by relay, and nobody could resume it any more."""
-        self._at(node).paused = False
-        self._gone.add(node)
+    def removed(self, node: int, *, void: bool = False) -> list[P]:
+        """A site that is gone for good: what others have of it comes by relay, and nobody could resume it any more. `void`: what it
+        has sent, and is not applied, it has taken back. Returns what is dropped."""
+        origin = self._at(node)
+        origin.paused = False
+        self._gone[node] = void
+        return self._rechain(origin)
 
     @property
     def holds_last_words(self) -> bool:
@@ -305,7 +308,8 @@ class Inbox(Generic[P]):
         """The fewest batches that wait for nothing but each other, oldest first; for one transaction."""
         if self._applying:
             return []
-        closed = [knot for knot, lacking in map(self._knot, self._holding()) if not lacking]
+        holding = [node for node, origin in self._origins.items() if origin.held]
+        closed = [knot for knot, lacking in map(self._knot, holding) if not lacking]
         free = [k for k in closed if all(self._hindered(entry, now, wall) is None for entry in k)]
         smallest: list[Entry[P]] = min(free, key=len, default=[])
         self._applying = sorted(smallest, key=lambda entry: entry.order)
@@ -314,9 +318,6 @@ class Inbox(Generic[P]):
     def peek(self, now: float, wall: int) -> Entry[P] | None:
         """The batch that pick will give if the one being applied succeeds."""
         return self._oldest(now, wall, self._applying[0] if len(self._applying) == 1 else None)
-
-    def _holding(self) -> list[int]:
-        return [node for node, origin in self._origins.items() if origin.held]
 
     def _knot(self, node: int) -> tuple[list[Entry[P]], dict[int, int]]:
         """What must be applied together with the first batch of an origin, and the cuts it lacks."""

@@ -84,12 +84,13 @@ class Application(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Returning(msgspec.Struct, frozen=True, kw_only=True):
-    """A site whose certificate is listed wants another number, as another incarnation."""
+    """A site whose certificate is listed wants another number, as another incarnation. `void`: what is held of it is not to be applied."""
 
     incarnation: UUID
     protocol: int
     version: str
     wall: float
+    void: bool = False
 
 
 class Admission(msgspec.Struct, frozen=True):

@@ -64,7 +64,9 @@ class Admissions:
     async def readmit(self, node: int, returning: Returning) -> Admission:
         """Another number for a site whose certificate is listed. Raises RefusedError, Undecided."""
         self._check(returning)
-        outcome = await self._elections.submit(Return(node, returning.incarnation), uuid4(), seconds=_SECONDS)
+        outcome = await self._elections.submit(
+            Return(node, returning.incarnation, returning.void), uuid4(), seconds=_SECONDS
+        )
         return Admission(outcome.node, self._me, catalogs.encode(self._elections.catalog))
 
     def _check(self, application: Application | Returning) -> None:

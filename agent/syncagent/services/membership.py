@@ -72,7 +72,8 @@ class Membership:
         for peer in roster.origins:
             self._desk.inbox.meet(peer.node)
         for node in catalog.gone.keys() - {self._me}:
-            self._desk.inbox.removed(node)
+            for spool in self._desk.inbox.removed(node, void=catalog.gone[node].void):
+                await spool.close()
             self._exchange.forget(node)
         lapsed = lapsed_of(catalog)
         if changed or lapsed != self._lapsed:

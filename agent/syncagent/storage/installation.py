@@ -8,7 +8,7 @@ import secrets
 import time
 from uuid import UUID, uuid4
 
-from psycopg.errors import InsufficientPrivilege
+from psycopg.errors import InsufficientPrivilege, LockNotAvailable
 
 from syncagent.core import stamp
 from syncagent.core.copying import At
@@ -117,6 +117,40 @@ def return_as(connection: Connection, node: int, incarnation: UUID, told: At) ->
         "select syncagent._return(%s, %s, %s, %s, %s)",
         (node, incarnation, secrets.randbits(46), told.cut, told.newest),
     )
+
+
+def return_anew(
+    connection: Connection, node: int, incarnation: UUID, told: At, accepted: int, seconds: float
+) -> None:
+    """The same, of a site whose clock was ahead: what becomes its own writes is stamped anew, and its clock set back. Waits so
+    long for transactions that are open."""
+    connection.execute("select set_config('lock_timeout', %s, true)", (f"{int(seconds * 1000)}ms",))
+    try:
+        connection.execute(
+            "select syncagent._anew(%s, %s, %s, %s, %s, %s)",
+            (node, incarnation, secrets.randbits(46), told.cut, told.newest, accepted),
+        )
+    except LockNotAvailable as error:
+        raise RefusedError(
+            "a transaction that has written here is still open",
+            detail=str(error).strip(),
+            hint="let it end, or `select pg_terminate_backend(...)` it, and run the same command again: it goes on",
+        ) from error
+    connection.execute("set local lock_timeout to default")
+
+
+def lead(connection: Connection, accepted: int) -> int:
+    """How far the clock of this site is ahead, in hlc units: of time, of what was accepted, of what came from others."""
+    row = connection.execute("select syncagent._lead(%s) as lead", (accepted,)).fetchone()
+    assert row is not None
+    return int(row["lead"])
+
+
+def newest_up_to(connection: Connection, cut: int) -> int:
+    """The largest clock of this site's cuts up to one."""
+    row = connection.execute("select syncagent._newest_up_to(%s) as newest", (cut,)).fetchone()
+    assert row is not None
+    return int(row["newest"])
 
 
 def is_copied(connection: Connection) -> bool:
