@@ -204,10 +204,10 @@ async def _survey(
         known = decode(Known, await donor.ask(KNOWN_PATH, str(number).encode()))
         if check is not None:
             check.is_right(peer.name, known.wall, asked)
+            there = (await donor.plan(look=True)).frontier
+            check.is_free(peer.name, there.get(number, NOTHING_TOLD), known.have)
         plan = await _covering(donor, number, stands, request.seconds)
         told, have = plan.frontier.get(number, NOTHING_TOLD), known.have
-        if check is not None:
-            check.is_free(peer.name, told, have)
         best = max(have, key=lambda name: have[name] or 0, default=None)
         if best is not None and (have[best] or 0) > told.cut:
             raise RefusedError(
