@@ -6,12 +6,14 @@
 
 create function syncagent._last_cut(out number bigint, out id uuid, out taken pg_snapshot,
                                     out xmax xid8, out xip xid8[])
-    language sql stable
+    language plpgsql stable   -- like what else each cut and merge calls: one in SQL is planned anew at every call
     set search_path = pg_catalog, pg_temp
     as $$
-    select c.number, c.id, c.taken, coalesce(pg_snapshot_xmax(c.taken), '0'::xid8),
-           coalesce(array(select pg_snapshot_xip(c.taken)), '{}')
-    from (select) as always left join (select * from syncagent.cut order by number desc limit 1) as c on true
+begin
+    select c.number, c.id, c.taken into number, id, taken from syncagent.cut c order by c.number desc limit 1;
+    xmax := coalesce(pg_snapshot_xmax(taken), '0'::xid8);
+    xip := array(select pg_snapshot_xip(taken));
+end
 $$;
 comment on function syncagent._last_cut is 'the newest cut, and the bounds that tell its unfolded log entries: xid >= xmax or xid in xip';
 
@@ -93,27 +95,34 @@ $$;
 comment on function syncagent._estimate is 'about how many rows a table has; null or negative if that is not known';
 
 create function syncagent._plan_for(p_table regclass, p_keys bigint) returns void
-    language sql volatile
+    language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
+begin
     -- A small batch costs less than planning for it: plans that are kept, and read nothing but indexes. A large one
     -- is planned for its size. (The planner takes every array for ten keys: for a good part of a table it is told
     -- that reading all of it once is cheaper.)
-    select set_config('plan_cache_mode', case when p_keys > 1000 then 'force_custom_plan' else 'force_generic_plan' end, true),
-           set_config('enable_seqscan', case when p_keys > 1000 then 'on' else 'off' end, true),
-           set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > syncagent._estimate(p_table)
-                                              then 'off' else 'on' end, true)
+    if p_keys > 1000 then
+        perform set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'on', true),
+            set_config('enable_nestloop', case when p_keys * 20 > syncagent._estimate(p_table) then 'off' else 'on' end, true);
+    else
+        perform set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
+            set_config('enable_nestloop', 'on', true);
+    end if;
+end
 $$;
 comment on function syncagent._plan_for is 'until the end of the transaction, plan for so many keys of this table';
 
 create function syncagent._lock_statement(p_relation integer default null) returns text
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select 'lock table ' || string_agg(format(case c.relkind when 'p' then '%I.%I' else 'only %I.%I' end, n.nspname, c.relname), ', ' order by r.id)
+begin
+    return (select 'lock table ' || string_agg(format(case c.relkind when 'p' then '%I.%I' else 'only %I.%I' end, n.nspname, c.relname), ', ' order by r.id)
            || ' in access share mode'
     from syncagent.replicated r join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace
-    where p_relation is null or r.id = p_relation
+    where p_relation is null or r.id = p_relation);
+end
 $$;
 comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables, or for one; null if there are none';
 
@@ -393,16 +402,23 @@ $$;
 $sql$ $template$;
 
 create function syncagent._relays(p_origin integer) returns boolean
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
-    as $$ select count(*) > 1 from syncagent.member m where not m.witness and m.node <> p_origin $$;
+    as $$
+begin
+    return (select count(*) > 1 from syncagent.member m where not m.witness and m.node <> p_origin);
+end
+$$;
 comment on function syncagent._relays is 'whether one that has the batches of an origin may have to hand them on, also once the origin was removed';
 
 create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigint, p_plain boolean)
     returns table (schema_name name, table_name name, form text, columns name[], relation text, keys bigint, lowest uuid, query text)
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
+#variable_conflict use_column
+begin
+    return query
     (select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
            case f.form when 'aliases'
                 then format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
@@ -426,18 +442,23 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
     select 'syncagent', 'conflict_step', 'conflicts', '{}', 'syncagent.conflict_step', c.steps, null,
            format('select * from syncagent._told_conflicts(%s, %s, %s)', p_node, p_after, p_upto)
     from (select count(*) from syncagent.conflict_step s where s.node = p_node and s.cut > p_after and s.cut <= p_upto) as c (steps)
-    where c.steps > 0
+    where c.steps > 0;
+end
 $$;
 comment on function syncagent._shipment is 'the COPY queries that read a node''s cuts after one and up to another; all in the snapshot of the newest cut here';
 
 create function syncagent._contexts(p_node integer, p_after bigint, p_upto bigint)
     returns table (cut bigint, context jsonb, newest bigint)
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
+#variable_conflict use_column
+begin
+    return query
     select c.cut, c.context, c.newest from syncagent.context c
     where c.node = p_node and c.cut > p_after and c.cut <= p_upto
-    order by c.cut
+    order by c.cut;
+end
 $$;
 comment on function syncagent._contexts is 'context and largest clock of each cut of a range';
 

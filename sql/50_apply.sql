@@ -19,6 +19,7 @@ create function syncagent._stage(p_schema name, p_table name, p_form text, p_col
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     set client_min_messages = warning
+    set plan_cache_mode = force_generic_plan   -- before the size of the batch matters
     as $$
 declare
     v_table syncagent.replicated;
@@ -218,16 +219,20 @@ $$;
 comment on function syncagent._skip is 'leave out what has come by another way meanwhile: rows of cuts up to this one';
 
 create function syncagent._told(p_origin integer) returns table (node integer, cut bigint)
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
+#variable_conflict use_column
+begin
+    return query
     select n.node, coalesce((first.context ->> n.node::text)::bigint, 0)
     from (
         select c.context from syncagent.context c
         where c.node = p_origin and c.cut > coalesce((select f.cut from syncagent.frontier f where f.node = p_origin), 0)
         order by c.cut limit 1
     ) as first
-    cross join syncagent.frontier n where n.node <> p_origin
+    cross join syncagent.frontier n where n.node <> p_origin;
+end
 $$;
 comment on function syncagent._told is 'per node, the last cut that the origin had applied when it made the first cut of the batch being merged';
 

@@ -175,11 +175,13 @@ comment on function syncagent._schema_reached is 'the last statement of a step: 
 -- Batches of the epoch before --------------------------------------------------------------------------------------
 
 create function syncagent._fits(p_table syncagent.replicated, p_columns name[]) returns boolean
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select p_columns <@ p_table.columns
-        and not exists (select from unnest(p_table.columns) as u (name) where u.name <> all (p_columns) and not p_table.fills ? u.name::text)
+begin
+    return p_columns <@ p_table.columns
+        and not exists (select from unnest(p_table.columns) as u (name) where u.name <> all (p_columns) and not p_table.fills ? u.name::text);
+end
 $$;
 comment on function syncagent._fits is 'whether rows with these columns can be taken: they lack none but those that were added by a schema change';
 

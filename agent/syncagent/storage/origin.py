@@ -106,7 +106,10 @@ class PostgresOrigin:
         await transaction.start()
         try:
             # Before the snapshot: a table that is rewritten after it would read as empty.
-            await session.execute("lock table syncagent.merge_lock in exclusive mode")
+            # Plans that are kept, until the fold knows how much there is: those of a small cut took most of its time.
+            await session.execute(
+                "set local plan_cache_mode = force_generic_plan; lock table syncagent.merge_lock in exclusive mode"
+            )
             statement = await self._ask("select syncagent._lock_statement()")
             if statement is not None:
                 await session.execute(statement)
