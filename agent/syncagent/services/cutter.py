@@ -31,17 +31,17 @@ class Cutter:
 
     async def run(self) -> None:
         """For ever. Raises Unreachable when the database is gone."""
-        poll = limits.BUSY_POLL
+        poll, pending = limits.BUSY_POLL, False
         async with asyncio.TaskGroup() as sending:
             while True:
-                pending = await self._origin.pending()
+                pending = pending or await self._origin.pending()  # until it is folded there is nothing to ask
                 plan = self._outbox.plan(self._clock.now(), pending)
                 if plan is not None:
                     await self._cut(plan, sending)
-                    poll = limits.BUSY_POLL
+                    poll, pending = limits.BUSY_POLL, False
                     continue
                 wake = self._outbox.wake_in(self._clock.now(), pending)
-                rung = await self._bells.cuts.wait(poll if wake is None else min(poll, max(wake, 0.0005)))
+                rung = await self._bells.cuts.wait(_rest(poll, wake, pending))
                 poll = limits.BUSY_POLL if rung else min(poll * 2, limits.IDLE_POLL)
 
     async def _cut(self, plan: Plan, sending: asyncio.TaskGroup) -> None:
@@ -85,3 +85,10 @@ class Cutter:
                 await shipment.spool.close()
             raise
         await self._exchange.ship(cut, groups)
+
+
+def _rest(poll: float, wake: float | None, pending: bool) -> float:
+    """Seconds until something may be due; how often the log is looked at counts only while it has nothing new."""
+    if wake is None:
+        return poll
+    return max(wake, 0.0005) if pending else min(poll, max(wake, 0.0005))
