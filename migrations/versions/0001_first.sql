@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 48_shape.sql, 50_apply.sql, 51_references.sql, 52_columns.sql, 52_merge.sql, 53_aliases.sql, 53_constraints.sql, 54_history.sql, 54_resolve.sql, 54_siblings.sql, 55_copy.sql, 56_schema_changes.sql, 56_strategies.sql, 56_versions.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 48_shape.sql, 50_apply.sql, 51_references.sql, 52_columns.sql, 52_functions.sql, 52_merge.sql, 53_aliases.sql, 53_constraints.sql, 54_history.sql, 54_resolve.sql, 54_siblings.sql, 55_copy.sql, 56_schema_changes.sql, 56_strategies.sql, 56_versions.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -169,6 +169,19 @@ create table syncagent.parked_row (
     primary key (relation, key)
 );
 comment on table syncagent.parked_row is 'rows that arrived and break a constraint here; retried after every batch';
+
+create table syncagent.merge_result (
+    relation    integer not null,
+    key         uuid not null,
+    column_name name not null,
+    siblings    text not null,
+    value       text,
+    reason      text,
+    tried_at    timestamptz,
+    stopped     boolean not null,
+    primary key (relation, key, column_name)
+);
+comment on table syncagent.merge_result is 'what functions of the application have made of siblings, which are named by their stamps; or why one has failed: then the row shows the latest, and it is tried again; stopped: it took too long';
 
 create table syncagent.alias (
     relation integer not null,
@@ -520,15 +533,15 @@ create function syncagent.capture_{id}() returns trigger
     set search_path = pg_catalog, pg_temp {pinned}
     as $$
 declare
-    v_rows bigint;
+    v_keys integer;
 begin
     {guard}
     insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
-    select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), k.keys {odd_array}
-    from (select array(select {key} from changed t limit 10000)) as k (keys)
-    where k.keys <> '{}';
-    get diagnostics v_rows = row_count;
-    if v_rows > 0 and (select count(*) from (select from changed limit 10001) as c) > 10000 then
+    select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
+    from (select {key} as key {odd_value} from changed t limit 10000) as k
+    having count(*) > 0
+    returning cardinality(keys) into v_keys;
+    if v_keys = 10000 then
         insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
         select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
         from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from changed t) as k
@@ -734,7 +747,7 @@ begin
                 'select x.stamp, x.node, x.cut, array_agg(x.name::name order by x.name) as columns from syncagent._sides(v.key, v.registers, v.deleted, v.stamp, v.node, v.cut) as x'
                 ' group by x.stamp, x.node, x.cut, x.name = '''') as r)', p_id,
                 case when v_table.derived then string_agg(format(', v.k%s', k), '' order by k) filter (where k is not null) else '' end),
-            'all_stable', ' and syncagent._all_stable(v.registers, p_stable)',
+            'all_stable', ' and syncagent._all_stable(v.registers, p_stable)', 'forget_made', '',
             'changed_columns', coalesce(string_agg(format('case when row(o.%1$I)::record *<> row(t.%1$I)::record then %1$L end', c), ', ' order by n) filter (where k is null), ''),
             'o_eq_t', string_agg(format('o.%1$I = t.%1$I', c), ' and ' order by k) filter (where k is not null),
             'o_here', format('o.%I is not null', v_table.key_columns[1]),
@@ -748,13 +761,13 @@ begin
             'entries', 'pg_temp.window_entry', 'e_registers', '', 'folded_registers', 'null::jsonb',
             'more_typed', '', 'more_names', '', 'more_null', '', 'more_of_version', '', 'more_of_parked', '', 'more_of_staged', '',
             'version_node', 'p_origin', 'version_cut', 's._cut', 'set_registers', '', 'excluded_registers', '', 'parked_registers', 'null::jsonb',
-            'v_registers', '', 'v_registers_named', '', 'own_versions', format('(select v.*, null::name[] as columns from syncagent.version_%s v)', p_id), 'l_registers', '', 'null_registers', '', 'all_stable', '', 'own_deltas', 'null::jsonb')
+            'v_registers', '', 'v_registers_named', '', 'own_versions', format('(select v.*, null::name[] as columns from syncagent.version_%s v)', p_id), 'l_registers', '', 'null_registers', '', 'all_stable', '', 'forget_made', '', 'own_deltas', 'null::jsonb')
         end || case when not v_table.derived then jsonb_build_object(
             'key', format('t.%I', v_table.key_columns[1]), 'pinned', '',
             't_eq_v', format('t.%I = v.key', v_table.key_columns[1]), 't_eq_f', format('t.%I = f.key', v_table.key_columns[1]),
             't_eq_k', format('t.%I = k.key', v_table.key_columns[1]),
             't_key_text', format('t.%I::text', v_table.key_columns[1]), 's_key_text', 's._key::text', 'v_key_text', 'v.key::text',
-            'odd_column', '', 'odd_array', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '', 'odd_or_null', 'null::text',
+            'odd_column', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '', 'odd_or_null', 'null::text',
             'max_odd', 'null', 'unnest_entry', 'unnest(e.keys) as k (key)', 'decode_odd', '', 'key_type', '',
             'version_key_types', case when v_by_column then ', registers jsonb not null default ''{}''' else '' end,
             'version_key_columns', case when v_by_column then ', registers' else '' end, 'folded_key_columns', case when v_by_column then ', n.registers' else '' end,
@@ -770,7 +783,6 @@ begin
             's_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null)),
             'v_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('v.k%s', k), ', ' order by k) filter (where k is not null)),
             'odd_column', ', odd', 'max_odd', 'max(e.odd)', 'unnest_entry', 'unnest(e.keys, e.odd) as k (key, odd)',
-            'odd_array', format(', array(select row(%s)::text from changed t limit 10000)', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             'odd_agg', ', array_agg(k.odd)',
             'odd_value', format(', row(%s)::text as odd', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             'odd_old', format(', array[row(%s)::text]', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
@@ -1198,7 +1210,7 @@ begin
         perform syncagent._detach(r.relation);   -- an earlier table of this name, which the application has dropped
     end loop;
     insert into syncagent.replicated (relation, schema_name, table_name, shipped, stride, bucket, policies, strategy, merges, key_columns, derived, columns)
-    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, p_strategy, p_merges, k.names, not k.uuid,
+    select p_table, n.nspname, c.relname, p_ship_existing, p_stride, p_bucket, p_policies, p_strategy, syncagent._pinned(p_table, p_merges), k.names, not k.uuid,
            array(select a.attname from pg_attribute a
                  where a.attrelid = p_table and a.attnum > 0 and not a.attisdropped and a.attgenerated = '' order by a.attnum)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -1250,6 +1262,7 @@ begin
     delete from syncagent.cut_keys where relation = v_id;
     delete from syncagent.settling where relation = v_id;
     delete from syncagent.parked_row where relation = v_id;
+    delete from syncagent.merge_result where relation = v_id;
     delete from syncagent.alias where relation = v_id;
     delete from syncagent.forest where relation = v_id;
     delete from syncagent.bucket where relation = v_id;
@@ -1397,12 +1410,14 @@ comment on function syncagent._lift_number is 'draw from now on above a number t
 
 create function syncagent._last_cut(out number bigint, out id uuid, out taken pg_snapshot,
                                     out xmax xid8, out xip xid8[])
-    language sql stable
+    language plpgsql stable   -- like what else each cut and merge calls: one in SQL is planned anew at every call
     set search_path = pg_catalog, pg_temp
     as $$
-    select c.number, c.id, c.taken, coalesce(pg_snapshot_xmax(c.taken), '0'::xid8),
-           coalesce(array(select pg_snapshot_xip(c.taken)), '{}')
-    from (select) as always left join (select * from syncagent.cut order by number desc limit 1) as c on true
+begin
+    select c.number, c.id, c.taken into number, id, taken from syncagent.cut c order by c.number desc limit 1;
+    xmax := coalesce(pg_snapshot_xmax(taken), '0'::xid8);
+    xip := array(select pg_snapshot_xip(taken));
+end
 $$;
 comment on function syncagent._last_cut is 'the newest cut, and the bounds that tell its unfolded log entries: xid >= xmax or xid in xip';
 
@@ -1484,27 +1499,34 @@ $$;
 comment on function syncagent._estimate is 'about how many rows a table has; null or negative if that is not known';
 
 create function syncagent._plan_for(p_table regclass, p_keys bigint) returns void
-    language sql volatile
+    language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
+begin
     -- A small batch costs less than planning for it: plans that are kept, and read nothing but indexes. A large one
     -- is planned for its size. (The planner takes every array for ten keys: for a good part of a table it is told
     -- that reading all of it once is cheaper.)
-    select set_config('plan_cache_mode', case when p_keys > 1000 then 'force_custom_plan' else 'force_generic_plan' end, true),
-           set_config('enable_seqscan', case when p_keys > 1000 then 'on' else 'off' end, true),
-           set_config('enable_nestloop', case when p_keys > 1000 and p_keys * 20 > syncagent._estimate(p_table)
-                                              then 'off' else 'on' end, true)
+    if p_keys > 1000 then
+        perform set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'on', true),
+            set_config('enable_nestloop', case when p_keys * 20 > syncagent._estimate(p_table) then 'off' else 'on' end, true);
+    else
+        perform set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
+            set_config('enable_nestloop', 'on', true);
+    end if;
+end
 $$;
 comment on function syncagent._plan_for is 'until the end of the transaction, plan for so many keys of this table';
 
 create function syncagent._lock_statement(p_relation integer default null) returns text
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select 'lock table ' || string_agg(format(case c.relkind when 'p' then '%I.%I' else 'only %I.%I' end, n.nspname, c.relname), ', ' order by r.id)
+begin
+    return (select 'lock table ' || string_agg(format(case c.relkind when 'p' then '%I.%I' else 'only %I.%I' end, n.nspname, c.relname), ', ' order by r.id)
            || ' in access share mode'
     from syncagent.replicated r join pg_class c on c.oid = r.relation join pg_namespace n on n.oid = c.relnamespace
-    where p_relation is null or r.id = p_relation
+    where p_relation is null or r.id = p_relation);
+end
 $$;
 comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables, or for one; null if there are none';
 
@@ -1784,16 +1806,23 @@ $$;
 $sql$ $template$;
 
 create function syncagent._relays(p_origin integer) returns boolean
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
-    as $$ select count(*) > 1 from syncagent.member m where not m.witness and m.node <> p_origin $$;
+    as $$
+begin
+    return (select count(*) > 1 from syncagent.member m where not m.witness and m.node <> p_origin);
+end
+$$;
 comment on function syncagent._relays is 'whether one that has the batches of an origin may have to hand them on, also once the origin was removed';
 
 create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigint, p_plain boolean)
     returns table (schema_name name, table_name name, form text, columns name[], relation text, keys bigint, lowest uuid, query text)
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
+#variable_conflict use_column
+begin
+    return query
     (select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
            case f.form when 'aliases'
                 then format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
@@ -1817,18 +1846,23 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
     select 'syncagent', 'conflict_step', 'conflicts', '{}', 'syncagent.conflict_step', c.steps, null,
            format('select * from syncagent._told_conflicts(%s, %s, %s)', p_node, p_after, p_upto)
     from (select count(*) from syncagent.conflict_step s where s.node = p_node and s.cut > p_after and s.cut <= p_upto) as c (steps)
-    where c.steps > 0
+    where c.steps > 0;
+end
 $$;
 comment on function syncagent._shipment is 'the COPY queries that read a node''s cuts after one and up to another; all in the snapshot of the newest cut here';
 
 create function syncagent._contexts(p_node integer, p_after bigint, p_upto bigint)
     returns table (cut bigint, context jsonb, newest bigint)
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
+#variable_conflict use_column
+begin
+    return query
     select c.cut, c.context, c.newest from syncagent.context c
     where c.node = p_node and c.cut > p_after and c.cut <= p_upto
-    order by c.cut
+    order by c.cut;
+end
 $$;
 comment on function syncagent._contexts is 'context and largest clock of each cut of a range';
 
@@ -2639,6 +2673,7 @@ create function syncagent._stage(p_schema name, p_table name, p_form text, p_col
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     set client_min_messages = warning
+    set plan_cache_mode = force_generic_plan   -- before the size of the batch matters
     as $$
 declare
     v_table syncagent.replicated;
@@ -2767,7 +2802,7 @@ $$;
 comment on function syncagent._apply_end is 'last step of a merge: the frontier moves with the rows, or not at all';
 
 create function syncagent._merge(p_relations integer[], p_origin integer, p_after bigint, p_locked boolean, p_careful boolean, p_settle boolean, p_record boolean)
-    returns table (taken bigint, conflicts bigint, parked bigint)
+    returns table (taken bigint, conflicts bigint, parked bigint, functions integer[])
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -2816,10 +2851,10 @@ begin
     if p_settle then
         perform syncagent._try_held();
     end if;
-    return query select v_taken, v_conflicts, v_parked;
+    return query select v_taken, v_conflicts, v_parked, array(select f.id from unnest(syncagent._with_functions()) as f (id) where f.id = any (p_relations));
 end
 $$;
-comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: park rows that break a constraint; settle: this is all that comes at once, so what collides, or misses its parent, does; record: remember what came, to hand it on';
+comment on function syncagent._merge is 'merge what is staged of these tables; locked: take the row locks first; careful: park rows that break a constraint; settle: this is all that comes at once, so what collides, or misses its parent, does; record: remember what came, to hand it on. Functions: the tables for which _make_staged is to be called';
 
 create function syncagent._skip(p_relations integer[], p_after bigint) returns void
     language plpgsql volatile
@@ -2838,16 +2873,20 @@ $$;
 comment on function syncagent._skip is 'leave out what has come by another way meanwhile: rows of cuts up to this one';
 
 create function syncagent._told(p_origin integer) returns table (node integer, cut bigint)
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
+#variable_conflict use_column
+begin
+    return query
     select n.node, coalesce((first.context ->> n.node::text)::bigint, 0)
     from (
         select c.context from syncagent.context c
         where c.node = p_origin and c.cut > coalesce((select f.cut from syncagent.frontier f where f.node = p_origin), 0)
         order by c.cut limit 1
     ) as first
-    cross join syncagent.frontier n where n.node <> p_origin
+    cross join syncagent.frontier n where n.node <> p_origin;
+end
 $$;
 comment on function syncagent._told is 'per node, the last cut that the origin had applied when it made the first cut of the batch being merged';
 
@@ -3296,6 +3335,7 @@ begin
         where s._stamp is null and v.key = s._key and not exists (select from pg_temp.verdict d where d.key = s._key and d.loses);
     end if;
 
+    {forget_made}
     if v_horizon is not null then
         insert into syncagent.mark (relation, keys)
         select {id}, array_agg(m._key)
@@ -3995,12 +4035,317 @@ end
 $$;
 $sql$ $template$;
 
+-- What a function of the application makes of siblings: `--merge COLUMN=function:SCHEMA.NAME`.
+--
+-- It takes two values of the column and returns one; of several siblings it is called again with what it has made so far. Siblings are joined
+-- as those that show the latest, and that is what the row shows while the function fails. What it makes is shown, and not written: every site
+-- makes the same of the same siblings. `merge_result` says which siblings that was done for; what it does not say yet is done anew, so
+-- that no way on which a row comes need know of it. Entries are dropped only when that is said, too (`_are_made`).
+--
+-- What was agreed on is the function's name and a digest of its definition. It runs as the owner of the table, as its CHECKs could, under a time limit.
+--
+-- tests/model/merging.py has it in its siblings; docs/decisions/0017-strategies.md says why it is so.
+
+create function syncagent._siblings_of(p_column jsonb) returns text
+    language sql immutable
+    as $$
+    select string_agg(p.value ->> 0, ',' order by (p.value ->> 0) collate "C")
+    from jsonb_each(case jsonb_typeof(p_column) when 'object' then p_column else '{}' end) as p having count(*) > 1
+$$;
+comment on function syncagent._siblings_of is 'the stamps of the siblings of a column; null if it has none';
+
+create function syncagent._are_made(p_relation integer, p_key uuid, p_registers jsonb, p_columns text[]) returns boolean
+    language sql stable
+    as $$
+    select not exists (
+        select from unnest(p_columns) as c (name)
+        where syncagent._siblings_of(p_registers -> c.name) is not null and not exists (
+            select from syncagent.merge_result m
+            where (m.relation, m.key, m.column_name, m.siblings) = (p_relation, p_key, c.name::name, syncagent._siblings_of(p_registers -> c.name)) and m.reason is null))
+$$;
+comment on function syncagent._are_made is 'whether a row shows what functions make of the siblings in these columns';
+
+create function syncagent._takes_type(p_taken oid, p_type regtype) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select p_taken = p_type or p_type = 'varchar'::regtype and p_taken = 'text'::regtype or p_taken in ('anyelement'::regtype, 'anycompatible'::regtype)
+        or case t.typtype when 'r' then p_taken in ('anyrange'::regtype, 'anycompatiblerange'::regtype) when 'e' then p_taken = 'anyenum'::regtype
+                          when 'm' then p_taken in ('anymultirange'::regtype, 'anycompatiblemultirange'::regtype)
+                          else t.typelem <> 0 and t.typsubscript = 'array_subscript_handler'::regproc and p_taken in ('anyarray'::regtype, 'anycompatiblearray'::regtype) end
+    from pg_type t where t.oid = p_type
+$$;
+comment on function syncagent._takes_type is 'whether a function that takes this takes values of that type';
+
+create function syncagent._merge_function(p_table regclass, p_column name, p_how text,
+                                          out called text, out type text, out is_strict boolean, out owner name, out digest text, out problem text, out hint text)
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_words text[];
+    v_base  regtype;
+    v_found record;
+begin
+    begin
+        v_words := parse_ident(regexp_replace(substr(p_how, 10), '@[0-9a-f]{12}$', ''));
+    exception when invalid_parameter_value then
+        null;
+    end;
+    if cardinality(v_words) is distinct from 2 then
+        problem := format('%L names no function with its schema', substr(p_how, 10)); hint := 'write function:SCHEMA.NAME, as in SQL';
+        return;
+    end if;
+    select syncagent._base_type(a.atttypid), pg_get_userbyid(c.relowner) into v_base, owner
+    from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attname = p_column and not a.attisdropped where c.oid = p_table;
+    called := format('%I.%I', v_words[1], v_words[2]); type := format_type(v_base, -1);
+    select p.oid, p.provolatile, p.proisstrict, p.proowner, p.proargtypes[0] as taken,
+           left(md5(concat_ws(E'\n', l.lanname, p.prosrc, p.probin, pg_get_function_sqlbody(p.oid), p.provolatile, p.proisstrict, p.prosecdef, array_to_string(p.proconfig, ','), p.prorettype::regtype)), 12) as digest
+    into v_found
+    from pg_proc p join pg_namespace n on n.oid = p.pronamespace join pg_language l on l.oid = p.prolang
+    where n.nspname = v_words[1] and p.proname = v_words[2] and p.pronargs = 2 and p.prokind = 'f' and not p.proretset and p.provariadic = 0
+      and p.proargtypes[0] = p.proargtypes[1] and p.prorettype = p.proargtypes[0] and syncagent._takes_type(p.prorettype, v_base)
+    order by p.prorettype = v_base desc, p.prorettype limit 1;
+    if not found then
+        problem := format('there is no function %s(%s, %2$s) that returns %2$s', called, type); hint := 'create it, at every site alike';
+        return;
+    end if;
+    is_strict := v_found.proisstrict; digest := v_found.digest;
+    if v_found.provolatile <> 'i' then
+        problem := format('function %s is not declared immutable: what it makes may differ from site to site', called);
+        hint := format('if it is: alter function %s(%s, %2$s) immutable', called, format_type(v_found.taken, -1));
+    elsif pg_get_userbyid(v_found.proowner) not in (owner, current_user) and not (select r.rolsuper from pg_roles r where r.oid = v_found.proowner) then
+        problem := format('function %s belongs to %s, and not to the owner of the table, as whom it runs', called, pg_get_userbyid(v_found.proowner));
+        hint := format('alter function %s(%s, %2$s) owner to %I', called, format_type(v_found.taken, -1), owner);
+    elsif not has_function_privilege(owner, v_found.oid, 'execute') or not has_schema_privilege(owner, v_words[1], 'usage') then
+        problem := format('the owner of the table, %s, may not call function %s', owner, called);
+        hint := format('grant usage on schema %I to %I; grant execute on function %s(%s, %4$s) to %2$I', v_words[1], owner, called, format_type(v_found.taken, -1));
+    elsif not pg_has_role(owner, 'member') then
+        problem := format('function %s runs as the owner of the table, %s, whom %s cannot become', called, owner, current_user); hint := format('grant %I to %I', owner, current_user);
+    elsif digest <> substring(p_how from '@([0-9a-f]{12})$') then
+        problem := format('function %s is another one than was agreed on', called);
+        hint := 'make it here as it is at the other sites; or, with the new one at every site: syncagent strategy TABLE merge --merge COLUMN=function:' || called;
+    end if;
+end
+$$;
+comment on function syncagent._merge_function is 'the function that merges a column, named function:SCHEMA.NAME, and @ with the digest that was agreed on; what is the matter with it, and what mends that';
+
+create function syncagent._pinned(p_table regclass, p_merges jsonb) returns jsonb
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(jsonb_object_agg(e.key, case when f.digest is null or e.value ~ '@[0-9a-f]{12}$' then e.value else format('function:%s@%s', f.called, f.digest) end), '{}')
+    from jsonb_each_text(p_merges) as e left join lateral syncagent._merge_function(p_table, e.key::name, e.value) as f on e.value like 'function:%'
+$$;
+comment on function syncagent._pinned is 'how columns are merged, functions with their digests';
+
+create function syncagent._asked(p_parts jsonb, p_function record, p_stopped text, out value text, out reason text, out tried_at timestamptz, out stopped boolean)
+    language plpgsql volatile
+    as $$
+declare
+    v_values text[] := array(select x.v from (select p.value ->> 2 as v, min((p.value ->> 0) collate "C") as stamp from jsonb_each(p_parts) as p group by 1) as x order by x.stamp);
+    v_role   text := current_setting('role');
+    v_call   text := format('select %s($1::%s, $2::%2$s)::text', p_function.called, p_function.type);
+    v_value  text;
+begin
+    stopped := false;
+    reason := coalesce(p_function.problem, p_stopped, nullif(current_setting('syncagent.merge_stopped', true), ''));
+    if reason is not null then
+        return;
+    end if;
+    tried_at := clock_timestamp();
+    begin
+        perform set_config('role', p_function.owner, true);
+        for v_turn in 1..2 loop   -- in the order of the stamps, and in the other
+            v_value := v_values[1];
+            for v_next in 2..cardinality(v_values) loop
+                if p_function.is_strict and (v_value is null or v_values[v_next] is null) then
+                    v_value := coalesce(v_value, v_values[v_next]);
+                else
+                    execute v_call into v_value using v_value, v_values[v_next];
+                end if;
+            end loop;
+            if v_turn = 2 and v_value is distinct from value then
+                reason := format('%s makes %L of the values in one order, and %L in the other', p_function.called, coalesce(value, 'null'), coalesce(v_value, 'null'));
+            end if;
+            value := v_value;
+            v_values := array(select u.v from unnest(v_values) with ordinality as u (v, n) order by u.n desc);
+        end loop;
+        perform set_config('role', v_role, true);
+    exception
+        when query_canceled then   -- the limit holds once in a statement: nothing is asked after this
+            stopped := true;
+            reason := format('%s was stopped: it took longer than %s', p_function.called, current_setting('statement_timeout'));
+            perform set_config('syncagent.merge_stopped', reason, true);
+        when others then
+            reason := format('%s: %s', p_function.called, sqlerrm);
+    end;
+    if reason is not null then
+        value := null;
+    end if;
+end
+$$;
+comment on function syncagent._asked is 'what a function makes of siblings, or why it makes nothing of them';
+
+create function syncagent._make(p_relation integer, p_keys uuid[], p_again boolean) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_table  syncagent.replicated;
+    v_tokens jsonb := syncagent._tokens(p_relation);
+    v_keys   uuid[];
+    v_key    uuid;
+    v_stopped text;
+    r        record;
+begin
+    select * into strict v_table from syncagent.replicated where id = p_relation;
+    for r in
+        select e.key::name as name, f.* from jsonb_each_text(v_table.merges) as e
+        cross join lateral syncagent._merge_function(v_table.relation, e.key::name, e.value) as f where e.value like 'function:%' order by e.key
+    loop
+        execute syncagent._render($sql$
+            select array_agg(x.key) from (
+                select v.key from syncagent.version_{id} v join {table} t on {t_eq_v}
+                left join syncagent.merge_result m on (m.relation, m.key, m.column_name) = ({id}, v.key, $2)
+                where not v.deleted and ($1 is null or v.key = any ($1)) and syncagent._siblings_of(v.registers -> $2::text) is not null
+                  and (m.key is null or m.siblings <> syncagent._siblings_of(v.registers -> $2::text) or m.reason is not null and $3)
+                  and not exists (select from syncagent.parked_row w where w.relation = {id} and w.key = v.key)
+                order by m.tried_at nulls first, v.key limit case when $1 is null then 1000 end
+                for no key update of t skip locked) as x $sql$, v_tokens) into v_keys using p_keys, r.name, p_again;
+        continue when v_keys is null;
+        if p_keys is not null then   -- one that was stopped holds up no batch until it has been tried again
+            select min(m.reason) into v_stopped from syncagent.merge_result m where (m.relation, m.column_name) = (p_relation, r.name) and m.stopped;
+        end if;
+        execute syncagent._render($sql$
+            insert into syncagent.merge_result as m (relation, key, column_name, siblings, value, reason, tried_at, stopped)
+            select {id}, d.key, $2, syncagent._siblings_of(d.parts), a.*
+            from (
+                select v.key, case when n.key is null then v.registers else syncagent._registers({id}, v.key) end -> $2::text as parts
+                from syncagent.version_{id} v
+                left join (select distinct k.key from syncagent._last_cut() c join syncagent.log l on l.xid >= c.xmax or l.xid = any (c.xip)
+                           cross join lateral unnest(l.keys) as k (key) where l.relation = {id}) as n on n.key = v.key
+                where v.key = any ($1) offset 0
+            ) as d cross join lateral syncagent._asked(d.parts, $3, $4) as a
+            where syncagent._siblings_of(d.parts) is not null
+            on conflict (relation, key, column_name) do update
+                set siblings = excluded.siblings, value = excluded.value, reason = excluded.reason, tried_at = excluded.tried_at, stopped = excluded.stopped $sql$, v_tokens)
+        using v_keys, r.name, r, v_stopped;
+        begin
+            perform syncagent._show_made(v_tokens, r.name, r.type, v_keys);
+        exception when others then
+            if not syncagent._may_park(sqlstate) then
+                raise;
+            end if;
+            foreach v_key in array v_keys loop
+                begin
+                    perform syncagent._show_made(v_tokens, r.name, r.type, array[v_key]);
+                exception when others then
+                    update syncagent.merge_result m set value = null, reason = format('what %s makes of them does not fit the table: %s', r.called, sqlerrm)
+                    where (m.relation, m.key, m.column_name) = (p_relation, v_key, r.name);
+                end;
+            end loop;
+        end;
+    end loop;
+end
+$$;
+comment on function syncagent._make is 'rows of a table show what functions make of their siblings: of these keys, or all; again: also where it has failed. Rows that others hold are left for the next time';
+
+create function syncagent._show_made(p_tokens jsonb, p_column name, p_type text, p_keys uuid[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    execute syncagent._render(replace(replace($sql$
+        with shown as (
+            update {table} t set $column = m.value::$type
+            from syncagent.version_{id} v join syncagent.merge_result m on (m.relation, m.key, m.column_name) = ({id}, v.key, $2) and m.reason is null
+            where v.key = any ($1) and {t_eq_v} and t.$column::text is distinct from m.value
+            returning v.key
+        )
+        insert into syncagent.mark (relation, keys)
+        select {id}, array_agg(s.key) from shown s join syncagent.forest f on f.relation = {id}
+        where s.key < syncagent._first_key(f.horizon * syncagent._width(f.bucket, true), true) or not syncagent._timed(s.key) having count(*) > 0
+        $sql$, '$column', quote_ident(p_column)), '$type', p_type), p_tokens) using p_keys, p_column;
+end
+$$;
+comment on function syncagent._show_made is 'rows show what was made of their siblings: no write of this site';
+
+create function syncagent._make_staged(p_relations integer[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_id   integer;
+    v_keys uuid[];
+begin
+    perform set_config('syncagent.merge_stopped', '', true);
+    foreach v_id in array p_relations loop
+        execute syncagent._render('select array_agg(s._key) from {stage} s', syncagent._tokens(v_id)) into v_keys;
+        perform syncagent._make(v_id, v_keys, true) where v_keys is not null;
+    end loop;
+exception when query_canceled then
+    null;   -- time was up elsewhere than in a function: the rows show the latest until they are tried again
+end
+$$;
+comment on function syncagent._make_staged is 'the same, of rows that have just come';
+
+create function syncagent._make_again(p_relation integer, p_again boolean) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    perform set_config('syncagent.merge_stopped', '', true);
+    execute format('delete from syncagent.merge_result m where m.relation = %1$s and not exists (select from syncagent.version_%1$s v'
+                   ' where v.key = m.key and not v.deleted and syncagent._siblings_of(v.registers -> m.column_name::text) = m.siblings)', p_relation);
+    perform syncagent._make(p_relation, null, p_again);
+exception when query_canceled then
+    null;
+end
+$$;
+comment on function syncagent._make_again is 'the same, of all rows of a table of which it is not said';
+
+create function syncagent._with_functions() returns integer[]
+    language sql stable
+    as $$ select array(select r.id from syncagent.replicated r where exists (select from jsonb_each_text(r.merges) as e where e.value like 'function:%') order by r.id) $$;
+comment on function syncagent._with_functions is 'the tables of which columns are merged by functions of the application';
+
+-- Is it fit to? `syncagent merge check` ------------------------------------------------------------------------
+
+create function syncagent._tried(p_called text, p_type text, p_strict boolean, p_owner name, p_one text, p_other text, out value text, out reason text)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_role text := current_setting('role');
+begin
+    reason := nullif(current_setting('syncagent.merge_stopped', true), '');
+    if reason is not null then
+        return;
+    elsif p_strict and (p_one is null or p_other is null) then
+        value := coalesce(p_one, p_other);
+        return;
+    end if;
+    perform set_config('role', p_owner, true);
+    execute format('select %s($1::%s, $2::%2$s)::text', p_called, p_type) into value using p_one, p_other;
+    perform set_config('role', v_role, true);
+exception
+    when query_canceled then
+        perform set_config('syncagent.merge_stopped', 'not asked any more', true);
+        reason := format('it was stopped: it took longer than %s', current_setting('statement_timeout'));
+    when others then
+        reason := sqlerrm;
+end
+$$;
+comment on function syncagent._tried is 'what a function makes of two values, as _asked asks it; or what it says instead';
+
 -- Strategy `merge`: by column (52_columns), and what two sites write at once in one column is not decided, but joined.
 --
 -- How is chosen for each column: a `counter` keeps what each site has added, a `set` what was added and not seen by who removed it, `append` every
 -- piece that was appended; of any
 -- other column the writes that no other has read stay, as its *siblings*, and the table shows the newest of them, their `max` or
--- `min`. To show is not to write: every site that has the same siblings shows the same.
+-- `min`, or what a function of the application makes of them (52_functions). To show is not to write: every site that has the same siblings shows the same.
 --
 -- Instead of one entry the register of a column has one for each node that wrote it: {"node": [stamp, cut, ...]}, the newest write,
 -- and behind it
@@ -4595,6 +4940,9 @@ declare
     v_size numeric;
     v_unit numeric;
 begin
+    if p_kind like 'function:%' then
+        return '{"kind": "function"}';   -- what it is may change, or be gone: what is made of the table's functions does not
+    end if;
     select syncagent._base_type(a.atttypid), case when t.typtype = 'd' then t.typtypmod else a.atttypmod end into v_base, v_mod
     from pg_attribute a join pg_type t on t.oid = a.atttypid where a.attrelid = p_table and a.attname = p_column and not a.attisdropped;
     v_of := case when v_base = 'jsonb'::regtype then 'jsonb' when v_base in ('text'::regtype, 'varchar'::regtype) then 'text'
@@ -4651,11 +4999,15 @@ create function syncagent._merge_obstacles(p_table regclass, p_strategy text, p_
     union all
     select format('column %I is computed: what it is computed from is merged, and it follows', m.name), 'leave it out' from m where m.generated
     union all
-    select format('there is no way to merge a column that is called %L', m.kind), 'counter, set, append, max, min, or latest'
-    from m where m.kind not in ('counter', 'set', 'append', 'max', 'min', 'latest')
+    select format('there is no way to merge a column that is called %L', m.kind), 'counter, set, append, max, min, latest, or function:SCHEMA.NAME'
+    from m where m.kind not in ('counter', 'set', 'append', 'max', 'min', 'latest') and m.kind not like 'function:%'
     union all
     select format('column %I is in a key, or a unique or foreign key constraint: it cannot be %s', m.name, m.kind), 'leave it out'
-    from m where m.bound and m.kind in ('counter', 'set', 'append', 'max', 'min')
+    from m where m.bound and (m.kind in ('counter', 'set', 'append', 'max', 'min') or m.kind like 'function:%')
+    union all
+    select format('column %I: %s', m.name, f.problem), f.hint
+    from m cross join lateral syncagent._merge_function(p_table, m.name::name, m.kind) as f
+    where m.attnum is not null and not m.generated and m.kind like 'function:%' and f.problem is not null
     union all
     select format('column %I may be null: it cannot be %s', m.name, m.kind),
            format('update %1$s set %2$I = %3$s where %2$I is null; alter table %1$s alter column %2$I set not null', p_table, m.name,
@@ -4703,6 +5055,7 @@ declare
     v_tokens jsonb;
     v_count  text := 'q.c%2$s + coalesce((v.registers -> %3$L -> me.node::text ->> 3)::numeric, 0)'
                      ' - coalesce((w.registers -> %3$L -> me.node::text ->> 3)::numeric, 0)';   -- of a row that waits, with what was added here since
+    v_functions text[] := array(select e.key from jsonb_each_text(p_table.merges) as e where e.value like 'function:%' order by e.key);
     v_append text  := 'syncagent._gone_on(q.c%2$s::text, t.%1$I::text, v.registers -> %3$L, w.registers -> %3$L, me.node, %5$L)';
 begin
     select coalesce(jsonb_object_agg(e.key, syncagent._merge_how(p_table.relation, e.key, e.value)), '{}') into v_plan
@@ -4734,7 +5087,7 @@ begin
         'combined_columns', coalesce(string_agg(format(', c%1$s = case when %2$L = any (m.taken) then x.c%1$s when m.shown ? %2$L then (m.shown ->> %2$L)::%3$s'
             || case when u.how ->> 'kind' = 'append' then ' when m.waits then (m.here ->> %2$L)::%3$s' when u.how ->> 'kind' = 'counter' then ' when m.waits then (m.here ->> %2$L)::numeric::%3$s' else ' when m.waits and %2$L <> all (m.above) then m.q%1$s' end
             || ' else m.t%1$s end', u.n, u.name, format_type(syncagent._base_type(a.atttypid), -1)), '' order by u.n) filter (where u.key is null), ''),
-        'at_odds', format('and o.name <> all (%L::text[])', array(select e.key from jsonb_each(v_plan) as e where e.value ->> 'kind' <> 'latest')::text)
+        'at_odds', format('and o.name <> all (%L::text[])', array(select e.key from jsonb_each(v_plan) as e where e.value ->> 'kind' not in ('latest', 'function'))::text)
     ) into v_tokens
     from (select u.name, u.n, v_plan -> u.name::text as how, array_position(p_table.key_columns, u.name) as key from unnest(p_table.columns) with ordinality as u (name, n)) as u
     join pg_attribute a on a.attrelid = p_table.relation and a.attname = u.name;
@@ -4750,7 +5103,10 @@ begin
             ' case when p_retry then ''{}'' else j.newer end, v.here, v.there, coalesce(j.seen, v_frontier), v_context, not v_site.copied) as r)', v_tokens ->> 'here', v_tokens ->> 'there', v_tokens ->> 'plan'),
         'seen', v_tokens ->> 'seen', 'note_part', format(   -- what comes in the parts that follow meets rows that have seen what this part had
             'if v_part > 0 then insert into pg_temp.knotted select %1$s, s._key, v_part, syncagent._greatest(coalesce(%2$s, v_frontier), v_context) from (select s.*, %3$s as _key from pg_temp.stage_%1$s s) s; end if;', p_table.id, v_tokens ->> 'seen', syncagent._stage_key(p_table)),
-        'all_stable', format(' and syncagent._parts_stable(v.registers, p_stable, %s)', v_tokens ->> 'plan'),
+        'all_stable', format(' and syncagent._parts_stable(v.registers, p_stable, %s)', v_tokens ->> 'plan')
+            || case when v_functions <> '{}' then format(' and syncagent._are_made(%s, v.key, v.registers, %L)', p_table.id, v_functions) else '' end,
+        'forget_made', case when v_functions <> '{}' then format('delete from syncagent.merge_result m using %s s where m.relation = %s and m.key = s._key;',
+            format('(select s.*, %s as _key from pg_temp.stage_%s s)', syncagent._stage_key(p_table), p_table.id), p_table.id) else '' end,
         'own_versions', replace(format('(select v.key, v.deleted {keys}, r.stamp, r.node, r.cut, r.columns, r.deltas from syncagent.version_%1$s v cross join lateral ('
             'select x.stamp, x.node, x.cut, array_agg(x.name::name order by x.name) as columns,'
             ' nullif(jsonb_strip_nulls(jsonb_object_agg(x.name, syncagent._told_again(v.registers, x.name, x.node, $2))), ''{}'') as deltas'
@@ -6479,7 +6835,7 @@ create function syncagent._sibling_columns(p_conflict syncagent.conflict_record)
     as $$
     select array(select k.name::name from syncagent.replicated r cross join lateral jsonb_object_keys(p_conflict.winning_image) as k (name)
                  where (r.schema_name, r.table_name) = (p_conflict.schema_name, p_conflict.table_name) and k.name = any (r.columns) and k.name <> all (r.key_columns)
-                   and p_conflict.strategy = 'merge' and r.strategy = 'merge' and p_conflict.kind = 'update/update' and coalesce(r.merges ->> k.name, 'latest') = 'latest'
+                   and p_conflict.strategy = 'merge' and r.strategy = 'merge' and p_conflict.kind = 'update/update' and (coalesce(r.merges ->> k.name, 'latest') = 'latest' or r.merges ->> k.name like 'function:%')
                    and p_conflict.winning_image -> k.name is distinct from p_conflict.losing_image -> k.name order by k.name)
 $$;
 comment on function syncagent._sibling_columns is 'the columns that a conflict is about, where the strategy is merge';
@@ -7004,11 +7360,13 @@ comment on function syncagent._schema_reached is 'the last statement of a step: 
 -- Batches of the epoch before --------------------------------------------------------------------------------------
 
 create function syncagent._fits(p_table syncagent.replicated, p_columns name[]) returns boolean
-    language sql stable
+    language plpgsql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select p_columns <@ p_table.columns
-        and not exists (select from unnest(p_table.columns) as u (name) where u.name <> all (p_columns) and not p_table.fills ? u.name::text)
+begin
+    return p_columns <@ p_table.columns
+        and not exists (select from unnest(p_table.columns) as u (name) where u.name <> all (p_columns) and not p_table.fills ? u.name::text);
+end
 $$;
 comment on function syncagent._fits is 'whether rows with these columns can be taken: they lack none but those that were added by a schema change';
 
@@ -7121,8 +7479,8 @@ begin
         return 0;
     end if;
     execute format($sql$
-        select count(*) from syncagent.version_%s v where not v.deleted and exists (
-            select from jsonb_each(v.registers) as e where coalesce($1 ->> e.key, 'latest') = 'latest' and jsonb_typeof(e.value) = 'object'
+        select count(*) from syncagent.version_%1$s v where not v.deleted and exists (
+            select from jsonb_each(v.registers) as e where (coalesce($1 ->> e.key, 'latest') = 'latest' or not syncagent._are_made(%1$s, v.key, v.registers, array[e.key]) and $1 ->> e.key like 'function:%%') and jsonb_typeof(e.value) = 'object'
             and (select count(*) from jsonb_object_keys(e.value)) > 1) $sql$, p_relation) into v_count using v_table.merges;
     return v_count;
 end
@@ -7170,7 +7528,7 @@ begin
         return;   -- detached meanwhile, or not attached here yet: then it is attached as the catalog says
     end if;
     select string_agg(o.problem, '; ') as problems, string_agg(o.hint, '; ') as hints into v_problem
-    from syncagent._merge_obstacles(v_table.relation, p_strategy, p_merges) as o;
+    from syncagent._merge_obstacles(v_table.relation, p_strategy, p_merges) as o where (v_table.strategy, v_table.merges) <> (p_strategy, p_merges);
     if v_problem.problems is not null then
         raise exception 'table %.% cannot be merged so: %', quote_ident(p_schema), quote_ident(p_table), v_problem.problems
             using errcode = 'SA002', hint = coalesce(v_problem.hints, '');
@@ -7219,6 +7577,7 @@ create function syncagent._columns_to_lives(p_relation integer, p_whole boolean)
     set search_path = pg_catalog, pg_temp
     as $$
 begin
+    delete from syncagent.merge_result where relation = p_relation;
     -- of a life that has no entry nothing is left to be known: the row is as all have it
     execute format('delete from syncagent.version_%s v where not v.deleted and not v.registers ? '''' and v.registers <> ''{}''', p_relation);
     execute format('update syncagent.version_%s v set stamp = l.stamp, node = l.node, cut = l.cut, registers = syncagent._life(v.registers)'
@@ -7566,6 +7925,7 @@ begin
     delete from syncagent.settling;
     delete from syncagent.parked_row;
     delete from syncagent.dropped_row;
+    delete from syncagent.merge_result;
     delete from syncagent.alias a where a.node <> v_site.node or a.cut <= p_cut;
     update syncagent.alias set node = p_node, cut = null;
     update syncagent.conflict_step c set node = p_node, cut = null where c.node = v_site.node and coalesce(c.cut > p_cut, true);
@@ -7581,6 +7941,47 @@ begin
 end
 $$;
 comment on function syncagent._return is 'take another number: own writes are in the log, everything else that was known of cuts and versions is forgotten, and will come from a donor';
+
+create function syncagent._lead(p_accepted bigint) returns bigint
+    language sql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select s.last_value - greatest(syncagent._wall(), p_accepted, (
+        select max(f.newest) from syncagent.frontier f where f.node <> (select me.node from syncagent.local_site me)))
+    from syncagent.hlc s
+$$;
+comment on function syncagent._lead is 'how far the clock of this site is ahead of time, of what was accepted, and of all that came from others';
+
+create function syncagent._newest_up_to(p_cut bigint) returns bigint
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce(max(c.newest), 0) from syncagent.context c, syncagent.local_site me where c.node = me.node and c.cut <= p_cut
+$$;
+comment on function syncagent._newest_up_to is 'the largest clock of the cuts of this site up to one, as far as they are remembered';
+
+create function syncagent._anew(p_node integer, p_incarnation uuid, p_seed bigint, p_cut bigint, p_newest bigint, p_accepted bigint) returns bigint
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_floor bigint;
+    v_count bigint;
+begin
+    select greatest(syncagent._wall(), p_accepted, p_newest, max(f.newest)) into v_floor
+    from syncagent.frontier f where f.node <> (select me.node from syncagent.local_site me);
+    -- Waits for whoever has drawn a clock and is still open; who comes later waits for us. Unlike setval it is undone with the rest.
+    execute format('alter sequence syncagent.hlc restart with %s', v_floor);
+    perform syncagent._return(p_node, p_incarnation, p_seed, p_cut, p_newest);
+    update syncagent.log e set hlc = v_floor + k.place
+    from (select x.hlc, row_number() over (order by x.hlc) as place from (select distinct l.hlc from syncagent.log l where l.hlc > 0) as x) as k
+    where e.hlc = k.hlc;
+    select count(distinct e.hlc) into v_count from syncagent.log e;
+    execute format('alter sequence syncagent.hlc restart with %s', v_floor + v_count + 1);
+    return v_count;
+end
+$$;
+comment on function syncagent._anew is 'return, and stamp anew what nobody has applied, in its order: after all that stays, and from now on; the clock goes on from there. How many clocks were set';
 
 create function syncagent._held(p_relation integer, p_node regclass, p_low text[], p_high text[],
                                 out rows bigint, out lane_0 bigint, out lane_1 bigint)
@@ -8896,6 +9297,11 @@ create function syncagent._trees() returns table (relation integer, sealed_until
 $$;
 comment on function syncagent._trees is 'how far the tree of each attached table is sealed, and how many of its buckets have a leaf that is to be computed anew';
 
+create function syncagent._failure(p_relation integer, p_key uuid, p_column text) returns text
+    language sql stable
+    as $$ select m.reason from syncagent.merge_result m where (m.relation, m.key, m.column_name) = (p_relation, p_key, p_column::name) $$;
+comment on function syncagent._failure is 'why the function that merges a column has failed for a row; null if it has not';
+
 create function syncagent._open(p_conflict uuid) returns boolean
     language plpgsql stable security definer
     set search_path = pg_catalog, pg_temp
@@ -8912,7 +9318,7 @@ begin
         return v_table.strategy = 'merge' and exists (
             select from syncagent._parts_of(syncagent._registers(v_table.id, v_conflict.key)) as p
             where p.value ->> 0 in (v_conflict.winning_stamp::text, v_conflict.losing_stamp::text)
-              and coalesce(v_table.merges ->> p.key, 'latest') = 'latest'
+              and (coalesce(v_table.merges ->> p.key, 'latest') = 'latest' or syncagent._failure(v_table.id, v_conflict.key, p.key) is not null)
             group by p.key having count(*) = 2);
     elsif v_table.id is null or v_conflict.yielded is null then
         return false;
@@ -9042,11 +9448,14 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        c.noticed_at, s.at as resolved_at, s.by_role::text as resolved_by, c.constraint_name::text as constraint_name, c.other_key_text as other_key, c.yielded,
        (c.yielded is not null or c.strategy = 'merge' and c.constraint_name is null) and syncagent._open(c.id) as open,
        array(select syncagent._site_name(n.node) from syncagent.conflict_step n where n.conflict = c.id and n.what = 'noticed' order by n.node) as noticed_by,
-       syncagent._site_name(s.node) as resolved_site
+       syncagent._site_name(s.node) as resolved_site,
+       (select string_agg(format('%I: %s', m.column_name, m.reason), '; ' order by m.column_name)
+        from syncagent.replicated r join syncagent.merge_result m on m.relation = r.id and m.key = c.key and m.reason is not null
+        where (r.schema_name, r.table_name) = (c.schema_name, c.table_name) and c.strategy = 'merge' and c.constraint_name is null) as failure
 from syncagent.conflict_record c
 left join lateral (select * from syncagent.conflict_step s where s.conflict = c.id and s.what <> 'noticed'
                    order by s.hlc desc, s.node desc limit 1) as s on s.what = 'resolved';
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings. Others are settled by the rule: the newer stamp has won. Every site shows those of all sites: noticed_by are the sites that met both versions before they were told, resolved_site is where somebody has settled it';
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings, or a function of yours fails for them: failure says why. Others are settled by the rule: the newer stamp has won. Every site shows those of all sites: noticed_by are the sites that met both versions before they were told, resolved_site is where somebody has settled it';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,

@@ -34,7 +34,8 @@ class Cutter:
         poll, pending = limits.BUSY_POLL, False
         async with asyncio.TaskGroup() as sending:
             while True:
-                pending = pending or await self._origin.pending()  # until it is folded there is nothing to ask
+                # Until it is folded there is nothing to ask.
+                pending = pending or await self._origin.pending()
                 plan = self._outbox.plan(self._clock.now(), pending)
                 if plan is not None:
                     await self._cut(plan, sending)
