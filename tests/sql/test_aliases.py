@@ -685,6 +685,9 @@ async def schedule(three: list[Site], number: int) -> None:
         else:
             await ship_if_ready(rnd.choice([other for other in three if other is not site]), site)
     await quiet(*three)
+    for site in three:  # as an agent does after each batch
+        await site.store.replica.retry_parked()
+    await quiet(*three)
     await same("customer", *three)
     rows = await same("cart", *three)
     assert all([await site.parked() == [] for site in three]), f"SEED={number}"
