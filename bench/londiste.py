@@ -28,6 +28,7 @@ _STOP_SECONDS = 20
 class Londiste:
     name = "londiste"
     package = LONDISTE
+    lingers = None
 
     def __init__(self, root: Root) -> None:
         self._root = root

@@ -172,7 +172,7 @@ def tables(lines: Sequence[Line]) -> dict[str, str]:
             (
                 (
                     line["name"].partition("-")[2], size, f"{_figure(cost['first'])} %", f"{_figure(cost['others'])} %",
-                    f"{_figure(cost['servers'])} %", _figure(cost["reached"]), f"{_figure(cost['late'])} s",
+                    f"{_figure(cost['servers'])} %", _figure(cost.get("reached")), f"{_figure(cost['late'])} s",
                 )
                 for line in lines if line["name"].startswith("sites-")
                 for size, cost in line["env"]["by_sites"].items()

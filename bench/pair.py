@@ -88,13 +88,20 @@ class Stage:
             raise Diverged(f"{self.name}: the sites differ", detail=f"count and sum: {here} and {there}")
 
     def drop(self) -> None:
-        """The databases, if they are still there."""
+        """The databases. A worker that lingers is ended for it, and is back when its server has started again."""
         self.a.close()
         self.b.close()
         for server in (self.pair.a, self.pair.b):
-            server.execute(
-                sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(self.name))
-            )
+            if self.pair.lingers:
+                server.execute(
+                    sql.SQL(
+                        "select pg_terminate_backend(pid, 10000) from pg_stat_activity where backend_type = {}"
+                    ).format(sql.Literal(self.pair.lingers))
+                )
+            server.execute(sql.SQL("drop database {} with (force)").format(sql.Identifier(self.name)))
+            if self.pair.lingers:
+                server.stop()
+                server.start()
 
 
 class Pair:
@@ -103,6 +110,7 @@ class Pair:
     def __init__(self, binaries: Binaries, folder: Path, seeds: int, settings: Mapping[str, Setting]) -> None:
         self.settings = {**_settings(), **settings}
         self.seeds = seeds
+        self.lingers: str | None = None
         self._folder = folder
         self._runs = 0
         self.a, self.b = (

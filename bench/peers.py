@@ -32,6 +32,8 @@ class Peer(Protocol):
 
     name: str
     package: Package
+    lingers: str | None
+    """A kind of worker that never answers whoever drops a database, who would wait for ever."""
 
     def __call__(self, root: Root) -> System: ...
 
@@ -57,6 +59,7 @@ def against(
             yield missing(lab, name, peer.name, error)
             continue
         with Pair.running(binaries, lab.pair.seeds, peer.settings(root)) as pair:
+            pair.lingers = peer.lingers
             inner, make = replace(lab, pair=pair), partial(peer, root)
             lab.say(f"{peer.name}: two servers, PostgreSQL {pair.a.binaries.version}")
             for what, workload in drained.items():

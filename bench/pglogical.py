@@ -14,6 +14,7 @@ _POLL = 0.01
 class Pglogical:
     name = "pglogical"
     package = PGLOGICAL
+    lingers = "pglogical supervisor"
 
     def __init__(self, root: Root) -> None:
         self._root = root
@@ -83,15 +84,6 @@ class Pglogical:
         return ()
 
     def stop(self) -> None:
-        """The slots go with the subscriptions. Its supervisor never answers whoever drops a database, who would wait for ever; and once
-        ended it is started with the server only."""
+        """The slots go with the subscriptions."""
         for receiver, origin in ("ba", "ab"):
             self._sites[receiver].execute("select pglogical.drop_subscription(%s, true)", (f"from_{origin}",))
-        for site in self._sites.values():
-            site.execute(
-                "select pg_terminate_backend(pid, 10000) from pg_stat_activity where backend_type = 'pglogical supervisor'"
-            )
-        self._stage.drop()
-        for server in (self._stage.pair.a, self._stage.pair.b):
-            server.stop()
-            server.start()
