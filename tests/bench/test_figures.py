@@ -67,6 +67,9 @@ def test_what_was_measured_on_one_machine_is_said_of_many() -> None:
             "env": {"by_sites": {"2": {"first": 3.0}, "4": {"first": 5.0}, "8": {"first": 9.0}}},
         },
     ]
+    lines.append(
+        {"name": "sites-hub", "env": {"by_sites": {n: {"first": 9.0 - n, "others": 1} for n in (2, 8)}}}
+    )
     said = {(found.what, found.at): found.predicted for found in costs.statements(lines)}
     assert said["the agent of a site in a mesh, sites", "100"] == pytest.approx(2 + 99)
     assert said["a backlog gets to the other site, rows", "1,000,000,000"] == pytest.approx(10_001)
