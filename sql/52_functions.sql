@@ -245,7 +245,8 @@ declare
 begin
     perform set_config('syncagent.merge_stopped', '', true);
     foreach v_id in array p_relations loop
-        execute syncagent._render('select array_agg(s._key) from {stage} s', syncagent._tokens(v_id)) into v_keys;
+        execute syncagent._render('select array_agg(s._key) from {stage} s join syncagent.version_{id} v on v.key = s._key where exists ('
+            'select from jsonb_each(v.registers) as e where syncagent._siblings_of(e.value) is not null)', syncagent._tokens(v_id)) into v_keys;
         perform syncagent._make(v_id, v_keys, true) where v_keys is not null;
     end loop;
 exception when query_canceled then

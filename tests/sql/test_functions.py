@@ -44,12 +44,12 @@ async def test_what_it_makes_of_siblings_is_shown_and_not_written(sites: Sites, 
         assert await site.conflicts() == ["update/update"] * len(await site.conflicts())
         assert await site.rows("select 1 from syncagent.conflict where open") == []
         assert await site.one("select count(*) from syncagent.siblings('item', $1)", key(1)) == 6
-    await quiet(a, b, c)
+    await exchange(a, b, c, plain=False)
     for site in (a, b, c):
         await site.compact()
         assert await site.versions("item") == {}, "all have the same: nothing is left to be known"
     await b.do("update item set span = '[2,3)'")
-    await quiet(a, b, c)
+    await exchange(a, b, c, plain=False)
     assert {await shown(site) for site in (a, b, c)} == {("[2,3)", "longest of all")}
     await same("item", a, b, c)
 
