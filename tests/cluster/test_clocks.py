@@ -25,7 +25,9 @@ STEPS = (
 )
 KILLED = 9
 _numbers = itertools.count(1)
-NEWEST = "select max(syncagent.stamp_time(stamp)) < now() + interval '10 seconds' from syncagent.version_{}"
+NEWEST = (
+    "select bool_and(syncagent.stamp_time(stamp) < now() + interval '10 seconds') from syncagent.version_{}"
+)
 
 
 def insert(site: Site, *names: str) -> None:
