@@ -34,7 +34,7 @@ class Cutter:
         poll, pending = limits.BUSY_POLL, False
         async with asyncio.TaskGroup() as sending:
             while True:
-                # Until it is folded there is nothing to ask.
+                # What waits to be folded does so until it is: it is looked for once.
                 pending = pending or await self._origin.pending()
                 plan = self._outbox.plan(self._clock.now(), pending)
                 if plan is not None:
