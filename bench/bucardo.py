@@ -29,7 +29,7 @@ _POLL = 0.05
 class Bucardo:
     name = "bucardo"
     package = BUCARDO
-    lingers = None
+    lingers: str | None = None
 
     def __init__(self, root: Root) -> None:
         self._root = root

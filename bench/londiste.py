@@ -28,7 +28,7 @@ _STOP_SECONDS = 20
 class Londiste:
     name = "londiste"
     package = LONDISTE
-    lingers = None
+    lingers: str | None = None
 
     def __init__(self, root: Root) -> None:
         self._root = root

@@ -14,7 +14,7 @@ _POLL = 0.01
 class Pglogical:
     name = "pglogical"
     package = PGLOGICAL
-    lingers = "pglogical supervisor"
+    lingers: str | None = "pglogical supervisor"
 
     def __init__(self, root: Root) -> None:
         self._root = root

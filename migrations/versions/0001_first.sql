@@ -533,15 +533,15 @@ create function syncagent.capture_{id}() returns trigger
     set search_path = pg_catalog, pg_temp {pinned}
     as $$
 declare
-    v_keys integer;
+    v_rows bigint;
 begin
     {guard}
     insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
-    select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
-    from (select {key} as key {odd_value} from changed t limit 10000) as k
-    having count(*) > 0
-    returning cardinality(keys) into v_keys;
-    if v_keys = 10000 then
+    select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), k.keys {odd_array}
+    from (select array(select {key} from changed t limit 10000)) as k (keys)
+    where k.keys <> '{}';
+    get diagnostics v_rows = row_count;
+    if v_rows > 0 and (select count(*) from (select from changed limit 10001) as c) > 10000 then
         insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
         select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
         from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from changed t) as k
@@ -767,7 +767,7 @@ begin
             't_eq_v', format('t.%I = v.key', v_table.key_columns[1]), 't_eq_f', format('t.%I = f.key', v_table.key_columns[1]),
             't_eq_k', format('t.%I = k.key', v_table.key_columns[1]),
             't_key_text', format('t.%I::text', v_table.key_columns[1]), 's_key_text', 's._key::text', 'v_key_text', 'v.key::text',
-            'odd_column', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '', 'odd_or_null', 'null::text',
+            'odd_column', '', 'odd_array', '', 'odd_agg', '', 'odd_value', '', 'odd_old', '', 'odd_of_version', '', 'odd_or_null', 'null::text',
             'max_odd', 'null', 'unnest_entry', 'unnest(e.keys) as k (key)', 'decode_odd', '', 'key_type', '',
             'version_key_types', case when v_by_column then ', registers jsonb not null default ''{}''' else '' end,
             'version_key_columns', case when v_by_column then ', registers' else '' end, 'folded_key_columns', case when v_by_column then ', n.registers' else '' end,
@@ -783,6 +783,7 @@ begin
             's_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('s.c%s', n), ', ' order by k) filter (where k is not null)),
             'v_key_text', format(case count(k) when 1 then '%s::text' else 'row(%s)::text' end, string_agg(format('v.k%s', k), ', ' order by k) filter (where k is not null)),
             'odd_column', ', odd', 'max_odd', 'max(e.odd)', 'unnest_entry', 'unnest(e.keys, e.odd) as k (key, odd)',
+            'odd_array', format(', array(select row(%s)::text from changed t limit 10000)', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             'odd_agg', ', array_agg(k.odd)',
             'odd_value', format(', row(%s)::text as odd', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
             'odd_old', format(', array[row(%s)::text]', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null)),
@@ -4282,7 +4283,8 @@ declare
 begin
     perform set_config('syncagent.merge_stopped', '', true);
     foreach v_id in array p_relations loop
-        execute syncagent._render('select array_agg(s._key) from {stage} s', syncagent._tokens(v_id)) into v_keys;
+        execute syncagent._render('select array_agg(s._key) from {stage} s join syncagent.version_{id} v on v.key = s._key where exists ('
+            'select from jsonb_each(v.registers) as e where syncagent._siblings_of(e.value) is not null)', syncagent._tokens(v_id)) into v_keys;
         perform syncagent._make(v_id, v_keys, true) where v_keys is not null;
     end loop;
 exception when query_canceled then
