@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import ClassVar
 
 import psycopg
 
@@ -29,7 +30,7 @@ _POLL = 0.05
 class Bucardo:
     name = "bucardo"
     package = BUCARDO
-    lingers: str | None = None
+    lingers: ClassVar[str | None] = None
 
     def __init__(self, root: Root) -> None:
         self._root = root

@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from bench.packages import LONDISTE, Root
 from bench.pair import Stage
@@ -28,7 +29,7 @@ _STOP_SECONDS = 20
 class Londiste:
     name = "londiste"
     package = LONDISTE
-    lingers: str | None = None
+    lingers: ClassVar[str | None] = None
 
     def __init__(self, root: Root) -> None:
         self._root = root

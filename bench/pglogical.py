@@ -3,6 +3,7 @@
 import subprocess
 import time
 from collections.abc import Sequence
+from typing import ClassVar
 
 from bench.packages import PGLOGICAL, Root
 from bench.pair import Stage
@@ -14,7 +15,7 @@ _POLL = 0.01
 class Pglogical:
     name = "pglogical"
     package = PGLOGICAL
-    lingers: str | None = "pglogical supervisor"
+    lingers: ClassVar[str | None] = "pglogical supervisor"
 
     def __init__(self, root: Root) -> None:
         self._root = root
