@@ -253,7 +253,8 @@ def test_a_reader_sees_everything_and_touches_nothing(here: Database, reader: st
     for statement in (
         "select * from syncagent.conflict_record",
         "select * from syncagent.log",
-        "delete from syncagent.conflict",
+        "delete from syncagent.conflict_record",
+        "delete from syncagent.conflict_step",
         "select syncagent._fold(true)",
         "select nextval('syncagent.hlc')",
         "select syncagent.grant_reader('postgres')",
