@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import pytest
+
 from tests.cluster.test_relay import spokes
 from tests.support.cluster import Laboratory, Site, has, mark
 from tests.support.load import share
@@ -16,6 +18,7 @@ def listed(site: Site) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.soak(only="agents and a server are killed")
 def test_a_conflict_of_two_shops_is_at_the_hub_and_settled_there(laboratory: Laboratory) -> None:
     with laboratory.cluster(18, 15, 18, prepare=spokes) as cluster:
         hub, one, other = cluster

@@ -90,6 +90,4 @@ class Cutter:
 
 def _rest(poll: float, wake: float | None, pending: bool) -> float:
     """Seconds until something may be due; how often the log is looked at counts only while it has nothing new."""
-    if wake is None:
-        return poll
-    return max(wake, 0.0005) if pending else min(poll, max(wake, 0.0005))
+    return min(limits.IDLE_POLL if pending else poll, poll if wake is None else max(wake, 0.0005))
