@@ -66,6 +66,7 @@ create function syncagent._written(p_stamp uuid, p_node integer, p_cut bigint, p
                                    p_log jsonb, p_new uuid, p_first uuid, p_me integer, p_next bigint, p_alive boolean, p_gone boolean,
                                    out stamp uuid, out node integer, out cut bigint, out deleted boolean, out registers jsonb)
     language plpgsql immutable
+    set plan_cache_mode = force_generic_plan   -- called for each of many rows, where the session plans anew at each call
     as $$
 declare
     v_life   jsonb := p_log -> '';
@@ -108,14 +109,16 @@ $$;
 comment on function syncagent._written is 'the version entry of a row after the writes of a window: p_log are their registers, p_new and p_first the stamps of the last and the first, p_me and p_next what will be their dot; p_alive: the row is there, p_gone: one of them deleted it';
 
 create function syncagent._same_life(p_mine jsonb, p_theirs jsonb, p_context jsonb, p_settled jsonb) returns boolean
-    language sql immutable
+    language plpgsql immutable
     as $$
+begin
     -- An entry that was dropped was stable: every site has had that life, and whoever dropped it can only mean that one.
-    select case
+    return case
         when p_mine is null and p_theirs is null or p_mine ->> 0 = p_theirs ->> 0 then true
         when p_mine is null then (p_theirs ->> 2)::bigint <= coalesce((p_settled ->> (p_theirs ->> 1))::bigint, 0)
         when p_theirs is null then coalesce((p_mine ->> 2)::bigint <= (p_context ->> (p_mine ->> 1))::bigint, false)
-        else false end
+        else false end;
+end
 $$;
 comment on function syncagent._same_life is 'whether the lives of two states are one: theirs is of a site that had seen p_context, p_settled is what entries were dropped of here';
 

@@ -235,6 +235,7 @@ create function syncagent._merge_written(p_stamp uuid, p_node integer, p_cut big
                                          p_log jsonb, p_new uuid, p_first uuid, p_me integer, p_next bigint, p_alive boolean, p_gone boolean,
                                          out stamp uuid, out node integer, out cut bigint, out deleted boolean, out registers jsonb)
     language plpgsql immutable
+    set plan_cache_mode = force_generic_plan   -- called for each of many rows, where the session plans anew at each call
     as $$
 declare
     v_life   jsonb;
@@ -495,6 +496,7 @@ create function syncagent._join_columns(p_plan jsonb, p_me integer, p_mine jsonb
                                         p_seen jsonb, p_context jsonb, p_returns boolean,
                                         out registers jsonb, out taken text[], out shown jsonb)
     language plpgsql stable
+    set plan_cache_mode = force_generic_plan   -- called for each of many rows, where the session plans anew at each call
     as $$
 declare
     v_name   text;

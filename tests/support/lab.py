@@ -228,8 +228,12 @@ class Site:
         return {row[0]: row[1:] for row in found}
 
     async def conflicts(self) -> list[str]:
-        """Kinds of the conflicts recorded here."""
-        return [row[0] for row in await self.rows("select kind from syncagent.conflict_record order by kind")]
+        """Kinds of the conflicts that this site has noticed itself."""
+        noticed = (
+            "select c.kind from syncagent.conflict_record c join syncagent.conflict_step s on s.conflict = c.id"
+            " where s.what = 'noticed' and s.node = $1 order by c.kind"
+        )
+        return [row[0] for row in await self.rows(noticed, self.node)]
 
     async def parked(self) -> list[Row]:
         """Image and error of each parked row."""

@@ -192,7 +192,7 @@ class _Now(Collector):
         sealed = [] if me["sealed_until"] is None else [((), me["sealed_until"])]
         yield self._gauge("forest_sealed_until_seconds", "Up to when the forest is sealed, of the table that is last; Unix time.", (), sealed)  # fmt: skip
         kinds = (me["kinds"] or {}).items()
-        yield self._gauge("conflicts", "Conflicts that are kept: those of all sites, at every site.", ("kind",), [((k,), n) for k, n in kinds])  # fmt: skip
+        yield self._gauge("conflicts", "Conflicts that are kept: those of all sites, at every site. Do not add sites up: `max by (kind)`.", ("kind",), [((k,), n) for k, n in kinds])  # fmt: skip
 
     def _here(self, name: str, text: str, value: float) -> Metric:
         return self._gauge(name, text, (), [((), value)])
