@@ -8,8 +8,8 @@ READY  := $(VENV)/.ready
 HEAVY  := .venv-examples
 # Arguments for pytest, as in: make test ARGS="-k merge"
 ARGS   ?=
-# Most tests wait for servers: two at a time. For a debugger: make test ARGS="--numprocesses 0 --pdb -k merge"
-SHARED := --numprocesses 2 --dist worksteal
+# Most tests wait for servers: three at a time on two cores. For a debugger: make test ARGS="--numprocesses 0 --pdb -k merge"
+SHARED := --numprocesses 3 --dist worksteal
 
 # Hundreds of processes start in a run: each would compile what it imports where this is set.
 export PYTHONDONTWRITEBYTECODE :=

@@ -67,16 +67,22 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long ones first in the queue of each of two processes, who begin with a half each: so none is left at the end, when
-    there is nothing to do beside it. Modules stay together, for what their tests share."""
+    """Long ones first in the queue of each process, who begin with an equal share: so none is left at the end, when there is
+    nothing to do beside it. Modules stay together, for what their tests share."""
     modules: dict[str, list[pytest.Item]] = {}
     for item in items:
         modules.setdefault(item.nodeid.partition("::")[0], []).append(item)
     long = [module for name, module in modules.items() if name.startswith(_LONG)]
     short = [item for name, module in modules.items() if not name.startswith(_LONG) for item in module]
-    first, second = ([item for module in long[half::2] for item in module] for half in (0, 1))
-    share = max(len(items) // 2 - len(first), 0)
-    items[:] = [*first, *short[:share], *second, *short[share:]]
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = -(-len(items) // processes)
+    items.clear()
+    for number in range(processes):
+        queue = [item for module in long[number::processes] for item in module]
+        more = max(share - len(queue), 0)
+        items += [*queue, *short[:more]]
+        del short[:more]
+    items += short
 
 
 @pytest.fixture(scope="session")
