@@ -2900,7 +2900,7 @@ declare
     v_id     integer;
 begin
     foreach v_id in array p_relations loop
-        execute format('select syncagent.await_%s($1)', v_id) into v_waited using p_milliseconds;
+        execute format('select syncagent.await_%s($1)', v_id) into v_waited using least(p_milliseconds, 300);   -- who waits for a row is waited for
         exit when v_waited;
     end loop;
     return v_waited;
@@ -2944,7 +2944,7 @@ declare
 begin
     foreach v_id in array p_relations loop
         begin
-            execute format('select syncagent.await_%s($1)', v_id) into v_waited using p_milliseconds;
+            execute format('select syncagent.await_%s($1)', v_id) into v_waited using least(p_milliseconds, 300);   -- who waits for a row is waited for
             raise exception using errcode = 'SA000';   -- and hold nothing
         exception when sqlstate 'SA000' then
             if v_waited then
