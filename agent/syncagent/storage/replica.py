@@ -60,11 +60,13 @@ class PostgresReplica:
 
         async def merge(careful: bool, held: Row | None) -> Applied:
             async with AsyncExitStack() as turn, self._session.transaction():
+                alone = False
                 if held is not None:
                     await self._take(held, late=attempt >= _PUT_OFF)
                 else:
-                    await self._take_refused(staged, attempt)
-                await turn.enter_async_context(self._alone())
+                    alone = await self._take_refused(staged, attempt, turn)
+                if not alone:
+                    await turn.enter_async_context(self._alone())
                 return await self._merge(staged, attempt=attempt, careful=careful, settle=True)
 
         return await self._carefully(merge)
@@ -77,11 +79,14 @@ class PostgresReplica:
         async def merge(careful: bool, held: Row | None) -> Applied:
             total = Applied(0, 0, 0)
             async with AsyncExitStack() as turn, self._session.transaction():
+                alone = False
                 if held is not None:
                     await self._take(held, late=attempt >= _PUT_OFF)
                 for number, part in enumerate(parts if attempt > 0 and held is None else ()):
-                    await self._take_refused(await self._stage(*part), attempt, first=number == 0)
-                await turn.enter_async_context(self._alone())
+                    first = turn if number == 0 else None
+                    alone |= await self._take_refused(await self._stage(*part), attempt, first)
+                if not alone:
+                    await turn.enter_async_context(self._alone())
                 for header, _ in parts:  # what was written at once is told apart by all their contexts
                     await self._session.fetchval(
                         "select syncagent._foretell($1, $2::text::jsonb, $3)", *_contexts(header)
@@ -186,22 +191,30 @@ class PostgresReplica:
                 await source.stage(session)
         return _Staged(header, sorted(relations), plain, epoch)
 
-    async def _take_refused(self, staged: "_Staged", attempt: int, *, first: bool = True) -> None:
-        """Wait for a row that others hold, or, if this transaction holds nothing yet, for its table."""
+    async def _take_refused(self, staged: "_Staged", attempt: int, turn: AsyncExitStack | None) -> bool:
+        """Wait for a row that others hold, or for its table, in this turn, if this transaction holds nothing yet. Whether it is alone then."""
         crowded = [relation for relation in staged.relations if relation in self._crowded]
-        if first and crowded and 0 < attempt <= _TABLES_OFTEN:
-            await self._take_tables("syncagent._lock_tables($1, $2)", crowded, _LONGEST_MS)
-        elif first and attempt >= _TABLES_FIRST and attempt.bit_count() == 1:
+        if turn is not None and crowded and 0 < attempt <= _TABLES_OFTEN:
+            return await self._take_tables("syncagent._lock_tables($1, $2)", crowded, _LONGEST_MS, turn)
+        if turn is not None and attempt >= _TABLES_FIRST and attempt.bit_count() == 1:
             patience = _WAIT_MS * attempt // _TABLES_FIRST
-            await self._take_tables("syncagent._await_tables($1, $2)", staged.relations, patience)
-        elif attempt >= _ROWS_FIRST:
+            return await self._take_tables(
+                "syncagent._await_tables($1, $2)", staged.relations, patience, turn
+            )
+        if attempt >= _ROWS_FIRST:
             await self._wait("select syncagent._await_refused($1, $2)", staged.relations)
+        return False
 
-    async def _take_tables(self, locking: str, relations: list[int], patience: int) -> None:
+    async def _take_tables(
+        self, locking: str, relations: list[int], patience: int, turn: AsyncExitStack
+    ) -> bool:
+        """Who writes there is kept out for a merge, and not for a cut as well: that one is over first."""
+        await turn.enter_async_context(self._alone())
         found = await self._wait(
             f"select array(select {locking})", relations, milliseconds=min(patience, _LONGEST_MS)
         )
         self._crowded.update(dict.fromkeys(found, _CALM))
+        return True
 
     async def _take(self, held: Row, *, late: bool) -> None:
         """The same for one that no batch has; `late`: or do without it, for what needs it can be put off."""
