@@ -98,11 +98,12 @@ def refused(site: Site) -> str:
     return done.stderr
 
 
+@pytest.mark.soak(only="three agents, and a clock that is an hour ahead")
 @pytest.mark.parametrize(
     "kills",
     [
         pytest.param(0, id="once"),
-        pytest.param(len(STEPS), id="kills", marks=pytest.mark.soak(only="what is between two steps")),
+        pytest.param(len(STEPS), id="kills"),
     ],
 )
 def test_what_a_clock_ahead_has_written_is_taken_back(laboratory: Laboratory, kills: int) -> None:

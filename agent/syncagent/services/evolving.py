@@ -27,6 +27,8 @@ _LOOK = 0.2
 """Seconds between two looks at whether the next step may be let go."""
 _REST = 2.0
 """The same while no change is open."""
+_LOOKS = 10
+"""How often it is looked whether what mends a step has come everywhere, before it is tried again."""
 _DELIVERED = 0.5
 """Seconds between two looks at whether what was written here has come everywhere."""
 _AGAIN = 5.0
@@ -81,6 +83,7 @@ class Evolving:
     async def _follow(self) -> None:
         while (move := schemas.next_move(self._elections.catalog.schema, self.epoch)) is not None:
             floor = schemas.floor_after(move, self._floor)
+            await self._deliver_what_mends()
             try:
                 await self._shapes.do(move, floor, partial(self._tell, asyncio.get_running_loop()))
             except Unreachable:
@@ -99,6 +102,17 @@ class Evolving:
             self._desk.bells.ring()
             self.on_done()
         await self._report(None, delivered=self._is_to_deliver() and await self._has_delivered())
+
+    async def _deliver_what_mends(self) -> None:
+        """What was written here since a step could not be done is to be everywhere before it is: rows that come after it wait where it cannot be
+        done yet, maybe for want of these very rows. Not waited for long: applications go on writing."""
+        change = self._elections.catalog.schema.open
+        if change is None or self._desk.me not in change.failures:
+            return
+        for _ in range(_LOOKS):
+            if await self._shapes.undelivered() is None:
+                return
+            await asyncio.sleep(_LOOK)
 
     def _is_to_deliver(self) -> bool:
         """All wait until what this site wrote has come everywhere."""
