@@ -138,7 +138,11 @@ class Network:
     def close(self) -> None:
         async def close() -> None:
             for proxy in self._proxies:
+                proxy.refuse()
                 await proxy.__aexit__()
+            while late := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(late)  # who came while it closed is told to go
+            await asyncio.sleep(0)
 
         self._do(close())
         self._loop.call_soon_threadsafe(self._loop.stop)

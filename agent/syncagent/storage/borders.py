@@ -23,6 +23,11 @@ from syncagent.errors import (
 )
 
 _GONE = ("08", "53300", "57P01", "57P02", "57P03", "57P05")
+_NO_SESSION = (
+    asyncpg.InterfaceError,
+    asyncpg.TargetServerAttributeNotMatched,
+    asyncpg.InternalClientError,  # asked between PostgreSQL's last words and the end of the connection
+)
 _CONTENDED = ("40001", "40P01", "53200", "55P03", "57014", "SA101")
 """What another try may not meet: locks, memory, somebody who cancelled the statement."""
 
@@ -87,7 +92,7 @@ def border() -> Iterator[None]:
         yield
     except asyncpg.PostgresError as error:
         _raise(error)
-    except (asyncpg.InterfaceError, asyncpg.TargetServerAttributeNotMatched, OSError) as error:
+    except (*_NO_SESSION, OSError) as error:
         raise Unreachable("no connection to the site's PostgreSQL", detail=_harmless(error)) from error
 
 
