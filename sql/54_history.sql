@@ -11,7 +11,8 @@ begin
     insert into syncagent.conflict_step (conflict, node, what, at)
     select n.id, s.node, 'noticed', n.noticed_at
     from fresh n cross join syncagent.local_site s
-    where not exists (select from syncagent.conflict_step x where x.conflict = n.id and x.what = 'noticed');   -- else it was told
+    -- else it was told; asked one by one: a plan that is kept, of the time when there were few steps, would read all of them each time
+    where (select x.node from syncagent.conflict_step x where x.conflict = n.id and x.what = 'noticed' limit 1) is null;
     return null;
 end
 $$;
@@ -39,10 +40,16 @@ create function syncagent._told_conflicts(p_node integer, p_after bigint, p_upto
     returns table (conflict uuid, cut bigint, hlc bigint, what text, at timestamptz, by_role name, writes jsonb, record jsonb)
     language sql stable
     as $$
-    select s.conflict, s.cut, s.hlc, s.what, s.at, s.by_role, s.writes, case s.what when 'noticed' then to_jsonb(c) end
-    from syncagent.conflict_step s left join syncagent.conflict_record c on c.id = s.conflict
-    where s.node = p_node and s.cut > p_after and s.cut <= p_upto and (s.what <> 'noticed' or c.id is not null)
-    order by s.conflict
+    select t.*
+    from (
+        select s.conflict, s.cut, s.hlc, s.what, s.at, s.by_role, s.writes,
+               case s.what when 'noticed' then (select to_jsonb(c) from syncagent.conflict_record c where c.id = s.conflict) end as record   -- one by one, as above
+        from syncagent.conflict_step s
+        where s.node = p_node and s.cut > p_after and s.cut <= p_upto
+        offset 0
+    ) as t
+    where t.what <> 'noticed' or t.record is not null
+    order by t.conflict
 $$;
 comment on function syncagent._told_conflicts is 'what the cuts of a node tell of conflicts: a step, and the conflict with the first of them; what is forgotten here is told no more';
 

@@ -2933,29 +2933,23 @@ end
 $$;
 comment on function syncagent._lock_tables is 'wait until nobody writes these tables, holding nothing else; the first step of a merge for which that was needed lately';
 
-create function syncagent._await_tables(p_relations integer[], p_milliseconds integer) returns setof integer
+create function syncagent._in_turn(p_relations integer[], p_milliseconds integer) returns setof integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_found  integer[] := '{}';
-    v_waited boolean;
-    v_id     integer;
+    v_found boolean;
+    v_id    integer;
 begin
     foreach v_id in array p_relations loop
-        begin
-            execute format('select syncagent.await_%s($1)', v_id) into v_waited using least(p_milliseconds, 300);   -- who waits for a row is waited for
-            raise exception using errcode = 'SA000';   -- and hold nothing
-        exception when sqlstate 'SA000' then
-            if v_waited then
-                v_found := v_found || v_id;
-            end if;
-        end;
+        execute format('select syncagent.in_turn_%s($1)', v_id) into v_found using p_milliseconds;
+        if v_found then
+            return next v_id;
+        end if;
     end loop;
-    return query select syncagent._lock_tables(v_found, p_milliseconds);
 end
 $$;
-comment on function syncagent._await_tables is 'the same for those tables of which a row is held, and comes free; the first step of a merge that was refused often';
+comment on function syncagent._in_turn is 'those of these tables of which a row of the batch is held, and within so long comes free, or was written: all of them may be had by who waits for the table. Nobody waits for who only looks';
 
 -- Rows that do not come with the batch, but must be written because of it (they yield, follow, or go): nobody sees beforehand which
 -- they are, so a refusal says it.
@@ -3195,29 +3189,65 @@ $sql$ $template$;
 create function syncagent._write_template() returns text
     language sql immutable
     as $template$ select $sql$
+create function syncagent.refused_{id}(p_of uuid default null) returns uuid
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+declare
+    v_free uuid[];
+begin
+    begin
+        v_free := array(select k._key from (
+            select s._key from {stage} s join {table} t on {t_eq_s} where p_of is null or s._key = p_of for no key update of t skip locked) as k);
+        raise exception using errcode = 'SA000';   -- and hold nothing
+    exception when sqlstate 'SA000' then
+        null;
+    end;
+    return (select min(s._key::text)::uuid from {stage} s join {table} t on {t_eq_s} where (p_of is null or s._key = p_of) and s._key <> all (v_free));
+end
+$$;
+
 create function syncagent.await_{id}(p_milliseconds integer) returns boolean
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 #variable_conflict use_column
 declare
-    v_free    uuid[];
-    v_refused uuid;
+    v_refused uuid := syncagent.refused_{id}();
 begin
-    begin
-        v_free := array(select k._key from (
-            select s._key from {stage} s join {table} t on {t_eq_s} for no key update of t skip locked) as k);
-        raise exception using errcode = 'SA000';
-    exception when sqlstate 'SA000' then
-        null;
-    end;
-    select min(s._key::text)::uuid into v_refused from {stage} s join {table} t on {t_eq_s} where s._key <> all (v_free);
     if v_refused is null then
         return false;
     end if;
     perform set_config('lock_timeout', p_milliseconds::text, true);
     perform from {stage} s join {table} t on {t_eq_s} where s._key = v_refused for no key update of t;
     return true;
+end
+$$;
+
+create function syncagent.in_turn_{id}(p_milliseconds integer) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_until   timestamptz := clock_timestamp() + p_milliseconds * interval '1 ms';
+    v_refused uuid := syncagent.refused_{id}();
+    v_was     xid;
+    v_is      xid;
+begin
+    if v_refused is null then
+        return false;
+    end if;
+    loop
+        select t.xmin into v_is from {stage} s join {table} t on {t_eq_s} where s._key = v_refused;
+        if v_is is distinct from coalesce(v_was, v_is) or syncagent.refused_{id}(v_refused) is null then
+            return true;
+        elsif clock_timestamp() >= v_until then
+            return false;
+        end if;
+        v_was := v_is;
+        perform pg_sleep(0.02);
+    end loop;
 end
 $$;
 
@@ -6239,7 +6269,8 @@ begin
     insert into syncagent.conflict_step (conflict, node, what, at)
     select n.id, s.node, 'noticed', n.noticed_at
     from fresh n cross join syncagent.local_site s
-    where not exists (select from syncagent.conflict_step x where x.conflict = n.id and x.what = 'noticed');   -- else it was told
+    -- else it was told; asked one by one: a plan that is kept, of the time when there were few steps, would read all of them each time
+    where (select x.node from syncagent.conflict_step x where x.conflict = n.id and x.what = 'noticed' limit 1) is null;
     return null;
 end
 $$;
@@ -6267,10 +6298,16 @@ create function syncagent._told_conflicts(p_node integer, p_after bigint, p_upto
     returns table (conflict uuid, cut bigint, hlc bigint, what text, at timestamptz, by_role name, writes jsonb, record jsonb)
     language sql stable
     as $$
-    select s.conflict, s.cut, s.hlc, s.what, s.at, s.by_role, s.writes, case s.what when 'noticed' then to_jsonb(c) end
-    from syncagent.conflict_step s left join syncagent.conflict_record c on c.id = s.conflict
-    where s.node = p_node and s.cut > p_after and s.cut <= p_upto and (s.what <> 'noticed' or c.id is not null)
-    order by s.conflict
+    select t.*
+    from (
+        select s.conflict, s.cut, s.hlc, s.what, s.at, s.by_role, s.writes,
+               case s.what when 'noticed' then (select to_jsonb(c) from syncagent.conflict_record c where c.id = s.conflict) end as record   -- one by one, as above
+        from syncagent.conflict_step s
+        where s.node = p_node and s.cut > p_after and s.cut <= p_upto
+        offset 0
+    ) as t
+    where t.what <> 'noticed' or t.record is not null
+    order by t.conflict
 $$;
 comment on function syncagent._told_conflicts is 'what the cuts of a node tell of conflicts: a step, and the conflict with the first of them; what is forgotten here is told no more';
 

@@ -452,7 +452,6 @@ async def test_a_row_that_does_not_come_free_keeps_nobody_from_its_table(sites: 
     other = await b.session(lock_timeout="50ms")
 
     merging = asyncio.create_task(b.apply(batch, attempt=4))
-    await blocked(b)
     while not merging.done():
         await other.execute(f"update item set value = value + 1 where id = '{key(1)}'")
     with pytest.raises(Contended):

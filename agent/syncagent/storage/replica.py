@@ -30,11 +30,9 @@ _ROWS_FIRST = 2
 """Refusals after which a merge waits for a refused row first."""
 _TABLES_FIRST = 4
 """Refusals after which it waits for the table, now and then: rows that many write in turn are never all free at once."""
-_TABLES_OFTEN = 8
-"""Refusals up to which it waits for the table each time, where that was needed before."""
 _CALM = 8
 """Batches of a table that come in at their first try, until it is not waited for any more."""
-_LONGEST_MS = 1500
+_LONGEST_MS = 2500
 """How long for the table, at most: above deadlock_timeout, so that writers who wait for each other come to an end meanwhile."""
 _PUT_OFF = 8
 """Refusals after which a row that collides with one that others hold waits, parked, and the rest of its batch goes on."""
@@ -193,28 +191,28 @@ class PostgresReplica:
 
     async def _take_refused(self, staged: "_Staged", attempt: int, turn: AsyncExitStack | None) -> bool:
         """Wait for a row that others hold, or for its table, in this turn, if this transaction holds nothing yet. Whether it is alone then."""
-        crowded = [relation for relation in staged.relations if relation in self._crowded]
-        if turn is not None and crowded and 0 < attempt <= _TABLES_OFTEN:
-            return await self._take_tables("syncagent._lock_tables($1, $2)", crowded, _LONGEST_MS, turn)
-        if turn is not None and attempt >= _TABLES_FIRST and attempt.bit_count() == 1:
-            patience = _WAIT_MS * attempt // _TABLES_FIRST
-            return await self._take_tables(
-                "syncagent._await_tables($1, $2)", staged.relations, patience, turn
-            )
+        if turn is not None and attempt > 0:
+            waited_for = [relation for relation in staged.relations if relation in self._crowded]
+            if not waited_for and attempt >= _TABLES_FIRST and attempt.bit_count() == 1:
+                waited_for = await self._session.fetchval(
+                    "select array(select syncagent._in_turn($1, $2))", staged.relations, _LONGEST_MS
+                )
+            if waited_for:
+                await self._take_tables(waited_for, turn)
+                return True
         if attempt >= _ROWS_FIRST:
             await self._wait("select syncagent._await_refused($1, $2)", staged.relations)
         return False
 
-    async def _take_tables(
-        self, locking: str, relations: list[int], patience: int, turn: AsyncExitStack
-    ) -> bool:
+    async def _take_tables(self, relations: list[int], turn: AsyncExitStack) -> None:
         """Who writes there is kept out for a merge, and not for a cut as well: that one is over first."""
         await turn.enter_async_context(self._alone())
+        for relation in relations:
+            self._crowded.pop(relation, None)  # in vain, it is not tried again at once
         found = await self._wait(
-            f"select array(select {locking})", relations, milliseconds=min(patience, _LONGEST_MS)
+            "select array(select syncagent._lock_tables($1, $2))", relations, milliseconds=_LONGEST_MS
         )
         self._crowded.update(dict.fromkeys(found, _CALM))
-        return True
 
     async def _take(self, held: Row, *, late: bool) -> None:
         """The same for one that no batch has; `late`: or do without it, for what needs it can be put off."""
