@@ -7,9 +7,9 @@ as well; the quick check for changes is off, for it grows with the square of a b
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,12 +18,13 @@ import psycopg
 from bench.gauges import tree
 from bench.packages import BUCARDO, Root
 from bench.pair import Stage
+from bench.waiting import Late, until
 from syncagent.embedded import Setting
 from syncagent.errors import SyncagentError
 
 _CONTROL = "bucardo"
 _STOP_SECONDS = 20.0
-_START_SECONDS = 60.0
+_START_SECONDS = 60
 _POLL = 0.05
 
 
@@ -115,13 +116,11 @@ class Bucardo:
 
     def _await_first(self, stage: Stage, *, backwards: bool) -> None:
         """Rows, until one has arrived: what was written before it listens waits for the next."""
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            key, look = stage.mark(backwards=backwards), time.monotonic() + 1.0
-            while time.monotonic() < look:
-                if stage.arrived(key, backwards=backwards):
-                    return
-                time.sleep(_POLL)
+        for _ in range(_START_SECONDS):
+            key = stage.mark(backwards=backwards)
+            with suppress(Late):
+                until(partial(stage.arrived, key, backwards=backwards), "the first row", 1.0, poll=_POLL)
+                return
         raise SyncagentError("bucardo does not replicate", detail=self._log()[-1000:])
 
     def _log(self) -> str:
@@ -158,14 +157,12 @@ class Bucardo:
         self._signal(signal.SIGCONT)
         if daemons:
             self._verb("stop")
-        deadline = time.monotonic() + _STOP_SECONDS
-        while any(Path(f"/proc/{pid}").exists() for pid in daemons):
-            if time.monotonic() > deadline:
-                for pid in daemons:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
-                break
-            time.sleep(_POLL)
+        try:
+            until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in daemons), "its end", _STOP_SECONDS)
+        except Late:
+            for pid in daemons:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         with psycopg.connect(self._stage.pair.b.dsn(), autocommit=True) as control:
             control.execute(f"drop database if exists {_CONTROL} with (force)".encode())
             control.execute("drop role if exists bucardo")

@@ -1,16 +1,16 @@
 """PostgreSQL's own logical replication, as good as the version has it: both ways and `streaming = parallel` from 16 on,
 one way before, where it could not tell what came from the other side."""
 
-import time
 from collections.abc import Sequence
 
 import psycopg
 from psycopg import sql
 
 from bench.pair import Stage
+from bench.waiting import until
 
 _ORIGINS_FROM = 16
-_POLL = 0.01
+_STOP_SECONDS = 60.0
 
 
 class Native:
@@ -53,10 +53,12 @@ class Native:
 
     def pause(self) -> None:
         self._switch("disable")
-        while self._stage.a.execute(
-            "select from pg_stat_replication where application_name = %s", (self._slot("there"),)
-        ).rowcount:
-            time.sleep(_POLL)
+        sender = "select from pg_stat_replication where application_name = %s"
+        until(
+            lambda: not self._stage.a.execute(sender, (self._slot("there"),)).rowcount,
+            "the end of a subscription's sender",
+            _STOP_SECONDS,
+        )
 
     def resume(self) -> None:
         self._switch("enable")

@@ -5,7 +5,6 @@ run leaves behind is dropped with its databases.
 """
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ import psycopg
 from psycopg import sql
 
 from bench import orders
+from bench.waiting import until
 from syncagent.embedded import Binaries, Server, Setting, scratch
 from syncagent.errors import SyncagentError
 
@@ -74,12 +74,12 @@ class Stage:
 
     def await_row(self, key: UUID, *, backwards: bool = False) -> None:
         """Until the other site shows it."""
-        deadline = time.monotonic() + _LIMIT
-        while not self.arrived(key, backwards=backwards):
+
+        def arrived() -> bool:
             self.check()
-            if time.monotonic() > deadline:
-                raise SyncagentError(f"a row did not arrive within {_LIMIT:.0f} s", detail=self.name)
-            time.sleep(_POLL)
+            return self.arrived(key, backwards=backwards)
+
+        until(arrived, f"a row of {self.name} that arrives", _LIMIT, poll=_POLL)
 
     def compare(self) -> None:
         """Raise Diverged unless the two tables are equal."""

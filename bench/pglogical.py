@@ -1,15 +1,15 @@
 """pglogical, both ways; of two writes the later one wins. What comes from the other side goes no further."""
 
 import subprocess
-import time
 from collections.abc import Sequence
 from typing import ClassVar
 
 from bench.packages import PGLOGICAL, Root
 from bench.pair import Stage
+from bench.waiting import until
 from syncagent.embedded import Setting
 
-_POLL = 0.01
+_SECONDS = 60.0
 
 
 class Pglogical:
@@ -58,25 +58,19 @@ class Pglogical:
             stage.await_row(stage.mark(backwards=backwards), backwards=backwards)
 
     def _await(self, receiver: str, status: str) -> None:
-        deadline = time.monotonic() + 60
-        while True:
-            (told,) = (
-                self._sites[receiver]
-                .execute("select status from pglogical.show_subscription_status()")
-                .fetchall()[0]
-            )
-            if told == status:
-                return
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"a subscription of pglogical is {told}, not {status}")
-            time.sleep(_POLL)
+        told = "select from pglogical.show_subscription_status() where status = %s"
+        until(
+            lambda: self._sites[receiver].execute(told, (status,)).rowcount,
+            f"a subscription of pglogical that is {status}",
+            _SECONDS,
+        )
 
     def pause(self) -> None:
         self._stage.b.execute("select pglogical.alter_subscription_disable('from_a', true)")
-        while self._stage.a.execute(
-            "select from pg_replication_slots where database = current_database() and active"
-        ).rowcount:
-            time.sleep(_POLL)
+        active = "select from pg_replication_slots where database = current_database() and active"
+        until(
+            lambda: not self._stage.a.execute(active).rowcount, "the end of a subscription's sender", _SECONDS
+        )
 
     def resume(self) -> None:
         self._stage.b.execute("select pglogical.alter_subscription_enable('from_a', true)")

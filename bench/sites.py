@@ -18,8 +18,8 @@ from bench.lab import Lab
 from bench.ours import Member, begun, ended
 from bench.pair import Diverged, Stage
 from bench.report import Line, alone, middle
+from bench.waiting import until
 from bench.workloads import finish, pgbench
-from syncagent.errors import SyncagentError
 
 _SIZES = (2, 4, 8)
 SHAPES = ("mesh", "hub")
@@ -146,14 +146,14 @@ def _await_everything(fleet: Fleet) -> None:
     """A last row of every site is at every other, and all are equal. Raises Diverged, SyncagentError."""
     connections = fleet.connections()
     marks = [row[0] for site in connections for row in site.execute(orders.MARK).fetchall()]
-    deadline = time.monotonic() + _GRACE
-    for site in connections:
-        while site.execute("select from orders where id = any(%s)", (marks,)).rowcount < len(marks):
-            for member in fleet.members:
-                member.check()
-            if time.monotonic() > deadline:
-                raise SyncagentError(f"a site did not get everything within {_GRACE:.0f} s")
-            time.sleep(_POLL)
+
+    def everywhere() -> bool:
+        for member in fleet.members:
+            member.check()
+        there = "select from orders where id = any(%s)"
+        return all(site.execute(there, (marks,)).rowcount == len(marks) for site in connections)
+
+    until(everywhere, "everything at every site", _GRACE, poll=_POLL)
     sums = {tuple(row) for site in connections for row in site.execute(orders.SUM).fetchall()}
     if len(sums) > 1:
         raise Diverged(f"{len(connections)} sites differ", detail=f"counts and sums: {sums}")

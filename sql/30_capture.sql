@@ -250,6 +250,7 @@ begin
             'entries', format('(select e.*, syncagent._registers_of(e.op, e.columns, syncagent._stamp(e.tx_hlc, p_tail), p_node, p_cut) as registers'
                               ' from pg_temp.window_entry e where e.relation = %s offset 0)', p_id),
             'e_registers', ', e.registers', 'folded_registers', 'syncagent._joined(e.registers)', 'unfolded_registers', 'syncagent._joined(x.registers)', 'written', '_written',
+            'first', 'not f.registers ? '''' and f.registers <> ''{}''', 'first_registers', 'f.registers',
             'log_registers', 'syncagent._registers_of(l.op, l.columns, syncagent._stamp(l.tx_hlc, v_site.tail), v_site.node, null)',
             'newer', 'array(select e.key from jsonb_each(m.theirs) as e where e.key <> '''' and coalesce((e.value ->> 0)::uuid > (m.mine -> e.key ->> 0)::uuid, true))',
             'above', 'array(select e.key from jsonb_each(m.mine) as e where e.key <> '''' and coalesce((e.value ->> 0)::uuid > (m.waiting_registers -> e.key ->> 0)::uuid, true))',

@@ -276,8 +276,13 @@ $sql$ || case when p_columns then $sql$
     from pg_temp.folded f {decode_odd}
     left join {table} t on {t_eq_f}
     left join syncagent.version_{id} v on v.key = f.key
-    cross join lateral syncagent.{written}(null, null, null, null, null, f.registers,
-        syncagent._stamp(f.hlc, p_tail), syncagent._stamp(f.first, p_tail), p_node, p_cut, not ({t_absent}), f.gone) as n
+    cross join lateral (select not ({t_absent}) and not f.gone and coalesce({first}, false)) as w (first)   -- most are: nothing else is known of the row
+    cross join lateral (
+        select syncagent._stamp(f.hlc, p_tail) as stamp, p_node as node, p_cut as cut, false as deleted, {first_registers} as registers where w.first
+        union all
+        select * from syncagent.{written}(null, null, null, null, null, f.registers,
+            syncagent._stamp(f.hlc, p_tail), syncagent._stamp(f.first, p_tail), p_node, p_cut, not ({t_absent}), f.gone) where not w.first
+    ) as n
     where not f.implicit and v.key is null and (not ({t_absent}) or f.gone) and n.stamp is not null
     order by f.key;
 $sql$ else $sql$

@@ -754,8 +754,12 @@ begin
     return v_tokens || jsonb_build_object(
         'written', '_merge_written', 'sides', '_part_sides', 'entries_of', 'syncagent._parts_of', 'strategy', '''merge''',
         'pinned', E'\n    set datestyle = ''ISO, MDY'' set timezone = ''UTC'' set intervalstyle = ''postgres'' set extra_float_digits = 1 set bytea_output = ''hex''',
-        'entries', format('(select e.*, syncagent._op(e.op, e.columns, e.deltas, syncagent._stamp(e.tx_hlc, p_tail)) as registers'
-                          ' from pg_temp.window_entry e where e.relation = %s offset 0)', p_table.id),
+        -- behind each op what it comes to where nothing else is known, made once for all of its rows
+        'entries', format('(select e.*, o.said || case when e.op = ''U'' and e.columns is not null'
+                          ' then jsonb_build_array(syncagent._with_op(''{}'', o.said, ''{}'', p_node, p_cut)) else ''[]'' end as registers'
+                          ' from pg_temp.window_entry e cross join lateral (select syncagent._op(e.op, e.columns, e.deltas, syncagent._stamp(e.tx_hlc, p_tail)) offset 0) as o (said)'
+                          ' where e.relation = %s offset 0)', p_table.id),
+        'first', 'jsonb_array_length(f.registers) = 1 and f.registers -> 0 -> 4 <> ''{}''', 'first_registers', 'f.registers -> 0 -> 4',
         'folded_registers', 'jsonb_agg(e.registers order by e.hlc)', 'unfolded_registers', 'jsonb_agg(x.registers order by x.hlc)',
         'log_registers', 'syncagent._op(l.op, l.columns, l.deltas, syncagent._stamp(l.tx_hlc, v_site.tail))',
         'newer', 'syncagent._parts_newer(m.theirs, m.mine, coalesce(m.seen, v_frontier), v_site.node)', 'above', 'syncagent._own_newer(m.mine, m.waiting_registers, v_site.node)',

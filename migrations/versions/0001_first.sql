@@ -732,6 +732,7 @@ begin
             'entries', format('(select e.*, syncagent._registers_of(e.op, e.columns, syncagent._stamp(e.tx_hlc, p_tail), p_node, p_cut) as registers'
                               ' from pg_temp.window_entry e where e.relation = %s offset 0)', p_id),
             'e_registers', ', e.registers', 'folded_registers', 'syncagent._joined(e.registers)', 'unfolded_registers', 'syncagent._joined(x.registers)', 'written', '_written',
+            'first', 'not f.registers ? '''' and f.registers <> ''{}''', 'first_registers', 'f.registers',
             'log_registers', 'syncagent._registers_of(l.op, l.columns, syncagent._stamp(l.tx_hlc, v_site.tail), v_site.node, null)',
             'newer', 'array(select e.key from jsonb_each(m.theirs) as e where e.key <> '''' and coalesce((e.value ->> 0)::uuid > (m.mine -> e.key ->> 0)::uuid, true))',
             'above', 'array(select e.key from jsonb_each(m.mine) as e where e.key <> '''' and coalesce((e.value ->> 0)::uuid > (m.waiting_registers -> e.key ->> 0)::uuid, true))',
@@ -1681,8 +1682,13 @@ $sql$ || case when p_columns then $sql$
     from pg_temp.folded f {decode_odd}
     left join {table} t on {t_eq_f}
     left join syncagent.version_{id} v on v.key = f.key
-    cross join lateral syncagent.{written}(null, null, null, null, null, f.registers,
-        syncagent._stamp(f.hlc, p_tail), syncagent._stamp(f.first, p_tail), p_node, p_cut, not ({t_absent}), f.gone) as n
+    cross join lateral (select not ({t_absent}) and not f.gone and coalesce({first}, false)) as w (first)   -- most are: nothing else is known of the row
+    cross join lateral (
+        select syncagent._stamp(f.hlc, p_tail) as stamp, p_node as node, p_cut as cut, false as deleted, {first_registers} as registers where w.first
+        union all
+        select * from syncagent.{written}(null, null, null, null, null, f.registers,
+            syncagent._stamp(f.hlc, p_tail), syncagent._stamp(f.first, p_tail), p_node, p_cut, not ({t_absent}), f.gone) where not w.first
+    ) as n
     where not f.implicit and v.key is null and (not ({t_absent}) or f.gone) and n.stamp is not null
     order by f.key;
 $sql$ else $sql$
@@ -5131,8 +5137,12 @@ begin
     return v_tokens || jsonb_build_object(
         'written', '_merge_written', 'sides', '_part_sides', 'entries_of', 'syncagent._parts_of', 'strategy', '''merge''',
         'pinned', E'\n    set datestyle = ''ISO, MDY'' set timezone = ''UTC'' set intervalstyle = ''postgres'' set extra_float_digits = 1 set bytea_output = ''hex''',
-        'entries', format('(select e.*, syncagent._op(e.op, e.columns, e.deltas, syncagent._stamp(e.tx_hlc, p_tail)) as registers'
-                          ' from pg_temp.window_entry e where e.relation = %s offset 0)', p_table.id),
+        -- behind each op what it comes to where nothing else is known, made once for all of its rows
+        'entries', format('(select e.*, o.said || case when e.op = ''U'' and e.columns is not null'
+                          ' then jsonb_build_array(syncagent._with_op(''{}'', o.said, ''{}'', p_node, p_cut)) else ''[]'' end as registers'
+                          ' from pg_temp.window_entry e cross join lateral (select syncagent._op(e.op, e.columns, e.deltas, syncagent._stamp(e.tx_hlc, p_tail)) offset 0) as o (said)'
+                          ' where e.relation = %s offset 0)', p_table.id),
+        'first', 'jsonb_array_length(f.registers) = 1 and f.registers -> 0 -> 4 <> ''{}''', 'first_registers', 'f.registers -> 0 -> 4',
         'folded_registers', 'jsonb_agg(e.registers order by e.hlc)', 'unfolded_registers', 'jsonb_agg(x.registers order by x.hlc)',
         'log_registers', 'syncagent._op(l.op, l.columns, l.deltas, syncagent._stamp(l.tx_hlc, v_site.tail))',
         'newer', 'syncagent._parts_newer(m.theirs, m.mine, coalesce(m.seen, v_frontier), v_site.node)', 'above', 'syncagent._own_newer(m.mine, m.waiting_registers, v_site.node)',

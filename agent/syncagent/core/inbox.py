@@ -343,14 +343,13 @@ class Inbox(Generic[P]):
         return sender, len(self._at(sender).held), False
 
     def _tangled(self) -> dict[int, int]:
-        """Origins whose batches wait for others or are waited for, and up to which cut they must come."""
+        """Origins whose batches are in an open knot, or would close it, and up to which cut they must come."""
         tangled: dict[int, int] = {}
         for node, origin in self._origins.items():
-            if origin.held and self._lacks(origin.held[0], self.frontier):
-                knot, lacking = self._knot(node)
-                for entry in knot:
-                    tangled = frontier.join(dict.fromkeys(entry.reach, 0), tangled)
-                tangled = frontier.join(tangled, lacking)
+            knot, lacking = self._knot(node) if origin.held else ([], {})
+            for entry in knot if lacking else ():  # what is closed needs nothing more
+                tangled = frontier.join(dict.fromkeys(entry.reach, 0), tangled)
+            tangled = frontier.join(tangled, lacking)
         return tangled
 
     def _lacks(self, entry: Entry[P], have: Mapping[int, int]) -> dict[int, int]:
