@@ -245,7 +245,7 @@ declare
     v_id     integer;
 begin
     foreach v_id in array p_relations loop
-        execute format('select syncagent.await_%s($1)', v_id) into v_waited using least(p_milliseconds, 300);   -- who waits for a row is waited for
+        execute format('select syncagent.await_%s($1)', v_id) into v_waited using p_milliseconds;
         exit when v_waited;
     end loop;
     return v_waited;

@@ -51,7 +51,7 @@ create function syncagent._whole_tokens(p_table syncagent.replicated) returns js
     language sql stable
     set search_path = pg_catalog, pg_temp
     as $$
-    select jsonb_build_object('written', format('written_%s', p_table.id), 'whole_from', quote_literal(syncagent._stamp(p_table.whole, 0)) || '::uuid',
+    select jsonb_build_object('written', format('written_%s', p_table.id), 'first', 'false', 'whole_from', quote_literal(syncagent._stamp(p_table.whole, 0)) || '::uuid',
                               'by_column', case p_table.strategy when 'merge' then '_merge_written' else '_written' end)
 $$;
 comment on function syncagent._whole_tokens is 'what the templates of a table are filled with while its rows are logged whole';

@@ -302,6 +302,11 @@ def test_a_knot_grows_by_small_batches_within_its_limits(inbox: Box) -> None:
     assert A not in asked(inbox)
 
 
+def test_a_knot_that_is_closed_asks_for_nothing_more(inbox: Box) -> None:
+    arrive(inbox, batch(A, 0, 1, {B: 1}), batch(A, 1, 2), batch(B, 0, 1, {A: 1}), batch(B, 1, 2))
+    assert asked(inbox).keys().isdisjoint({A, B})
+
+
 def test_a_knot_of_large_batches_does_not_grow(inbox: Box) -> None:
     arrive(inbox, batch(A, 0, 1, {B: 99}), batch(A, 1, 2, size=limits.KNOT_SIZE))
     assert A not in asked(inbox)

@@ -452,6 +452,10 @@ async def test_a_row_that_does_not_come_free_keeps_nobody_from_its_table(sites: 
     other = await b.session(lock_timeout="50ms")
 
     merging = asyncio.create_task(b.apply(batch, attempt=4))
+    looks = "select coalesce(bool_or(wait_event = 'PgSleep'), false) from pg_stat_activity where pid = $1"
+    await eventually(lambda: b.one(looks, b.store.replica.pid), "the merge looks whether the row comes free")
+    await other.execute(f"update item set value = value + 1 where id = '{key(1)}'")
+    await blocked(b)
     while not merging.done():
         await other.execute(f"update item set value = value + 1 where id = '{key(1)}'")
     with pytest.raises(Contended):

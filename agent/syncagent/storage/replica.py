@@ -25,7 +25,7 @@ from syncagent.storage.borders import border
 from syncagent.storage.session import within
 
 _WAIT_MS = 300
-"""How long a merge waits, holding nothing, for one row that others hold."""
+"""How long a merge waits, holding nothing, for one row that others hold; who waits for a row is waited for: far less than deadlock_timeout."""
 _ROWS_FIRST = 2
 """Refusals after which a merge waits for a refused row first."""
 _TABLES_FIRST = 4
