@@ -51,17 +51,22 @@ create function syncagent.capture_{id}() returns trigger
     set search_path = pg_catalog, pg_temp {pinned}
     as $$
 declare
-    v_rows bigint;
+    v_keys  uuid[] := array(select {key} from changed t limit 10000);
+    v_clock bigint;
 begin
     {guard}
+    if v_keys = '{}' then
+        return null;
+    end if;
+    v_clock := nextval('syncagent.hlc');   -- _tick, without the call
+    if v_clock < (date_part('epoch', clock_timestamp()) * 4096000)::bigint then
+        v_clock := syncagent._tick();
+    end if;
     insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
-    select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), k.keys {odd_array}
-    from (select array(select {key} from changed t limit 10000)) as k (keys)
-    where k.keys <> '{}';
-    get diagnostics v_rows = row_count;
-    if v_rows > 0 and (select count(*) from (select from changed limit 10001) as c) > 10000 then
+    values (pg_current_xact_id(), {id}, tg_op::"char", v_clock, v_keys {odd_array});
+    if cardinality(v_keys) = 10000 then   -- there may be more
         insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
-        select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
+        select pg_current_xact_id(), {id}, tg_op::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
         from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from changed t) as k
         where k.chunk > 0
         group by k.chunk;

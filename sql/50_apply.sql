@@ -278,6 +278,24 @@ end
 $$;
 comment on function syncagent._lock_tables is 'wait until nobody writes these tables, holding nothing else; the first step of a merge for which that was needed lately';
 
+create function syncagent._not_free(p_relations integer[]) returns setof integer
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_refused uuid;
+    v_id      integer;
+begin
+    foreach v_id in array p_relations loop
+        execute format('select syncagent.refused_%s()', v_id) into v_refused;
+        if v_refused is not null then
+            return next v_id;
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._not_free is 'those of these tables of which a row of the batch is held by others';
+
 create function syncagent._in_turn(p_relations integer[], p_milliseconds integer) returns setof integer
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp

@@ -533,17 +533,22 @@ create function syncagent.capture_{id}() returns trigger
     set search_path = pg_catalog, pg_temp {pinned}
     as $$
 declare
-    v_rows bigint;
+    v_keys  uuid[] := array(select {key} from changed t limit 10000);
+    v_clock bigint;
 begin
     {guard}
+    if v_keys = '{}' then
+        return null;
+    end if;
+    v_clock := nextval('syncagent.hlc');   -- _tick, without the call
+    if v_clock < (date_part('epoch', clock_timestamp()) * 4096000)::bigint then
+        v_clock := syncagent._tick();
+    end if;
     insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
-    select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), k.keys {odd_array}
-    from (select array(select {key} from changed t limit 10000)) as k (keys)
-    where k.keys <> '{}';
-    get diagnostics v_rows = row_count;
-    if v_rows > 0 and (select count(*) from (select from changed limit 10001) as c) > 10000 then
+    values (pg_current_xact_id(), {id}, tg_op::"char", v_clock, v_keys {odd_array});
+    if cardinality(v_keys) = 10000 then   -- there may be more
         insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
-        select pg_current_xact_id(), {id}, left(tg_op, 1)::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
+        select pg_current_xact_id(), {id}, tg_op::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
         from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from changed t) as k
         where k.chunk > 0
         group by k.chunk;
@@ -2938,6 +2943,24 @@ begin
 end
 $$;
 comment on function syncagent._lock_tables is 'wait until nobody writes these tables, holding nothing else; the first step of a merge for which that was needed lately';
+
+create function syncagent._not_free(p_relations integer[]) returns setof integer
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_refused uuid;
+    v_id      integer;
+begin
+    foreach v_id in array p_relations loop
+        execute format('select syncagent.refused_%s()', v_id) into v_refused;
+        if v_refused is not null then
+            return next v_id;
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._not_free is 'those of these tables of which a row of the batch is held by others';
 
 create function syncagent._in_turn(p_relations integer[], p_milliseconds integer) returns setof integer
     language plpgsql volatile

@@ -463,6 +463,31 @@ async def test_a_row_that_does_not_come_free_keeps_nobody_from_its_table(sites: 
     await held.execute("commit")
 
 
+async def test_a_crowded_table_is_waited_for_before_a_row_is_taken(sites: Sites, pair: Pair) -> None:
+    """Who holds a row of it and wants the next gets it at once, and then the merge goes on: in its first try."""
+    a, b = await sites(ITEM, *pair)
+    await a.do(*(f"insert into item values ('{key(n)}', 0)" for n in range(2)))
+    await exchange(a, b)
+    await a.do("update item set note = 'a'")
+    batch = await a.batch(b)
+    held = await b.holding(f"update item set value = 1 where id = '{key(0)}'")
+    waits = "select coalesce(bool_or(wait_event = $2), false) from pg_stat_activity where pid = $1"
+    merging = asyncio.create_task(b.apply(batch, attempt=4))
+    await eventually(lambda: b.one(waits, b.store.replica.pid, "PgSleep"), "the merge looks at the row")
+    await held.execute("commit")
+    await merging
+
+    await a.do("update item set note = 'b'")
+    batch = await a.batch(b)
+    held = await b.holding(f"update item set value = 2 where id = '{key(1)}'")
+    merging = asyncio.create_task(b.apply(batch))
+    await eventually(lambda: b.one(waits, b.store.replica.pid, "relation"), "the merge waits for the table")
+    await held.execute(f"set lock_timeout = '1ms'; update item set value = 2 where id = '{key(0)}'; commit")
+    await merging
+    await exchange(a, b)
+    await same("item", a, b)
+
+
 async def test_unique_entry_of_an_open_transaction(sites: Sites, pair: Pair) -> None:
     # The merge holds rows and needs the entry; the application holds the entry and then wants a row.
     a, b = await sites(UNIQUE, *pair)

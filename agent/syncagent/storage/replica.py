@@ -80,7 +80,8 @@ class PostgresReplica:
                 alone = False
                 if held is not None:
                     await self._take(held, late=attempt >= _PUT_OFF)
-                for number, part in enumerate(parts if attempt > 0 and held is None else ()):
+                waiting = 0 if held is not None else len(parts) if attempt > 0 else bool(self._crowded)
+                for number, part in enumerate(parts[:waiting]):
                     first = turn if number == 0 else None
                     alone |= await self._take_refused(await self._stage(*part), attempt, first)
                 if not alone:
@@ -191,9 +192,15 @@ class PostgresReplica:
 
     async def _take_refused(self, staged: "_Staged", attempt: int, turn: AsyncExitStack | None) -> bool:
         """Wait for a row that others hold, or for its table, in this turn, if this transaction holds nothing yet. Whether it is alone then."""
-        if turn is not None and attempt > 0:
+        if turn is not None:
             waited_for = [relation for relation in staged.relations if relation in self._crowded]
-            if not waited_for and attempt >= _TABLES_FIRST and attempt.bit_count() == 1:
+            if (
+                waited_for and attempt == 0
+            ):  # to try without would stop, amid their transactions, all who write there
+                waited_for = await self._session.fetchval(
+                    "select array(select syncagent._not_free($1))", waited_for
+                )
+            elif not waited_for and attempt >= _TABLES_FIRST and attempt.bit_count() == 1:
                 waited_for = await self._session.fetchval(
                     "select array(select syncagent._in_turn($1, $2))", staged.relations, _LONGEST_MS
                 )
