@@ -6297,12 +6297,13 @@ comment on function syncagent._park_breakers is 'mark staged rows that any other
 create function syncagent._note_noticed() returns trigger
     language plpgsql volatile security definer
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off   -- planned when there are few steps, or none, for when there are many
     as $$
 begin
     insert into syncagent.conflict_step (conflict, node, what, at)
     select n.id, s.node, 'noticed', n.noticed_at
     from fresh n cross join syncagent.local_site s
-    -- else it was told; asked one by one: a plan that is kept, of the time when there were few steps, would read all of them each time
+    -- else it was told; asked one by one, by the index: a join would read all of them each time
     where (select x.node from syncagent.conflict_step x where x.conflict = n.id and x.what = 'noticed' limit 1) is null;
     return null;
 end
@@ -6347,6 +6348,7 @@ comment on function syncagent._told_conflicts is 'what the cuts of a node tell o
 create function syncagent._take_conflicts(p_origin integer) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
+    set enable_seqscan = off   -- as above
     as $$
 begin
     -- The steps first: by them it is known that a conflict was told. One that settles it may come before it, in another part of a knot.
@@ -6358,7 +6360,8 @@ begin
     insert into syncagent.conflict_record
     select c.*
     from pg_temp.stage_conflicts s cross join lateral jsonb_populate_record(null::syncagent.conflict_record, s.record) as c
-    where s.record is not null
+    -- mostly both have noticed it, and made the record themselves
+    where s.record is not null and (select r.kind from syncagent.conflict_record r where r.id = s.conflict limit 1) is null
     order by c.id
     on conflict (id) do nothing;
 end

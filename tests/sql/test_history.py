@@ -9,6 +9,7 @@ from syncagent.core.outbox import Group
 from syncagent.errors import SyncagentError
 from tests.sql.conftest import Pair, Sites
 from tests.support.lab import ITEM, Row, Site, cross, exchange, key, quiet, same, ship
+from tests.support.waiting import eventually
 
 _HISTORY = """
     select id, table_name, key, kind, winner, loser, winning_image, losing_image, resolved_at, resolved_by, resolved_site, noticed_by
@@ -135,6 +136,29 @@ async def test_what_is_forgotten_does_not_come_back(sites: Sites, pair: Pair) ->
     forgotten = [await site.one("select syncagent._forget_conflicts('0', 10)") for site in (a, b, c)]
     left = [await site.one("select count(*) from syncagent.conflict_step") for site in (a, b, c)]
     assert (forgotten, left) == ([0, 1, 1], [0, 0, 0]), "steps of what is forgotten go, too"
+
+
+async def test_many_at_once_are_noted_by_the_index_also_where_there_were_none(
+    sites: Sites, pair: Pair
+) -> None:
+    """The statement is planned while the table is empty, and known to be: a look at all of it for each would take a minute of 100,000."""
+    a, b = await sites(ITEM, *pair)
+    rows = 200
+    await a.do(*(f"insert into item values ('{key(n)}', 0)" for n in range(rows)))
+    await exchange(a, b)
+    await b.do("vacuum analyze syncagent.conflict_step")
+    counted = "select seq_scan, n_tup_ins from pg_stat_user_tables where relid = 'syncagent.conflict_step'::regclass"
+    ((before, had),) = await b.rows(counted)
+    await a.do("update item set note = 'of a'")
+    await b.do("update item set note = 'of b'")
+    await cross(a, b)
+    assert len(await b.conflicts()) == rows
+    # what a session has counted of a table is told at once, when it ends at the latest
+    await b.store.replica._session.close()
+    await eventually(
+        lambda: b.one(f"select n_tup_ins >= {had + rows} from ({counted}) as c"), "what was done is counted"
+    )
+    assert (await b.rows(counted))[0][0] - before < rows / 2
 
 
 async def test_a_table_that_is_not_here(sites: Sites, pair: Pair) -> None:
