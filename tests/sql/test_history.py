@@ -1,5 +1,6 @@
 """The history of conflicts: every site has all of it, wherever the two met, and whoever settled it."""
 
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -138,27 +139,29 @@ async def test_what_is_forgotten_does_not_come_back(sites: Sites, pair: Pair) ->
     assert (forgotten, left) == ([0, 1, 1], [0, 0, 0]), "steps of what is forgotten go, too"
 
 
-async def test_many_at_once_are_noted_by_the_index_also_where_there_were_none(
+async def test_many_at_once_are_looked_for_by_the_index_also_where_there_were_none(
     sites: Sites, pair: Pair
 ) -> None:
-    """The statement is planned while the table is empty, and known to be: a look at all of it for each would take a minute of 100,000."""
-    a, b = await sites(ITEM, *pair)
-    rows = 200
-    await a.do(*(f"insert into item values ('{key(n)}', 0)" for n in range(rows)))
-    await exchange(a, b)
-    await b.do("vacuum analyze syncagent.conflict_step")
-    counted = "select seq_scan, n_tup_ins from pg_stat_user_tables where relid = 'syncagent.conflict_step'::regclass"
-    ((before, had),) = await b.rows(counted)
+    """Who notes them, and who is told, plans while there are none, and knows it: to read all for each would take a minute of 100,000."""
+    a, b, c = await sites(ITEM, *pair, pair[0])
+    rows = 1001  # fewer are never looked for without an index
+    await a.do(f"insert into item select syncagent.uuid7(), n from generate_series(1, {rows}) as n")
+    await exchange(a, b, c)
+    looks = [(b, "syncagent.conflict_step"), (c, "syncagent.conflict_record")]
+    counted = "select seq_scan, n_tup_ins from pg_stat_user_tables where relid = $1::text::regclass"
+    before = []
+    for site, table in looks:
+        await site.do(f"vacuum analyze {table}")
+        before += await site.rows(counted, table)
     await a.do("update item set note = 'of a'")
     await b.do("update item set note = 'of b'")
-    await cross(a, b)
-    assert len(await b.conflicts()) == rows
-    # what a session has counted of a table is told at once, when it ends at the latest
-    await b.store.replica._session.close()
-    await eventually(
-        lambda: b.one(f"select n_tup_ins >= {had + rows} from ({counted}) as c"), "what was done is counted"
-    )
-    assert (await b.rows(counted))[0][0] - before < rows / 2
+    await exchange(a, b, c)
+    assert [len(await site.conflicts()) for site in (a, b, c)] == [0, rows, 0]
+    for (site, table), (scans, inserts) in zip(looks, before, strict=True):
+        await site.store.replica._session.close()  # it tells what it has counted, now at the latest
+        told = f"select n_tup_ins >= $2 from ({counted}) as c"
+        await eventually(partial(site.one, told, table, inserts + rows), f"the rows of {table} are counted")
+        assert (await site.rows(counted, table))[0][0] - scans < rows / 2
 
 
 async def test_a_table_that_is_not_here(sites: Sites, pair: Pair) -> None:
