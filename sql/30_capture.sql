@@ -271,7 +271,7 @@ begin
                 'select x.stamp, x.node, x.cut, array_agg(x.name::name order by x.name) as columns from syncagent._sides(v.key, v.registers, v.deleted, v.stamp, v.node, v.cut) as x'
                 ' group by x.stamp, x.node, x.cut, x.name = '''') as r)', p_id,
                 case when v_table.derived then string_agg(format(', v.k%s', k), '' order by k) filter (where k is not null) else '' end),
-            'all_stable', ' and syncagent._all_stable(v.registers, p_stable)', 'forget_made', '',
+            'all_stable', ' and not jsonb_path_exists(v.registers, (select syncagent._unstable(p_stable)))', 'forget_made', '',
             'changed_columns', coalesce(string_agg(format('case when row(o.%1$I)::record *<> row(t.%1$I)::record then %1$L end', c), ', ' order by n) filter (where k is null), ''),
             'o_eq_t', string_agg(format('o.%1$I = t.%1$I', c), ' and ' order by k) filter (where k is not null),
             'o_here', format('o.%I is not null', v_table.key_columns[1]),

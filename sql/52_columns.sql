@@ -12,12 +12,23 @@
 -- tests/model/columns.py is this page as a program; docs/decisions/0017-strategies.md says what it found.
 
 create function syncagent._registers_of(p_op "char", p_columns name[], p_stamp uuid, p_node integer, p_cut bigint) returns jsonb
-    language sql immutable
+    language plpgsql immutable
     as $$
-    select case when p_op = 'D' then null
-                when p_op = 'I' or p_columns is null then jsonb_build_object('', e.entry)
-                else coalesce((select jsonb_object_agg(c.name, e.entry) from unnest(p_columns) as c (name)), '{}') end
-    from (select jsonb_build_array(p_stamp, p_node, p_cut)) as e (entry)
+declare
+    v_entry     jsonb := jsonb_build_array(p_stamp, p_node, p_cut);
+    v_registers jsonb := '{}';
+    v_name      name;
+begin
+    if p_op = 'D' then
+        return null;
+    elsif p_op = 'I' or p_columns is null then
+        return jsonb_build_object('', v_entry);
+    end if;
+    foreach v_name in array p_columns loop
+        v_registers := v_registers || jsonb_build_object(v_name, v_entry);
+    end loop;
+    return v_registers;
+end
 $$;
 comment on function syncagent._registers_of is 'the registers that one log entry writes: those of its columns, or a new life';
 
@@ -122,15 +133,13 @@ end
 $$;
 comment on function syncagent._same_life is 'whether the lives of two states are one: theirs is of a site that had seen p_context, p_settled is what entries were dropped of here';
 
-create function syncagent._all_stable(p_registers jsonb, p_stable jsonb) returns boolean
-    language plpgsql immutable
+create function syncagent._unstable(p_stable jsonb) returns jsonpath
+    language sql immutable
     as $$
-begin
-    return not exists (select from jsonb_each(p_registers) as e
-                       where not coalesce((e.value ->> 2)::bigint <= (p_stable ->> (e.value ->> 1))::bigint, false));
-end
+    select (case when p_stable = '{}' then 'strict $.*' else
+        'strict $.* ? (!(' || (select string_agg(format('@[1] == %s && @[2] <= %s', s.key, s.value), ' || ' order by s.key) from jsonb_each_text(p_stable) as s) || '))' end)::jsonpath
 $$;
-comment on function syncagent._all_stable is 'whether every site has all of these registers';
+comment on function syncagent._unstable is 'the registers that some site may not have: a path, which is made once, and asked of each row without a call';
 
 create function syncagent._sides(p_key uuid, p_registers jsonb, p_ended boolean, p_stamp uuid, p_node integer, p_cut bigint)
     returns table (name text, stamp uuid, node integer, cut bigint)

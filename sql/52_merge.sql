@@ -172,7 +172,8 @@ declare
     v_column jsonb;
     v_own    jsonb;
 begin
-    for v_name in select jsonb_array_elements_text(p_op -> 2) loop
+    for v_number in 0 .. coalesce(jsonb_array_length(p_op -> 2), 0) - 1 loop   -- no statement: called for each of many rows
+        v_name := p_op -> 2 ->> v_number;
         v_column := coalesce(p_registers -> v_name, '{}');
         v_own := v_column -> v_me;
         continue when (p_known -> v_name -> v_me ->> 0)::uuid >= (p_op ->> 0)::uuid;   -- known already, before a cut had it

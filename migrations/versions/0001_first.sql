@@ -753,7 +753,7 @@ begin
                 'select x.stamp, x.node, x.cut, array_agg(x.name::name order by x.name) as columns from syncagent._sides(v.key, v.registers, v.deleted, v.stamp, v.node, v.cut) as x'
                 ' group by x.stamp, x.node, x.cut, x.name = '''') as r)', p_id,
                 case when v_table.derived then string_agg(format(', v.k%s', k), '' order by k) filter (where k is not null) else '' end),
-            'all_stable', ' and syncagent._all_stable(v.registers, p_stable)', 'forget_made', '',
+            'all_stable', ' and not jsonb_path_exists(v.registers, (select syncagent._unstable(p_stable)))', 'forget_made', '',
             'changed_columns', coalesce(string_agg(format('case when row(o.%1$I)::record *<> row(t.%1$I)::record then %1$L end', c), ', ' order by n) filter (where k is null), ''),
             'o_eq_t', string_agg(format('o.%1$I = t.%1$I', c), ' and ' order by k) filter (where k is not null),
             'o_here', format('o.%I is not null', v_table.key_columns[1]),
@@ -3732,12 +3732,23 @@ comment on function syncagent._put_back is 'insert rows again that were deleted;
 -- tests/model/columns.py is this page as a program; docs/decisions/0017-strategies.md says what it found.
 
 create function syncagent._registers_of(p_op "char", p_columns name[], p_stamp uuid, p_node integer, p_cut bigint) returns jsonb
-    language sql immutable
+    language plpgsql immutable
     as $$
-    select case when p_op = 'D' then null
-                when p_op = 'I' or p_columns is null then jsonb_build_object('', e.entry)
-                else coalesce((select jsonb_object_agg(c.name, e.entry) from unnest(p_columns) as c (name)), '{}') end
-    from (select jsonb_build_array(p_stamp, p_node, p_cut)) as e (entry)
+declare
+    v_entry     jsonb := jsonb_build_array(p_stamp, p_node, p_cut);
+    v_registers jsonb := '{}';
+    v_name      name;
+begin
+    if p_op = 'D' then
+        return null;
+    elsif p_op = 'I' or p_columns is null then
+        return jsonb_build_object('', v_entry);
+    end if;
+    foreach v_name in array p_columns loop
+        v_registers := v_registers || jsonb_build_object(v_name, v_entry);
+    end loop;
+    return v_registers;
+end
 $$;
 comment on function syncagent._registers_of is 'the registers that one log entry writes: those of its columns, or a new life';
 
@@ -3842,15 +3853,13 @@ end
 $$;
 comment on function syncagent._same_life is 'whether the lives of two states are one: theirs is of a site that had seen p_context, p_settled is what entries were dropped of here';
 
-create function syncagent._all_stable(p_registers jsonb, p_stable jsonb) returns boolean
-    language plpgsql immutable
+create function syncagent._unstable(p_stable jsonb) returns jsonpath
+    language sql immutable
     as $$
-begin
-    return not exists (select from jsonb_each(p_registers) as e
-                       where not coalesce((e.value ->> 2)::bigint <= (p_stable ->> (e.value ->> 1))::bigint, false));
-end
+    select (case when p_stable = '{}' then 'strict $.*' else
+        'strict $.* ? (!(' || (select string_agg(format('@[1] == %s && @[2] <= %s', s.key, s.value), ' || ' order by s.key) from jsonb_each_text(p_stable) as s) || '))' end)::jsonpath
 $$;
-comment on function syncagent._all_stable is 'whether every site has all of these registers';
+comment on function syncagent._unstable is 'the registers that some site may not have: a path, which is made once, and asked of each row without a call';
 
 create function syncagent._sides(p_key uuid, p_registers jsonb, p_ended boolean, p_stamp uuid, p_node integer, p_cut bigint)
     returns table (name text, stamp uuid, node integer, cut bigint)
@@ -4578,7 +4587,8 @@ declare
     v_column jsonb;
     v_own    jsonb;
 begin
-    for v_name in select jsonb_array_elements_text(p_op -> 2) loop
+    for v_number in 0 .. coalesce(jsonb_array_length(p_op -> 2), 0) - 1 loop   -- no statement: called for each of many rows
+        v_name := p_op -> 2 ->> v_number;
         v_column := coalesce(p_registers -> v_name, '{}');
         v_own := v_column -> v_me;
         continue when (p_known -> v_name -> v_me ->> 0)::uuid >= (p_op ->> 0)::uuid;   -- known already, before a cut had it

@@ -294,7 +294,7 @@ RULES: dict[str, tuple[Change, Callable[[Sites, Pair], Awaitable[None]]]] = {
     "what is known of a row goes together": (
         (
             "30_capture.sql",
-            "'all_stable', ' and syncagent._all_stable(v.registers, p_stable)'",
+            "'all_stable', ' and not jsonb_path_exists(v.registers, (select syncagent._unstable(p_stable)))'",
             "'all_stable', ''",
         ),
         test_what_is_known_of_a_row_goes_together,
