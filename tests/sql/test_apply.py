@@ -7,6 +7,7 @@ from contextlib import suppress
 import asyncpg
 import pytest
 
+from syncagent.core.store import Applied
 from syncagent.errors import Contended, SyncagentError
 from syncagent.storage.replica import PostgresReplica
 from syncagent.storage.session import working
@@ -442,18 +443,29 @@ async def test_rows_that_many_write_in_turn(sites: Sites, pair: Pair) -> None:
     await same("item", a, b)
 
 
-async def test_a_row_that_does_not_come_free_keeps_nobody_from_its_table(sites: Sites, pair: Pair) -> None:
+async def refused(sites: Sites, pair: Pair) -> tuple[Site, Site, asyncpg.Connection, "asyncio.Task[Applied]"]:
+    """At b somebody holds the first of two rows, and a merge of both, refused before, looks whether it comes free."""
     a, b = await sites(ITEM, *pair)
     await a.do(*(f"insert into item values ('{key(n)}', 0)" for n in range(2)))
     await exchange(a, b)
     await a.do("update item set note = 'a'")
     batch = await a.batch(b)
     held = await b.holding(f"update item set value = 1 where id = '{key(0)}'")
+    merging = asyncio.create_task(b.apply(batch, attempt=4))
+    await waits(b, "PgSleep")
+    return a, b, held, merging
+
+
+async def waits(site: Site, what: str) -> None:
+    """Until the session that merges waits for this."""
+    waiting = "select coalesce(bool_or(wait_event = $2), false) from pg_stat_activity where pid = $1"
+    await eventually(lambda: site.one(waiting, site.store.replica.pid, what), f"the merge waits: {what}")
+
+
+async def test_a_row_that_does_not_come_free_keeps_nobody_from_its_table(sites: Sites, pair: Pair) -> None:
+    _, b, held, merging = await refused(sites, pair)
     other = await b.session(lock_timeout="50ms")
 
-    merging = asyncio.create_task(b.apply(batch, attempt=4))
-    looks = "select coalesce(bool_or(wait_event = 'PgSleep'), false) from pg_stat_activity where pid = $1"
-    await eventually(lambda: b.one(looks, b.store.replica.pid), "the merge looks whether the row comes free")
     await other.execute(f"update item set value = value + 1 where id = '{key(1)}'")
     await blocked(b)
     while not merging.done():
@@ -465,15 +477,7 @@ async def test_a_row_that_does_not_come_free_keeps_nobody_from_its_table(sites: 
 
 async def test_a_crowded_table_is_waited_for_before_a_row_is_taken(sites: Sites, pair: Pair) -> None:
     """Who holds a row of it and wants the next gets it at once, and then the merge goes on: in its first try."""
-    a, b = await sites(ITEM, *pair)
-    await a.do(*(f"insert into item values ('{key(n)}', 0)" for n in range(2)))
-    await exchange(a, b)
-    await a.do("update item set note = 'a'")
-    batch = await a.batch(b)
-    held = await b.holding(f"update item set value = 1 where id = '{key(0)}'")
-    waits = "select coalesce(bool_or(wait_event = $2), false) from pg_stat_activity where pid = $1"
-    merging = asyncio.create_task(b.apply(batch, attempt=4))
-    await eventually(lambda: b.one(waits, b.store.replica.pid, "PgSleep"), "the merge looks at the row")
+    a, b, held, merging = await refused(sites, pair)
     await held.execute("commit")
     await merging
 
@@ -481,7 +485,7 @@ async def test_a_crowded_table_is_waited_for_before_a_row_is_taken(sites: Sites,
     batch = await a.batch(b)
     held = await b.holding(f"update item set value = 2 where id = '{key(1)}'")
     merging = asyncio.create_task(b.apply(batch))
-    await eventually(lambda: b.one(waits, b.store.replica.pid, "relation"), "the merge waits for the table")
+    await waits(b, "relation")
     await held.execute(f"set lock_timeout = '1ms'; update item set value = 2 where id = '{key(0)}'; commit")
     await merging
     await exchange(a, b)

@@ -1,5 +1,6 @@
 """`lww-column`: what two sites write at once in two columns of a row stays, at every site."""
 
+import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -287,6 +288,54 @@ async def test_random_schedules(
 ) -> None:
     for number in range(seed, seed + runs(3, 200)):
         await schedule(laboratory, pair, number)
+
+
+@pytest.mark.parametrize(
+    ("registers", "stable", "expected"),
+    [
+        ({}, {}, True),
+        ({"": ["s", 1, 5], 'a "b': ["s", 2, 3]}, {"1": 5, "2": 9}, True),
+        ({"": ["s", 1, 5], "a": ["s", 2, 10]}, {"1": 5, "2": 9}, False),
+        ({"a": ["s", 1, None]}, {"1": 5}, False),
+        ({"a": ["s", 3, 1]}, {"1": 5}, False),
+        ({"a": ["s", 1, 1]}, {}, False),
+        ({"a": {"1": ["s", 1]}}, {"1": 5}, False),
+        ({"a": ["s", 1]}, {"1": 5}, False),
+        ({"a": "s"}, {"1": 5}, False),
+    ],
+)
+async def test_what_is_not_known_to_be_everywhere_is_not_stable(
+    sites: Sites, pair: Pair, registers: dict[str, object], stable: dict[str, int], expected: bool
+) -> None:
+    (a,) = await sites(ITEM, pair[0])
+    unstable = await a.one(
+        "select jsonb_path_exists($1::text::jsonb, syncagent._unstable($2::text::jsonb))",
+        json.dumps(registers),
+        json.dumps(stable),
+    )
+    assert unstable is not expected
+
+
+async def test_the_registers_of_a_write_are_of_all_its_columns(sites: Sites, pair: Pair) -> None:
+    """Also where a name looks like a value."""
+    (a,) = await sites(ITEM, pair[0])
+    stamp = "01900000-0000-7000-8000-000000000001"
+    names = [
+        "n",
+        "",
+        f': "{stamp}"',
+        "ends with: ",
+        f'"{stamp}',
+        "back\\slash",
+        *(f"column {n}" for n in range(100)),
+    ]
+    made = (
+        'select syncagent._registers_of($1::text::"char", $2::text[]::name[], $3::text::uuid, 7, $4::bigint)'
+    )
+    assert json.loads(await a.one(made, "U", names, stamp, 5)) == {name: [stamp, 7, 5] for name in names}
+    assert json.loads(await a.one(made, "U", ["n"], stamp, None)) == {"n": [stamp, 7, None]}
+    assert json.loads(await a.one(made, "I", None, stamp, 5)) == {"": [stamp, 7, 5]}
+    assert await a.one(made, "D", ["n"], stamp, 5) is None
 
 
 COLUMNS = "52_columns.sql"

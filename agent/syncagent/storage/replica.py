@@ -31,7 +31,7 @@ _ROWS_FIRST = 2
 _TABLES_FIRST = 4
 """Refusals after which it waits for the table, now and then: rows that many write in turn are never all free at once."""
 _CALM = 8
-"""Batches of a table that come in at their first try, until it is not waited for any more."""
+"""Batches in a row that find all their rows of a table free, until it is not waited for any more."""
 _LONGEST_MS = 2500
 """How long for the table, at most: above deadlock_timeout, so that writers who wait for each other come to an end meanwhile."""
 _PUT_OFF = 8
@@ -49,7 +49,7 @@ class PostgresReplica:
         self._held: Row | None = None
         """The row for which the last merge was refused, if no batch has it: it yields, follows or goes."""
         self._crowded: dict[int, int] = {}
-        """Tables that had to be waited for, and how many batches that come in at their first try end that."""
+        """Tables that had to be waited for, and how many batches whose rows are all free end that."""
         self.pid: int = session.get_server_pid()
 
     async def apply(self, header: BatchHeader, spool: Spool, *, attempt: int) -> Applied:
@@ -80,10 +80,11 @@ class PostgresReplica:
                 alone = False
                 if held is not None:
                     await self._take(held, late=attempt >= _PUT_OFF)
-                waiting = 0 if held is not None else len(parts) if attempt > 0 else bool(self._crowded)
-                for number, part in enumerate(parts[:waiting]):
-                    first = turn if number == 0 else None
-                    alone |= await self._take_refused(await self._stage(*part), attempt, first)
+                first = parts if attempt > 0 else parts[:1] if self._crowded else ()
+                for number, part in enumerate(first if held is None else ()):
+                    alone |= await self._take_refused(
+                        await self._stage(*part), attempt, turn if number == 0 else None
+                    )
                 if not alone:
                     await turn.enter_async_context(self._alone())
                 for header, _ in parts:  # what was written at once is told apart by all their contexts
@@ -192,24 +193,27 @@ class PostgresReplica:
 
     async def _take_refused(self, staged: "_Staged", attempt: int, turn: AsyncExitStack | None) -> bool:
         """Wait for a row that others hold, or for its table, in this turn, if this transaction holds nothing yet. Whether it is alone then."""
-        if turn is not None:
-            waited_for = [relation for relation in staged.relations if relation in self._crowded]
-            if (
-                waited_for and attempt == 0
-            ):  # to try without would stop, amid their transactions, all who write there
-                waited_for = await self._session.fetchval(
-                    "select array(select syncagent._not_free($1))", waited_for
-                )
-            elif not waited_for and attempt >= _TABLES_FIRST and attempt.bit_count() == 1:
-                waited_for = await self._session.fetchval(
-                    "select array(select syncagent._in_turn($1, $2))", staged.relations, _LONGEST_MS
-                )
-            if waited_for:
-                await self._take_tables(waited_for, turn)
-                return True
+        if turn is not None and (tables := await self._to_wait_for(staged.relations, attempt)):
+            await self._take_tables(tables, turn)
+            return True
         if attempt >= _ROWS_FIRST:
             await self._wait("select syncagent._await_refused($1, $2)", staged.relations)
         return False
+
+    async def _to_wait_for(self, relations: list[int], attempt: int) -> list[int]:
+        """Tables in front of which this try waits. To try a crowded one without would stop, amid their transactions, all who write there."""
+        crowded = [relation for relation in relations if relation in self._crowded]
+        found = crowded
+        if crowded and attempt == 0:
+            found = await self._session.fetchval("select array(select syncagent._not_free($1))", crowded)
+            for relation in set(crowded).difference(found):
+                self._crowded[relation] -= 1
+            self._crowded = {relation: left for relation, left in self._crowded.items() if left}
+        elif not crowded and attempt >= _TABLES_FIRST and attempt.bit_count() == 1:
+            found = await self._session.fetchval(
+                "select array(select syncagent._in_turn($1, $2))", relations, _LONGEST_MS
+            )
+        return found
 
     async def _take_tables(self, relations: list[int], turn: AsyncExitStack) -> None:
         """Who writes there is kept out for a merge, and not for a cut as well: that one is over first."""
@@ -283,12 +287,6 @@ class PostgresReplica:
             record,
         )
         assert result is not None
-        if attempt == 0:
-            self._crowded = {
-                relation: left
-                for relation, had in self._crowded.items()
-                if (left := had - (relation in staged.relations))
-            }
         if result["functions"]:
             await within(session, header.rows, "select syncagent._make_staged($1)", result["functions"])
         return Applied(result["taken"] + copied, result["conflicts"], result["parked"])
