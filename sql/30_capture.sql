@@ -120,24 +120,24 @@ $sql$ $template$;
 create function syncagent._trigger_template(p_partitioned boolean, p_columns boolean) returns text
     language sql immutable
     as $template$ select $sql$
-create trigger syncagent_insert after insert on {node}
+create or replace trigger syncagent_insert after insert on {node}
     referencing new table as changed for each statement execute function syncagent.capture_{id}();
 $sql$ || case when p_columns then $sql$
-create trigger syncagent_update after update on {node}
+create or replace trigger syncagent_update after update on {node}
     referencing old table as before new table as changed for each statement execute function syncagent.capture_{id}_columns();
 $sql$ else $sql$
-create trigger syncagent_update after update on {node}
+create or replace trigger syncagent_update after update on {node}
     referencing new table as changed for each statement execute function syncagent.capture_{id}();
 $sql$ end || $sql$
-create trigger syncagent_delete after delete on {node}
+create or replace trigger syncagent_delete after delete on {node}
     referencing old table as changed for each statement execute function syncagent.capture_{id}();
-create trigger syncagent_truncate before truncate on {node}
+create or replace trigger syncagent_truncate before truncate on {node}
     for each statement execute function syncagent._refuse_truncate();
 $sql$ || case when p_partitioned then $sql$
-create trigger syncagent_key after update on {node}
+create or replace trigger syncagent_key after update on {node}
     referencing old table as before new table as changed for each statement execute function syncagent.capture_{id}_key();
 $sql$ else $sql$
-create trigger syncagent_key after update on {node}
+create or replace trigger syncagent_key after update {of_key} on {node}
     for each row when ({key_changed}) execute function syncagent.capture_{id}_key();
 $sql$ end $template$;
 
@@ -237,6 +237,7 @@ begin
             't_absent', format('t.%I is null', v_table.key_columns[1]),
             't_eq_s', string_agg(format('t.%I = s.c%s', c, n), ' and ' order by k) filter (where k is not null),
             'key_columns', string_agg(format('t.%I', c), ', ' order by k) filter (where k is not null),
+            'key_names', string_agg(quote_ident(c), ', ' order by k) filter (where k is not null),
             'key_changed', string_agg(format('old.%1$I is distinct from new.%1$I', c), ' or ' order by k) filter (where k is not null),
             'may_move', coalesce(bool_or(c = any (v_unique || v_fixed || v_spelled)), false)::text,
             -- byte by byte: not every type has an equality, and some equalities see no difference (boxes of one area)
@@ -509,6 +510,12 @@ create function syncagent._obstacles(p_table regclass, p_derive boolean)
           'inet', 'cidr', 'macaddr', 'macaddr8']::regtype[]) and not exists (
               select from pg_collation l where l.oid = a.attcollation and not l.collisdeterministic))
     union all
+    select format('key column %I is generated: what is not stored as it came cannot name a row', a.attname),
+           format('alter table %s alter column %I drop expression', c.name, a.attname)
+    from c cross join lateral syncagent._key(p_table) as k
+    join pg_attribute a on a.attrelid = c.oid and a.attname = any (k.names)
+    where c.relkind in ('r', 'p') and a.attgenerated <> ''
+    union all
     select format('column %I is of type %s, which means something only inside this server', a.attname, format_type(a.atttypid, a.atttypmod)),
            format('alter table %s alter column %I type text', c.name, a.attname)
            || case when syncagent._base_type(a.atttypid) = 'oid'::regtype
@@ -563,151 +570,6 @@ begin
 end
 $$;
 comment on function syncagent._text is 'all SQL of one attached table, as it is to be now';
-
-create function syncagent._drop_functions(p_id integer, p_table regclass) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    r record;
-begin
-    for r in   -- partitions that were detached still have theirs
-        select t.tgname, n.nspname, c.relname from pg_trigger t
-        join pg_class c on c.oid = t.tgrelid join pg_namespace n on n.oid = c.relnamespace
-        where t.tgname in ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
-          and (t.tgrelid = p_table or t.tgrelid in (
-            select x.tgrelid from pg_trigger x join pg_proc p on p.oid = x.tgfoid
-            where p.pronamespace = 'syncagent'::regnamespace and p.proname in (format('capture_%s', p_id), format('capture_%s_key', p_id), format('capture_%s_columns', p_id))))
-    loop
-        execute format('drop trigger %I on %I.%I', r.tgname, r.nspname, r.relname);
-    end loop;
-    for r in
-        select p.oid::regprocedure::text as name from pg_proc p
-        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key|_columns)?$', p_id)
-    loop
-        execute format('drop function %s', r.name);
-    end loop;
-end
-$$;
-comment on function syncagent._drop_functions is 'drop triggers and generated functions of an attached table';
-
-create function syncagent._arm(p_id integer, p_node regclass) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_node        text;
-    v_partitioned boolean;
-    v_by_column boolean;
-begin
-    select format('%I.%I', n.nspname, c.relname) into strict v_node
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
-    select c.relkind = 'p', r.strategy <> 'lww' into strict v_partitioned, v_by_column
-    from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id;
-    execute syncagent._render(syncagent._trigger_template(v_partitioned, v_by_column), syncagent._tokens(p_id) || jsonb_build_object('node', v_node));
-end
-$$;
-comment on function syncagent._arm is 'make the triggers of an attached table on it, or on one of its partitions';
-
-create function syncagent._generate(p_id integer) returns text
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_text record := syncagent._text(p_id);
-    r      record;
-begin
-    perform syncagent._drop_functions(p_id, t.relation) from syncagent.replicated t where t.id = p_id;
-    if to_regclass(format('syncagent.version_%s', p_id)) is null then
-        execute v_text.version;
-    end if;
-    execute v_text.functions;
-    perform syncagent._arm(p_id, x.node) from syncagent.replicated t cross join lateral syncagent._nodes(t.relation) as x (node)
-    where t.id = p_id order by x.node::oid;
-    for r in
-        select p.oid::regprocedure::text as name from pg_proc p
-        where p.pronamespace = 'syncagent'::regnamespace and p.proname ~ format('_%s(_key|_columns)?$', p_id)
-    loop
-        execute format('revoke all on function %s from public', r.name);
-        execute format('comment on function %s is %L', r.name, 'syncagent ' || v_text.hash);
-    end loop;
-    update syncagent.replicated set text_hash = v_text.hash where id = p_id;
-    return v_text.hash;
-end
-$$;
-comment on function syncagent._generate is 'make the triggers and functions of an attached table, anew if they are there, and its version table if it is not; returns the hash of their text';
-
--- Partitions come and go without asking. What goes through the root is captured from the first row; the agent looks
--- every second whether there is a partition that lacks triggers of its own.
-
-create function syncagent._strays() returns table (relation integer, node regclass, gone boolean)
-    language sql stable
-    set search_path = pg_catalog, pg_temp
-    as $$
-    with parted as (
-        select r.id, r.relation, to_regproc(format('syncagent.capture_%s', r.id)) as capture
-        from syncagent.replicated r join pg_class c on c.oid = r.relation where c.relkind = 'p'
-    )
-    select p.id, n.node, false
-    from parted p cross join lateral syncagent._nodes(p.relation) as n (node) join pg_class c on c.oid = n.node
-    where c.relkind in ('r', 'p')
-      and not exists (select from pg_trigger t where t.tgrelid = n.node and t.tgname = 'syncagent_insert' and t.tgfoid = p.capture)
-    union all
-    select p.id, t.tgrelid, true
-    from parted p join pg_trigger t on t.tgfoid = p.capture and t.tgname = 'syncagent_insert'
-    where t.tgrelid <> p.relation and pg_partition_root(t.tgrelid) is distinct from p.relation
-$$;
-comment on function syncagent._strays is 'partitions of attached tables without triggers of their own, and former ones that still have them';
-
-create function syncagent._cover(p_id integer, p_node regclass) returns bigint
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_node text;
-    v_made boolean;
-    v_last record := syncagent._last_cut();
-    v_rows bigint;
-    r      record;
-begin
-    select format('%I.%I', n.nspname, c.relname) into v_node
-    from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
-    if not found then
-        return 0;
-    end if;
-    execute format('lock table only %s in share row exclusive mode', v_node);
-    for r in
-        select t.tgname from pg_trigger t where t.tgrelid = p_node and not t.tgisinternal
-        and t.tgname in ('syncagent_insert', 'syncagent_update', 'syncagent_delete', 'syncagent_key', 'syncagent_truncate')
-    loop
-        execute format('drop trigger %I on %s', r.tgname, v_node);
-    end loop;
-    if not exists (select from syncagent.replicated x where x.id = p_id and p_node in (select syncagent._nodes(x.relation))) then
-        return 0;   -- it has left
-    end if;
-    perform syncagent._arm(p_id, p_node);
-    -- Made as a partition, it holds what came through the root and was logged, and what came straight into it: only that is
-    -- entered. Attached as a table that was there before, all it holds is what this site writes now.
-    select t.xmin = i.xmin into v_made
-    from pg_class c join pg_type t on t.oid = c.reltype join pg_inherits i on i.inhrelid = c.oid where c.oid = p_node;
-    execute syncagent._render($sql$
-        with known as materialized (
-            select v.key from syncagent.version_{id} v where not v.deleted
-            union all select k.key from syncagent.cut_keys c cross join lateral unnest(c.keys) as k (key) where c.relation = {id} and c.implicit
-            union all select k.key from syncagent.log l cross join lateral unnest(l.keys) as k (key)
-            where l.relation = {id} and (l.xid >= $2 or l.xid = any ($3))
-        )
-        insert into syncagent.log (xid, relation, op, hlc, keys {odd_column})
-        select pg_current_xact_id(), {id}, case when $1 then 'I' else 'U' end::"char", syncagent._tick(), array_agg(k.key) {odd_agg}
-        from (select {key} as key {odd_value}, (row_number() over () - 1) / 10000 as chunk from only {node} t
-              where not ($1 and exists (select from known n where n.key = {key}))) as k
-        group by k.chunk $sql$, syncagent._tokens(p_id) || jsonb_build_object('node', v_node))
-        using v_made, v_last.xmax, v_last.xip;
-    get diagnostics v_rows = row_count;
-    return v_rows;
-end
-$$;
-comment on function syncagent._cover is 'give a new partition its triggers and enter the rows that nobody has logged; take them from one that has left; returns the log entries made';
 
 create function syncagent._attach(p_table regclass, p_derive boolean, p_ship_existing boolean, p_stride integer default null, p_bucket text default 'hour', p_policies jsonb default '{}', p_strategy text default 'lww', p_merges jsonb default '{}') returns integer
     language plpgsql volatile

@@ -329,7 +329,7 @@ declare
     v_tokens jsonb;
     v_key    uuid;
 begin
-    select p_tokens || jsonb_build_object('primary', quote_literal(c.conname), 'key_names', (select string_agg(quote_ident(k), ', ') from unnest(r.key_columns) as k))
+    select p_tokens || jsonb_build_object('primary', quote_literal(c.conname))
     into strict v_tokens
     from syncagent.replicated r join pg_constraint c on c.conrelid = r.relation and c.contype = 'p' where r.id = p_relation;
     execute syncagent._render($sql$

@@ -150,6 +150,16 @@ def test_an_agent_that_does_not_own_the_tables(ordinary: Make) -> None:
     assert site("attach", "shop.customer").code == 0
     application(site).sql("insert into shop.customer values (gen_random_uuid(), 'x')")
     assert site.sql("select op::text from syncagent.log") == [("I",)]
+    application(site).sql(
+        "create function shop.same() returns trigger language plpgsql as 'begin return new; end';"
+        " create trigger same before update on shop.customer for each row execute function shop.same()"
+    )
+    assert site.sql("select count(*) from syncagent._strays()") == [(1,)]
+    with agent(site):
+        until(
+            lambda: site.sql("select count(*) from syncagent._strays()") == [(0,)],
+            "the trigger that looks at keys is made for all updates",
+        )
     findings = {finding["what"]: finding for finding in json.loads(site("doctor", "--json").out)}
     (warned,) = (found for what, found in findings.items() if what.startswith("shop.customer belongs to"))
     assert (warned["severity"], warned["mend"]) == ("warning", f"grant {owner} to {role}")

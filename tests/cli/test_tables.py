@@ -206,6 +206,12 @@ OBSTACLES = [
         "column image is of type oid",
         "alter table public.o alter column image type text",
     ),
+    (
+        "create table q (id uuid primary key generated always as (md5(t)::uuid) stored, t text)",
+        "q",
+        "key column id is generated",
+        "alter table public.q alter column id drop expression",
+    ),
     ("create domain place as regproc", "", "", ""),
     ("create type spot as (n int, p place[])", "", "", ""),
     (

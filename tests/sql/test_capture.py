@@ -1,6 +1,7 @@
 """What the log says of the application's writes, whatever way they were made."""
 
 import asyncio
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -117,6 +118,66 @@ async def test_before_trigger_hides_the_write(sites: Sites, pair: Pair) -> None:
     await a.do("update item set value = 2")
 
     assert await entries(a) == []
+
+
+# ---- keys that change
+
+
+REWRITTEN = """
+    create function other_key() returns trigger language plpgsql as
+        $$ begin new.id := overlay(new.id::text placing '9' from 36); return new; end $$;
+    create trigger other_key before update on item for each row execute function other_key()"""
+
+
+async def test_key_that_a_trigger_sets_is_deleted_and_inserted(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(f"{ITEM}; {REWRITTEN}", *pair)
+    await a.do(f"insert into item values ('{key(1)}', 1), ('{key(2)}', 2)")
+    await exchange(a, b)
+
+    await a.do("update item set value = value + 10 where value = 2")
+    await exchange(a, b)
+
+    assert await b.rows("select id, value from item order by value") == [
+        (UUID(key(1)), 1),
+        (UUID(key(9)), 12),
+    ]
+    await same("item", a, b)
+
+
+async def test_trigger_that_sets_keys_may_come_later(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await a.do(f"insert into item values ('{key(1)}', 1), ('{key(2)}', 2)")
+    await exchange(a, b)
+    assert await a.store.keeper.cover() == 0
+
+    await a.do(REWRITTEN)
+    assert await a.store.keeper.cover() == 1
+    assert await a.store.keeper.cover() == 0
+    assert await entries(a) == []  # what it holds is known
+    await a.do("update item set value = value + 10 where value = 2")
+    await exchange(a, b)
+
+    assert await b.rows("select id, value from item order by value") == [
+        (UUID(key(1)), 1),
+        (UUID(key(9)), 12),
+    ]
+    await same("item", a, b)
+
+
+async def test_key_that_a_cascade_sets_is_deleted_and_inserted(sites: Sites, pair: Pair) -> None:
+    schema = """
+        create table word (spelled text primary key);
+        create table place (spelled text references word on update cascade, number int, primary key (spelled, number))"""
+    a, b = await sites(schema, *pair)
+    await a.do("insert into word values ('a'), ('b')", "insert into place values ('a', 1), ('b', 2)")
+    await exchange(a, b)
+
+    await a.do("update word set spelled = 'c' where spelled = 'a'")
+    await exchange(a, b)
+
+    assert await b.rows("select * from place order by 1") == [("b", 2), ("c", 1)]
+    await same("word", a, b)
+    await same("place", a, b)
 
 
 # ---- kinds of writes

@@ -113,7 +113,7 @@ class Housekeeper:
         except Unreachable:
             raise
         except SyncagentError as error:
-            return f"a new partition is not watched yet: {error.line}"
+            return f"triggers are not as they must be yet: {error.line}"
         return None
 
     async def tell(self) -> None:
