@@ -562,7 +562,7 @@ begin
         syncagent._capture_template() || case (select r.strategy from syncagent.replicated r where r.id = p_id) when 'lww' then '' when 'merge' then syncagent._merge_capture_template() else syncagent._column_capture_template() end
         || case when exists (select from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id and c.relkind = 'p')
                 then syncagent._moved_template() else syncagent._key_template() end
-        || syncagent._fold_template(v_by_column) || syncagent._settle_template()
+        || syncagent._fold_template(v_by_column) || syncagent._ship_few_template() || syncagent._settle_template()
         || syncagent._compact_template() || syncagent._apply_template() || case when v_tokens ? 'whole_from' then syncagent._whole_template() else '' end
         || case when v_by_column then syncagent._judge_columns_template() else syncagent._judge_template() end || syncagent._write_template() || syncagent._bereave_template() || syncagent._inspect_template(),
         repeat('$', 2), '$syncagent$'), v_tokens);

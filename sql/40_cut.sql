@@ -406,6 +406,27 @@ create function syncagent.ship_whole_{id}(bigint, bigint, integer)
 $$;
 $sql$ $template$;
 
+-- COPY plans its query anew each time, which takes longer than to read a small batch. The plans of these are kept; what they
+-- return is held until it is whole, so they are for small batches only.
+create function syncagent._ship_few_template() returns text
+    language sql immutable
+    as $template$
+    select string_agg(replace(replace($sql$
+create function syncagent.ship_few_{form}_{id}(bigint, bigint, integer) returns table ({returned})
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+begin
+    return query select * from syncagent.ship_{form}_{id}($1, $2, $3);
+end
+$$;
+$sql$, '{form}', f.form), '{returned}', f.returned), '' order by f.form)
+    from (values ('plain', '{columns_typed}'), ('keys', '_cut bigint, _keys uuid[]'),
+                 ('exact', '_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed}'),
+                 ('whole', '_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed}')) as f (form, returned)
+$template$;
+
 create function syncagent._relays(p_origin integer) returns boolean
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -427,7 +448,7 @@ begin
     (select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
            case f.form when 'aliases'
                 then format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
-                else format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node) end
+                else format('select * from syncagent.ship_%s_%s(%s, %s, %s)', case when k.keys > 1000 then f.function else 'few_' || f.function end, r.id, p_after, p_upto, p_node) end
     from syncagent.replicated r join pg_class t on t.oid = r.relation
     cross join lateral (
         select count(*) filter (where c.implicit) > 0 as implicit,

@@ -1044,7 +1044,7 @@ begin
         syncagent._capture_template() || case (select r.strategy from syncagent.replicated r where r.id = p_id) when 'lww' then '' when 'merge' then syncagent._merge_capture_template() else syncagent._column_capture_template() end
         || case when exists (select from syncagent.replicated r join pg_class c on c.oid = r.relation where r.id = p_id and c.relkind = 'p')
                 then syncagent._moved_template() else syncagent._key_template() end
-        || syncagent._fold_template(v_by_column) || syncagent._settle_template()
+        || syncagent._fold_template(v_by_column) || syncagent._ship_few_template() || syncagent._settle_template()
         || syncagent._compact_template() || syncagent._apply_template() || case when v_tokens ? 'whole_from' then syncagent._whole_template() else '' end
         || case when v_by_column then syncagent._judge_columns_template() else syncagent._judge_template() end || syncagent._write_template() || syncagent._bereave_template() || syncagent._inspect_template(),
         repeat('$', 2), '$syncagent$'), v_tokens);
@@ -1852,6 +1852,27 @@ create function syncagent.ship_whole_{id}(bigint, bigint, integer)
 $$;
 $sql$ $template$;
 
+-- COPY plans its query anew each time, which takes longer than to read a small batch. The plans of these are kept; what they
+-- return is held until it is whole, so they are for small batches only.
+create function syncagent._ship_few_template() returns text
+    language sql immutable
+    as $template$
+    select string_agg(replace(replace($sql$
+create function syncagent.ship_few_{form}_{id}(bigint, bigint, integer) returns table ({returned})
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+#variable_conflict use_column
+begin
+    return query select * from syncagent.ship_{form}_{id}($1, $2, $3);
+end
+$$;
+$sql$, '{form}', f.form), '{returned}', f.returned), '' order by f.form)
+    from (values ('plain', '{columns_typed}'), ('keys', '_cut bigint, _keys uuid[]'),
+                 ('exact', '_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed}'),
+                 ('whole', '_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed}')) as f (form, returned)
+$template$;
+
 create function syncagent._relays(p_origin integer) returns boolean
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -1873,7 +1894,7 @@ begin
     (select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
            case f.form when 'aliases'
                 then format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
-                else format('select * from syncagent.ship_%s_%s(%s, %s, %s)', f.function, r.id, p_after, p_upto, p_node) end
+                else format('select * from syncagent.ship_%s_%s(%s, %s, %s)', case when k.keys > 1000 then f.function else 'few_' || f.function end, r.id, p_after, p_upto, p_node) end
     from syncagent.replicated r join pg_class t on t.oid = r.relation
     cross join lateral (
         select count(*) filter (where c.implicit) > 0 as implicit,
