@@ -261,6 +261,7 @@ def test_references_hold(seed: int, runs: Callable[[int, int], int], cascade: bo
     assert all(stats[what] for what in met) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
 
 
+@pytest.mark.soak
 def test_the_history_of_conflicts_holds(seed: int, runs: Callable[[int, int], int]):
     stats = played(history, seed, runs(60, FULL))
     assert all(stats[what] for what in ("conflicts", "told", "relayed", "forgotten")) or os.environ.get("SEED"), f"a run that meets nothing holds as well: {stats}"
