@@ -66,6 +66,20 @@ def test_what_has_one_right_state_is_mended_once(attached: Site) -> None:
     assert attached.sql("select op::text from syncagent.log order by hlc") == [("I",), ("U",), ("D",)]
 
 
+def test_a_trigger_that_may_set_keys_has_come(attached: Site) -> None:
+    attached.sql(
+        "create function other() returns trigger language plpgsql as"
+        " 'begin new.id := gen_random_uuid(); return new; end';"
+        " create trigger other before update on t for each row execute function other()"
+    )
+    what = "public.t has got a trigger before updates"
+    assert one(found(attached), what)[0] == "warning"
+    (mended,) = fixed(attached)["mended"]
+    assert mended["what"].startswith(what)
+    attached.sql("insert into t (v) values ('x'); update t set v = 'y'")
+    assert attached.sql("select op::text from syncagent.log order by hlc") == [("I",), ("D",), ("U",)]
+
+
 def test_what_is_a_decision_stays(attached: Site, cli: Cli, make_database: Callable[..., Database]) -> None:
     for statement, what in DECISIONS:
         copy = make_database(attached.database.server, template=attached.database.name)

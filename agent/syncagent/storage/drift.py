@@ -168,15 +168,17 @@ def _generated(connection: Connection, *, by_hand: bool) -> Iterator[Finding]:
         yield from _merging(connection, table["id"])
         yield from _triggers(connection, table["id"])
     for row in connection.execute(
-        "select s.node::text as node, r.relation::text as root from syncagent._strays() s"
-        " join syncagent.replicated r on r.id = s.relation where s.gone order by 1"
+        "select s.node::text as node, r.relation::text as root, s.gone,"
+        " format('%I.%I', r.schema_name, r.table_name) as name from syncagent._strays() s"
+        " join syncagent.replicated r on r.id = s.relation join pg_class c on c.oid = r.relation"
+        " where s.gone or c.relkind = 'r' order by 1"
     ):
-        yield Finding(
-            "warning",
-            f"{row['node']} is no partition of {row['root']} any more, and still has its triggers",
-            _REGENERATE,
-            _ANEW,
+        what = (
+            f"{row['node']} is no partition of {row['root']} any more, and still has its triggers"
+            if row["gone"]
+            else f"{row['name']} has got a trigger before updates: a key that it sets would not be seen"
         )
+        yield Finding("warning", what, _REGENERATE, _ANEW)
 
 
 def _typed(connection: Connection, relation: int) -> Iterator[Finding]:
