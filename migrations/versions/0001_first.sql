@@ -709,7 +709,7 @@ begin
             'title', quote_literal(v_name), 'stage_key', syncagent._stage_key(v_table),
             'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
             'columns', string_agg(format('%I', c), ', ' order by n),
-            'columns_typed', string_agg(format('c%s %s', n, v_types[n]), ', ' order by n),
+            'columns_typed', string_agg(format('c%s %s', n, v_bases[n]), ', ' order by n),   -- of a deleted row they are null, which a domain may refuse
             'stage_columns', string_agg(format('c%s %s', n, v_bases[n]), ', ' order by n),
             'stage_names', string_agg(format('c%s', n), ', ' order by n),
             'stage_as_table', string_agg(format('s.c%s as %I', n, c), ', ' order by n),
@@ -1263,6 +1263,7 @@ create function syncagent._strays() returns table (relation integer, node regcla
     select r.id, r.relation, false
     from syncagent.replicated r join pg_trigger t on t.tgrelid = r.relation and t.tgname = 'syncagent_key' and t.tgattr::text <> ''
     where syncagent._rewritten(r.relation)
+      and r.key_columns <@ array(select a.attname from pg_attribute a where a.attrelid = r.relation and not a.attisdropped)   -- else it is attached anew
 $$;
 comment on function syncagent._strays is 'partitions of attached tables without triggers of their own, and former ones that still have them; tables whose key somebody may set now who does not name it';
 
@@ -1271,11 +1272,11 @@ create function syncagent._cover(p_id integer, p_node regclass) returns bigint
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_node text;
-    v_made boolean;
-    v_armed boolean := exists (select from pg_trigger where tgrelid = p_node and tgname = 'syncagent_insert' and tgfoid = to_regproc(format('syncagent.capture_%s', p_id)));
-    v_last record := syncagent._last_cut();
-    v_rows bigint;
+    v_node  text;
+    v_made  boolean;
+    v_armed boolean;
+    v_last  record := syncagent._last_cut();
+    v_rows  bigint;
 begin
     select format('%I.%I', n.nspname, c.relname) into v_node
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = p_node;
@@ -1283,18 +1284,21 @@ begin
         return 0;
     end if;
     execute format('lock table only %s in share row exclusive mode', v_node);
+    v_armed := exists (select from pg_trigger where tgrelid = p_node and tgname = 'syncagent_insert' and tgfoid = to_regproc(format('syncagent.capture_%s', p_id)));
     if not exists (select from syncagent.replicated x where x.id = p_id and p_node in (select syncagent._nodes(x.relation))) then
-        perform syncagent._disarm(p_node);   -- it has left
+        if v_armed then   -- it has left, and nobody else has it
+            perform syncagent._disarm(p_node);
+        end if;
         return 0;
     end if;
     perform syncagent._arm(p_id, p_node);
-    if v_armed then
-        return 0;   -- all it holds is logged
-    end if;
     -- Made as a partition, it holds what came through the root and was logged, and what came straight into it: only that is
-    -- entered. Attached as a table that was there before, all it holds is what this site writes now.
+    -- entered. Attached as a table that was there before, all it holds is what this site writes now. Of any other, all is known.
     select t.xmin = i.xmin into v_made
     from pg_class c join pg_type t on t.oid = c.reltype join pg_inherits i on i.inhrelid = c.oid where c.oid = p_node;
+    if v_armed or v_made is null then
+        return 0;
+    end if;
     execute syncagent._render($sql$
         with known as materialized (
             select v.key from syncagent.version_{id} v where not v.deleted

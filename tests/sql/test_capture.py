@@ -6,6 +6,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from syncagent.errors import Contended
 from tests.sql.conftest import Pair, Sites
 from tests.support.lab import ITEM, Site, exchange, key, same, ship, timeless
 
@@ -162,6 +163,40 @@ async def test_trigger_that_sets_keys_may_come_later(sites: Sites, pair: Pair) -
         (UUID(key(9)), 12),
     ]
     await same("item", a, b)
+
+
+async def test_what_was_known_stays_known_when_such_a_trigger_comes(sites: Sites, pair: Pair) -> None:
+    """Also where capture was harmed meanwhile: `doctor` mends that, and nobody stamps all rows anew."""
+    a, b = await sites(ITEM, *pair)
+    await a.do(f"insert into item values ('{key(1)}', 1), ('{key(2)}', 2)")
+    await exchange(a, b)
+
+    await a.do(REWRITTEN, "drop trigger syncagent_insert on item")
+    assert await a.store.keeper.cover() == 1
+
+    assert await entries(a) == []
+    assert await a.store.keeper.cover() == 0
+
+
+async def test_a_table_that_is_held_keeps_no_other_from_being_covered(sites: Sites, pair: Pair) -> None:
+    schema = f"{ITEM}; create table other (like item including all)"
+    (a,) = await sites(schema, pair[0])
+    await a.do(f"insert into item values ('{key(1)}', 1)")
+    held = await a.holding("update item set value = 2")
+    await a.do(
+        REWRITTEN.replace("on item", "on other"),
+        "create function same() returns trigger language plpgsql as 'begin return new; end'",
+    )
+    await held.execute("commit")
+    await a.do("create trigger same before update on item for each row execute function same()")
+    held = await a.holding("update item set value = 3")
+
+    with pytest.raises(Contended):
+        await a.store.keeper.cover()
+
+    assert await a.rows("select node::text from syncagent._strays()") == [("item",)]
+    await held.execute("commit")
+    assert await a.store.keeper.cover() == 1
 
 
 async def test_key_that_a_cascade_sets_is_deleted_and_inserted(sites: Sites, pair: Pair) -> None:

@@ -299,6 +299,27 @@ async def test_equal_keys_that_look_different(sites: Sites, pair: Pair, kind: st
     assert await a.conflicts() == await b.conflicts() == ["update/update"]
 
 
+@pytest.mark.parametrize("plain", [True, False])
+async def test_a_deleted_row_of_a_domain_that_refuses_null(sites: Sites, pair: Pair, plain: bool) -> None:
+    """It has no values; everything else goes on with it."""
+    schema = """create domain given as text not null; create domain known as int check (value is not null);
+        create table item (id uuid primary key, name given, number known); create table other (id uuid primary key)"""
+    a, b = await sites(schema, *pair)
+    await a.do(f"insert into item values ('{key(1)}', 'x', 1), ('{key(2)}', 'y', 2)")
+    await exchange(a, b, plain=plain)
+
+    await a.do(
+        f"delete from item where id = '{key(1)}'",
+        "update item set name = 'z'",
+        f"insert into other values ('{key(3)}')",
+    )
+    await exchange(a, b, plain=plain)
+
+    assert [row[0] for row in await b.rows("select name::text from item")] == ["z"]
+    await same("item", a, b)
+    await same("other", a, b)
+
+
 @pytest.mark.parametrize("kind", ["jsonb", "numeric[]", "int4range", "free"])
 async def test_key_of_a_type_that_is_spelled_freely_is_refused(sites: Sites, pair: Pair, kind: str) -> None:
     (a,) = await sites("select", pair[0])

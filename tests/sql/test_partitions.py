@@ -243,6 +243,30 @@ async def test_a_new_partition_is_covered_with_the_rows_it_has(sites: Sites, pai
     assert await a.conflicts() == await b.conflicts() == []
 
 
+async def test_a_partition_that_moves_to_another_table_is_watched_there(sites: Sites, pair: Pair) -> None:
+    """What it leaves does not take the triggers that its new root has given it."""
+    schema = (
+        "create table other (day date, n int, note text, primary key (day, n)) partition by range (day); "
+        + BY_RANGE
+    )
+    (a,) = await sites(schema, pair[0])
+    await a.do("create table march partition of event for values from ('2024-03-01') to ('2024-04-01')")
+    assert await a.store.keeper.cover() == 1
+
+    await a.do(
+        "begin; alter table event detach partition march;"
+        " alter table other attach partition march for values from ('2024-03-01') to ('2024-04-01'); commit"
+    )
+    await a.store.keeper.cover()
+
+    assert await a.store.keeper.cover() == 0
+    await a.do("insert into march values ('2024-03-06', 1, 'leaf')")
+    found = await a.rows(
+        "select r.table_name::text from syncagent.log l join syncagent.replicated r on r.id = l.relation"
+    )
+    assert found == [("other",)]
+
+
 async def test_a_partition_leaves_comes_back_and_goes_elsewhere(sites: Sites, pair: Pair) -> None:
     schema = (
         BY_RANGE

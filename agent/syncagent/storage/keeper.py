@@ -18,7 +18,7 @@ from syncagent.core.arrival import Position
 from syncagent.core.identity import Place
 from syncagent.core.lapse import Behind
 from syncagent.core.store import Loaded, PeerState, Request
-from syncagent.errors import Contended, RefusedError
+from syncagent.errors import Contended, RefusedError, SyncagentError, Unreachable
 from syncagent.storage.borders import border
 from syncagent.storage.session import within
 
@@ -126,13 +126,23 @@ class PostgresKeeper:
             strays = await self._session.fetch(
                 "select relation, node::oid::bigint as node from syncagent._strays()"
             )
-        for stray in strays:
-            async with self._merging, self._talking(), self._session.transaction():
-                await self._session.execute("lock table syncagent.merge_lock in exclusive mode")
-                await self._session.execute(f"set local lock_timeout = {_COVER_MS}")
-                await self._session.fetchval(
-                    "select syncagent._cover($1, $2::bigint::oid::regclass)", stray["relation"], stray["node"]
-                )
+        trouble: SyncagentError | None = None
+        for stray in strays:  # one that is held, or not ours to arm, keeps no other
+            try:
+                async with self._merging, self._talking(), self._session.transaction():
+                    await self._session.execute("lock table syncagent.merge_lock in exclusive mode")
+                    await self._session.execute(f"set local lock_timeout = {_COVER_MS}")
+                    await self._session.fetchval(
+                        "select syncagent._cover($1, $2::bigint::oid::regclass)",
+                        stray["relation"],
+                        stray["node"],
+                    )
+            except Unreachable:
+                raise
+            except SyncagentError as error:
+                trouble = trouble or error
+        if trouble is not None:
+            raise trouble
         return len(strays)
 
     async def compact(self, *, always: bool) -> int:
