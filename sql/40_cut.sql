@@ -30,6 +30,21 @@ end
 $$;
 comment on function syncagent._pending is 'whether a cut would find something to fold, or to tell of conflicts';
 
+create function syncagent._unlog(p_relation integer, p_keys uuid[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    update syncagent.log e
+    set keys = array(select u.key from unnest(e.keys) with ordinality as u (key, n) where u.key not in (select unnest(p_keys)) order by u.n),
+        odd = case when e.odd is not null then array(
+            select u.odd from unnest(e.keys, e.odd) with ordinality as u (key, odd, n) where u.key not in (select unnest(p_keys)) order by u.n) end
+    where e.relation = p_relation and exists (select from unnest(e.keys) as k (key) where k.key in (select unnest(p_keys)));
+    delete from syncagent.log e where e.relation = p_relation and e.keys = '{}';
+end
+$$;
+comment on function syncagent._unlog is 'take from the log what was written of these keys: it came to nothing';
+
 create function syncagent._prepare_session() returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp

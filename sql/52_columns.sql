@@ -194,6 +194,7 @@ declare
     v_part      integer := coalesce(nullif(current_setting('syncagent.knot', true), ''), '0')::integer;
     v_rows      bigint;
     v_conflicts bigint := 0;
+    v_over      uuid[];
 begin
     select * into strict v_site from syncagent.local_site;
     {note_part}
@@ -305,8 +306,10 @@ begin
         from pair p where p.outcome = 'both'
         union all
         select * from (
-            select distinct on (p.key) p.key, null::text, p.outcome = 'mine', p.our_stamp, p.other_stamp, p.our_node, p.other_node, p.my_end, p.their_end, false
-            from pair p where p.outcome <> 'both' order by p.key, p.our_stamp desc, p.other_stamp desc) as x
+            -- the newest write of each site that loses: who met fewer of them has an image without the others
+            select distinct on (p.key, p.loser) p.key, null::text, p.outcome = 'mine', p.our_stamp, p.other_stamp, p.our_node, p.other_node, p.my_end, p.their_end, false
+            from (select p.*, case when p.outcome = 'mine' then p.other_node else p.our_node end as loser from pair p where p.outcome <> 'both') as p
+            order by p.key, p.loser, p.our_stamp desc, p.other_stamp desc) as x
         union all
         select j.key, null, j.outcome = 'clash', j.my_stamp, j.their_stamp, coalesce(j.born_node, v_site.node), p_origin, false, false, false
         from pg_temp.joined j where j.twice and j.outcome <> 'mine'
@@ -350,7 +353,12 @@ begin
     select j.key, true, j.outcome = 'clash' or j.plain and not j.same, case when p_retry then 'parked' else 'update/update' end, j.their_stamp, j.my_stamp, j.my_node, j.my_end, false, false
     from pg_temp.joined j where j.outcome in ('mine', 'clash');
 
-    -- The fold must find what was decided about writes that it has not seen.
+    -- The fold must find what was decided about writes that it has not seen. Those of a life that is over would count as of the new
+    -- one, where their clock is ahead of its.
+    v_over := array(select j.key from pg_temp.joined j where j.outcome = 'theirs' and j.fresh and not j.same);
+    if v_over <> '{}' then
+        perform syncagent._unlog({id}, v_over);
+    end if;
     insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
     select j.key, j.my_stamp, j.my_node, j.my_cut, j.my_end {trace_columns}
     from pg_temp.joined j join {stage} s on s._key = j.key

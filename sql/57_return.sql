@@ -305,12 +305,7 @@ begin
         on conflict (id) do nothing
         $sql$, p_tokens) using p_donor;
     get diagnostics v_lost = row_count;
-    update syncagent.log e
-    set keys = array(select u.key from unnest(e.keys) with ordinality as u (key, n) where u.key not in (select b.key from pg_temp.beaten b) order by u.n),
-        odd = case when e.odd is not null then array(
-            select u.odd from unnest(e.keys, e.odd) with ordinality as u (key, odd, n) where u.key not in (select b.key from pg_temp.beaten b) order by u.n) end
-    where e.relation = p_relation and exists (select from unnest(e.keys) as k (key) where k.key in (select b.key from pg_temp.beaten b));
-    delete from syncagent.log e where e.relation = p_relation and e.keys = '{}';
+    perform syncagent._unlog(p_relation, array(select b.key from pg_temp.beaten b));
     delete from pg_temp.own_key o using pg_temp.beaten b where b.key = o.key;
     drop table pg_temp.beaten;
     return v_lost;

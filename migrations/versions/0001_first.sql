@@ -1480,6 +1480,21 @@ end
 $$;
 comment on function syncagent._pending is 'whether a cut would find something to fold, or to tell of conflicts';
 
+create function syncagent._unlog(p_relation integer, p_keys uuid[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    update syncagent.log e
+    set keys = array(select u.key from unnest(e.keys) with ordinality as u (key, n) where u.key not in (select unnest(p_keys)) order by u.n),
+        odd = case when e.odd is not null then array(
+            select u.odd from unnest(e.keys, e.odd) with ordinality as u (key, odd, n) where u.key not in (select unnest(p_keys)) order by u.n) end
+    where e.relation = p_relation and exists (select from unnest(e.keys) as k (key) where k.key in (select unnest(p_keys)));
+    delete from syncagent.log e where e.relation = p_relation and e.keys = '{}';
+end
+$$;
+comment on function syncagent._unlog is 'take from the log what was written of these keys: it came to nothing';
+
 create function syncagent._prepare_session() returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -3974,6 +3989,7 @@ declare
     v_part      integer := coalesce(nullif(current_setting('syncagent.knot', true), ''), '0')::integer;
     v_rows      bigint;
     v_conflicts bigint := 0;
+    v_over      uuid[];
 begin
     select * into strict v_site from syncagent.local_site;
     {note_part}
@@ -4085,8 +4101,10 @@ begin
         from pair p where p.outcome = 'both'
         union all
         select * from (
-            select distinct on (p.key) p.key, null::text, p.outcome = 'mine', p.our_stamp, p.other_stamp, p.our_node, p.other_node, p.my_end, p.their_end, false
-            from pair p where p.outcome <> 'both' order by p.key, p.our_stamp desc, p.other_stamp desc) as x
+            -- the newest write of each site that loses: who met fewer of them has an image without the others
+            select distinct on (p.key, p.loser) p.key, null::text, p.outcome = 'mine', p.our_stamp, p.other_stamp, p.our_node, p.other_node, p.my_end, p.their_end, false
+            from (select p.*, case when p.outcome = 'mine' then p.other_node else p.our_node end as loser from pair p where p.outcome <> 'both') as p
+            order by p.key, p.loser, p.our_stamp desc, p.other_stamp desc) as x
         union all
         select j.key, null, j.outcome = 'clash', j.my_stamp, j.their_stamp, coalesce(j.born_node, v_site.node), p_origin, false, false, false
         from pg_temp.joined j where j.twice and j.outcome <> 'mine'
@@ -4130,7 +4148,12 @@ begin
     select j.key, true, j.outcome = 'clash' or j.plain and not j.same, case when p_retry then 'parked' else 'update/update' end, j.their_stamp, j.my_stamp, j.my_node, j.my_end, false, false
     from pg_temp.joined j where j.outcome in ('mine', 'clash');
 
-    -- The fold must find what was decided about writes that it has not seen.
+    -- The fold must find what was decided about writes that it has not seen. Those of a life that is over would count as of the new
+    -- one, where their clock is ahead of its.
+    v_over := array(select j.key from pg_temp.joined j where j.outcome = 'theirs' and j.fresh and not j.same);
+    if v_over <> '{}' then
+        perform syncagent._unlog({id}, v_over);
+    end if;
     insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
     select j.key, j.my_stamp, j.my_node, j.my_cut, j.my_end {trace_columns}
     from pg_temp.joined j join {stage} s on s._key = j.key
@@ -8270,12 +8293,7 @@ begin
         on conflict (id) do nothing
         $sql$, p_tokens) using p_donor;
     get diagnostics v_lost = row_count;
-    update syncagent.log e
-    set keys = array(select u.key from unnest(e.keys) with ordinality as u (key, n) where u.key not in (select b.key from pg_temp.beaten b) order by u.n),
-        odd = case when e.odd is not null then array(
-            select u.odd from unnest(e.keys, e.odd) with ordinality as u (key, odd, n) where u.key not in (select b.key from pg_temp.beaten b) order by u.n) end
-    where e.relation = p_relation and exists (select from unnest(e.keys) as k (key) where k.key in (select b.key from pg_temp.beaten b));
-    delete from syncagent.log e where e.relation = p_relation and e.keys = '{}';
+    perform syncagent._unlog(p_relation, array(select b.key from pg_temp.beaten b));
     delete from pg_temp.own_key o using pg_temp.beaten b where b.key = o.key;
     drop table pg_temp.beaten;
     return v_lost;

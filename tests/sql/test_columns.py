@@ -263,6 +263,46 @@ async def test_a_value_that_a_row_yields_leaves_its_other_columns(sites: Sites, 
     assert await items(a) == await items(b) == [("nail", 1, "old"), (None, 5, "new")]
 
 
+async def test_what_was_written_in_a_life_that_is_over_is_not_of_the_new_one(
+    sites: Sites, pair: Pair
+) -> None:
+    """Also by a clock that is ahead of the new life's, and seen by no cut before that came."""
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await b.clock_ahead(5)
+    await b.do(f"update item set note = 'over' where id = '{key(1)}'")
+    await a.do(
+        f"delete from item where id = '{key(1)}'",
+        f"insert into item values ('{key(1)}', 'nail', 1, 'old')",
+    )
+    await ship(a, b)
+    await a.do(f"update item set note = 'new' where id = '{key(1)}'")
+    await quiet(a, b)
+    for site in (a, b):
+        assert await items(site) == [("nail", 1, "new"), ("bolt", 2, "old")]
+    assert await b.rows("select losing_image ->> 'note' from syncagent.conflict_record") == [("over",)]
+
+
+async def test_every_site_that_lost_to_a_delete_is_told(sites: Sites, pair: Pair) -> None:
+    """One met the delete before it had the other's write, so its image is not all that was lost."""
+    a, b, c = await sites(ITEM, *pair, pair[0])
+    await stocked(a, b, c)
+    await c.do(f"delete from item where id = '{key(1)}'")
+    await c.cut(force=True)
+    await a.clock_ahead(5)
+    await a.do(f"update item set note = 'of a' where id = '{key(1)}'")
+    await b.do(f"update item set price = 20 where id = '{key(1)}'")
+    await ship(a, c)
+    await ship(a, b)  # has both
+    await ship(c, b)
+    await quiet(a, b, c)
+    for site in (a, b, c):
+        assert await items(site) == [("bolt", 2, "old")]
+    lost = "select distinct losing_image ->> 'note', losing_image ->> 'price' from syncagent.conflict_record"
+    for site in (a, b, c):
+        assert ("of a", "20") in [tuple(row) for row in await site.rows(lost)]
+
+
 async def test_one_key_inserted_twice(sites: Sites, pair: Pair) -> None:
     a, b = await sites(ITEM, *pair)
     await a.do(f"insert into item values ('{key(1)}', 'nut', 1, 'a')")

@@ -50,6 +50,19 @@ async def test_a_counter_adds_what_each_site_added(sites: Sites, pair: Pair) -> 
     await same("item", a, b, c)
 
 
+async def test_what_was_added_to_a_life_that_is_over_is_not_in_the_new_one(sites: Sites, pair: Pair) -> None:
+    """Also by a clock that is ahead of the new life's, and seen by no cut before that came."""
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await b.clock_ahead(5)
+    await b.do("update item set n = n + 5, tags = tags || '{over}'::text[]")
+    await a.do("delete from item", f"insert into item (id, n, tags) values ('{key(1)}', 2, '{{red}}')")
+    await ship(a, b)
+    await quiet(a, b)
+    for site in (a, b):
+        assert await site.rows("select n, tags from item") == [(2, ["red"])]
+
+
 async def test_all_statements_of_a_transaction_count(sites: Sites, pair: Pair) -> None:
     """They have one stamp."""
     a, b = await sites(ITEM, *pair)
