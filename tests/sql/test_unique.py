@@ -518,6 +518,9 @@ async def schedule(three: list[Site], number: int) -> None:
         else:
             await ship_if_ready(rnd.choice([other for other in three if other is not site]), site)
     await quiet(*three)
+    for site in three:  # as an agent does after each batch
+        await site.store.replica.retry_parked()
+    await quiet(*three)
     rows = await same("customer", *three)
     assert all([await site.parked() == [] for site in three]), f"SEED={number}"
     held = {int(row[1:37][-12:], 16): row.split(",")[1] for row in rows}
