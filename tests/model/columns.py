@@ -16,7 +16,7 @@ relays, compaction by column, collection of tombstones. Every run checks:
   no false alarm  a conflict is recorded only between writes of one column, or a delete and a write, that are truly concurrent
 
 Run:               python -m tests.model.columns [RUNS] [FIRST_SEED] [--coalesced]
-Negative controls: ... --break onedot|stamped|life|forgotten|seen|stable|mark   (each must fail)
+Negative controls: ... --break onedot|stamped|life|forgotten|seen|stable|mark|over   (each must fail)
 """
 
 import random
@@ -33,6 +33,7 @@ BREAKS = {
     "seen": "a life whose entry was dropped there, and is kept here, is taken for an older one",
     "stable": "applied here counts as stable",
     "mark": "the collected mark is not asked",
+    "over": "what was written here of a life that is over elsewhere, and has no cut yet, is folded as of the new life",
 }
 BROKEN = None  # one of BREAKS
 COLUMNS = "abc"
@@ -204,7 +205,7 @@ class Site:
                     if self.concurrent(ours, theirs):
                         self.conflict(one, other, stats)
             if row.life.stamp > mine.life.stamp:
-                self.rows[key] = row
+                self.rows[key] = replace(row, entries=row.entries | self._over(mine, row)) if BROKEN == "over" and not row.end else row
             return
         life = max(mine.life, row.life, key=lambda entry: (entry.dot is not None, entry.stamp))
         if BROKEN == "stamped" and (mine.end or row.end):
@@ -228,6 +229,10 @@ class Site:
             if ours is None or theirs.stamp > ours.stamp:
                 values[column], entries[column], past[column] = row.values[column], theirs, row.past[column]
         self.rows[key] = replace(mine, life=life, values=values, entries=entries, past=past)
+
+    def _over(self, mine, row):
+        return {column: entry for column, entry in mine.entries.items()
+                if entry.dot == (self.me, self.cuts + 1) and entry.stamp > row.entries.get(column, row.life).stamp}
 
     def apply(self, parts, stats):
         """Of one origin, or a knot of several; all of it is in one state, whose context covers every part's."""

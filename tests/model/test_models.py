@@ -60,6 +60,7 @@ COLUMNS_BREAKS = {
     "seen": (3, "write was lost"),
     "stable": (0, "write was lost"),
     "mark": (1, "resurrected"),
+    "over": (10, "false alarm"),
 }
 SIBLINGS_BREAKS = {
     "vector": (1, "write was lost"),

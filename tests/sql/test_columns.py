@@ -416,6 +416,14 @@ RULES: dict[str, tuple[Change, Callable[[Sites, Pair], Awaitable[None]]]] = {
         ),
         test_a_newer_life_wins_whole,
     ),
+    "what was written of a life that is over is nothing": (
+        (COLUMNS, "if v_over <> '{}' then", "if false then"),
+        test_what_was_written_in_a_life_that_is_over_is_not_of_the_new_one,
+    ),
+    "each site that lost to a delete is told": (
+        (COLUMNS, "distinct on (p.key, p.loser) p.key", "distinct on (p.key) p.key"),
+        test_every_site_that_lost_to_a_delete_is_told,
+    ),
     "a column that is set to what it was is not written": (
         ("30_capture.sql", "case when row(o.%1$I)::record *<> row(t.%1$I)::record then %1$L end", "%1$L"),
         test_a_column_that_is_set_to_what_it_is_was_not_written,
