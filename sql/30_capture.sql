@@ -227,8 +227,7 @@ begin
             'title', quote_literal(v_name), 'stage_key', syncagent._stage_key(v_table),
             'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
             'columns', string_agg(format('%I', c), ', ' order by n),
-            'columns_typed', string_agg(format('c%s %s', n, v_bases[n]), ', ' order by n),   -- of a deleted row they are null, which a domain may refuse
-            'stage_columns', string_agg(format('c%s %s', n, v_bases[n]), ', ' order by n),
+            'stage_columns', string_agg(format('c%s %s', n, v_bases[n]), ', ' order by n),   -- of a deleted row they are null, which a domain may refuse
             'stage_names', string_agg(format('c%s', n), ', ' order by n),
             'stage_as_table', string_agg(format('s.c%s as %I', n, c), ', ' order by n),
             't_columns', string_agg(format('t.%I', c), ', ' order by n),

@@ -322,7 +322,7 @@ $$;
 -- A row that is parked here goes on as it came.
 
 -- Rows whose stamp is implicit: their columns and nothing else.
-create function syncagent.ship_plain_{id}(bigint, bigint, integer) returns table ({columns_typed})
+create function syncagent.ship_plain_{id}(bigint, bigint, integer) returns table ({stage_columns})
     language sql stable
     as $$
     select {t_columns}
@@ -355,7 +355,7 @@ $$;
 
 -- Rows whose newest version is that node's, with stamp and cut; a live version without its row is a loss.
 create function syncagent.ship_exact_{id}(bigint, bigint, integer)
-    returns table (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed})
+    returns table (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {stage_columns})
     language sql stable
     as $$
 $sql$ || case when p_columns then $sql$
@@ -397,7 +397,7 @@ $$;
 
 -- Both, for a receiver that must compare rows with implicit stamps as well: their _stamp is null.
 create function syncagent.ship_whole_{id}(bigint, bigint, integer)
-    returns table (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed})
+    returns table (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {stage_columns})
     language sql stable
     as $$
     select null::uuid, k.cut, false {more_null}, {t_columns}
@@ -437,9 +437,9 @@ begin
 end
 $$;
 $sql$, '{form}', f.form), '{returned}', f.returned), '' order by f.form)
-    from (values ('plain', '{columns_typed}'), ('keys', '_cut bigint, _keys uuid[]'),
-                 ('exact', '_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed}'),
-                 ('whole', '_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed}')) as f (form, returned)
+    from (values ('plain', '{stage_columns}'), ('keys', '_cut bigint, _keys uuid[]'),
+                 ('exact', '_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {stage_columns}'),
+                 ('whole', '_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {stage_columns}')) as f (form, returned)
 $template$;
 
 create function syncagent._relays(p_origin integer) returns boolean

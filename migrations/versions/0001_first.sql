@@ -709,8 +709,7 @@ begin
             'title', quote_literal(v_name), 'stage_key', syncagent._stage_key(v_table),
             'schema_literal', quote_literal(v_table.schema_name) || '::name', 'table_literal', quote_literal(v_table.table_name) || '::name',
             'columns', string_agg(format('%I', c), ', ' order by n),
-            'columns_typed', string_agg(format('c%s %s', n, v_bases[n]), ', ' order by n),   -- of a deleted row they are null, which a domain may refuse
-            'stage_columns', string_agg(format('c%s %s', n, v_bases[n]), ', ' order by n),
+            'stage_columns', string_agg(format('c%s %s', n, v_bases[n]), ', ' order by n),   -- of a deleted row they are null, which a domain may refuse
             'stage_names', string_agg(format('c%s', n), ', ' order by n),
             'stage_as_table', string_agg(format('s.c%s as %I', n, c), ', ' order by n),
             't_columns', string_agg(format('t.%I', c), ', ' order by n),
@@ -1772,7 +1771,7 @@ $$;
 -- A row that is parked here goes on as it came.
 
 -- Rows whose stamp is implicit: their columns and nothing else.
-create function syncagent.ship_plain_{id}(bigint, bigint, integer) returns table ({columns_typed})
+create function syncagent.ship_plain_{id}(bigint, bigint, integer) returns table ({stage_columns})
     language sql stable
     as $$
     select {t_columns}
@@ -1805,7 +1804,7 @@ $$;
 
 -- Rows whose newest version is that node's, with stamp and cut; a live version without its row is a loss.
 create function syncagent.ship_exact_{id}(bigint, bigint, integer)
-    returns table (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed})
+    returns table (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {stage_columns})
     language sql stable
     as $$
 $sql$ || case when p_columns then $sql$
@@ -1847,7 +1846,7 @@ $$;
 
 -- Both, for a receiver that must compare rows with implicit stamps as well: their _stamp is null.
 create function syncagent.ship_whole_{id}(bigint, bigint, integer)
-    returns table (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed})
+    returns table (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {stage_columns})
     language sql stable
     as $$
     select null::uuid, k.cut, false {more_null}, {t_columns}
@@ -1887,9 +1886,9 @@ begin
 end
 $$;
 $sql$, '{form}', f.form), '{returned}', f.returned), '' order by f.form)
-    from (values ('plain', '{columns_typed}'), ('keys', '_cut bigint, _keys uuid[]'),
-                 ('exact', '_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed}'),
-                 ('whole', '_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {columns_typed}')) as f (form, returned)
+    from (values ('plain', '{stage_columns}'), ('keys', '_cut bigint, _keys uuid[]'),
+                 ('exact', '_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {stage_columns}'),
+                 ('whole', '_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {stage_columns}')) as f (form, returned)
 $template$;
 
 create function syncagent._relays(p_origin integer) returns boolean
