@@ -12,7 +12,7 @@ from syncagent.services.cutter import Cutter
 from syncagent.services.lifecycle import Desk
 
 ME, PEER = 1, 2
-FIRST, SECOND = UUID(int=1), UUID(int=2)
+FIRST, SECOND, THIRD = UUID(int=1), UUID(int=2), UUID(int=3)
 TOOK = 0.05
 
 
@@ -40,11 +40,12 @@ async def test_what_waits_for_its_cut_is_not_looked_for_again() -> None:
     now = clock.now()
     outbox.loaded(1, FIRST, {ME: 1}, {ME: 1}, 0, now)
     outbox.asked(PEER, Want(1, FIRST, True), FIRST)
-    made = outbox.plan(now + 1, True)
-    assert made is not None
-    outbox.cut_made(made, 2, SECOND, {ME: 2}, False, now, TOOK)
-    outbox.sent(PEER)
-    outbox.asked(PEER, Want(2, SECOND, True), SECOND)
+    for cut, cut_id in enumerate((SECOND, THIRD), start=2):
+        made = outbox.plan(now + 1, True)
+        assert made is not None
+        outbox.cut_made(made, cut, cut_id, {ME: cut}, False, now, TOOK)
+        outbox.sent(PEER)
+        outbox.asked(PEER, Want(cut, cut_id, True), cut_id)
     anything = cast(Any, None)
     cutter = Cutter(
         Desk(ME, anything, outbox, cast(Any, clock)), cast(Any, log), anything, anything, anything

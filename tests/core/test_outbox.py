@@ -156,6 +156,20 @@ def test_writes_that_come_together_share_a_cut(box: Outbox) -> None:
     assert plan(box, 50.0 + limits.CUT_INTERVAL, pending=True).groups == (Group(LAST + 1, True, (A,)),)
 
 
+def test_cuts_that_take_long_leave_time_in_between_and_one_alone_does_not(box: Outbox) -> None:
+    def wait(now: float, took: float) -> float | None:
+        """For the cut after one that took so long."""
+        want(box, A, box.last)
+        number = box.last + 1
+        box.cut_made(plan(box, now, pending=True), number, mine(number), {ME: number}, False, now, took)
+        want(box, A, number)
+        return box.wake_in(now, True)
+
+    waits = [wait(LATER + at, took) for at, took in enumerate((0.001, 0.04, 0.04, 0.001))]
+    short, long = limits.CUT_INTERVAL, limits.CUT_REST * 0.04
+    assert waits == [pytest.approx(seconds) for seconds in (short, short, long, short)]
+
+
 def test_without_anybody_who_asks_the_log_is_still_kept_short(box: Outbox) -> None:
     now, waits = 0.0, []
     while now < 3600:

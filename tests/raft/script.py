@@ -108,7 +108,7 @@ class Script:
         self._voters: tuple[int, ...] = ()
         self._learners: tuple[int, ...] = ()
         self._blank: tuple[int, ...] = ()
-        self._options = Options(heartbeat=1)
+        self._options = Options(heartbeat=1, election=10)
 
     def run(self) -> None:
         for number, line in enumerate(self.file.read_text().splitlines(), 1):

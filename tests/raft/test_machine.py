@@ -190,3 +190,45 @@ def test_nobody_campaigns_before_the_shortest_time_or_after_the_longest(chance: 
     quiet = machine.role
     machine.tick()
     assert (quiet, machine.role) == ("follower", "precandidate")
+
+
+def test_a_follower_sleeps_until_it_campaigns() -> None:
+    rig = Rig()
+    for left in range(rig.machine.calm, 1, -1):
+        assert rig.machine.calm == left
+        rig.machine.tick()
+        assert rig.work() == []
+    rig.machine.tick()
+    assert [message.to for message in rig.work() if isinstance(message, RequestVote)] == [2, 3]
+
+
+def test_a_leader_sleeps_until_it_is_to_be_heard() -> None:
+    rig = Rig()
+    rig.lead()
+    beats = slept = 0
+    for _ in range(4 * limits.RAFT_ELECTION):
+        calm = rig.machine.calm
+        for _ in range(calm - 1):
+            rig.machine.tick()
+            assert rig.work() == []
+        rig.machine.tick()
+        beats += sum(isinstance(message, Heartbeat) for message in rig.work())
+        slept += calm
+        rig.machine.step(Heard(to=1, sender=2, term=2, read=0))
+        rig.work()
+    assert beats == 2 * (slept // limits.RAFT_HEARTBEAT)
+
+
+def test_a_leader_that_hears_nobody_ends_when_it_is_due() -> None:
+    rig = Rig()
+    rig.lead()
+    ticks = 0
+    while rig.machine.role == "leader":
+        calm = rig.machine.calm
+        for _ in range(calm - 1):
+            rig.machine.tick()
+            assert rig.machine.role == "leader"
+        rig.machine.tick()
+        rig.work()
+        ticks += calm
+    assert ticks == 2 * limits.RAFT_ELECTION  # the votes were heard in the first of them

@@ -31,7 +31,8 @@ CUT_INTERVAL = 0.005
 """Least time between two cuts while peers wait: what commits meanwhile shares one."""
 CUT_REST = 2.0
 CUT_INTERVAL_MOST = 0.25
-"""After a cut the origin rests so many times as long as it took: cuts use a third of the time at most."""
+"""After a cut the origin rests so many times as long as it took, or the one before it if that was quicker: cuts that take as long as
+the last one use a third of the time at most."""
 KNOWLEDGE_INTERVAL = 1.0
 """Least time before an empty cut is made only to tell what was applied here."""
 IDLE_CUT_INTERVAL = 1.0
@@ -41,7 +42,9 @@ IDLE_CUT_SHARE = 16
 They keep the unfolded log short, so that little is left to do for whoever comes back; each makes its header longer."""
 BUSY_POLL = 0.002
 IDLE_POLL = 0.25
-"""How often the log is looked at: from busy to idle by doubling."""
+POLL_GROWTH = 1.25
+"""How often the log is looked at: from busy to idle, each pause so many times the one before; so what comes after a silence waits a
+quarter of it at most."""
 
 # ---- apply
 LOCK_TIMEOUT = 0.010
@@ -71,8 +74,8 @@ CERTIFICATE_NOTICE = 30 * 86400.0
 
 # ---- agreement
 RAFT_TICK = 0.1
-RAFT_HEARTBEAT = 2
-RAFT_ELECTION = 10
+RAFT_HEARTBEAT = 4
+RAFT_ELECTION = 13
 """Ticks. A follower that hears nothing for RAFT_ELECTION to twice as many campaigns."""
 RAFT_RESEND = 100
 """Ticks after which a snapshot without an answer is asked about."""

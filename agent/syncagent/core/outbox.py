@@ -76,6 +76,7 @@ class Outbox:
         self._worth: dict[int, int] = {}  # of those, the last that says something
         self._cut_at = float("-inf")
         self._interval = limits.CUT_INTERVAL
+        self._took = 0.0  # the last cut
         self._asked_at = float("-inf")  # when the last cut was made that somebody had asked for
         self._wants: dict[int, Want] = {}
         self._answering: dict[int, Want] = {}
@@ -204,7 +205,9 @@ class Outbox:
         took: float = 0.0,
     ) -> tuple[Group, ...]:
         """The cut is committed, after `took` seconds. Returns the groups with the peers that still want them."""
-        self._interval = min(max(limits.CUT_INTERVAL, limits.CUT_REST * took), limits.CUT_INTERVAL_MOST)
+        rest = limits.CUT_REST * min(took, self._took)  # one that had to wait delays those after it no more
+        self._interval = min(max(limits.CUT_INTERVAL, rest), limits.CUT_INTERVAL_MOST)
+        self._took = took
         if plan.cause != "idle":
             self._asked_at = now
         # It may tell of a merge that is committed, and not heard of here yet: whoever hands this cut on must know by then.

@@ -43,7 +43,7 @@ class Cutter:
                     continue
                 wake = self._outbox.wake_in(self._clock.now(), pending)
                 rung = await self._bells.cuts.wait(_rest(poll, wake, pending))
-                poll = limits.BUSY_POLL if rung else min(poll * 2, limits.IDLE_POLL)
+                poll = limits.BUSY_POLL if rung else min(poll * limits.POLL_GROWTH, limits.IDLE_POLL)
 
     async def _cut(self, plan: Plan, sending: asyncio.TaskGroup) -> None:
         began = self._clock.now()

@@ -25,6 +25,8 @@ _TRY_AGAIN = 1.0
 _COMPACT = 256
 """Entries after which the log is compacted."""
 _ALL = 2**62
+_ROUNDING = 1e-6
+"""Of a tick: a sum of tenths of a second may fall short by so much."""
 _UNHEARD = 256
 """Messages that may wait to be heard; Raft bears the loss of those beyond."""
 
@@ -181,20 +183,26 @@ class Elections:
         """For ever. Raises Unreachable when the database is gone."""
         if self._machine.membership.voters == (self.me,):
             self._machine.campaign()
-        due = self._clock.now() + limits.RAFT_TICK
+        since = self._clock.now()
         while True:
             await self._work()
             if self._taking is not None:
                 await self._take_over(*self._taking)
                 continue
-            await self._bell.wait(max(0.0, due - self._clock.now()))
+            calm = self._machine.calm
+            await self._bell.wait(max(0.0, since + calm * limits.RAFT_TICK - self._clock.now()))
+            passed = int((self._clock.now() - since) / limits.RAFT_TICK + _ROUNDING)
+            since += passed * limits.RAFT_TICK
+            if passed > calm + 1:
+                passed = 1  # this site was held up itself, and has not waited for anybody
+            for _ in range(min(passed, calm - 1)):
+                self._machine.tick()
             while self._heard:
                 self._step(self._heard.popleft())
-            now = self._clock.now()
-            if now >= due:
+            if passed >= calm:
                 self._machine.tick()
+            if passed:
                 self._follow_catalog()
-                due = max(due + limits.RAFT_TICK, now)
 
     async def _take_over(self, gone: int, future: asyncio.Future[None]) -> None:
         """Between two Readys, when the storage holds all there is."""

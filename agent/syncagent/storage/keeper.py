@@ -43,20 +43,20 @@ class PostgresKeeper:
         self._compacted: str | None = None
 
     @asynccontextmanager
-    async def _talking(self) -> AsyncIterator[None]:
-        """The session serves one caller at a time."""
+    async def talking(self) -> AsyncIterator[asyncpg.Connection]:
+        """The session, which serves one caller at a time."""
         async with self._turn:
             with border():
-                yield
+                yield self._session
 
     async def on_request(self, ring: Callable[[], None]) -> None:
         """`ring` is called whenever a person has asked something."""
-        async with self._talking():
+        async with self.talking():
             await self._session.add_listener("syncagent_request", lambda *_: ring())
 
     async def claim(self) -> None:
         """Be the only agent of this site for as long as the session lives."""
-        async with self._talking():
+        async with self.talking():
             if not await self._session.fetchval("select pg_try_advisory_lock($1, $2)", *AGENT_LOCK):
                 raise RefusedError(
                     "another agent runs for this site",
@@ -66,7 +66,7 @@ class PostgresKeeper:
 
     async def enter(self, site: UUID, incarnation: UUID, name: str, *, joining: bool) -> None:
         """Check that database and home belong together; `joining`: the agent is there only until the site has joined."""
-        async with self._talking():
+        async with self.talking():
             here = await self._session.fetchrow(
                 "select site, node, incarnation, name, joining from syncagent.local_site"
             )
@@ -96,7 +96,7 @@ class PostgresKeeper:
 
     async def place(self) -> Place:
         """Which database this is."""
-        async with self._talking():
+        async with self.talking():
             row = await self._session.fetchrow(
                 "select s.system_identifier as system, d.oid::bigint as database,"
                 " ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int as timeline"
@@ -106,7 +106,7 @@ class PostgresKeeper:
         return Place(row["system"], row["database"], row["timeline"])
 
     async def load(self) -> Loaded:
-        async with self._talking():
+        async with self.talking():
             positions = {
                 row["node"]: Position(row["cut"], row["cut_id"])
                 for row in await self._session.fetch("select node, cut, cut_id from syncagent.frontier")
@@ -122,14 +122,14 @@ class PostgresKeeper:
         )
 
     async def cover(self) -> int:
-        async with self._talking():
+        async with self.talking():
             strays = await self._session.fetch(
                 "select relation, node::oid::bigint as node from syncagent._strays()"
             )
         trouble: SyncagentError | None = None
         for stray in strays:  # one that is held, or not ours to arm, keeps no other
             try:
-                async with self._merging, self._talking(), self._session.transaction():
+                async with self._merging, self.talking(), self._session.transaction():
                     await self._session.execute("lock table syncagent.merge_lock in exclusive mode")
                     await self._session.execute(f"set local lock_timeout = {_COVER_MS}")
                     await self._session.fetchval(
@@ -146,7 +146,7 @@ class PostgresKeeper:
         return len(strays)
 
     async def compact(self, *, always: bool) -> int:
-        async with self._talking():
+        async with self.talking():
             stable = await self._session.fetchval(
                 "select string_agg(s::text, ' ' order by s.node) from syncagent._stable() s"
             )
@@ -155,7 +155,7 @@ class PostgresKeeper:
         await self._make_again(always=always)
         dropped = 0
         while True:
-            async with self._merging, self._talking(), self._session.transaction():
+            async with self._merging, self.talking(), self._session.transaction():
                 await self._session.execute("lock table syncagent.merge_lock in exclusive mode")
                 count = int(await self._session.fetchval("select syncagent._compact($1)", _CHUNK))
             dropped += count
@@ -165,10 +165,10 @@ class PostgresKeeper:
 
     async def _make_again(self, *, always: bool) -> None:
         """What functions of the application make of siblings; `always`: also where they have failed."""
-        async with self._talking():
+        async with self.talking():
             relations = await self._session.fetchval("select syncagent._with_functions()")
         for relation in relations:
-            async with self._merging, self._talking(), self._session.transaction():
+            async with self._merging, self.talking(), self._session.transaction():
                 await self._session.execute("lock table syncagent.merge_lock in exclusive mode")
                 await self._session.execute("set local session_replication_role = replica")  # it is no write
                 await within(self._session, 0, "select syncagent._make_again($1, $2)", relation, always)
@@ -176,11 +176,11 @@ class PostgresKeeper:
     async def trim(self) -> int:
         for slot in range(_SLOTS):
             try:
-                async with self._merging, self._talking():
+                async with self._merging, self.talking():
                     await self._session.fetchval("select syncagent._trim($1)", slot)
             except Contended:
                 continue  # somebody who wrote there has not ended: next time
-        async with self._talking():
+        async with self.talking():
             return int(
                 await self._session.fetchval(
                     "select count(*) from pg_inherits where inhparent = 'syncagent.log'::regclass and pg_relation_size(inhrelid) > 0"
@@ -190,7 +190,7 @@ class PostgresKeeper:
     async def forget_conflicts(self, seconds: float) -> int:
         gone = 0
         while True:
-            async with self._talking():
+            async with self.talking():
                 count = int(
                     await self._session.fetchval(
                         "select syncagent._forget_conflicts(make_interval(secs => $1), $2)", seconds, _CHUNK
@@ -201,7 +201,7 @@ class PostgresKeeper:
                 return gone
 
     async def behind(self) -> tuple[list[Behind], int]:
-        async with self._talking():
+        async with self.talking():
             rows = await self._session.fetch(
                 "select l.receiver_node, l.seconds from syncagent.lag l join syncagent.member m on m.node = l.receiver_node"
                 " where l.origin_node = $1 and l.seconds > 0 and m.state = 'member'",
@@ -211,14 +211,14 @@ class PostgresKeeper:
         return [Behind(row["receiver_node"], row["seconds"]) for row in rows], kept
 
     async def requests(self) -> list[Request]:
-        async with self._talking():
+        async with self.talking():
             rows = await self._session.fetch(
                 "select id, verb, arguments::text as arguments from syncagent.request where answered_at is null order by asked_at"
             )
         return [Request(row["id"], row["verb"], msgspec.json.decode(row["arguments"])) for row in rows]
 
     async def answer(self, request: UUID, answer: dict[str, Any]) -> None:
-        async with self._talking():
+        async with self.talking():
             await self._session.execute(
                 "update syncagent.request set answer = $2::text::jsonb, answered_at = clock_timestamp() where id = $1",
                 request,
@@ -231,7 +231,7 @@ class PostgresKeeper:
             )
 
     async def say(self, request: UUID, progress: str) -> None:
-        async with self._talking():
+        async with self.talking():
             await self._session.execute(
                 "update syncagent.request set progress = $2 where id = $1", request, progress
             )
@@ -239,7 +239,7 @@ class PostgresKeeper:
     async def report(
         self, peers: Sequence[PeerState], waiting: str | None, trouble: str | None, leader: int | None
     ) -> None:
-        async with self._talking():
+        async with self.talking():
             for peer in peers:
                 await self._session.execute(
                     "update syncagent.peer_state set linked = $2, frontier = $3::text::jsonb, parked = $4, rtt = $5,"
@@ -262,12 +262,12 @@ class PostgresKeeper:
             )
 
     async def paused(self) -> set[int]:
-        async with self._talking():
+        async with self.talking():
             rows = await self._session.fetch("select node from syncagent.peer_state where paused")
         return {row["node"] for row in rows}
 
     async def set_paused(self, nodes: Sequence[int], paused: bool) -> None:
-        async with self._talking():
+        async with self.talking():
             await self._session.execute(
                 "update syncagent.peer_state set paused = $2 where node = any ($1::int[])",
                 list(nodes),
@@ -275,7 +275,7 @@ class PostgresKeeper:
             )
 
     async def blockers(self) -> str | None:
-        async with self._talking():
+        async with self.talking():
             row = await self._session.fetchrow(
                 "select string_agg(format('pid %s (%s)', a.pid, coalesce(nullif(a.application_name, ''), a.usename)), ', ') as who"
                 " from pg_stat_activity a where a.pid = any (pg_blocking_pids($1))",

@@ -75,6 +75,11 @@ class Leader:
         for node in self.peers.keys() - named:
             self._feed(node, self.peers.pop(node))
 
+    @property
+    def calm(self) -> int:
+        """See `Machine.calm`; what is asked again after `resend` ticks may wait for the next heartbeat."""
+        return max(1, min(self._options.heartbeat - self._beat, self._options.election - self._check))
+
     # ---- events
 
     def tick(self) -> bool:

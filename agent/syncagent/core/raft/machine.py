@@ -12,7 +12,7 @@ Calling sequence. Events go in, effects come out:
 
     machine = Machine(me, storage, chance, applied=...)    # at start; `applied` is recorded with what it led to
     machine.step(message)                    # from another site; may raise ProtocolError
-    machine.tick()                           # every limits.RAFT_TICK seconds
+    machine.tick()                           # every limits.RAFT_TICK seconds; machine.calm says how many nothing comes of
     machine.propose(data, change)            # may raise Undecided: try again; RefusedError: never
     machine.read(request)                    # the same; a request's id is never used twice
     machine.unreachable(peer)                # optional: its link went away
@@ -121,6 +121,13 @@ class Machine:
         return frozenset(
             node for known in self.log.memberships.live(self.log.committed) for node in known.nodes
         )
+
+    @property
+    def calm(self) -> int:
+        """Ticks until one that something comes of, that one included, if nothing is heard before."""
+        if self.leading is not None:
+            return self.leading.calm
+        return max(1, self._timeout - self._elapsed)
 
     # ---- events
 

@@ -10,22 +10,27 @@ from typing import Any
 from syncagent.core.store import Typed
 from syncagent.storage.commands import Connection, site_of
 from syncagent.storage.drift import Finding
+from syncagent.storage.keeper import PostgresKeeper
 
-_PATIENCE_MS = 200
-"""Who types just now holds what is noted of it; the next look finds it."""
+_NOTE = "select syncagent._note_typed()"
+_LISTED = "select table_name, what, role, since, statement, take_back from syncagent.typed_change where not taken_over order by since, table_name, what"
 
 
 class PostgresTyped:
-    """The Watch of the services: short connections of their own, in threads."""
+    """The Watch of the services: it looks on the keeper's session, whose locks do not wait long. Who types just now holds what is
+    noted of it; the next look finds it."""
 
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
+    def __init__(self, dsn: str, keeper: PostgresKeeper) -> None:
+        self._dsn, self._keeper = dsn, keeper
 
     async def begin(self, *, refuse: bool) -> bool:
         return await asyncio.to_thread(self._begin, refuse)
 
     async def look(self) -> list[Typed]:
-        return await asyncio.to_thread(self._look)
+        async with self._keeper.talking() as session, session.transaction():
+            await session.execute(_NOTE)
+            rows = await session.fetch(_LISTED)
+        return [Typed(row["table_name"], row["what"], row["role"]) for row in rows]
 
     def _begin(self, refuse: bool) -> bool:
         with site_of(self._dsn) as connection:
@@ -36,23 +41,15 @@ class PostgresTyped:
             row = connection.execute("select syncagent.watch_ddl() as watched").fetchone()
         return bool(row and row["watched"])
 
-    def _look(self) -> list[Typed]:
-        with site_of(self._dsn) as connection, connection.transaction():
-            connection.execute(f"set local lock_timeout = {_PATIENCE_MS}".encode())
-            note(connection)
-            return [Typed(row["table_name"], row["what"], row["role"]) for row in listed(connection)]
-
 
 def note(connection: Connection) -> None:
     """Look at what is here by hand."""
-    connection.execute("select syncagent._note_typed()")
+    connection.execute(_NOTE)
 
 
 def listed(connection: Connection) -> list[dict[str, Any]]:
     """What is here by hand, for people; what is being carried belongs to that change."""
-    return connection.execute(
-        "select table_name, what, role, since, statement, take_back from syncagent.typed_change where not taken_over order by since, table_name, what"
-    ).fetchall()
+    return connection.execute(_LISTED).fetchall()
 
 
 def findings(connection: Connection) -> Iterator[Finding]:
