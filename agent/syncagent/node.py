@@ -366,7 +366,9 @@ async def _attaching(
     await evolving.load()
     attaching = Attaching(desk, PostgresTables(settings.dsn), elections, exchange, evolving)
     if steady:
-        watching = Watching(desk, PostgresTyped(settings.dsn, store.keeper), evolving, refuse=settings.refuse_typed)
+        watching = Watching(
+            desk, PostgresTyped(settings.dsn, store.keeper), evolving, refuse=settings.refuse_typed
+        )
         watching.on_typed = observer.typed
         attaching.loops = (*attaching.loops, watching.run)
     return attaching

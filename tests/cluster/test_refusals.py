@@ -1,29 +1,21 @@
 """What is wrong between two sites is said in status, by name and with a remedy; the rest goes on."""
 
-import asyncio
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from syncagent import settings
 from syncagent.core.wire import PROTOCOL
-from syncagent.node import hello
-from syncagent.services.membership import peers_of
-from syncagent.storage.commands import site_of
-from syncagent.storage.registry import known
-from syncagent.transport.network import TlsNetwork
-from syncagent.transport.spool import Spools
-from syncagent.transport.tls import Credentials
 from tests.support.cluster import Cluster, Laboratory, Site, has, mark
-from tests.support.founding import CLUSTER, found_together
+from tests.support.founding import found_together
 from tests.support.waiting import until
 
 EXTRA = "create table extra (id uuid primary key, text text)"
+NEXT = "from syncagent.core import wire; wire.PROTOCOL += 1; from syncagent.cli.app import main; main()"
 FILL = "insert into extra select syncagent.uuid7(), 'extra' from generate_series(1, 10)"
 
 
@@ -114,37 +106,28 @@ def test_a_peer_speaks_another_protocol(laboratory: Laboratory) -> None:
     with laboratory.cluster(18, 15) as cluster:
         a, b = cluster
         a.start()
-        asyncio.run(speak(b, until_seen=shows(a, b, f"protocol {PROTOCOL + 1}", f"{PROTOCOL}")))
+        with of_the_next_protocol(b):
+            until(shows(a, b, f"protocol {PROTOCOL + 1}", f"{PROTOCOL}"), "status shows the protocol")
         b.start()
         cluster.converges()
-        assert a.peer(b)["trouble"] is None
+        until(lambda: a.peer(b)["trouble"] is None, "status forgets it")
 
 
-async def speak(site: Site, *, until_seen: Callable[[], str | None]) -> None:
-    """Be an agent of the next protocol until that was noticed."""
-    own = settings.load(site.home)
-    with site_of(site.dsn) as connection:
-        # it is dialled, and dials nobody: a handshake that is given up as the loop ends would be left open
-        peers = [
-            msgspec.structs.replace(peer, address=None) for peer in peers_of(known(connection), site.node, {})
-        ]
-    network = TlsNetwork(
-        msgspec.structs.replace(hello(own, CLUSTER), protocol=PROTOCOL + 1),
-        peers,
-        Credentials.provide(own.home, own.name),
-        listen=own.listen,
-        directory=own.home / "peers",
-        spools=Spools(own.home / "spool"),
-    )
-
-    async def on_link(_link: object) -> None:
-        raise AssertionError("agents of two protocols must not link")
-
-    await network.start(on_link, lambda _peer, _error: None)
+@contextmanager
+def of_the_next_protocol(site: Site) -> Iterator[None]:
+    """Its agent, as that of a later version would be."""
+    with site.log.open("ab") as log:
+        agent = subprocess.Popen(
+            [sys.executable, "-c", NEXT, "run", "--home", str(site.home), "--json"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
     try:
-        await asyncio.to_thread(until, until_seen, "status shows the protocol")
+        yield
     finally:
-        await network.stop()
+        agent.terminate()
+        assert agent.wait() == 0
 
 
 HOURS_AHEAD = "select setval('syncagent.hlc', nextval('syncagent.hlc') + %s * 4096000::bigint)"

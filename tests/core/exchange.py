@@ -138,7 +138,7 @@ class Exchange:
             self.open.remove(payload)
 
     def ask(self, site: Site) -> bool:
-        wants = site.inbox.wants(self.now)
+        wants = site.inbox.wants(self.now, stamp.from_seconds(self.now))
         for peer, want in wants:
             self.control[site.me, peer].append(want)
         return bool(wants)

@@ -69,7 +69,7 @@ async def test_a_refused_batch_is_tried_again_whenever_it_falls_due() -> None:
         inbox: Inbox[Any] = Inbox(1, [2])
         inbox.loaded({})
         inbox.linked(2)
-        assert inbox.wants(0.0)
+        assert inbox.wants(0.0, 0)
         assert inbox.arrived(batch(2, 0, 1), Nothing())
         replica: Any = Replica(4)
         keeper: Any = None
@@ -92,7 +92,7 @@ async def test_a_batch_that_is_refused_for_long_is_told_of() -> None:
     inbox: Inbox[Any] = Inbox(1, [2])
     inbox.loaded({})
     inbox.linked(2)
-    assert inbox.wants(0.0)
+    assert inbox.wants(0.0, 0)
     assert inbox.arrived(batch(2, 0, 1), Nothing())
     replica: Any = Replica(9)
     keeper: Any = Blockers()

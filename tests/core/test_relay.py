@@ -3,7 +3,7 @@
 import pytest
 from msgspec.structs import replace
 
-from syncagent.core import limits, stamp
+from syncagent.core import clock, limits, stamp
 from syncagent.core.batch import BatchHeader
 from syncagent.core.inbox import Inbox
 from syncagent.core.outbox import Group, Outbox
@@ -26,12 +26,12 @@ def inbox() -> Box:
     box.linked(OTHER)
     box.told(HUB, {FAR: 9})
     box.told(OTHER, {FAR: 8})
-    assert [want.relay for _, want in box.wants(0.0)] == [{}, {}], "a link that was lost may come back"
+    assert [want.relay for _, want in box.wants(0.0, WALL)] == [{}, {}], "a link that was lost may come back"
     return box
 
 
 def relay(inbox: Box, now: float = LATER) -> dict[int, dict[int, Relay]]:
-    return {node: want.relay for node, want in inbox.wants(now) if want.relay}
+    return {node: want.relay for node, want in inbox.wants(now, WALL) if want.relay}
 
 
 def bundle(
@@ -81,10 +81,40 @@ def test_another_relay_is_asked_while_what_the_first_has_sent_waits(inbox: Box) 
     far = batch(FAR, 5, 9)
     own = replace(batch(HUB, 0, 3, {FAR: 9, OTHER: 1}), relayed=(FAR,))
     assert inbox.arrived(own, "own", [(far, "far")])
-    inbox.wants(LATER)
+    inbox.wants(LATER, WALL)
     assert inbox.arrived(batch(OTHER, 0, 1, {FAR: 10}), "other")
     assert inbox.pick(LATER, WALL) is None
     assert relay(inbox)[OTHER] == {FAR: Relay(5, needs=10)}
+
+
+def test_what_others_had_before_a_clock_went_ahead_comes_from_them(inbox: Box) -> None:
+    """FAR's next batch begins before its clock went ahead; others have built on that part already."""
+    inbox.linked(FAR)
+    inbox.wants(0.0, WALL)
+    newest = WALL + clock.MAX_SKEW + stamp.from_seconds(3600.0)
+    assert inbox.arrived(batch(FAR, 5, 10, newest=newest), "ahead")
+    assert inbox.arrived(batch(HUB, 0, 1, {FAR: 9}), "builds on it")
+    assert relay(inbox, 0.0) == {}
+    assert inbox.wake_in(0.0, WALL) == pytest.approx(limits.RELAY_AFTER)
+    assert inbox.pick(0.0, WALL) is None
+    assert inbox.pick_knot(0.0, WALL) == []
+    waiting = inbox.waiting(0.0, WALL)
+    assert waiting[FAR].text == f"held: the clock of node {FAR} is 3605.0 s ahead of ours"
+    assert waiting[HUB].text == f"waits for cut 9 of node {FAR}"
+
+    assert relay(inbox) == {HUB: {FAR: Relay(5, needs=9)}}
+    assert inbox.arrived(*bundle(batch(FAR, 5, 9), after=1))
+    for entry in inbox.pick_knot(LATER, WALL):
+        inbox.applied(entry)
+    assert inbox.frontier == {HUB: 3, FAR: 9}
+    assert inbox.pick(LATER, WALL) is None
+
+    caught_up = WALL + stamp.from_seconds(3600.0)
+    ahead = inbox.pick(LATER, caught_up)
+    assert ahead
+    assert [(header.after, header.upto) for header, _ in inbox.batches([ahead])] == [(9, 10)]
+    assert inbox.wants(LATER, caught_up)
+    assert inbox.relay(FAR) is None
 
 
 def test_last_words_that_are_held_are_no_time_to_forget(inbox: Box) -> None:
@@ -115,7 +145,7 @@ def test_what_is_relayed_is_applied_with_its_relays_own(inbox: Box) -> None:
 def test_what_came_over_a_new_link_meanwhile_is_left_out(inbox: Box) -> None:
     relay(inbox)
     inbox.linked(FAR)
-    inbox.wants(LATER)
+    inbox.wants(LATER, WALL)
     assert inbox.arrived(batch(FAR, 5, 7), "direct")
     assert inbox.arrived(*bundle(batch(FAR, 5, 9)))
     first = inbox.pick(LATER, WALL)
@@ -132,13 +162,13 @@ def test_what_came_over_a_new_link_meanwhile_is_left_out(inbox: Box) -> None:
 def test_what_a_relay_overtakes_is_given_back(inbox: Box) -> None:
     relay(inbox)
     inbox.linked(FAR)
-    inbox.wants(LATER)
+    inbox.wants(LATER, WALL)
     assert inbox.arrived(*bundle(batch(FAR, 5, 9)))
     assert inbox.arrived(batch(FAR, 5, 7, {OTHER: 1}), "direct")  # it waits for another one
     entry = inbox.pick(LATER, WALL)
     assert entry
     assert inbox.applied(entry) == ["direct"]
-    assert {node: want.after for node, want in inbox.wants(LATER)}[FAR] == 9
+    assert {node: want.after for node, want in inbox.wants(LATER, WALL)}[FAR] == 9
 
 
 def test_a_bundle_with_a_hole_is_not_kept(inbox: Box) -> None:

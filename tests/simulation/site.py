@@ -204,7 +204,7 @@ class Site:
             return
         self._cut()
         self._apply()
-        for peer, want in self.inbox.wants(self.now):
+        for peer, want in self.inbox.wants(self.now, self.wall()):
             self.net.send(self.node, peer, want)
         pending = self.database.pending()
         wakes = [self.inbox.wake_in(self.now, self.wall())]

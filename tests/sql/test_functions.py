@@ -81,7 +81,7 @@ async def test_where_it_fails_the_latest_is_shown_until_it_does_not(sites: Sites
         assert len(await site.versions("item")) == 1, "what is not settled is kept"
     assert [*await failures(a), *await failures(b)] != []
     for site in (a, b):
-        async with site.store.keeper._talking():
+        async with site.store.keeper.talking():
             await site.store.keeper._session.execute("set app.mood = 'fine'")
         await site.compact()
         assert await site.rows("select span::text, mood from item") == [("[1,4)", "longest of all")]

@@ -10,7 +10,7 @@ the wall clock, is handed out; one transaction at a time is being applied.
 A batch of several cuts has seen what its origin had applied at the last of them. So two of them can each
 lack the other: a knot. No order of them is causal, but one transaction that applies all of it is.
 
-An origin without a link is asked for at a peer that has one, or has its batches: the relay. What a relay sends is
+An origin without a link, or whose clock is ahead, is asked for at a peer that has its batches: the relay. What a relay sends is
 one entry, its own batch and those of others, read in one snapshot; whatever was replaced in them by a third origin
 is in it as well, or here. When a link comes or goes meanwhile, parts that have come the other way are left out.
 
@@ -21,7 +21,7 @@ Calling sequence. Events go in, decisions come out; nothing is remembered outsid
     inbox.linked(origin) / inbox.unlinked(origin)                   # a link came up / went away
     inbox.reshaped(epoch, floor)              # the schema of this site has changed: what is newer waits, what is too old is dropped
     inbox.told(peer, frontier)                # what a linked peer says that it has applied: it may be the better relay
-    for origin, want in inbox.wants(now): send                      # after ANY event, and when wake_in passes
+    for origin, want in inbox.wants(now, wall): send                # after ANY event, and when wake_in passes
     inbox.receiving(origin, now)              # optional: bytes of the asked batch are coming in
     kept = inbox.arrived(header, payload, relayed)   # complete and verified; not kept: close it; may raise ProtocolError
     inbox.refused(origin, message, until)     # the origin answered Refused
@@ -31,7 +31,6 @@ Calling sequence. Events go in, decisions come out; nothing is remembered outsid
         dropped = inbox.inexact(entry)                              # plain rows met metadata: ask again, exact
         dropped = inbox.deferred(entry, reason, until)              # rolled back: not before `until`
         dropped = inbox.loaded(positions)                           # the connection went away in between
-    inbox.peek(now, wall)                     # what pick will give once the current one is applied: stage it
     inbox.wake_in(now, wall)                  # seconds until a decision may change without an event: ask with the
                                               # very time of the decision, else what falls due between is missed
 
@@ -41,6 +40,7 @@ caller's own (a spool); whatever the inbox drops is returned for closing.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Generic, TypeVar
 
 from msgspec.structs import replace
@@ -202,14 +202,20 @@ class Inbox(Generic[P]):
         """Neither ask this origin nor apply what it sent."""
         self._at(node).paused = paused
 
-    def wants(self, now: float) -> list[tuple[int, Want]]:
+    def wants(self, now: float, wall: int) -> list[tuple[int, Want]]:
         """The wants to send now; they count as sent."""
         out: list[tuple[int, Want]] = []
         have = self.frontier  # and what is held: a relay that has no more than that has nothing more
-        for entry in self._held():
+        timely = {node: self._timely(origin, wall) for node, origin in self._origins.items()}
+        for entry in (entry for entries in timely.values() for entry in entries):
             have = frontier.join(have, entry.reach)
-        self._routes.choose({node: origin.linked for node, origin in self._origins.items()}, have, now)
-        tangled = self._tangled() if self._positions is not None else {}
+        linked = [node for node, origin in self._origins.items() if origin.linked]
+        near = {
+            node: node in linked and len(timely[node]) == len(self._origins[node].held)
+            for node in self._origins
+        }
+        self._routes.choose(near, linked, have, now)
+        tangled = self._tangled(wall) if self._positions is not None else {}
         for node, origin in self._origins.items() if self._positions is not None else ():
             if self._has_room(node, origin, tangled) and origin.linked:
                 want = self._want(node, origin, tangled)
@@ -300,7 +306,9 @@ class Inbox(Generic[P]):
         """The batch to apply now, oldest first over all origins."""
         if self._applying:
             return None
-        entry = self._oldest(now, wall, None)
+        holding = [origin for origin in self._origins.values() if origin.held]
+        ready = [origin.held[0] for origin in holding if not self._blocked(origin, origin.held[0], now, wall)]
+        entry = min(ready, key=lambda entry: entry.order, default=None)
         self._applying = [] if entry is None else [entry]
         return entry
 
@@ -309,44 +317,40 @@ class Inbox(Generic[P]):
         if self._applying:
             return []
         holding = [node for node, origin in self._origins.items() if origin.held]
-        closed = [knot for knot, lacking in map(self._knot, holding) if not lacking]
+        closed = [knot for knot, lacking in (self._knot(node, wall) for node in holding) if not lacking]
         free = [k for k in closed if all(self._hindered(entry, now, wall) is None for entry in k)]
         smallest: list[Entry[P]] = min(free, key=len, default=[])
         self._applying = sorted(smallest, key=lambda entry: entry.order)
         return list(self._applying)
 
-    def peek(self, now: float, wall: int) -> Entry[P] | None:
-        """The batch that pick will give if the one being applied succeeds."""
-        return self._oldest(now, wall, self._applying[0] if len(self._applying) == 1 else None)
-
-    def _knot(self, node: int) -> tuple[list[Entry[P]], dict[int, int]]:
+    def _knot(self, node: int, wall: int) -> tuple[list[Entry[P]], dict[int, int]]:
         """What must be applied together with the first batch of an origin, and the cuts it lacks."""
         taken, lacking = {node: 1}, dict[int, int]()
         knot, seen = [self._origins[node].held[0]], 0
         while seen < len(knot):
             entry, seen = knot[seen], seen + 1
             for other, cut in self._lacks(entry, self.frontier).items():
-                sender, reach, enough = self._brings(other, cut)
+                sender, reach, enough = self._brings(other, cut, wall)
                 knot += self._at(sender).held[taken.get(sender, 0) : reach]
                 taken[sender] = max(reach, taken.get(sender, 0))
                 if not enough:
                     lacking[other] = max(cut, lacking.get(other, 0))
         return knot, lacking
 
-    def _brings(self, node: int, cut: int) -> tuple[int, int, bool]:
+    def _brings(self, node: int, cut: int, wall: int) -> tuple[int, int, bool]:
         """Who has sent this cut, with how many of the batches that are held of that sender; and whether anybody has."""
         sender = self._sender(node)
         for peer in (node, sender):
-            for count, entry in enumerate(self._at(peer).held, 1):
+            for count, entry in enumerate(self._timely(self._at(peer), wall), 1):
                 if entry.reach.get(node, 0) >= cut:
                     return peer, count, True
-        return sender, len(self._at(sender).held), False
+        return sender, len(self._timely(self._at(sender), wall)), False
 
-    def _tangled(self) -> dict[int, int]:
+    def _tangled(self, wall: int) -> dict[int, int]:
         """Origins whose batches are in an open knot, or would close it, and up to which cut they must come."""
         tangled: dict[int, int] = {}
         for node, origin in self._origins.items():
-            knot, lacking = self._knot(node) if origin.held else ([], {})
+            knot, lacking = self._knot(node, wall) if self._timely(origin, wall) else ([], {})
             for entry in knot if lacking else ():  # what is closed needs nothing more
                 tangled = frontier.join(dict.fromkeys(entry.reach, 0), tangled)
             tangled = frontier.join(tangled, lacking)
@@ -356,25 +360,16 @@ class Inbox(Generic[P]):
         have = frontier.join(have, entry.reach)
         return frontier.missing(entry.header.context, have, origin=entry.origin, me=self.me)
 
-    def _oldest(self, now: float, wall: int, done: Entry[P] | None) -> Entry[P] | None:
-        ready = []
-        for node, origin in self._origins.items():
-            held = [entry for entry in origin.held if entry is not done]
-            if held and self._blocked(node, origin, held[0], now, wall, done) is None:
-                ready.append(held[0])
-        return min(ready, key=lambda entry: entry.order, default=None)
-
-    def _blocked(
-        self, node: int, origin: _Origin[P], entry: Entry[P], now: float, wall: int, done: Entry[P] | None
-    ) -> Waiting | None:
-        """Why this batch may not be applied now, supposing `done` is."""
+    def _blocked(self, origin: _Origin[P], entry: Entry[P], now: float, wall: int) -> Waiting | None:
+        """Why this batch may not be applied now."""
         if origin.paused:
             return Waiting("paused", "paused by the operator")
-        have = self.frontier if done is None else frontier.join(self.frontier, done.reach)
-        if lacks := self._lacks(entry, have):
+        if hindered := self._hindered(entry, now, wall):
+            return hindered
+        if lacks := self._lacks(entry, self.frontier):
             names = ", ".join(f"cut {cut} of node {other}" for other, cut in sorted(lacks.items()))
             return Waiting("causal", f"waits for {names}")
-        return self._hindered(entry, now, wall)
+        return None
 
     def _hindered(self, entry: Entry[P], now: float, wall: int) -> Waiting | None:
         """What keeps this batch back beside the batches of others."""
@@ -447,6 +442,11 @@ class Inbox(Generic[P]):
         """Somebody has said that stamps up to this clock are to be taken: time counts as having come so far."""
         self._accepted = until
 
+    def _timely(self, origin: _Origin[P], wall: int) -> list[Entry[P]]:
+        """What is held of an origin up to where a clock is ahead. What comes after does not count as here: a batch is of several cuts,
+        and others build on those of them that they had before; so an origin whose batch waits for time is asked for at a peer, too."""
+        return list(takewhile(lambda entry: not self._excess(entry.newest[0], wall), origin.held))
+
     def ahead(self, node: int, wall: int) -> int | None:
         """The largest clock of what is held of an origin because it is too far ahead; None if nothing is."""
         held = [entry.newest[0] for entry in self._at(node).held]
@@ -465,9 +465,7 @@ class Inbox(Generic[P]):
         if applying := [entry for entry in self._applying if entry.origin == node]:
             return Waiting("applying", f"applying up to cut {applying[-1].header.upto}")
         if origin.held:
-            return self._blocked(node, origin, origin.held[0], now, wall, None) or Waiting(
-                "next", "about to be applied"
-            )
+            return self._blocked(origin, origin.held[0], now, wall) or Waiting("next", "about to be applied")
         if origin.paused:
             return Waiting("paused", "paused by the operator")
         if not origin.linked:
@@ -485,7 +483,7 @@ class Inbox(Generic[P]):
     def wake_in(self, now: float, wall: int) -> float | None:
         """Seconds until wants or pick may answer differently although nothing happens; None: never."""
         waits = self._routes.waits(now)
-        tangled = self._tangled()
+        tangled = self._tangled(wall)
         for node, origin in self._origins.items():
             if origin.paused:
                 continue

@@ -1,10 +1,10 @@
-"""Through whom each origin without a link is asked for.
+"""Through whom each origin is asked for that is not near: it has no link, or its clock is ahead.
 
-Invariants: whoever has a link is asked itself; a relay stays the one until its link ends, or it has nothing more and
+Invariants: whoever is near is asked itself; a relay stays the one until its link ends, or it has nothing more and
 another one has.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from syncagent.core import frontier, limits
 
@@ -13,7 +13,7 @@ class Routes:
     """`choose` decides, from what linked peers have `told` and from since when an origin is away."""
 
     def __init__(self) -> None:
-        self._relays: dict[int, int] = {}  # by origins without a link
+        self._relays: dict[int, int] = {}  # by origins that are not near
         self._told: dict[int, dict[int, int]] = {}  # what linked peers have applied
         self._cannot: set[tuple[int, int]] = set()  # a peer, and an origin whose batches are not whole there
         self._away: dict[int, float] = {}  # since when, as the last choice saw it
@@ -33,14 +33,19 @@ class Routes:
         """It was asked for them, and has said that they are not whole there."""
         self._cannot |= {(peer, origin) for origin in origins}
 
-    def choose(self, linked: Mapping[int, bool], here: Mapping[int, int], now: float) -> None:
-        """`linked`: every origin, and whether there is a link; `here`: what is applied, or held."""
-        peers = [node for node, is_linked in linked.items() if is_linked]
+    def choose(
+        self, near: Mapping[int, bool], linked: Collection[int], here: Mapping[int, int], now: float
+    ) -> None:
+        """`near`: every origin, and whether it is; `here`: what is applied, or held and waits for no clock."""
         before, self._relays = self._relays, {}
-        for node, is_linked in linked.items():
-            if is_linked:
+        for node, is_near in near.items():
+            if is_near:
+                self._away.pop(node, None)
                 continue
-            able = [peer for peer in peers if (peer, node) not in self._cannot]
+            able = [peer for peer in linked if peer != node and (peer, node) not in self._cannot]
+            able = [
+                peer for peer in able if near[peer]
+            ] or able  # what comes with a clock that is ahead waits for it
             if now < self._away.setdefault(node, now) + limits.RELAY_AFTER or not able:
                 continue
             have = here.get(node, 0)

@@ -273,7 +273,7 @@ class Exchange:
         """Send the wants of the inbox, for ever."""
         while True:
             now, wall = self._clock.now(), self._clock.wall()
-            await self._send_all(self._inbox.wants(now))
+            await self._send_all(self._inbox.wants(now, wall))
             await self._bells.asks.wait(self._inbox.wake_in(now, wall))
 
     async def _send(self, node: int, message: Message) -> None:
