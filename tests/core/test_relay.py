@@ -117,6 +117,19 @@ def test_what_others_had_before_a_clock_went_ahead_comes_from_them(inbox: Box) -
     assert inbox.relay(FAR) is None
 
 
+def test_what_others_lack_is_asked_for_on_their_behalf(inbox: Box) -> None:
+    """Nobody here waits for it: it says nothing that is not known."""
+    inbox.linked(FAR)
+    assert {node: want.needs for node, want in inbox.wants(LATER, WALL)} == {FAR: 0}
+    assert {node: want.needs for node, want in inbox.wants(LATER, WALL, {FAR: 9})} == {FAR: 9}
+    assert inbox.wants(LATER, WALL, {FAR: 9}) == []
+    inbox.unlinked(FAR)
+    assert inbox.wants(LATER, WALL, {FAR: 9}) == []
+    assert inbox.wants(LATER + limits.RELAY_AFTER, WALL, {FAR: 9}) == [
+        (HUB, Want(0, None, plain=True, relay={FAR: Relay(5, needs=9)}))
+    ]
+
+
 def test_last_words_that_are_held_are_no_time_to_forget(inbox: Box) -> None:
     relay(inbox)
     assert inbox.arrived(*bundle(batch(FAR, 5, 9)))
@@ -206,6 +219,15 @@ def test_a_relay_serves_who_lacks_what_says_something() -> None:
     made = box.cut_made(plan, 11, cut_id(ME, 11), {ME: 11, FAR: 7}, True, 100.0)
     assert made == plan.groups
     assert box.needed == 10, "the cut itself says nothing new"
+
+
+def test_a_relay_knows_what_it_is_asked_for_and_lacks() -> None:
+    box = outbox()
+    assert box.lacked == {}
+    box.asked(HUB, Want(10, cut_id(ME, 10), plain=True, relay={FAR: Relay(5, needs=6)}), cut_id(ME, 10))
+    assert box.lacked == {FAR: 6}
+    box.learned(FAR, 6, rows=0, needed=5)
+    assert box.lacked == {}
 
 
 def test_a_relay_serves_who_waits_for_a_cut_that_says_nothing() -> None:

@@ -204,7 +204,8 @@ class Site:
             return
         self._cut()
         self._apply()
-        for peer, want in self.inbox.wants(self.now, self.wall()):
+        lacked = {} if "lacked" in self.broken else self.outbox.lacked
+        for peer, want in self.inbox.wants(self.now, self.wall(), lacked):
             self.net.send(self.node, peer, want)
         pending = self.database.pending()
         wakes = [self.inbox.wake_in(self.now, self.wall())]

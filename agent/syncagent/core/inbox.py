@@ -21,7 +21,7 @@ Calling sequence. Events go in, decisions come out; nothing is remembered outsid
     inbox.linked(origin) / inbox.unlinked(origin)                   # a link came up / went away
     inbox.reshaped(epoch, floor)              # the schema of this site has changed: what is newer waits, what is too old is dropped
     inbox.told(peer, frontier)                # what a linked peer says that it has applied: it may be the better relay
-    for origin, want in inbox.wants(now, wall): send                # after ANY event, and when wake_in passes
+    for origin, want in inbox.wants(now, wall, lacked): send        # after ANY event, and when wake_in passes
     inbox.receiving(origin, now)              # optional: bytes of the asked batch are coming in
     kept = inbox.arrived(header, payload, relayed)   # complete and verified; not kept: close it; may raise ProtocolError
     inbox.refused(origin, message, until)     # the origin answered Refused
@@ -41,6 +41,7 @@ caller's own (a spool); whatever the inbox drops is returned for closing.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from msgspec.structs import replace
@@ -202,8 +203,10 @@ class Inbox(Generic[P]):
         """Neither ask this origin nor apply what it sent."""
         self._at(node).paused = paused
 
-    def wants(self, now: float, wall: int) -> list[tuple[int, Want]]:
-        """The wants to send now; they count as sent."""
+    def wants(
+        self, now: float, wall: int, lacked: Mapping[int, int] = MappingProxyType({})
+    ) -> list[tuple[int, Want]]:
+        """The wants to send now; they count as sent. `lacked`: the cuts that others wait for, and ask us for."""
         out: list[tuple[int, Want]] = []
         have = self.frontier  # and what is held: a relay that has no more than that has nothing more
         timely = {node: self._timely(origin, wall) for node, origin in self._origins.items()}
@@ -216,26 +219,27 @@ class Inbox(Generic[P]):
         }
         self._routes.choose(near, linked, have, now)
         tangled = self._tangled(wall) if self._positions is not None else {}
+        needs = frontier.join(tangled, lacked)
         for node, origin in self._origins.items() if self._positions is not None else ():
             if self._has_room(node, origin, tangled) and origin.linked:
-                want = self._want(node, origin, tangled)
+                want = self._want(node, origin, needs)
                 if self._may_ask(origin, want, now):
                     origin.asked, origin.asked_at = want, now
                     out.append((node, want))
         return out
 
-    def _want(self, node: int, origin: _Origin[P], tangled: Mapping[int, int]) -> Want:
+    def _want(self, node: int, origin: _Origin[P], needs: Mapping[int, int]) -> Want:
         """What follows all that is here, and on its way, of this peer and of whom it relays."""
         cut, cut_id = origin.tail()
         have = self.frontier
         for entry in origin.held:
             have = frontier.join(have, entry.reach)
         relay = {
-            other: Relay(have.get(other, 0), tangled.get(other, 0))
+            other: Relay(have.get(other, 0), needs.get(other, 0))
             for other in self._routes.of(node)
             if not self._origins[other].paused
         }
-        return Want(cut, cut_id, plain=not origin.exact, needs=tangled.get(node, 0), relay=relay)
+        return Want(cut, cut_id, plain=not origin.exact, needs=needs.get(node, 0), relay=relay)
 
     def _has_room(self, node: int, origin: _Origin[P], tangled: Mapping[int, int]) -> bool:
         """A knot is closed by whoever lacks a batch, and sooner by all who send small ones meanwhile."""

@@ -232,6 +232,15 @@ class Outbox:
         return True
 
     @property
+    def lacked(self) -> dict[int, int]:
+        """Cuts of other origins that peers wait for, and ask us for, and that are not here: whoever has them must be told."""
+        lacked: dict[int, int] = {}
+        for want in self._wants.values():
+            wanted = {node: relay.needs for node, relay in want.relay.items()}
+            lacked = vectors.join(lacked, {n: cut for n, cut in wanted.items() if cut > self._here.get(n, 0)})
+        return lacked
+
+    @property
     def needed(self) -> int:
         """The last cut that says something: at rest nobody wants more."""
         return self._needed

@@ -143,6 +143,7 @@ class Exchange:
                 if refusal is not None:
                     await link.send(refusal)
                 self._bells.cuts.ring()
+                self._bells.asks.ring()
             case Refused():
                 hint = f" ({message.hint})" if message.hint else ""
                 self._inbox.refused(node, message.message + hint, self._clock.now() + _REFUSED_AGAIN)
@@ -273,7 +274,7 @@ class Exchange:
         """Send the wants of the inbox, for ever."""
         while True:
             now, wall = self._clock.now(), self._clock.wall()
-            await self._send_all(self._inbox.wants(now, wall))
+            await self._send_all(self._inbox.wants(now, wall, self._outbox.lacked))
             await self._bells.asks.wait(self._inbox.wake_in(now, wall))
 
     async def _send(self, node: int, message: Message) -> None:
