@@ -342,9 +342,9 @@ class Inbox(Generic[P]):
         return knot, lacking
 
     def _brings(self, node: int, cut: int, wall: int) -> tuple[int, int, bool]:
-        """Who has sent this cut, with how many of the batches that are held of that sender; and whether anybody has."""
+        """Who has sent this cut, any relay of before, too, with how many of the batches held of it; and whether anybody has."""
         sender = self._sender(node)
-        for peer in (node, sender):
+        for peer in (node, sender, *self._origins):
             for count, entry in enumerate(self._timely(self._at(peer), wall), 1):
                 if entry.reach.get(node, 0) >= cut:
                     return peer, count, True
@@ -447,8 +447,7 @@ class Inbox(Generic[P]):
         self._accepted = until
 
     def _timely(self, origin: _Origin[P], wall: int) -> list[Entry[P]]:
-        """What is held of an origin up to where a clock is ahead. What comes after does not count as here: a batch is of several cuts,
-        and others build on those of them that they had before; so an origin whose batch waits for time is asked for at a peer, too."""
+        """What is held of an origin up to where a clock is ahead; the rest does not count as here: others build on its first cuts."""
         return list(takewhile(lambda entry: not self._excess(entry.newest[0], wall), origin.held))
 
     def ahead(self, node: int, wall: int) -> int | None:
