@@ -87,6 +87,18 @@ def test_another_relay_is_asked_while_what_the_first_has_sent_waits(inbox: Box) 
     assert relay(inbox)[OTHER] == {FAR: Relay(5, needs=10)}
 
 
+def test_what_a_former_relay_has_sent_counts(inbox: Box) -> None:
+    relay(inbox)
+    own = replace(batch(HUB, 0, 3, {FAR: 9, OTHER: 1}), relayed=(FAR,))
+    assert inbox.arrived(own, "own", [(batch(FAR, 5, 9), "far")])
+    inbox.unlinked(HUB)
+    inbox.wants(LATER, WALL)
+    assert inbox.relay(FAR) == OTHER
+    assert inbox.arrived(batch(OTHER, 0, 1, {FAR: 9}), "other")
+    assert inbox.pick(LATER, WALL) is None
+    assert [entry.payload for entry in inbox.pick_knot(LATER, WALL)] == ["own", "other"]
+
+
 def test_what_others_had_before_a_clock_went_ahead_comes_from_them(inbox: Box) -> None:
     """FAR's next batch begins before its clock went ahead; others have built on that part already."""
     inbox.linked(FAR)
