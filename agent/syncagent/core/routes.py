@@ -43,9 +43,10 @@ class Routes:
                 self._away.pop(node, None)
                 continue
             able = [peer for peer in linked if peer != node and (peer, node) not in self._cannot]
-            able = [
+            timely = [
                 peer for peer in able if near[peer]
-            ] or able  # what comes with a clock that is ahead waits for it
+            ]  # what comes with a clock that is ahead waits for it
+            able = timely or able
             if now < self._away.setdefault(node, now) + limits.RELAY_AFTER or not able:
                 continue
             have = here.get(node, 0)
