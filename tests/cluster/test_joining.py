@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -147,6 +148,9 @@ def test_a_join_goes_on_after_kill_9_of_either_side(server18: Server, tmp_path: 
         assert kept < tokyo.scalar(COPIED) < 24000
 
         berlin.start()
+        until(
+            lambda: listens(berlin), "what is left of the agent that was killed is no agent that can be asked"
+        )
         tokyo.ask(*tokyo.joining(berlin))
         tokyo.start()
         berlin.execute("delete from part_3 where text < 'a'")
@@ -155,6 +159,12 @@ def test_a_join_goes_on_after_kill_9_of_either_side(server18: Server, tmp_path: 
         for n in range(12):
             look = f"select count(*), md5(string_agg(t::text, '' order by id)) from part_{n} t"
             assert tokyo.execute(look) == berlin.execute(look)
+
+
+def listens(site: Member) -> bool:
+    host, _, port = site.address.rpartition(":")
+    with socket.socket() as dialled:
+        return dialled.connect_ex((host, int(port))) == 0
 
 
 def copied(site: Member, more_than: int) -> None:
