@@ -75,6 +75,15 @@ def test_another_relay_is_asked_when_the_first_goes_away_or_is_unable(inbox: Box
     assert relay(inbox) == {HUB: {FAR: Relay(5, needs=9)}}, "over a new link it is tried again"
 
 
+def test_a_relay_that_was_unable_is_asked_again_from_a_later_cut_on(inbox: Box) -> None:
+    inbox.unlinked(OTHER)
+    assert relay(inbox) == {HUB: {FAR: Relay(5)}}
+    assert inbox.arrived(replace(batch(HUB, 0, 1), unable=(FAR,)), "own")
+    assert relay(inbox) == {}
+    inbox.loaded({FAR: position(FAR, 6)})
+    assert relay(inbox) == {HUB: {FAR: Relay(6)}}
+
+
 def test_another_relay_is_asked_while_what_the_first_has_sent_waits(inbox: Box) -> None:
     """For a batch of the other one, which waits for more of FAR than the hub has."""
     relay(inbox)

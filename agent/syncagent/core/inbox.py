@@ -159,8 +159,7 @@ class Inbox(Generic[P]):
         self._at(node)
 
     def removed(self, node: int, *, void: bool = False) -> list[P]:
-        """A site that is gone for good: what others have of it comes by relay, and nobody could resume it any more. `void`: what it
-        has sent, and is not applied, it has taken back. Returns what is dropped."""
+        """A site that is gone for good: nobody could resume it. `void`: what it has sent, and is not applied, it has taken back."""
         origin = self._at(node)
         origin.paused = False
         self._gone[node] = void
@@ -300,7 +299,8 @@ class Inbox(Generic[P]):
         self._arrivals += 1
         entry = Entry(header, payload, self._arrivals, tuple(relayed))
         self.told(header.origin, header.context)
-        self._routes.unable(header.origin, header.unable)
+        unable = {node: relay.after for node, relay in origin.asked.relay.items() if node in header.unable}
+        self._routes.unable(header.origin, unable)
         origin.held.append(entry)
         origin.asked = None
         self._rechain(origin)

@@ -4,7 +4,7 @@ Invariants: whoever is near is asked itself; a relay stays the one until its lin
 another one has.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from syncagent.core import frontier, limits
 
@@ -15,7 +15,9 @@ class Routes:
     def __init__(self) -> None:
         self._relays: dict[int, int] = {}  # by origins that are not near
         self._told: dict[int, dict[int, int]] = {}  # what linked peers have applied
-        self._cannot: set[tuple[int, int]] = set()  # a peer, and an origin whose batches are not whole there
+        self._cannot: dict[
+            tuple[int, int], int
+        ] = {}  # a peer, an origin, and the cut after which its batches are not whole there
         self._away: dict[int, float] = {}  # since when, as the last choice saw it
 
     def linked(self, node: int) -> None:
@@ -23,15 +25,15 @@ class Routes:
 
     def unlinked(self, node: int) -> None:
         self._told.pop(node, None)
-        self._cannot = {(peer, origin) for peer, origin in self._cannot if peer != node}
+        self._cannot = {way: after for way, after in self._cannot.items() if way[0] != node}
 
     def told(self, peer: int, have: Mapping[int, int]) -> None:
         """What a linked peer says that it has applied."""
         self._told[peer] = frontier.join(self._told.get(peer, {}), have)
 
-    def unable(self, peer: int, origins: Iterable[int]) -> None:
-        """It was asked for them, and has said that they are not whole there."""
-        self._cannot |= {(peer, origin) for origin in origins}
+    def unable(self, peer: int, after: Mapping[int, int]) -> None:
+        """It was asked for what follows these cuts, and has said that it is not whole there: later it may be, from a later one on."""
+        self._cannot |= {(peer, origin): cut for origin, cut in after.items()}
 
     def choose(
         self, near: Mapping[int, bool], linked: Collection[int], here: Mapping[int, int], now: float
@@ -42,14 +44,14 @@ class Routes:
             if is_near:
                 self._away.pop(node, None)
                 continue
-            able = [peer for peer in linked if peer != node and (peer, node) not in self._cannot]
+            have = here.get(node, 0)
+            able = [peer for peer in linked if peer != node and self._cannot.get((peer, node), -1) < have]
             timely = [
                 peer for peer in able if near[peer]
             ]  # what comes with a clock that is ahead waits for it
             able = timely or able
             if now < self._away.setdefault(node, now) + limits.RELAY_AFTER or not able:
                 continue
-            have = here.get(node, 0)
             best, kept = max(able, key=lambda peer: (self._has(peer, node), -peer)), before.get(node)
             if kept in able and (self._has(kept, node) > have or self._has(best, node) <= have):
                 best = kept
