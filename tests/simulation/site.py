@@ -204,8 +204,7 @@ class Site:
             return
         self._cut()
         self._apply()
-        lacked = {} if "lacked" in self.broken else self.outbox.lacked
-        for peer, want in self.inbox.wants(self.now, self.wall(), lacked):
+        for peer, want in self.inbox.wants(self.now, self.wall(), self.outbox.lacked):
             self.net.send(self.node, peer, want)
         pending = self.database.pending()
         wakes = [self.inbox.wake_in(self.now, self.wall())]

@@ -82,6 +82,5 @@ _FIRST = {
     "uncut": 12,
     "unborn": 18,
     "last": 134,
-    "lacked": 2268985223,
 }
 """The schedule to begin with, where those before it are known to notice nothing."""

@@ -153,9 +153,6 @@ VARIANTS = {
         switch="again",
         play=BothWays,
     ),
-    "lacked": Variant(
-        "a relay does not ask on for what it is asked for, and has no use for itself", switch="lacked"
-    ),
     "last": Variant(
         "what the last batches of a site that died had not seen is forgotten while they are held",
         scene=_DEATHS,
