@@ -74,13 +74,5 @@ def first_broken(variant: Variant, first: int) -> tuple[int, str]:
 
 
 _PATIENCE = 150
-_FIRST = {
-    "horizon": 49,
-    "order": 36,
-    "odd": 32,
-    "mark": 13,
-    "uncut": 12,
-    "unborn": 18,
-    "last": 134,
-}
+_FIRST = {"horizon": 49, "order": 36, "odd": 32, "mark": 13, "uncut": 12, "unborn": 18, "last": 134}
 """The schedule to begin with, where those before it are known to notice nothing."""

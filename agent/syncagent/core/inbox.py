@@ -180,7 +180,6 @@ class Inbox(Generic[P]):
         """A new link: nothing asked over an older one counts any more."""
         origin = self._at(node)
         origin.linked, origin.asked, origin.ask_after = True, None, 0.0
-        self._routes.linked(node)
 
     def unlinked(self, node: int) -> None:
         """The link is gone. What has arrived complete is kept."""

@@ -15,13 +15,9 @@ class Routes:
     def __init__(self) -> None:
         self._relays: dict[int, int] = {}  # by origins that are not near
         self._told: dict[int, dict[int, int]] = {}  # what linked peers have applied
-        self._cannot: dict[
-            tuple[int, int], int
-        ] = {}  # a peer, an origin, and the cut after which its batches are not whole there
+        # By peer and origin: the cut after which its batches are not whole there.
+        self._cannot: dict[tuple[int, int], int] = {}
         self._away: dict[int, float] = {}  # since when, as the last choice saw it
-
-    def linked(self, node: int) -> None:
-        self._away.pop(node, None)
 
     def unlinked(self, node: int) -> None:
         self._told.pop(node, None)
@@ -46,10 +42,8 @@ class Routes:
                 continue
             have = here.get(node, 0)
             able = [peer for peer in linked if peer != node and self._cannot.get((peer, node), -1) < have]
-            timely = [
-                peer for peer in able if near[peer]
-            ]  # what comes with a clock that is ahead waits for it
-            able = timely or able
+            # What comes with the batches of a clock that is ahead waits for it, too.
+            able = [peer for peer in able if near[peer]] or able
             if now < self._away.setdefault(node, now) + limits.RELAY_AFTER or not able:
                 continue
             best, kept = max(able, key=lambda peer: (self._has(peer, node), -peer)), before.get(node)
