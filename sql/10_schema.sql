@@ -209,13 +209,14 @@ create table syncagent.conflict_record (
     losing_node   integer,
     winning_image jsonb,
     losing_image  jsonb,
+    columns       name[],
     yielded       jsonb,
     followed      jsonb,
     noticed_at    timestamptz not null default clock_timestamp()
 );
 create index conflict_record_key on syncagent.conflict_record (key);
 create index conflict_record_time on syncagent.conflict_record (noticed_at);
-comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them where it was noticed; a node that is not known any more is null';
+comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; columns are those that both wrote, where rows are not written whole; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them where it was noticed; a node that is not known any more is null';
 
 create table syncagent.conflict_step (
     conflict uuid not null,

@@ -327,13 +327,14 @@ begin
                       where k.key in (select j.key from pg_temp.joined j where j.born_node is not null and j.outcome = 'theirs'))
     )
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
-        winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+        winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image, columns)
     select distinct on (1) syncagent._conflict_id({title}, i.key, i.our_stamp, i.other_stamp), {schema_literal}, {table_literal}, i.key, i.key_text,
            case when p_retry and not i.within then 'parked' when i.our_stamp = i.other_stamp then 'insert/insert'
                 when i.ours then k.ours || '/' || k.theirs else k.theirs || '/' || k.ours end, {strategy},
            case when i.ours then i.our_stamp else i.other_stamp end, case when i.ours then i.other_stamp else i.our_stamp end,
            case when i.ours then i.our_node else i.other_node end, case when i.ours then i.other_node else i.our_node end,
-           case when i.ours then i.here else i.there end, case when i.ours then i.there else i.here end
+           case when i.ours then i.here else i.there end, case when i.ours then i.there else i.here end,
+           array_agg(i.name::name) filter (where i.within) over (partition by i.key, i.our_stamp, i.other_stamp order by i.name rows between unbounded preceding and unbounded following)
     from (
         select d.*, {s_key_text} as key_text, case when not d.my_end then to_jsonb(t.*) end as here,
                case when not d.their_end then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there

@@ -1,5 +1,16 @@
 -- Settling a conflict by hand: an ordinary write of whoever asks, with his rights, captured and shipped like any other.
 
+create function syncagent._may_see(p_role name, p_schema name, p_table name) returns boolean
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce((
+        select has_table_privilege(p_role, c.oid, 'select')
+           and (not c.relrowsecurity or r.rolsuper or r.rolbypassrls or pg_has_role(p_role, c.relowner, 'usage') and not c.relforcerowsecurity)
+        from pg_class c cross join pg_roles r where c.oid = to_regclass(format('%I.%I', p_schema, p_table)) and r.rolname = p_role), false)
+$$;
+comment on function syncagent._may_see is 'whether a role may read every row of a table: images of rows are for nobody else';
+
 create function syncagent._must_be_allowed(p_schema name, p_table name, p_what text) returns void
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -11,28 +22,43 @@ begin
     elsif not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), p_what) then
         raise exception 'role % may not % table %.%', session_user, p_what, quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA006', hint = format('grant %s on %I.%I to %I', p_what, p_schema, p_table, session_user);
+    elsif p_what = 'select' and not syncagent._may_see(session_user, p_schema, p_table) then
+        raise exception 'policies of table %.% hide rows from role %', quote_ident(p_schema), quote_ident(p_table), session_user
+            using errcode = 'SA006', hint = 'ask whoever sees all of them: its owner, or a role with bypassrls';
     end if;
 end
 $$;
-comment on function syncagent._must_be_allowed is 'an error, which says what to grant, unless whoever is logged in may select, update or delete rows of a table';
+comment on function syncagent._must_be_allowed is 'an error, which says what to grant, unless whoever is logged in may select, update or delete rows of a table; select means every row';
+
+create function syncagent._attached(p_schema name, p_table name) returns syncagent.replicated
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_table syncagent.replicated;
+begin
+    select r.* into v_table from syncagent.replicated r join pg_class c on c.oid = r.relation
+    where r.schema_name = p_schema and r.table_name = p_table;
+    if not found then
+        raise exception 'table %.% is attached no more', quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA003', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
+    end if;
+    return v_table;
+end
+$$;
+comment on function syncagent._attached is 'an attached table by its name, or an error';
 
 create function syncagent._statement(p_schema name, p_table name, p_key text, p_image jsonb, p_columns boolean) returns text
     language plpgsql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_id     integer;
+    v_id     integer := (syncagent._attached(p_schema, p_table)).id;
     v_tokens jsonb;
     v_held   boolean;
     v_set    text;
     v_insert text;
 begin
-    select r.id into v_id from syncagent.replicated r join pg_class c on c.oid = r.relation
-    where r.schema_name = p_schema and r.table_name = p_table;
-    if not found then
-        raise exception 'table %.% is attached no more', quote_ident(p_schema), quote_ident(p_table)
-            using errcode = 'SA003', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
-    end if;
     v_tokens := syncagent._tokens(v_id);
     v_tokens := v_tokens || jsonb_build_object('image', quote_literal(p_image) || '::jsonb',
         'named', syncagent._with_key(v_tokens ->> 'named', p_key));
@@ -75,20 +101,48 @@ comment on function syncagent._with_key is 'what names a row by the parameter of
 
 create function syncagent._image(p_schema name, p_table name, p_key text) returns jsonb
     language plpgsql stable
-    set search_path = pg_catalog, pg_temp
+    set search_path = pg_catalog, pg_temp set datestyle = 'ISO, MDY' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex'
     as $$
 declare
-    v_tokens jsonb;
+    v_tokens jsonb := syncagent._tokens((syncagent._attached(p_schema, p_table)).id);
     v_image  jsonb;
 begin
-    select syncagent._tokens(r.id) into v_tokens
-    from syncagent.replicated r join pg_class c on c.oid = r.relation where r.schema_name = p_schema and r.table_name = p_table;
     execute syncagent._render('select to_jsonb(t.*) from {named} join {table} t on {t_eq_f}', v_tokens || jsonb_build_object(
         'named', syncagent._with_key(v_tokens ->> 'named', p_key))) into v_image;
     return v_image;
 end
 $$;
 comment on function syncagent._image is 'a row as it is here, or null';
+
+create function syncagent._is_still(p_schema name, p_table name, p_key text, p_image jsonb) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case when p_image is null then t.image is null
+           else t.image is not null and not exists (
+               select from unnest((syncagent._attached(p_schema, p_table)).columns) as u (name)
+               where p_image ? u.name::text and t.image -> u.name::text is distinct from p_image -> u.name::text) end
+    from (select syncagent._image(p_schema, p_table, p_key)) as t (image)
+$$;
+comment on function syncagent._is_still is 'whether a row is what an image says, null for deleted; of an image with a few columns only those';
+
+create function syncagent._is_settled(p_conflict syncagent.conflict_record) returns boolean
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if p_conflict.yielded is not null then
+        return not syncagent._open(p_conflict.id);
+    elsif syncagent._is_merge(p_conflict) then
+        return false;
+    elsif p_conflict.strategy = 'merge' and p_conflict.columns is not null then
+        return not syncagent._are_siblings(p_conflict);
+    end if;
+    return not syncagent._is_still(p_conflict.schema_name, p_conflict.table_name, p_conflict.key_text, case when p_conflict.columns is null then p_conflict.winning_image
+        else (select jsonb_object_agg(u.name, p_conflict.winning_image -> u.name::text) from unnest(p_conflict.columns) as u (name)) end);
+end
+$$;
+comment on function syncagent._is_settled is 'whether somebody has written, since, what a conflict is about';
 
 create function syncagent._resolution(p_conflict uuid, p_writes jsonb, p_undone boolean, out noted syncagent.conflict_record, out writes jsonb)
     language plpgsql volatile security definer
@@ -97,6 +151,7 @@ create function syncagent._resolution(p_conflict uuid, p_writes jsonb, p_undone 
 declare
     v_conflict syncagent.conflict_record;
     v_last     syncagent.conflict_step;
+    v_changed  record;
 begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict for update;
     if not found then
@@ -113,9 +168,27 @@ begin
     elsif not p_undone and v_last.what = 'resolved' then
         raise exception 'conflict % was resolved already, by % at %, %', p_conflict, v_last.by_role, syncagent._site_name(v_last.node), v_last.at
             using errcode = 'SA005', hint = format('to choose anew: syncagent conflicts undo %s', p_conflict);
-    elsif not p_undone and v_conflict.yielded is not null and not syncagent._open(p_conflict) then
-        raise exception 'conflict % is settled: the row that yielded was written since', p_conflict
-            using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
+    end if;
+    perform syncagent._hold_row(format('%I.%I', a.schema_name, a.table_name)::regclass, w.key)   -- who has it now writes first
+    from (select v_conflict.schema_name, v_conflict.table_name, v_conflict.key_text
+          union
+          select coalesce(w ->> 'schema', v_conflict.schema_name), coalesce(w ->> 'table', v_conflict.table_name), w ->> 'key'
+          from jsonb_array_elements(case when p_undone then v_last.writes else p_writes end) as w) as w (schema_name, table_name, key)
+    cross join lateral syncagent._attached(w.schema_name, w.table_name) as a;
+    if not p_undone and syncagent._is_settled(v_conflict) then
+        raise exception 'conflict % is settled: row % of %.% was written since', p_conflict, v_conflict.key_text, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
+            using errcode = 'SA005', detail = 'to take a version of that time would take back what was written since',
+                  hint = format('see select * from syncagent.why(%L, %L); whoever still wants it writes it to the table', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
+    elsif p_undone then
+        select coalesce(w ->> 'schema', v_conflict.schema_name) as schema_name, coalesce(w ->> 'table', v_conflict.table_name) as table_name, w ->> 'key' as key into v_changed
+        from jsonb_array_elements(v_last.writes) as w
+        where w ? 'made' and not syncagent._is_still(coalesce(w ->> 'schema', v_conflict.schema_name), coalesce(w ->> 'table', v_conflict.table_name), w ->> 'key', nullif(w -> 'made', 'null'))
+        limit 1;
+        if found then
+            raise exception 'row % of %.% was written since conflict % was resolved', v_changed.key, quote_ident(v_changed.schema_name), quote_ident(v_changed.table_name), p_conflict
+                using errcode = 'SA005', detail = 'to take the resolution back would take that back, too',
+                      hint = format('see select * from syncagent.why(%L, %L); whoever wants it otherwise writes it to the table', format('%I.%I', v_changed.schema_name, v_changed.table_name), v_changed.key);
+        end if;
     end if;
     writes := case when p_undone then v_last.writes else (
             -- what was there before, in the opposite order; of a few columns only these
@@ -164,6 +237,28 @@ end
 $$;
 comment on function syncagent._settle_by_hand is 'write rows as they are to be, with the rights of whoever asks';
 
+create function syncagent._made(p_conflict uuid) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+    v_last     syncagent.conflict_step := syncagent._settlement(p_conflict);
+begin
+    perform syncagent._must_be_allowed(v_conflict.schema_name, v_conflict.table_name, 'update');
+    update syncagent.conflict_step s
+    set writes = (
+        select jsonb_agg(w.write || jsonb_build_object('made', case
+                   when (w.write ->> 'columns')::boolean then (select jsonb_object_agg(k, b.image -> k) from jsonb_object_keys(w.write -> 'image') as k)
+                   else b.image end) order by w.n)
+        from jsonb_array_elements(s.writes) with ordinality as w (write, n)
+        cross join lateral (
+            select syncagent._image(coalesce(w.write ->> 'schema', v_conflict.schema_name), coalesce(w.write ->> 'table', v_conflict.table_name), w.write ->> 'key')) as b (image))
+    where s.conflict = p_conflict and s.node = (select l.node from syncagent.local_site l) and s.hlc = v_last.hlc and s.what = 'resolved' and s.cut is null;
+end
+$$;
+comment on function syncagent._made is 'note what the rows of a resolution have become by it, before anybody is told of it: it can be taken back as long as they are that';
+
 create function syncagent._resolve(p_conflict uuid, p_writes jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -172,6 +267,7 @@ declare
     v_done record := syncagent._resolution(p_conflict, p_writes, false);
 begin
     perform syncagent._settle_by_hand(v_done.noted, p_writes);
+    perform syncagent._made(p_conflict);
 end
 $$;
 comment on function syncagent._resolve is 'settle a conflict by these writes, and remember what was there before';
@@ -212,14 +308,14 @@ begin
         raise exception '% is neither winner nor loser of conflict %', quote_literal(p_take), p_conflict
             using errcode = 'SA004', hint = format('take winner (%s) or loser (%s)', v_winner, v_loser);
     end if;
-    v_columns := syncagent._sibling_columns(v_conflict);
+    v_columns := syncagent._columns_of(v_conflict);
     if syncagent._is_merge(v_conflict) then
         raise exception 'row % was merged into row %', v_conflict.key_text, v_conflict.other_key_text
             using errcode = 'SA004', hint = format('to have both again: syncagent conflicts undo %s, or resolve %1$s --value with a value of its own', p_conflict);
-    elsif v_columns <> '{}' then   -- what was added to other columns stays
+    elsif v_columns <> '{}' then   -- what was written to other columns stays
         perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', (
             select jsonb_object_agg(u.name, case when v_loses then v_conflict.losing_image else v_conflict.winning_image end -> u.name::text) from unnest(v_columns) as u (name)))));
-        perform syncagent._settled_columns(format('%I.%I', v_conflict.schema_name, v_conflict.table_name)::regclass, v_conflict.key_text, v_columns);
+        perform syncagent._settled_columns(format('%I.%I', v_conflict.schema_name, v_conflict.table_name)::regclass, v_conflict.key_text, v_columns) where v_conflict.strategy = 'merge';
     elsif v_conflict.yielded is null then
         perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text,
             'image', case when v_loses then v_conflict.losing_image else v_conflict.winning_image end)));

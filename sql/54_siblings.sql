@@ -48,6 +48,7 @@ declare
     v_table syncagent.replicated;
 begin
     select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
+    perform syncagent._must_be_allowed(v_table.schema_name, v_table.table_name, 'select');
     perform syncagent._must_be_merged(p_table, v_table);
     return query
     with sibling as (
@@ -140,16 +141,28 @@ end
 $$;
 comment on function syncagent.resolve_siblings(regclass, text, jsonb, text) is 'settle siblings: these columns of the row get these values, everywhere; context is what siblings() said with what was read, and an error tells if they are others by now';
 
-create function syncagent._sibling_columns(p_conflict syncagent.conflict_record) returns name[]
+create function syncagent._columns_of(p_conflict syncagent.conflict_record) returns name[]
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
-    select array(select k.name::name from syncagent.replicated r cross join lateral jsonb_object_keys(p_conflict.winning_image) as k (name)
+    select array(select k.name from syncagent.replicated r cross join lateral unnest(p_conflict.columns) as k (name)
                  where (r.schema_name, r.table_name) = (p_conflict.schema_name, p_conflict.table_name) and k.name = any (r.columns) and k.name <> all (r.key_columns)
-                   and p_conflict.strategy = 'merge' and r.strategy = 'merge' and p_conflict.kind = 'update/update' and (coalesce(r.merges ->> k.name, 'latest') = 'latest' or r.merges ->> k.name like 'function:%')
-                   and p_conflict.winning_image -> k.name is distinct from p_conflict.losing_image -> k.name order by k.name)
+                   and (p_conflict.strategy = 'lww-column' or r.strategy = 'merge'
+                       and (coalesce(r.merges ->> k.name::text, 'latest') = 'latest' or r.merges ->> k.name::text like 'function:%')) order by k.name)
 $$;
-comment on function syncagent._sibling_columns is 'the columns that a conflict is about, where the strategy is merge';
+comment on function syncagent._columns_of is 'the columns that both versions of a conflict wrote, and one can be chosen for, where rows are not written whole';
+
+create function syncagent._are_siblings(p_conflict syncagent.conflict_record) returns boolean
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select exists (select from syncagent.replicated r
+                   cross join lateral syncagent._parts_of(syncagent._registers(r.id, p_conflict.key)) as p
+                   where (r.schema_name, r.table_name) = (p_conflict.schema_name, p_conflict.table_name) and r.strategy = 'merge'
+                     and p.value ->> 0 in (p_conflict.winning_stamp::text, p_conflict.losing_stamp::text)
+                   group by p.key having count(*) = 2)
+$$;
+comment on function syncagent._are_siblings is 'whether both versions of a conflict are still there, in some column: nobody who had read them has written it';
 
 create function syncagent._hold_row(p_table regclass, p_key text) returns void
     language plpgsql volatile security definer

@@ -254,18 +254,21 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        syncagent._site_name(s.node) as resolved_site,
        (select string_agg(format('%I: %s', m.column_name, m.reason), '; ' order by m.column_name)
         from syncagent.replicated r join syncagent.merge_result m on m.relation = r.id and m.key = c.key and m.reason is not null
-        where (r.schema_name, r.table_name) = (c.schema_name, c.table_name) and c.strategy = 'merge' and c.constraint_name is null) as failure
+        where (r.schema_name, r.table_name) = (c.schema_name, c.table_name) and c.strategy = 'merge' and c.constraint_name is null) as failure,
+       c.columns::text[] as columns
 from syncagent.conflict_record c
 left join lateral (select * from syncagent.conflict_step s where s.conflict = c.id and s.what <> 'noticed'
-                   order by s.hlc desc, s.node desc limit 1) as s on s.what = 'resolved';
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings, or a function of yours fails for them: failure says why. Others are settled by the rule: the newer stamp has won. Every site shows those of all sites: noticed_by are the sites that met both versions before they were told, resolved_site is where somebody has settled it';
+                   order by s.hlc desc, s.node desc limit 1) as s on s.what = 'resolved'
+where has_table_privilege('syncagent.conflict_record', 'select') or syncagent._may_see(current_user, c.schema_name, c.table_name);
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted; columns are those that both wrote, where rows are not written whole. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings, or a function of yours fails for them: failure says why. Others are settled by the rule: the newer stamp has won. Every site shows those of all sites: noticed_by are the sites that met both versions before they were told, resolved_site is where somebody has settled it. A role is shown those of tables of which it may read every row, the agent''s those of all';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,
        syncagent._site_name(p.node) as origin, p.sqlstate, p.reason, p.shown as image, p.stamp,
        syncagent.stamp_time(p.stamp) as written_at, p.since
-from syncagent.parked_row p join syncagent.replicated r on r.id = p.relation;
-comment on view syncagent.parked is 'rows that arrived and break a constraint here; they are tried again after every batch';
+from syncagent.parked_row p join syncagent.replicated r on r.id = p.relation
+where has_table_privilege('syncagent.parked_row', 'select') or syncagent._may_see(current_user, r.schema_name, r.table_name);
+comment on view syncagent.parked is 'rows that arrived and break a constraint here; they are tried again after every batch. A role is shown those of tables that it may read';
 
 create view syncagent.proof as
 select p.last_at as at, syncagent._site_name(p.node) as site, p.equal, p.tables, p.rows, p.before, p.complete, p.open, p.root,
@@ -276,8 +279,9 @@ comment on view syncagent.proof is 'what was compared with each site: equal or n
 create view syncagent.repair as
 select r.made_at as at, r.schema_name, r.table_name, r.key_text as key, r.cause, syncagent._site_name(r.node) as source,
        r.stamp_before, r.stamp_after, r.image_before, r.image_after
-from syncagent.repair_record r;
-comment on view syncagent.repair is 'rows that were repaired at this site: missing, lost (its entry says that it lives), older, or made like at most sites (majority) or at the one a person named (source); after whom, and what was there before and is now';
+from syncagent.repair_record r
+where has_table_privilege('syncagent.repair_record', 'select') or syncagent._may_see(current_user, r.schema_name, r.table_name);
+comment on view syncagent.repair is 'rows that were repaired at this site: missing, lost (its entry says that it lives), older, or made like at most sites (majority) or at the one a person named (source); after whom, and what was there before and is now. A role is shown those of tables that it may read';
 
 -- The story of a row ----------------------------------------------------------------------------------------
 
@@ -308,6 +312,7 @@ create function syncagent.conflicts_of(p_table regclass, p_key text) returns set
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
+    select syncagent._must_be_allowed(r.schema_name, r.table_name, 'select') from syncagent.replicated r where r.relation = p_table;
     select c.*
     from syncagent._row(p_table, p_key) as w
     join syncagent.replicated r on r.id = w.relation
@@ -332,6 +337,7 @@ declare
     v_version record;
 begin
     select * into strict v_row from syncagent._row(p_table, p_key);
+    perform syncagent._must_be_allowed(r.schema_name, r.table_name, 'select') from syncagent.replicated r where r.id = v_row.relation;
     execute format('select syncagent.row_of_%s($1)', v_row.relation) into v_here using p_key;
     execute format('select v.* from (select) as always left join syncagent.version_%s v on v.key = $1', v_row.relation)
         into v_version using v_row.key;
@@ -482,18 +488,18 @@ begin
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table, syncagent.schema_change,'
                    ' syncagent.typed_change, syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair, syncagent.app_version to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text), syncagent.version_users(name), syncagent.siblings(regclass, text),'
-                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'
+                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid), syncagent._may_see(name, name, name),'
                    ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid), syncagent._apart(uuid, jsonb), syncagent._is_merge(syncagent.conflict_record),'
-                   ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
+                   ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._made(uuid), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
                    ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record), syncagent._marked(text, integer, uuid),'
-                   ' syncagent.resolve_siblings(regclass, text, jsonb, text), syncagent._hold_row(regclass, text), syncagent._settled_columns(regclass, text, name[]), syncagent._sibling_columns(syncagent.conflict_record), syncagent._must_be_allowed(name, name, text),'
+                   ' syncagent.resolve_siblings(regclass, text, jsonb, text), syncagent._hold_row(regclass, text), syncagent._settled_columns(regclass, text, name[]), syncagent._columns_of(syncagent.conflict_record), syncagent._must_be_allowed(name, name, text),'
                    ' syncagent._key_text(jsonb, name[]), syncagent._typed_sql(integer, text, name, jsonb, jsonb, name), syncagent._watched() to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);
     end if;
 end
 $$;
-comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of(), siblings(), constraints_of() and forest_of(); they show rows of attached tables';
+comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of(), siblings(), constraints_of() and forest_of(); rows are shown of tables of which it may read every row';
 
 revoke execute on all functions in schema syncagent from public;
 grant usage on schema syncagent to public;

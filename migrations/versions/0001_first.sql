@@ -211,13 +211,14 @@ create table syncagent.conflict_record (
     losing_node   integer,
     winning_image jsonb,
     losing_image  jsonb,
+    columns       name[],
     yielded       jsonb,
     followed      jsonb,
     noticed_at    timestamptz not null default clock_timestamp()
 );
 create index conflict_record_key on syncagent.conflict_record (key);
 create index conflict_record_time on syncagent.conflict_record (noticed_at);
-comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them where it was noticed; a node that is not known any more is null';
+comment on table syncagent.conflict_record is 'every version that was overwritten unseen, and every row that had to yield its value to another one, with both images; columns are those that both wrote, where rows are not written whole; yielded is the column that was changed then, and what it became; followed are rows that referred to one that was merged into another, and what was written in them where it was noticed; a node that is not known any more is null';
 
 create table syncagent.conflict_step (
     conflict uuid not null,
@@ -4121,13 +4122,14 @@ begin
                       where k.key in (select j.key from pg_temp.joined j where j.born_node is not null and j.outcome = 'theirs'))
     )
     insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
-        winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
+        winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image, columns)
     select distinct on (1) syncagent._conflict_id({title}, i.key, i.our_stamp, i.other_stamp), {schema_literal}, {table_literal}, i.key, i.key_text,
            case when p_retry and not i.within then 'parked' when i.our_stamp = i.other_stamp then 'insert/insert'
                 when i.ours then k.ours || '/' || k.theirs else k.theirs || '/' || k.ours end, {strategy},
            case when i.ours then i.our_stamp else i.other_stamp end, case when i.ours then i.other_stamp else i.our_stamp end,
            case when i.ours then i.our_node else i.other_node end, case when i.ours then i.other_node else i.our_node end,
-           case when i.ours then i.here else i.there end, case when i.ours then i.there else i.here end
+           case when i.ours then i.here else i.there end, case when i.ours then i.there else i.here end,
+           array_agg(i.name::name) filter (where i.within) over (partition by i.key, i.our_stamp, i.other_stamp order by i.name rows between unbounded preceding and unbounded following)
     from (
         select d.*, {s_key_text} as key_text, case when not d.my_end then to_jsonb(t.*) end as here,
                case when not d.their_end then (select to_jsonb(x.*) from (select {stage_as_table}) as x) end as there
@@ -6461,6 +6463,17 @@ comment on function syncagent._take_conflicts is 'add what a batch tells of conf
 
 -- Settling a conflict by hand: an ordinary write of whoever asks, with his rights, captured and shipped like any other.
 
+create function syncagent._may_see(p_role name, p_schema name, p_table name) returns boolean
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select coalesce((
+        select has_table_privilege(p_role, c.oid, 'select')
+           and (not c.relrowsecurity or r.rolsuper or r.rolbypassrls or pg_has_role(p_role, c.relowner, 'usage') and not c.relforcerowsecurity)
+        from pg_class c cross join pg_roles r where c.oid = to_regclass(format('%I.%I', p_schema, p_table)) and r.rolname = p_role), false)
+$$;
+comment on function syncagent._may_see is 'whether a role may read every row of a table: images of rows are for nobody else';
+
 create function syncagent._must_be_allowed(p_schema name, p_table name, p_what text) returns void
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -6472,28 +6485,43 @@ begin
     elsif not has_table_privilege(session_user, format('%I.%I', p_schema, p_table), p_what) then
         raise exception 'role % may not % table %.%', session_user, p_what, quote_ident(p_schema), quote_ident(p_table)
             using errcode = 'SA006', hint = format('grant %s on %I.%I to %I', p_what, p_schema, p_table, session_user);
+    elsif p_what = 'select' and not syncagent._may_see(session_user, p_schema, p_table) then
+        raise exception 'policies of table %.% hide rows from role %', quote_ident(p_schema), quote_ident(p_table), session_user
+            using errcode = 'SA006', hint = 'ask whoever sees all of them: its owner, or a role with bypassrls';
     end if;
 end
 $$;
-comment on function syncagent._must_be_allowed is 'an error, which says what to grant, unless whoever is logged in may select, update or delete rows of a table';
+comment on function syncagent._must_be_allowed is 'an error, which says what to grant, unless whoever is logged in may select, update or delete rows of a table; select means every row';
+
+create function syncagent._attached(p_schema name, p_table name) returns syncagent.replicated
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_table syncagent.replicated;
+begin
+    select r.* into v_table from syncagent.replicated r join pg_class c on c.oid = r.relation
+    where r.schema_name = p_schema and r.table_name = p_table;
+    if not found then
+        raise exception 'table %.% is attached no more', quote_ident(p_schema), quote_ident(p_table)
+            using errcode = 'SA003', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
+    end if;
+    return v_table;
+end
+$$;
+comment on function syncagent._attached is 'an attached table by its name, or an error';
 
 create function syncagent._statement(p_schema name, p_table name, p_key text, p_image jsonb, p_columns boolean) returns text
     language plpgsql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
 declare
-    v_id     integer;
+    v_id     integer := (syncagent._attached(p_schema, p_table)).id;
     v_tokens jsonb;
     v_held   boolean;
     v_set    text;
     v_insert text;
 begin
-    select r.id into v_id from syncagent.replicated r join pg_class c on c.oid = r.relation
-    where r.schema_name = p_schema and r.table_name = p_table;
-    if not found then
-        raise exception 'table %.% is attached no more', quote_ident(p_schema), quote_ident(p_table)
-            using errcode = 'SA003', hint = format('syncagent attach %s', format('%I.%I', p_schema, p_table));
-    end if;
     v_tokens := syncagent._tokens(v_id);
     v_tokens := v_tokens || jsonb_build_object('image', quote_literal(p_image) || '::jsonb',
         'named', syncagent._with_key(v_tokens ->> 'named', p_key));
@@ -6536,20 +6564,48 @@ comment on function syncagent._with_key is 'what names a row by the parameter of
 
 create function syncagent._image(p_schema name, p_table name, p_key text) returns jsonb
     language plpgsql stable
-    set search_path = pg_catalog, pg_temp
+    set search_path = pg_catalog, pg_temp set datestyle = 'ISO, MDY' set timezone = 'UTC' set intervalstyle = 'postgres' set extra_float_digits = 1 set bytea_output = 'hex'
     as $$
 declare
-    v_tokens jsonb;
+    v_tokens jsonb := syncagent._tokens((syncagent._attached(p_schema, p_table)).id);
     v_image  jsonb;
 begin
-    select syncagent._tokens(r.id) into v_tokens
-    from syncagent.replicated r join pg_class c on c.oid = r.relation where r.schema_name = p_schema and r.table_name = p_table;
     execute syncagent._render('select to_jsonb(t.*) from {named} join {table} t on {t_eq_f}', v_tokens || jsonb_build_object(
         'named', syncagent._with_key(v_tokens ->> 'named', p_key))) into v_image;
     return v_image;
 end
 $$;
 comment on function syncagent._image is 'a row as it is here, or null';
+
+create function syncagent._is_still(p_schema name, p_table name, p_key text, p_image jsonb) returns boolean
+    language sql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select case when p_image is null then t.image is null
+           else t.image is not null and not exists (
+               select from unnest((syncagent._attached(p_schema, p_table)).columns) as u (name)
+               where p_image ? u.name::text and t.image -> u.name::text is distinct from p_image -> u.name::text) end
+    from (select syncagent._image(p_schema, p_table, p_key)) as t (image)
+$$;
+comment on function syncagent._is_still is 'whether a row is what an image says, null for deleted; of an image with a few columns only those';
+
+create function syncagent._is_settled(p_conflict syncagent.conflict_record) returns boolean
+    language plpgsql stable
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    if p_conflict.yielded is not null then
+        return not syncagent._open(p_conflict.id);
+    elsif syncagent._is_merge(p_conflict) then
+        return false;
+    elsif p_conflict.strategy = 'merge' and p_conflict.columns is not null then
+        return not syncagent._are_siblings(p_conflict);
+    end if;
+    return not syncagent._is_still(p_conflict.schema_name, p_conflict.table_name, p_conflict.key_text, case when p_conflict.columns is null then p_conflict.winning_image
+        else (select jsonb_object_agg(u.name, p_conflict.winning_image -> u.name::text) from unnest(p_conflict.columns) as u (name)) end);
+end
+$$;
+comment on function syncagent._is_settled is 'whether somebody has written, since, what a conflict is about';
 
 create function syncagent._resolution(p_conflict uuid, p_writes jsonb, p_undone boolean, out noted syncagent.conflict_record, out writes jsonb)
     language plpgsql volatile security definer
@@ -6558,6 +6614,7 @@ create function syncagent._resolution(p_conflict uuid, p_writes jsonb, p_undone 
 declare
     v_conflict syncagent.conflict_record;
     v_last     syncagent.conflict_step;
+    v_changed  record;
 begin
     select * into v_conflict from syncagent.conflict_record c where c.id = p_conflict for update;
     if not found then
@@ -6574,9 +6631,27 @@ begin
     elsif not p_undone and v_last.what = 'resolved' then
         raise exception 'conflict % was resolved already, by % at %, %', p_conflict, v_last.by_role, syncagent._site_name(v_last.node), v_last.at
             using errcode = 'SA005', hint = format('to choose anew: syncagent conflicts undo %s', p_conflict);
-    elsif not p_undone and v_conflict.yielded is not null and not syncagent._open(p_conflict) then
-        raise exception 'conflict % is settled: the row that yielded was written since', p_conflict
-            using errcode = 'SA005', hint = format('select * from syncagent.why(%L, %L)', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
+    end if;
+    perform syncagent._hold_row(format('%I.%I', a.schema_name, a.table_name)::regclass, w.key)   -- who has it now writes first
+    from (select v_conflict.schema_name, v_conflict.table_name, v_conflict.key_text
+          union
+          select coalesce(w ->> 'schema', v_conflict.schema_name), coalesce(w ->> 'table', v_conflict.table_name), w ->> 'key'
+          from jsonb_array_elements(case when p_undone then v_last.writes else p_writes end) as w) as w (schema_name, table_name, key)
+    cross join lateral syncagent._attached(w.schema_name, w.table_name) as a;
+    if not p_undone and syncagent._is_settled(v_conflict) then
+        raise exception 'conflict % is settled: row % of %.% was written since', p_conflict, v_conflict.key_text, quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
+            using errcode = 'SA005', detail = 'to take a version of that time would take back what was written since',
+                  hint = format('see select * from syncagent.why(%L, %L); whoever still wants it writes it to the table', format('%I.%I', v_conflict.schema_name, v_conflict.table_name), v_conflict.key_text);
+    elsif p_undone then
+        select coalesce(w ->> 'schema', v_conflict.schema_name) as schema_name, coalesce(w ->> 'table', v_conflict.table_name) as table_name, w ->> 'key' as key into v_changed
+        from jsonb_array_elements(v_last.writes) as w
+        where w ? 'made' and not syncagent._is_still(coalesce(w ->> 'schema', v_conflict.schema_name), coalesce(w ->> 'table', v_conflict.table_name), w ->> 'key', nullif(w -> 'made', 'null'))
+        limit 1;
+        if found then
+            raise exception 'row % of %.% was written since conflict % was resolved', v_changed.key, quote_ident(v_changed.schema_name), quote_ident(v_changed.table_name), p_conflict
+                using errcode = 'SA005', detail = 'to take the resolution back would take that back, too',
+                      hint = format('see select * from syncagent.why(%L, %L); whoever wants it otherwise writes it to the table', format('%I.%I', v_changed.schema_name, v_changed.table_name), v_changed.key);
+        end if;
     end if;
     writes := case when p_undone then v_last.writes else (
             -- what was there before, in the opposite order; of a few columns only these
@@ -6625,6 +6700,28 @@ end
 $$;
 comment on function syncagent._settle_by_hand is 'write rows as they are to be, with the rights of whoever asks';
 
+create function syncagent._made(p_conflict uuid) returns void
+    language plpgsql volatile security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_conflict syncagent.conflict_record := syncagent._named(p_conflict);
+    v_last     syncagent.conflict_step := syncagent._settlement(p_conflict);
+begin
+    perform syncagent._must_be_allowed(v_conflict.schema_name, v_conflict.table_name, 'update');
+    update syncagent.conflict_step s
+    set writes = (
+        select jsonb_agg(w.write || jsonb_build_object('made', case
+                   when (w.write ->> 'columns')::boolean then (select jsonb_object_agg(k, b.image -> k) from jsonb_object_keys(w.write -> 'image') as k)
+                   else b.image end) order by w.n)
+        from jsonb_array_elements(s.writes) with ordinality as w (write, n)
+        cross join lateral (
+            select syncagent._image(coalesce(w.write ->> 'schema', v_conflict.schema_name), coalesce(w.write ->> 'table', v_conflict.table_name), w.write ->> 'key')) as b (image))
+    where s.conflict = p_conflict and s.node = (select l.node from syncagent.local_site l) and s.hlc = v_last.hlc and s.what = 'resolved' and s.cut is null;
+end
+$$;
+comment on function syncagent._made is 'note what the rows of a resolution have become by it, before anybody is told of it: it can be taken back as long as they are that';
+
 create function syncagent._resolve(p_conflict uuid, p_writes jsonb) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
@@ -6633,6 +6730,7 @@ declare
     v_done record := syncagent._resolution(p_conflict, p_writes, false);
 begin
     perform syncagent._settle_by_hand(v_done.noted, p_writes);
+    perform syncagent._made(p_conflict);
 end
 $$;
 comment on function syncagent._resolve is 'settle a conflict by these writes, and remember what was there before';
@@ -6673,14 +6771,14 @@ begin
         raise exception '% is neither winner nor loser of conflict %', quote_literal(p_take), p_conflict
             using errcode = 'SA004', hint = format('take winner (%s) or loser (%s)', v_winner, v_loser);
     end if;
-    v_columns := syncagent._sibling_columns(v_conflict);
+    v_columns := syncagent._columns_of(v_conflict);
     if syncagent._is_merge(v_conflict) then
         raise exception 'row % was merged into row %', v_conflict.key_text, v_conflict.other_key_text
             using errcode = 'SA004', hint = format('to have both again: syncagent conflicts undo %s, or resolve %1$s --value with a value of its own', p_conflict);
-    elsif v_columns <> '{}' then   -- what was added to other columns stays
+    elsif v_columns <> '{}' then   -- what was written to other columns stays
         perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', (
             select jsonb_object_agg(u.name, case when v_loses then v_conflict.losing_image else v_conflict.winning_image end -> u.name::text) from unnest(v_columns) as u (name)))));
-        perform syncagent._settled_columns(format('%I.%I', v_conflict.schema_name, v_conflict.table_name)::regclass, v_conflict.key_text, v_columns);
+        perform syncagent._settled_columns(format('%I.%I', v_conflict.schema_name, v_conflict.table_name)::regclass, v_conflict.key_text, v_columns) where v_conflict.strategy = 'merge';
     elsif v_conflict.yielded is null then
         perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text,
             'image', case when v_loses then v_conflict.losing_image else v_conflict.winning_image end)));
@@ -6908,6 +7006,7 @@ declare
     v_table syncagent.replicated;
 begin
     select * into strict v_table from syncagent.replicated r where r.id = v_row.relation;
+    perform syncagent._must_be_allowed(v_table.schema_name, v_table.table_name, 'select');
     perform syncagent._must_be_merged(p_table, v_table);
     return query
     with sibling as (
@@ -7000,16 +7099,28 @@ end
 $$;
 comment on function syncagent.resolve_siblings(regclass, text, jsonb, text) is 'settle siblings: these columns of the row get these values, everywhere; context is what siblings() said with what was read, and an error tells if they are others by now';
 
-create function syncagent._sibling_columns(p_conflict syncagent.conflict_record) returns name[]
+create function syncagent._columns_of(p_conflict syncagent.conflict_record) returns name[]
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
-    select array(select k.name::name from syncagent.replicated r cross join lateral jsonb_object_keys(p_conflict.winning_image) as k (name)
+    select array(select k.name from syncagent.replicated r cross join lateral unnest(p_conflict.columns) as k (name)
                  where (r.schema_name, r.table_name) = (p_conflict.schema_name, p_conflict.table_name) and k.name = any (r.columns) and k.name <> all (r.key_columns)
-                   and p_conflict.strategy = 'merge' and r.strategy = 'merge' and p_conflict.kind = 'update/update' and (coalesce(r.merges ->> k.name, 'latest') = 'latest' or r.merges ->> k.name like 'function:%')
-                   and p_conflict.winning_image -> k.name is distinct from p_conflict.losing_image -> k.name order by k.name)
+                   and (p_conflict.strategy = 'lww-column' or r.strategy = 'merge'
+                       and (coalesce(r.merges ->> k.name::text, 'latest') = 'latest' or r.merges ->> k.name::text like 'function:%')) order by k.name)
 $$;
-comment on function syncagent._sibling_columns is 'the columns that a conflict is about, where the strategy is merge';
+comment on function syncagent._columns_of is 'the columns that both versions of a conflict wrote, and one can be chosen for, where rows are not written whole';
+
+create function syncagent._are_siblings(p_conflict syncagent.conflict_record) returns boolean
+    language sql stable security definer
+    set search_path = pg_catalog, pg_temp
+    as $$
+    select exists (select from syncagent.replicated r
+                   cross join lateral syncagent._parts_of(syncagent._registers(r.id, p_conflict.key)) as p
+                   where (r.schema_name, r.table_name) = (p_conflict.schema_name, p_conflict.table_name) and r.strategy = 'merge'
+                     and p.value ->> 0 in (p_conflict.winning_stamp::text, p_conflict.losing_stamp::text)
+                   group by p.key having count(*) = 2)
+$$;
+comment on function syncagent._are_siblings is 'whether both versions of a conflict are still there, in some column: nobody who had read them has written it';
 
 create function syncagent._hold_row(p_table regclass, p_key text) returns void
     language plpgsql volatile security definer
@@ -9617,18 +9728,21 @@ select c.id, format('%I.%I', c.schema_name, c.table_name) as table_name, c.key_t
        syncagent._site_name(s.node) as resolved_site,
        (select string_agg(format('%I: %s', m.column_name, m.reason), '; ' order by m.column_name)
         from syncagent.replicated r join syncagent.merge_result m on m.relation = r.id and m.key = c.key and m.reason is not null
-        where (r.schema_name, r.table_name) = (c.schema_name, c.table_name) and c.strategy = 'merge' and c.constraint_name is null) as failure
+        where (r.schema_name, r.table_name) = (c.schema_name, c.table_name) and c.strategy = 'merge' and c.constraint_name is null) as failure,
+       c.columns::text[] as columns
 from syncagent.conflict_record c
 left join lateral (select * from syncagent.conflict_step s where s.conflict = c.id and s.what <> 'noticed'
-                   order by s.hlc desc, s.node desc limit 1) as s on s.what = 'resolved';
-comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings, or a function of yours fails for them: failure says why. Others are settled by the rule: the newer stamp has won. Every site shows those of all sites: noticed_by are the sites that met both versions before they were told, resolved_site is where somebody has settled it';
+                   order by s.hlc desc, s.node desc limit 1) as s on s.what = 'resolved'
+where has_table_privilege('syncagent.conflict_record', 'select') or syncagent._may_see(current_user, c.schema_name, c.table_name);
+comment on view syncagent.conflict is 'every version that was overwritten unseen: who won, who lost, and both rows; an image is null where the row was deleted; columns are those that both wrote, where rows are not written whole. Of two rows with one value of a constraint that of other_key keeps it; it is open while the other lives with what it was given instead, or (a policy merge) the other was merged into it; of a table whose strategy is merge, as long as both are siblings, or a function of yours fails for them: failure says why. Others are settled by the rule: the newer stamp has won. Every site shows those of all sites: noticed_by are the sites that met both versions before they were told, resolved_site is where somebody has settled it. A role is shown those of tables of which it may read every row, the agent''s those of all';
 
 create view syncagent.parked as
 select format('%I.%I', r.schema_name, r.table_name) as table_name, syncagent._key_text(p.shown, r.key_columns) as key,
        syncagent._site_name(p.node) as origin, p.sqlstate, p.reason, p.shown as image, p.stamp,
        syncagent.stamp_time(p.stamp) as written_at, p.since
-from syncagent.parked_row p join syncagent.replicated r on r.id = p.relation;
-comment on view syncagent.parked is 'rows that arrived and break a constraint here; they are tried again after every batch';
+from syncagent.parked_row p join syncagent.replicated r on r.id = p.relation
+where has_table_privilege('syncagent.parked_row', 'select') or syncagent._may_see(current_user, r.schema_name, r.table_name);
+comment on view syncagent.parked is 'rows that arrived and break a constraint here; they are tried again after every batch. A role is shown those of tables that it may read';
 
 create view syncagent.proof as
 select p.last_at as at, syncagent._site_name(p.node) as site, p.equal, p.tables, p.rows, p.before, p.complete, p.open, p.root,
@@ -9639,8 +9753,9 @@ comment on view syncagent.proof is 'what was compared with each site: equal or n
 create view syncagent.repair as
 select r.made_at as at, r.schema_name, r.table_name, r.key_text as key, r.cause, syncagent._site_name(r.node) as source,
        r.stamp_before, r.stamp_after, r.image_before, r.image_after
-from syncagent.repair_record r;
-comment on view syncagent.repair is 'rows that were repaired at this site: missing, lost (its entry says that it lives), older, or made like at most sites (majority) or at the one a person named (source); after whom, and what was there before and is now';
+from syncagent.repair_record r
+where has_table_privilege('syncagent.repair_record', 'select') or syncagent._may_see(current_user, r.schema_name, r.table_name);
+comment on view syncagent.repair is 'rows that were repaired at this site: missing, lost (its entry says that it lives), older, or made like at most sites (majority) or at the one a person named (source); after whom, and what was there before and is now. A role is shown those of tables that it may read';
 
 -- The story of a row ----------------------------------------------------------------------------------------
 
@@ -9671,6 +9786,7 @@ create function syncagent.conflicts_of(p_table regclass, p_key text) returns set
     language sql stable security definer
     set search_path = pg_catalog, pg_temp
     as $$
+    select syncagent._must_be_allowed(r.schema_name, r.table_name, 'select') from syncagent.replicated r where r.relation = p_table;
     select c.*
     from syncagent._row(p_table, p_key) as w
     join syncagent.replicated r on r.id = w.relation
@@ -9695,6 +9811,7 @@ declare
     v_version record;
 begin
     select * into strict v_row from syncagent._row(p_table, p_key);
+    perform syncagent._must_be_allowed(r.schema_name, r.table_name, 'select') from syncagent.replicated r where r.id = v_row.relation;
     execute format('select syncagent.row_of_%s($1)', v_row.relation) into v_here using p_key;
     execute format('select v.* from (select) as always left join syncagent.version_%s v on v.key = $1', v_row.relation)
         into v_version using v_row.key;
@@ -9845,18 +9962,18 @@ begin
     execute format('grant select on syncagent.site, syncagent.status, syncagent.lag, syncagent.replicated_table, syncagent.schema_change,'
                    ' syncagent.typed_change, syncagent.conflict, syncagent.parked, syncagent.proof, syncagent.repair, syncagent.app_version to %s', p_role);
     execute format('grant execute on function syncagent.why(regclass, text), syncagent.conflicts_of(regclass, text), syncagent.constraints_of(regclass), syncagent.forest_of(regclass, text), syncagent.version_users(name), syncagent.siblings(regclass, text),'
-                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid),'
+                   ' syncagent._entries(), syncagent._trees(), syncagent._estimate(regclass), syncagent._log_bytes(), syncagent._agent_runs(), syncagent._site_name(integer), syncagent._open(uuid), syncagent._may_see(name, name, name),'
                    ' syncagent.resolve(uuid, text), syncagent.resolve_with(uuid, jsonb), syncagent.undo(uuid), syncagent.drop_parked(regclass, text), syncagent._named(uuid), syncagent._still_keeps(uuid), syncagent._apart(uuid, jsonb), syncagent._is_merge(syncagent.conflict_record),'
-                   ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
+                   ' syncagent._resolve(uuid, jsonb), syncagent._resolution(uuid, jsonb, boolean), syncagent._made(uuid), syncagent._settle_by_hand(syncagent.conflict_record, jsonb),'
                    ' syncagent._statement(name, name, text, jsonb, boolean), syncagent._yielding(syncagent.conflict_record), syncagent._marked(text, integer, uuid),'
-                   ' syncagent.resolve_siblings(regclass, text, jsonb, text), syncagent._hold_row(regclass, text), syncagent._settled_columns(regclass, text, name[]), syncagent._sibling_columns(syncagent.conflict_record), syncagent._must_be_allowed(name, name, text),'
+                   ' syncagent.resolve_siblings(regclass, text, jsonb, text), syncagent._hold_row(regclass, text), syncagent._settled_columns(regclass, text, name[]), syncagent._columns_of(syncagent.conflict_record), syncagent._must_be_allowed(name, name, text),'
                    ' syncagent._key_text(jsonb, name[]), syncagent._typed_sql(integer, text, name, jsonb, jsonb, name), syncagent._watched() to %s', p_role);
     if to_regclass('syncagent.schema_version') is not null then   -- for the command line, which asks before it reads
         execute format('grant select on syncagent.schema_version to %s', p_role);
     end if;
 end
 $$;
-comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of(), siblings(), constraints_of() and forest_of(); they show rows of attached tables';
+comment on function syncagent.grant_reader(regrole) is 'let a role look: all views, why(), conflicts_of(), siblings(), constraints_of() and forest_of(); rows are shown of tables of which it may read every row';
 
 revoke execute on all functions in schema syncagent from public;
 grant usage on schema syncagent to public;

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
+import asyncpg
 import pytest
 
 from syncagent.embedded import Server
@@ -58,6 +59,31 @@ async def test_one_column_written_at_once(sites: Sites, pair: Pair) -> None:
         == await b.rows(told)
         == [("update/update", "lww-column", "site2", "site1", "10", "20")]
     )
+
+
+async def test_who_takes_a_side_of_a_column_leaves_what_was_written_to_others(sites: Sites, pair: Pair) -> None:
+    """By the same two at the same time, and since then; a column that was written since is nobody's to take back."""
+    a, b = await sites(ITEM, *pair)
+    await stocked(a, b)
+    await a.do(f"update item set price = 10, note = 'a' where id = '{key(1)}'")
+    await b.clock_ahead(1)
+    await b.do(f"update item set price = 20, name = 'nail' where id = '{key(1)}'")
+    await cross(a, b)
+    await quiet(a, b)
+    conflict = await a.one("select id from syncagent.conflict where columns = '{price}'")
+    assert conflict == await b.one("select id from syncagent.conflict where columns = '{price}'")
+    await b.do(f"update item set note = 'later' where id = '{key(1)}'")
+    await a.rows("select syncagent.resolve($1, 'loser')", conflict)
+    await quiet(a, b)
+    assert (await items(a))[0] == (await items(b))[0] == ("nail", 10, "later")
+    await a.do(f"update item set name = 'spike' where id = '{key(1)}'")
+    await b.rows("select syncagent.undo($1)", conflict)
+    await quiet(a, b)
+    assert (await items(a))[0] == (await items(b))[0] == ("spike", 20, "later")
+    await a.do(f"update item set price = 30 where id = '{key(1)}'")
+    with pytest.raises(asyncpg.PostgresError, match="was written since"):
+        await a.rows("select syncagent.resolve($1, 'loser')", conflict)
+    assert (await items(a))[0] == ("spike", 30, "later")
 
 
 async def test_one_value_written_at_once_is_no_conflict(sites: Sites, pair: Pair) -> None:

@@ -166,8 +166,8 @@ _FUNCTIONS = " ".join(
 )
 BAD_ITEM = f"""create table secret (id uuid primary key);
     create table item (id uuid primary key, {_COLUMNS}, check (length(refused) < 50));
-    do $do$ begin create role keeper; exception when duplicate_object then null; end $do$;
-    alter table item owner to keeper; grant usage on schema public to keeper;
+    do $do$ begin create role warden; exception when duplicate_object then null; end $do$;
+    alter table item owner to warden; grant usage on schema public to warden;
     {_FUNCTIONS}
     comment on table item is 'merge {json.dumps({name: "function:public." + name for name in BAD})}'"""
 

@@ -1,5 +1,6 @@
 """The history of conflicts: every site has all of it, wherever the two met, and whoever settled it."""
 
+import asyncio
 from functools import partial
 from typing import Any
 
@@ -97,6 +98,66 @@ async def test_two_who_settle_it_at_once_end_the_same(sites: Sites, pair: Pair) 
     assert await c.one("select count(*) from syncagent.conflict_step where what = 'resolved'") == 2
 
 
+async def test_what_was_written_since_is_taken_back_by_nobody(sites: Sites, pair: Pair) -> None:
+    """Neither by a version of that time, nor by values for it, nor by taking a resolution back."""
+    a, b, c = await sites(ITEM, *pair, pair[0])
+    conflict = await met(a, b)
+    await quiet(a, b, c)
+    take = [
+        f"select syncagent.resolve('{conflict}', 'loser')",
+        f"select syncagent.resolve('{conflict}', 'winner')",
+        f"""select syncagent.resolve_with('{conflict}', '{{"note": "of both"}}')""",
+    ]
+
+    async def refused(statement: str, what: str) -> None:
+        with pytest.raises(asyncpg.PostgresError, match=what) as told:
+            await c.do(statement)
+        assert told.value.sqlstate == "SA005"
+        assert "syncagent.why('public.item'" in (told.value.hint or "")
+
+    for write in ("update item set note = 'later'", "delete from item"):
+        await a.do(write)
+        await quiet(a, b, c)
+        for statement in take:
+            await refused(statement, r"is settled: row .* was written since")
+    assert await c.rows("select * from item") == []
+    await a.do(f"insert into item values ('{key(1)}', 2, 'of b')")  # as it was left
+    await quiet(a, b, c)
+    for took, write in zip(take, ("update item set value = 3", "delete from item", "delete from item"), strict=True):
+        await b.do(took)
+        await quiet(a, b, c)
+        await a.do(write)
+        await quiet(a, b, c)
+        undo = f"select syncagent.undo('{conflict}')"
+        await refused(undo, r"was written since conflict .* was resolved")
+        ((made,),) = await b.rows(
+            "select (writes -> 0 -> 'made')::text from syncagent.conflict_step where what = 'resolved' order by hlc desc limit 1"
+        )
+        await a.do("delete from item")
+        await a.do(f"insert into item select * from jsonb_populate_record(null::item, '{{\"id\": \"{key(1)}\", \"value\": 2}}' || '{made}'::jsonb)")
+        await quiet(a, b, c)
+        await c.do(undo)
+        await quiet(a, b, c)
+        assert await same("item", a, b, c) == [f'({key(1)},2,"of b")']
+
+
+async def test_who_waits_for_a_row_sees_what_it_has_become(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    conflict = await met(a, b)
+    await quiet(a, b)
+    writer, clerk = await b.session(), await b.session()
+    turn = writer.transaction()
+    await turn.start()
+    await writer.execute("update item set note = 'at the same time'")
+    asked = asyncio.create_task(clerk.execute(f"select syncagent.resolve('{conflict}', 'loser')"))
+    blocked = "select count(*) from pg_locks where not granted and pid = $1"
+    await eventually(partial(b.one, blocked, clerk.get_server_pid()), "it waits for the row")
+    await turn.commit()
+    with pytest.raises(asyncpg.PostgresError, match="was written since"):
+        await asked
+    assert await b.one("select note from item") == "at the same time"
+
+
 async def test_it_comes_through_a_site_between(sites: Sites, pair: Pair) -> None:
     """C has no link with a: what a tells reaches it with b's own batch, whichever part is first."""
     a, b, c = await sites(ITEM, *pair, pair[0])
@@ -130,6 +191,7 @@ async def test_what_is_forgotten_does_not_come_back(sites: Sites, pair: Pair) ->
     await quiet(a, b, c)
     assert await known(a) == []
     assert await c.one("select noticed_by from syncagent.conflict") == ["site2"], "a tells of it no more"
+    await b.do("update item set value = 2, note = 'of b'")
     await b.rows("select syncagent.resolve($1, 'winner')", conflict)
     await quiet(a, b, c)
     assert await c.rows(_SETTLED, conflict) == [(True, "site2")]

@@ -241,6 +241,7 @@ def reader(here: Database) -> str:
 
 
 def test_a_reader_sees_everything_and_touches_nothing(here: Database, reader: str) -> None:
+    here.execute(f'grant select on "T t", pairs to {reader}')
     conflict(here, "T t", ROW, ROW)
     here.execute(
         "insert into syncagent.parked_row values (1, %s, %s, 2, 8, '', '{}', '23505', 'taken')", (ROW, ROW)
@@ -261,6 +262,42 @@ def test_a_reader_sees_everything_and_touches_nothing(here: Database, reader: st
     ):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             rows(here, statement, role=reader)
+    here.execute(f"drop owned by {reader}")
+
+
+def test_a_reader_sees_rows_of_tables_that_it_may_read(here: Database, reader: str) -> None:
+    """And of those of which it may read every row: policies hide some from it, images would show them."""
+    conflict(here, "T t", ROW, ROW)
+    here.execute(
+        "insert into syncagent.parked_row values (1, %s, %s, 2, 8, '', '{}', '23505', 'taken')", (ROW, ROW)
+    )
+    here.execute(
+        "insert into syncagent.repair_record (schema_name, table_name, key, key_text, cause, node)"
+        " values ('public', 'T t', %s, %s, 'missing', 2)",
+        (ROW, ROW),
+    )
+    shown = [f"select * from syncagent.{view}" for view in ("conflict", "parked", "repair")]
+    asked = [f"select * from syncagent.{f}(%s, %s)" for f in ("why", "conflicts_of", "siblings")]
+
+    def hidden() -> None:
+        for statement in shown:
+            assert rows(here, statement, role=reader) == []
+            assert rows(here, statement), "whoever owns the site sees all"
+
+    hidden()
+    for statement in asked:
+        with pytest.raises(psycopg.errors.Error, match='may not select table public."T t"') as told:
+            rows(here, statement, '"T t"', ROW, role=reader)
+        assert told.value.diag.message_hint == f'grant select on public."T t" to {reader}'
+    here.execute(f'grant select on "T t" to {reader}; alter table "T t" enable row level security')
+    hidden()
+    for statement in asked:
+        with pytest.raises(psycopg.errors.Error, match='policies of table public."T t" hide rows'):
+            rows(here, statement, '"T t"', ROW, role=reader)
+    here.execute('alter table "T t" disable row level security')
+    for statement in shown:
+        assert len(rows(here, statement, role=reader)) == 1
+    assert rows(here, asked[0], '"T t"', ROW, role=reader)
     here.execute(f"drop owned by {reader}")
 
 

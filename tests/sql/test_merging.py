@@ -369,6 +369,20 @@ async def test_who_takes_a_side_leaves_what_was_appended(sites: Sites, pair: Pai
         assert sorted(await site.one("select log from item")) == ["1", "2", "x", "y"]
 
 
+async def test_siblings_that_were_settled_by_a_write_are_not_brought_back(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    await parted(a, b)
+    await quiet(a, b)
+    conflict = await a.one("select id from syncagent.conflict where columns = '{note}'")
+    await b.do("update item set note = 'read'")
+    await quiet(a, b)
+    for take in ("resolve($1, 'loser')", "resolve($1, 'winner')", """resolve_with($1, '{"note": "x"}')"""):
+        with pytest.raises(asyncpg.PostgresError, match=r"is settled: row .* was written since"):
+            await a.rows(f"select syncagent.{take}", conflict)
+    await quiet(a, b)
+    assert await a.one("select note from item") == await b.one("select note from item") == "read"
+
+
 async def test_conflicts_of_a_table_that_is_merged_no_more(sites: Sites, pair: Pair) -> None:
     a, b = await sites(ITEM, *pair)
     await parted(a, b)

@@ -196,6 +196,8 @@ def _show(found: dict[str, Any]) -> None:
         "loser": f"{found['loser'] or 'not known any more'}, {render.plain(found['losing_time'])}",
         "noticed": f"{render.plain(found['noticed_at'])}, by {', '.join(found['noticed_by'])}",
     }
+    if found["columns"] is not None:
+        facts["written by both"] = ", ".join(found["columns"])
     if found["kind"] == "unique" and found["strategy"] == "merge":
         facts["constraint"] = found["constraint_name"]
         facts["merged into"] = found["other_key"]

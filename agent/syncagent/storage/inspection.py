@@ -42,6 +42,7 @@ CONFLICT_COLUMNS = [
     "losing_time",
     "winning_image",
     "losing_image",
+    "columns",
     "constraint_name",
     "other_key",
     "yielded",
