@@ -61,7 +61,9 @@ async def test_one_column_written_at_once(sites: Sites, pair: Pair) -> None:
     )
 
 
-async def test_who_takes_a_side_of_a_column_leaves_what_was_written_to_others(sites: Sites, pair: Pair) -> None:
+async def test_who_takes_a_side_of_a_column_leaves_what_was_written_to_others(
+    sites: Sites, pair: Pair
+) -> None:
     """By the same two at the same time, and since then; a column that was written since is nobody's to take back."""
     a, b = await sites(ITEM, *pair)
     await stocked(a, b)

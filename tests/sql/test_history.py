@@ -123,7 +123,9 @@ async def test_what_was_written_since_is_taken_back_by_nobody(sites: Sites, pair
     assert await c.rows("select * from item") == []
     await a.do(f"insert into item values ('{key(1)}', 2, 'of b')")  # as it was left
     await quiet(a, b, c)
-    for took, write in zip(take, ("update item set value = 3", "delete from item", "delete from item"), strict=True):
+    for took, write in zip(
+        take, ("update item set value = 3", "delete from item", "delete from item"), strict=True
+    ):
         await b.do(took)
         await quiet(a, b, c)
         await a.do(write)
@@ -134,7 +136,9 @@ async def test_what_was_written_since_is_taken_back_by_nobody(sites: Sites, pair
             "select (writes -> 0 -> 'made')::text from syncagent.conflict_step where what = 'resolved' order by hlc desc limit 1"
         )
         await a.do("delete from item")
-        await a.do(f"insert into item select * from jsonb_populate_record(null::item, '{{\"id\": \"{key(1)}\", \"value\": 2}}' || '{made}'::jsonb)")
+        await a.do(
+            f'insert into item select * from jsonb_populate_record(null::item, \'{{"id": "{key(1)}", "value": 2}}\' || \'{made}\'::jsonb)'
+        )
         await quiet(a, b, c)
         await c.do(undo)
         await quiet(a, b, c)

@@ -286,13 +286,13 @@ def test_a_reader_sees_rows_of_tables_that_it_may_read(here: Database, reader: s
 
     hidden()
     for statement in asked:
-        with pytest.raises(psycopg.errors.Error, match='may not select table public."T t"') as told:
+        with pytest.raises(psycopg.errors.Error, match="may not select table public") as told:
             rows(here, statement, '"T t"', ROW, role=reader)
         assert told.value.diag.message_hint == f'grant select on public."T t" to {reader}'
     here.execute(f'grant select on "T t" to {reader}; alter table "T t" enable row level security')
     hidden()
     for statement in asked:
-        with pytest.raises(psycopg.errors.Error, match='policies of table public."T t" hide rows'):
+        with pytest.raises(psycopg.errors.Error, match="hide rows from role"):
             rows(here, statement, '"T t"', ROW, role=reader)
     here.execute('alter table "T t" disable row level security')
     for statement in shown:
