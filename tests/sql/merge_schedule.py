@@ -32,6 +32,7 @@ class MergeRun(Run):
         self.texts: dict[int, dict[int, str]] = {}  # of a life: write -> what it appended
         self.siblings: dict[tuple[int, str], dict[int, int]] = {}  # (life, column): write -> value
         self.read: set[tuple[str, int]] = set()
+        self.knew: dict[int, frozenset[int]] = {}  # of a write: those that its site knew
 
     async def insert(self, site: Site, key: UUID, seen: frozenset[int]) -> None:
         number = len(self.writes) + 1
@@ -51,6 +52,7 @@ class MergeRun(Run):
             if not columns or self.rnd.random() < 0.5:
                 columns = tuple(self.rnd.sample(COLUMNS, self.rnd.choice([1, 1, 1, 2, 3])))
             changes = ", ".join(self.change(column, site, life, number, members) for column in columns)
+            self.knew[number] = frozenset(self.known[site.node])
             writes.append((f"update item set {changes} where id = '{key}'", columns))
             self.known[site.node].add(number)  # what follows in the transaction has read it
         await site.together(*(statement for statement, _ in writes))
@@ -103,6 +105,7 @@ class MergeRun(Run):
         *,
         end: bool = False,
     ) -> None:
+        self.knew[len(self.writes) + 1] = frozenset(self.known[site.node])
         await super().done(site, statement, key, life, columns, seen, end=end)
         self.known[site.node].add(len(self.writes))
 
@@ -151,6 +154,26 @@ class MergeRun(Run):
                 f"{key} shows {r} of {left['r']}"
             )
             assert top == max(left["top"].values()), f"{key} shows {top} of {left['top']}"
+            await self.judge_siblings(key, set(left["r"]))
+
+    async def judge_siblings(self, key: UUID, left: set[int]) -> None:
+        """Conflicts of a column are of two writes of which neither knew the other; all that is left is in an open one."""
+        stamps = {self.writes[write].stamp for write in left}
+        for site in self.sites:
+            found = await site.rows(
+                "select winning_stamp, losing_stamp, open from syncagent.conflict where key = $1 and columns is not null",
+                str(key),
+            )
+            for winning, losing, _ in found:
+                one, other = (
+                    [w for w in self.writes.values() if w.key == key and w.stamp == stamp]
+                    for stamp in (winning, losing)
+                )
+                assert one and other, f"{key} has a conflict of writes that nobody made"
+                seen = [(w, o) for w in one for o in other if w.number in self.knew[o.number] or o.number in self.knew[w.number]]
+                assert not seen, f"no conflict: one had seen the other: {seen}"
+            told = {stamp for *pair, is_open in found if is_open for stamp in pair}
+            assert stamps == told or (len(stamps) == 1 and not told), f"{key} has {left}, and {site.node} tells of {told}"
 
     def lives(self) -> dict[UUID, int]:
         found = {}

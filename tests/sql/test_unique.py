@@ -524,6 +524,10 @@ async def schedule(three: list[Site], number: int) -> None:
     rows = await same("customer", *three)
     assert all([await site.parked() == [] for site in three]), f"SEED={number}"
     held = {int(row[1:37][-12:], 16): row.split(",")[1] for row in rows}
+    yielded = {key(chosen) for chosen, mail in held.items() if not mail}
+    for site in three:
+        told = {row[0] for row in await site.rows("select key from syncagent.conflict where open")}
+        assert told == yielded, f"who yielded is not in an open conflict, or another one is: SEED={number}"
     for mail in {mail for mails in given.values() for mail in mails}:
         first = min(chosen for chosen, mails in given.items() if mail in mails)
         if given[first] == {mail} and first in held:
