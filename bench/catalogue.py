@@ -15,7 +15,7 @@ from bench.memory import memory
 from bench.pair import Pair
 from bench.report import Line
 from bench.schema import schema
-from bench.sites import sites
+from bench.sites import calm, sites
 from bench.traffic import traffic
 from bench.workloads import CLIENTS, Workload
 from syncagent.embedded import find_binaries
@@ -130,6 +130,11 @@ BENCHMARKS: dict[str, Benchmark] = {
         sites,
         by_name=True,
     ),
+    "sites-calm": Benchmark(
+        "the same at 2 transactions a second of each site, which leaves the machine half idle",
+        calm,
+        by_name=True,
+    ),
     **{
         f"scaling-{what}": Benchmark(
             f"processor time of a row as there are more of: {about}", measure, by_name=True
@@ -139,7 +144,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             "columns": ("columns, 7 to 100", scaling.columns),
             "values": ("bytes of a value, 1 kB to 1 MB", scaling.values),
             "tables": ("tables, 1 to 100", scaling.tables),
-            "backlog": ("rows of a backlog, 10,000 to 1,000,000 times --scale", scaling.backlog),
+            "backlog": ("rows of a backlog, 100,000 to 1,000,000 times --scale", scaling.backlog),
         }.items()
     },
     "peers": Benchmark(

@@ -108,7 +108,7 @@ def _sites(lines: Sequence[Line], shape: str, who: str, what: str, less: int) ->
     """By peers; a site at a hub has one peer, and is told of the others, so there it is by sites. Of what falls with more sites nothing is
     said: the machine was full, and slowed it down."""
     for line in lines:
-        if line["name"] == f"sites-{shape}":
+        if line["name"] == f"sites-calm-{shape}":
             by_sites = {int(size): cost[who] for size, cost in line["env"]["by_sites"].items()}
             found = law((size - less, cost) for size, cost in by_sites.items())
             most = max(by_sites)

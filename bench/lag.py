@@ -34,7 +34,7 @@ _WARM_UP = 1.0
 _EVERY = 0.05
 _LOOK = 0.002
 _GRACE = 15.0
-_LIMIT_MS = 100.0
+_LIMIT_MS = 25.0
 _CALM = 5.0
 """Seconds after the last row until agents rest."""
 _RESTING = 30.0

@@ -15,6 +15,7 @@ from typing import Any
 from bench.catalogue import BENCHMARKS
 from bench.costs import statements
 from bench.plot import Bar, Point, bars, curves
+from bench.targets import asked, beside
 
 Line = dict[str, Any]
 
@@ -104,15 +105,18 @@ def _points(lines: Iterable[Line]) -> list[Point]:
 
 
 def _by_sites(lines: Sequence[Line]) -> dict[str, list[Point]]:
-    named = {line["name"]: line["env"]["by_sites"] for line in lines if line["name"].startswith("sites-")}
+    """Where the machine is not full."""
+    named = {
+        line["name"]: line["env"]["by_sites"] for line in lines if line["name"].startswith("sites-calm-")
+    }
     return {
-        name: [Point(int(size), *[cost[who]] * 3) for size, cost in named[f"sites-{shape}"].items()]
+        name: [Point(int(size), *[cost[who]] * 3) for size, cost in named[f"sites-calm-{shape}"].items()]
         for name, shape, who in (
             ("in a mesh", "mesh", "first"),
             ("the hub", "hub", "first"),
             ("at the hub", "hub", "others"),
         )
-        if f"sites-{shape}" in named
+        if f"sites-calm-{shape}" in named
     }
 
 
@@ -168,11 +172,11 @@ def tables(lines: Sequence[Line]) -> dict[str, str]:
             ),
         ),
         "sites": _table(
-            ("shape", "sites", "first agent", "other agents", "both servers", "transactions/s", "equal after"),
+            ("shape", "sites", "transactions/s", "reached", "first agent", "other agents", "both servers", "equal after", "scale", "of"),
             (
                 (
-                    line["name"].partition("-")[2], size, f"{_figure(cost['first'])} %", f"{_figure(cost['others'])} %",
-                    f"{_figure(cost['servers'])} %", _figure(cost.get("reached")), f"{_figure(cost['late'])} s",
+                    line["name"].rpartition("-")[2], size, _figure(cost.get("rate", 500)), _figure(cost.get("reached")), f"{_figure(cost['first'])} %",
+                    f"{_figure(cost['others'])} %", f"{_figure(cost['servers'])} %", f"{_figure(cost['late'])} s", f"{_scale(line):g}", _when(line),
                 )
                 for line in lines if line["name"].startswith("sites-")
                 for size, cost in line["env"]["by_sites"].items()
@@ -193,12 +197,12 @@ def tables(lines: Sequence[Line]) -> dict[str, str]:
 
 def _compared(lines: Iterable[Line]) -> str:
     return _table(
-        ("name", "ours", "from, to", "theirs", "from, to", "peer", "ratio", "runs", "scale", "of"),
+        ("name", "ours", "from, to", "theirs", "from, to", "peer", "ratio", "asked", "beside", "runs", "scale", "of"),
         (
             (
                 f"`{line['name']}`", _with_unit(line["ours"], line), _extent(line, "ours"),
                 _with_unit(line["theirs"], line), _extent(line, "theirs"), _peer(line), _figure(line["ratio"]),
-                str(line["runs"]), f"{line['env'].get('scale', 1):g}", _when(line),
+                asked(line["name"], line["peer"], line["limit"]), beside(line["env"], line["ours"], line["theirs"]), str(line["runs"]), f"{line['env'].get('scale', 1):g}", _when(line),
             )
             for line in lines
         ),
@@ -227,7 +231,7 @@ def _extent(line: Line, whose: str) -> str:
 def _peer(line: Line) -> str:
     if why := line["env"].get("missing"):
         return f"{line['peer']}: {why}"
-    return line["peer"] or (f"limit {line['limit']:g}" if line["limit"] else "")
+    return line["peer"] or ""
 
 
 def _when(line: Line) -> str:

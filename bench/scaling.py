@@ -120,7 +120,7 @@ def tables(lab: Lab, name: str) -> Iterator[Line]:
 
 def backlog(lab: Lab, name: str) -> Iterator[Line]:
     """More and more rows written while the other site takes nothing."""
-    for size in _sizes(10_000, 1_000_000 * lab.scale):
+    for size in _sizes(100_000, 1_000_000 * lab.scale):
         yield _line(lab, name, "rows of the backlog", Shape(size, size, insert_bulk))
 
 

@@ -5,7 +5,7 @@ servers. Agents are looked at while it writes; then every site must have everyth
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from statistics import mean
 from typing import NamedTuple
@@ -24,7 +24,9 @@ from bench.workloads import finish, pgbench
 _SIZES = (2, 4, 8)
 SHAPES = ("mesh", "hub")
 _RATE = 500
-"""Transactions a second, over all sites."""
+"""Transactions a second, over all sites: with eight of them two processors are full."""
+_CALM_RATE = 2
+"""Of each site: with eight of them they are not."""
 _SECONDS = 30.0
 _WARM_UP = 3.0
 _POLL = 0.02
@@ -53,10 +55,20 @@ class Cost(NamedTuple):
 
 
 def sites(lab: Lab, name: str) -> Iterator[Line]:
+    """As many transactions over all sites, however many there are."""
+    return _sites(lab, name, lambda size: _RATE / size)
+
+
+def calm(lab: Lab, name: str) -> Iterator[Line]:
+    """As many transactions at each site, and so few that the machine is not full."""
+    return _sites(lab, name, lambda size: _CALM_RATE)
+
+
+def _sites(lab: Lab, name: str, rate: Callable[[int], float]) -> Iterator[Line]:
     """For a mesh and for a hub: what the agent of a site costs for each of its peers, with most of them against with one."""
     costs: dict[tuple[str, int], list[Cost]] = {}
     for run, (shape, size) in lab.turns(*((shape, size) for shape in SHAPES for size in _SIZES)):
-        cost = _once(lab, shape, size)
+        cost = _once(lab, shape, size, rate(size))
         costs.setdefault((shape, size), []).append(cost)
         lab.say(
             f"{name}-{shape} {run + 1}/{lab.runs} {size} sites: agent {cost.first:.1f} % and {cost.others:.1f} %, equal after {cost.late:.1f} s"
@@ -68,8 +80,8 @@ def sites(lab: Lab, name: str) -> Iterator[Line]:
             for most, least in zip(seen[_SIZES[-1]], seen[_SIZES[0]], strict=True)
         ]
         yield alone(
-            lab, f"{name}-{shape}", "times a peer", growth, limit=1.0, rate=_RATE, by_sites={
-                size: {part: middle([getattr(cost, part) for cost in some]) for part in Cost._fields}
+            lab, f"{name}-{shape}", "times a peer", growth, limit=1.0, by_sites={
+                size: {"rate": rate(size) * size} | {part: middle([getattr(cost, part) for cost in some]) for part in Cost._fields}
                 for size, some in seen.items()
             },
         )  # fmt: skip
@@ -80,7 +92,7 @@ def _linked(shape: str, cost: Cost) -> float:
     return cost.first if shape == "hub" else mean((cost.first, cost.others))
 
 
-def _once(lab: Lab, shape: str, size: int) -> Cost:
+def _once(lab: Lab, shape: str, size: int, rate: float) -> Cost:
     seconds = max(3.0, _SECONDS * min(lab.scale, 1.0))
     with _fleet(lab, shape, size) as fleet, ExitStack() as stack:
         pids = [member.agent.pid for member in fleet.members if member.agent]
@@ -90,7 +102,7 @@ def _once(lab: Lab, shape: str, size: int) -> Cost:
                 pgbench(
                     stage,
                     [orders.INSERT, orders.UPDATE],
-                    *(f"--time={round(seconds + _WARM_UP + 1)}", f"--rate={_RATE / size}"),
+                    *(f"--time={round(seconds + _WARM_UP + 1)}", f"--rate={rate}"),
                     commit="on",
                     clients=1,
                     site=site,

@@ -63,12 +63,12 @@ def test_what_was_measured_on_one_machine_is_said_of_many() -> None:
         *(sized("scaling-rows", n, digits * 5.0) for digits, n in ((4, 10_000), (6, 1_000_000))),
         *(sized("scaling-tables", n, 20, rest_percent={"server": 1 + n / 50}) for n in (1, 100)),
         {
-            "name": "sites-mesh",
+            "name": "sites-calm-mesh",
             "env": {"by_sites": {"2": {"first": 3.0}, "4": {"first": 5.0}, "8": {"first": 9.0}}},
         },
     ]
     lines.append(
-        {"name": "sites-hub", "env": {"by_sites": {n: {"first": 9.0 - n, "others": 1} for n in (2, 8)}}}
+        {"name": "sites-calm-hub", "env": {"by_sites": {n: {"first": 9.0 - n, "others": 1} for n in (2, 8)}}}
     )
     said = {(found.what, found.at): found.predicted for found in costs.statements(lines)}
     assert said["the agent of a site in a mesh, sites", "100"] == pytest.approx(2 + 99)

@@ -143,6 +143,26 @@ def test_what_attached_tables_refer_to(site: Site) -> None:
 
 
 @on_each_version
+def test_rows_whose_parent_is_not_here(site: Site) -> None:
+    site.sql(TABLE.format('"Par ent"'))
+    site.sql('create table child (id uuid primary key, "p q" uuid references "Par ent" on delete cascade)')
+    site.sql('insert into "Par ent" select from generate_series(1, 5)')
+    site.sql('insert into child select gen_random_uuid(), id from "Par ent"')
+    site.sql("insert into child values (gen_random_uuid(), null)")
+    site("attach", '"Par ent"', "child")
+    assert not [what for what in found(site) if "not here" in what]
+    site.sql(
+        'set session_replication_role = replica; delete from "Par ent" where id in (select id from "Par ent" limit 2)'
+    )
+    severity, mend = one(
+        found(site), '2 rows of child refer to rows of "Par ent" that are not here ("child_p q_fkey")'
+    )
+    assert severity == "warning"
+    assert mend is not None
+    assert len(site.sql(mend.partition(": ")[2])) == 2, "the remedy finds them"
+
+
+@on_each_version
 def test_triggers_and_numbers_of_the_application(site: Site) -> None:
     site.sql("create table t (id int generated always as identity primary key, v text)")
     site.sql("create table s (id serial primary key, v text)")

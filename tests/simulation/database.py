@@ -20,6 +20,8 @@ from tests.simulation.truth import Broken, Write, apart
 
 _TABLE = Table("public", "item")
 _BYTES = 100
+_GRACE = 5 * 1000 * stamp.UNITS_PER_MS
+"""After which a tombstone goes, where that is the rule that is not kept."""
 
 
 class Row(NamedTuple):
@@ -518,7 +520,11 @@ class Database:
         for key, entry in list(state.entries.items()):
             found = state.contexts.get((entry.dot.node, entry.dot.cut)) if entry.dot.cut else None
             old = bool(found and found.applied and found.applied.xmax > state.oldest)
-            if key in state.settling or not merge.may_drop(key, self.local(key), stable, old):
+            if "grace" in self.broken and entry.deleted:
+                droppable = state.clock - stamp.hlc(entry.stamp) > _GRACE
+            else:
+                droppable = merge.may_drop(key, self.local(key), stable, old)
+            if key in state.settling or not droppable:
                 continue
             del state.entries[key]
             if entry.deleted:

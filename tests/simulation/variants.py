@@ -91,6 +91,7 @@ _SLOW = replace(_CALM, ends=(1.0,), pace=(0.1, 0.3), commits=(1.0, 3.0), steps=(
 """Cuts that take seconds."""
 _CRASHES = replace(USUAL, faults=(0.15,), kinds=("database",))
 _LAGGING = replace(USUAL, sites=(3, 4), faults=(0.1,), kinds=("slow", "split", "link"))
+_APART = replace(_TOMBS, sites=(3,), faults=(0.1,), kinds=("split", "link", "slow"))
 _DEATHS = replace(
     USUAL,
     sites=(3,),
@@ -159,6 +160,9 @@ VARIANTS = {
         switch="last",
     ),
     "stable": Variant("applied here counts as stable", switch="stable"),
+    "grace": Variant(
+        "a tombstone goes when it is some seconds old, whoever lacks it", scene=_APART, switch="grace"
+    ),
     "told": Variant(
         "stable is what a peer said before its database had flushed it", switch="told", scene=_CRASHES
     ),

@@ -169,11 +169,19 @@ class MergeRun(Run):
                     [w for w in self.writes.values() if w.key == key and w.stamp == stamp]
                     for stamp in (winning, losing)
                 )
-                assert one and other, f"{key} has a conflict of writes that nobody made"
-                seen = [(w, o) for w in one for o in other if w.number in self.knew[o.number] or o.number in self.knew[w.number]]
+                assert one, f"{key} has a conflict of a write that nobody made: {winning}"
+                assert other, f"{key} has a conflict of a write that nobody made: {losing}"
+                seen = [
+                    (w, o)
+                    for w in one
+                    for o in other
+                    if w.number in self.knew[o.number] or o.number in self.knew[w.number]
+                ]
                 assert not seen, f"no conflict: one had seen the other: {seen}"
             told = {stamp for *pair, is_open in found if is_open for stamp in pair}
-            assert stamps == told or (len(stamps) == 1 and not told), f"{key} has {left}, and {site.node} tells of {told}"
+            assert stamps == told or (len(stamps) == 1 and not told), (
+                f"{key} has {left}, and {site.node} tells of {told}"
+            )
 
     def lives(self) -> dict[UUID, int]:
         found = {}

@@ -53,7 +53,7 @@ def bench(
             render.json(line, line=True)
         lines.append(line)
     if not as_json:
-        _tell(lines)
+        _tell(lines, importlib.import_module("bench.targets"))
 
 
 def _catalogue() -> "ModuleType":
@@ -82,7 +82,7 @@ def _list(catalogue: "ModuleType", *, as_json: bool) -> None:
     render.show(render.grid(rows, ("benchmark", "if none is named", "what is measured")))
 
 
-def _tell(lines: "list[Line]") -> None:
+def _tell(lines: "list[Line]", targets: "ModuleType") -> None:
     def figure(value: float | None, unit: str) -> str:
         return "" if value is None else f"{value:,.4g} {unit}" if value < 1000 else f"{value:,.0f} {unit}"
 
@@ -96,14 +96,19 @@ def _tell(lines: "list[Line]") -> None:
             extent(line, "ours"),
             figure(line.theirs, line.unit),
             extent(line, "theirs"),
-            line.peer or (f"limit {line.limit:g}" if line.limit else ""),
+            line.peer or "",
             "missing" if "missing" in line.env else "" if line.ratio is None else f"{line.ratio:.2f}",
+            targets.asked(line.name, line.peer, line.limit),
         )
         for line in lines
     ]
     render.show(
-        render.grid(rows, ("benchmark", ">ours", ">from - to", ">theirs", ">from - to", "peer", ">ratio"))
+        render.grid(
+            rows, ("benchmark", ">ours", ">from - to", ">theirs", ">from - to", "peer", ">ratio", ">asked")
+        )
     )
     for line in lines:
+        if told := targets.beside(line.env, line.ours, line.theirs):
+            render.say(f"{line.name}, {line.peer}: {told}" if line.peer else f"{line.name}: {told}")
         if why := line.env.get("missing"):
             render.say(f"{line.name}: {why}")

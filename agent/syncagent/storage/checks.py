@@ -14,6 +14,7 @@ from syncagent.storage.commands import Connection, agent_runs
 from syncagent.storage.drift import Finding
 from syncagent.storage.grants import grants
 from syncagent.storage.installation import apply_grant, may_apply
+from syncagent.storage.orphans import orphans
 from syncagent.storage.room import room
 from syncagent.storage.schema import typed, versions
 from syncagent.storage.session import POOLER_HINT
@@ -42,6 +43,7 @@ def examine(connection: Connection, dsn: str, max_skew: float | None) -> list[Fi
         *_peers(connection),
         *_open_transactions(connection),
         *_foreign_keys(connection),
+        *orphans(connection),
         *_other_triggers(connection),
         *bypass(connection),
         *grants(connection),
