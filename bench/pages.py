@@ -63,7 +63,7 @@ def pictures(lines: Sequence[Line]) -> dict[str, str]:
     """By their names; those of which nothing was measured are not there."""
     found: dict[str, str] = {}
     for name, title, some in (
-        ("bench-ratios", "Against PostgreSQL itself", [line for line in lines if line.get("peer") not in _PEERS]),
+        ("bench-ratios", "Against the peer of each", [line for line in lines if line.get("peer") not in _PEERS]),
         ("bench-peers", "Against others, PostgreSQL 15", [line for line in lines if line.get("peer") in _PEERS]),
     ):  # fmt: skip
         if rows := [_bar(line) for line in some if line.get("ratio") and _scale(line) >= 1]:

@@ -158,6 +158,17 @@ def test_peers_that_are_not_there_are_told_one_by_one(tmp_path: Path) -> None:
         assert "apt install postgresql-15 " in line.env["missing"]
 
 
+def test_what_was_asked_and_what_costs_beside_stand_in_the_table() -> None:
+    line = ratio("drain-update-txn", "native", 90_000, 60_000, 1.5)
+    costs = {"syncagent": {"origin": 2.5, "receiver": 1.0}, "native": {"origin": 3.0, "receiver": 4.0}}
+    line["env"] = {**line["env"], "cpu_us_per_row": costs}
+    peer = ratio("capture-insert-txn", "londiste", 4, 2, 0.5)
+    peer["env"] = {**peer["env"], "none": 1.0, "afterwards": {"syncagent": 0.25, "londiste": 0.0}}
+    found = pages.tables([line, peer])
+    assert "| native | 1.5 | 2.5 | 3.5 to 7 us of processors a row |" in found["ratios"]
+    assert "| londiste | 0.5 |  | against none 0.25, theirs 0.50; 0.25 s more afterwards |" in found["peers"]
+
+
 def test_only_what_is_between_the_marks_is_written_anew() -> None:
     page = "before\n<!-- peers -->\nold\n<!-- end of peers -->\nafter <!-- other -->kept<!-- end of other -->"
     once = pages.filled(page, {"peers": "new"})
