@@ -27,8 +27,8 @@ _OTHERS = {
 
 def asked(name: str, peer: str | None, limit: float | None) -> str:
     """A number is a ratio, to be reached or passed."""
-    if name in _OTHERS and peer in (None, "native"):
-        return _OTHERS[name]
+    if name in _OTHERS:
+        return _OTHERS[name] if peer in (None, "native") else ""
     wanted = _RATIOS.get((name, peer or ""), limit)
     return "" if wanted is None else f"{wanted:.2g}"
 
@@ -38,15 +38,19 @@ def beside(env: Mapping[str, Any], ours: float | None, theirs: float | None) -> 
     return "; ".join(_beside(env, ours, theirs))
 
 
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def _beside(env: Mapping[str, Any], ours: float | None, theirs: float | None) -> Iterator[str]:
     if costs := env.get("cpu_us_per_row"):
         yield (
-            " to ".join(f"{sum(parts.values()):.3g}" for parts in costs.values()) + " us of processors a row"
+            " to ".join(_short(sum(parts.values())) for parts in costs.values()) + " us of processors a row"
         )
     if halves := env.get("p50"):
         ours = halves["syncagent"]
         theirs = next(value for who, value in halves.items() if who != "syncagent")
-        yield f"p50 {ours:.3g} to {theirs:.3g} ms; agents {env['agents_percent']:.3g} %"
+        yield f"p50 {_short(ours)} to {_short(theirs)} ms; agents {_short(env['agents_percent'])} %"
     if native := env.get("native"):
         yield f"native {native['ratio']:.2f}"
     if ours and theirs and (none := env.get("none")):

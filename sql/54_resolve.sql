@@ -312,6 +312,9 @@ begin
     if syncagent._is_merge(v_conflict) then
         raise exception 'row % was merged into row %', v_conflict.key_text, v_conflict.other_key_text
             using errcode = 'SA004', hint = format('to have both again: syncagent conflicts undo %s, or resolve %1$s --value with a value of its own', p_conflict);
+    elsif v_columns = '{}' and v_conflict.columns is not null then
+        raise exception 'there is nothing to choose: % of %.% is merged by now, or is there no more', array_to_string(v_conflict.columns, ', '), quote_ident(v_conflict.schema_name), quote_ident(v_conflict.table_name)
+            using errcode = 'SA004', hint = format('whoever wants a version writes it to the table: syncagent conflicts show %s', p_conflict);
     elsif v_columns <> '{}' then   -- what was written to other columns stays
         perform syncagent._resolve(p_conflict, jsonb_build_array(jsonb_build_object('key', v_conflict.key_text, 'columns', true, 'image', (
             select jsonb_object_agg(u.name, case when v_loses then v_conflict.losing_image else v_conflict.winning_image end -> u.name::text) from unnest(v_columns) as u (name)))));

@@ -286,6 +286,15 @@ def test_two_sites_and_everything_one_asks_of_them(pair: tuple[Site, Site]) -> N
         assert found[0]["winning_image"]["v"] == found[0]["winner"]
         shown = paris("conflicts", "show", found[0]["id"][:8])
         assert found[0]["losing_image"]["v"] in shown.out
+        with pytest.MonkeyPatch.context() as terminal:
+            terminal.setenv("FORCE_COLOR", "1")
+            terminal.setenv("TERM", "xterm")
+            terminal.delenv("NO_COLOR", raising=False)
+            coloured = paris("conflicts", "show", found[0]["id"]).out.splitlines()
+        (differs,) = (line for line in coloured if "paris" in line and "tokyo" in line and "won" not in line)
+        assert differs.count("\x1b[1;33m") == 3, "its name, and both values"
+        (same,) = (line for line in coloured if line.strip().startswith("\x1b[2mn"))
+        assert "\x1b[1;33m" not in same
         assert (
             paris("conflicts", "list", "--table", "t", "--kind", "update/delete").err.strip()
             == "no conflicts"

@@ -96,6 +96,10 @@ def test_peers_and_clocks(site: Site) -> None:
     assert one(findings, "lima: no route to host")[0] == "warning"
     assert one(findings, "this site's stamps run ")[0] == "warning"
     assert not [what for what in findings if "paused by the operator" in what]
+    assert not [what for what in findings if "of all its peers" in what]
+    site.sql("update syncagent.peer_state set clock_offset = '8 s' where node = 2")
+    with site.database.agent():
+        assert one(found(site), "this site's clock is -2.0 s from those of all its peers")[0] == "warning"
 
 
 def test_transactions_that_never_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The clock of a site, whatever the wall clock does."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,3 +44,22 @@ def test_a_held_stamp_is_released_when_the_wall_has_caught_up(seen: int, wall: i
     assert (excess > 0) == (seen > wall + MAX_SKEW)
     assert clock.excess(seen, wall + excess) == 0
     assert excess == 0 or clock.excess(seen, wall + excess - 1) > 0
+
+
+@pytest.mark.parametrize(
+    ("offsets", "error"),
+    [
+        ([], 0),
+        ([3600.0], 0),  # whose is wrong?
+        ([3600.0, 3599.5, 3600.2], -3599.5),
+        ([-7.0, -9.0], 7.0),
+        ([-7.0, 7.0, 7.0], 0),
+        ([3600.0, 0.0], 0),
+        ([0.4, 0.6], 0),
+    ],
+)
+def test_a_clock_that_all_others_are_off_from_is_wrong_itself(offsets: list[float], error: float) -> None:
+    assert clock.own_error(offsets) == error
+    said = clock.own_trouble(offsets)
+    assert (said is not None) == (error != 0)
+    assert said is None or ("ahead of" in said) == (error > 0)

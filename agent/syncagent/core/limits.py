@@ -64,6 +64,8 @@ CONFLICT_HISTORY = 365 * 86400.0
 # ---- clocks
 MAX_CLOCK_SKEW = 5.0
 """A batch with a stamp further ahead of the wall clock is held."""
+CLOCK_OFFSET = 1.0
+"""A clock that is further from another site's is told of."""
 CLOCK_LEAD = 0.002
 """A clock that fell behind is set so far ahead of the wall."""
 

@@ -10,6 +10,7 @@ from functools import reduce
 from typing import Any
 from uuid import UUID, uuid4
 
+from syncagent.core import clock as clocks
 from syncagent.core import frontier, limits
 from syncagent.core.membership import Peer
 from syncagent.core.ports import Link
@@ -139,6 +140,7 @@ class Housekeeper:
                 or self._evolving.trouble
                 or self._attaching.trouble
                 or self._verifier.trouble
+                or self._own_clock()
                 or self.warning(),
                 self._elections.leader or None,
             )
@@ -148,6 +150,10 @@ class Housekeeper:
             async with self._heard:
                 self._heard.notify_all()
             await asyncio.sleep(_QUIET)
+
+    def _own_clock(self) -> str | None:
+        offsets = [link.clock_offset for link in self._exchange.links.values() if link.clock_offset is not None]
+        return clocks.own_trouble(offsets)
 
     def _frontier(self) -> dict[int, int]:
         mine = {self._me: self._outbox.last} if self._outbox.last else {}

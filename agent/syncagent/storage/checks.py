@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from uuid import UUID
 
 from syncagent import __version__
+from syncagent.core import clock as clocks
 from syncagent.core import limits
 from syncagent.storage import drift, pooler
 from syncagent.storage.bypass import bypass
@@ -23,7 +24,6 @@ _LOG_BYTES = 256 * 1024 * 1024
 """A log larger than this is not being folded or trimmed."""
 _OPEN_SECONDS = 300
 """A transaction open for longer keeps the log and the versions from shrinking."""
-_CLOCK_SECONDS = 1.0
 _BEHIND_SECONDS = 300
 """Who has lacked something for longer is not merely slow."""
 
@@ -162,7 +162,15 @@ def _agent(connection: Connection, max_skew: float) -> Iterator[Finding]:
             f"the agent that runs is version {state['version']}, and this command is {__version__}",
             "stop the agent, and start it again: syncagent run",
         )
-    for site in connection.execute("select * from syncagent.status order by not is_self, node").fetchall():
+    sites = connection.execute("select * from syncagent.status order by not is_self, node").fetchall()
+    offsets = [site["clock_offset_seconds"] for site in sites if site["clock_offset_seconds"] is not None]
+    if runs and (error := clocks.own_error(offsets)):
+        yield Finding(
+            "error" if abs(error) > max_skew else "warning",
+            f"this site's clock is {error:+.1f} s from those of all its peers",
+            "let this host keep time with NTP or chrony",
+        )
+    for site in sites:
         name = site["name"]
         if site["is_self"] and (site["log_bytes"] or 0) > _LOG_BYTES:
             yield Finding(
@@ -184,7 +192,7 @@ def _agent(connection: Connection, max_skew: float) -> Iterator[Finding]:
         for text in filter(None, (None if site["paused"] else site["waiting"], site["trouble"])):
             yield Finding("warning", f"{name}: {text}")
         offset = abs(site["clock_offset_seconds"] or 0)
-        if offset > _CLOCK_SECONDS:
+        if offset > limits.CLOCK_OFFSET:
             yield Finding(
                 "error" if offset > max_skew else "warning",
                 f"the clock of {name} is {site['clock_offset_seconds']:+.1f} s from ours",
@@ -193,7 +201,7 @@ def _agent(connection: Connection, max_skew: float) -> Iterator[Finding]:
     lead = connection.execute(
         "select (s.last_value - syncagent._wall()) / 4096000.0 as seconds from syncagent.hlc s where s.is_called"
     ).fetchone()
-    if lead and lead["seconds"] > _CLOCK_SECONDS:
+    if lead and lead["seconds"] > limits.CLOCK_OFFSET:
         yield Finding(
             "warning",
             f"this site's stamps run {lead['seconds']:.1f} s ahead of its clock: a clock was, or is, wrong",

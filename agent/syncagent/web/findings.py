@@ -6,9 +6,10 @@ Invariant: pure; every finding names who it is about and what to type. Nothing f
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from syncagent.core import limits
+
 LATE_SECONDS = 60.0
 """A peer that lacks rows for longer is said to lag."""
-CLOCK_SECONDS = 1.0
 UNPROVED_SECONDS = 3600.0
 """A table that was attached for longer should have been found equal."""
 STALLED_SECONDS = 60.0
@@ -113,7 +114,7 @@ def _of_peer(peer: Mapping[str, Any]) -> Iterator[Finding]:
     if peer["state"] != "away" and (peer["behind_seconds"] or 0) > LATE_SECONDS:
         rows = f"{peer['behind_rows']:,} rows since {peer['behind_seconds']:,.0f} s"
         yield Finding("warn", f"{name} lags", rows, "syncagent status --watch", "sites")
-    if abs(peer["clock_offset_seconds"] or 0) > CLOCK_SECONDS:
+    if abs(peer["clock_offset_seconds"] or 0) > limits.CLOCK_OFFSET:
         off = f"{peer['clock_offset_seconds']:+.1f} s against this site"
         yield Finding("warn", f"the clock of {name} is off", off, "syncagent doctor", "sites")
 
