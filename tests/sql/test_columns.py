@@ -87,7 +87,7 @@ async def test_who_takes_a_side_of_a_column_leaves_what_was_written_to_others(
         await a.rows("select syncagent.resolve($1, 'loser')", conflict)
     assert (await items(a))[0] == ("spike", 30, "later")
     await a.do("update syncagent.conflict_record set columns = '{gone}'")
-    with pytest.raises(asyncpg.PostgresError, match="there is nothing to choose: gone of public.item"):
+    with pytest.raises(asyncpg.PostgresError, match="there is nothing to choose: gone of"):
         await a.rows("select syncagent.resolve($1, 'loser')", conflict)
     assert (await items(a))[0] == ("spike", 30, "later")
 

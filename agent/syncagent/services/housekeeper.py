@@ -152,7 +152,9 @@ class Housekeeper:
             await asyncio.sleep(_QUIET)
 
     def _own_clock(self) -> str | None:
-        offsets = [link.clock_offset for link in self._exchange.links.values() if link.clock_offset is not None]
+        offsets = [
+            link.clock_offset for link in self._exchange.links.values() if link.clock_offset is not None
+        ]
         return clocks.own_trouble(offsets)
 
     def _frontier(self) -> dict[int, int]:
