@@ -9112,8 +9112,11 @@ create function syncagent._forest_dirty() returns table (relation integer, timed
         select s.relation, array[s.key] from syncagent.settling s
     ) as w
     join syncagent.forest f on f.relation = w.relation
+    cross join lateral (select syncagent._first_key(f.built * syncagent._width(f.bucket, true), true) offset 0) as b (beyond)
     cross join lateral (
         select syncagent._timed(k.key), syncagent._position(k.key) / syncagent._width(f.bucket, syncagent._timed(k.key)) from unnest(w.keys) as k (key)
+        where k.key < b.beyond or not syncagent._timed(k.key)   -- what is new is in no sealed bucket, and its place takes ten times as long to compute
+        offset 0
     ) as p (timed, number)
     where p.number < case when p.timed then f.built else f.prefixes end
 $$;
