@@ -175,7 +175,7 @@ def tables(lines: Sequence[Line]) -> dict[str, str]:
             ("shape", "sites", "transactions/s", "reached", "first agent", "other agents", "both servers", "equal after", "scale", "of"),
             (
                 (
-                    line["name"].rpartition("-")[2], size, _figure(cost.get("rate", 500)), _figure(cost.get("reached")), f"{_figure(cost['first'])} %",
+                    line["name"].rpartition("-")[2], size, _figure(cost["rate"]), _figure(cost["reached"]), f"{_figure(cost['first'])} %",
                     f"{_figure(cost['others'])} %", f"{_figure(cost['servers'])} %", f"{_figure(cost['late'])} s", f"{_scale(line):g}", _when(line),
                 )
                 for line in lines if line["name"].startswith("sites-")

@@ -48,9 +48,8 @@ def _beside(env: Mapping[str, Any], ours: float | None, theirs: float | None) ->
             " to ".join(_short(sum(parts.values())) for parts in costs.values()) + " us of processors a row"
         )
     if halves := env.get("p50"):
-        ours = halves["syncagent"]
-        theirs = next(value for who, value in halves.items() if who != "syncagent")
-        yield f"p50 {_short(ours)} to {_short(theirs)} ms; agents {_short(env['agents_percent'])} %"
+        other = next(value for who, value in halves.items() if who != "syncagent")
+        yield f"p50 {_short(halves['syncagent'])} to {_short(other)} ms; agents {_short(env['agents_percent'])} %"
     if native := env.get("native"):
         yield f"native {native['ratio']:.2f}"
     if ours and theirs and (none := env.get("none")):

@@ -28,6 +28,15 @@ async def stocked(*sites: Site) -> None:
     await exchange(*sites)
 
 
+async def at_odds(a: Site, b: Site) -> None:
+    """Both have written the price, and each another column."""
+    await stocked(a, b)
+    await a.do(f"update item set price = 10, note = 'a' where id = '{key(1)}'")
+    await b.clock_ahead(1)
+    await b.do(f"update item set price = 20, name = 'nail' where id = '{key(1)}'")
+    await cross(a, b)
+
+
 async def test_two_columns_of_a_row_written_at_once(sites: Sites, pair: Pair) -> None:
     a, b = await sites(ITEM, *pair)
     await stocked(a, b)
@@ -46,11 +55,7 @@ async def test_two_columns_of_a_row_written_at_once(sites: Sites, pair: Pair) ->
 
 async def test_one_column_written_at_once(sites: Sites, pair: Pair) -> None:
     a, b = await sites(ITEM, *pair)
-    await stocked(a, b)
-    await a.do(f"update item set price = 10, note = 'a' where id = '{key(1)}'")
-    await b.clock_ahead(1)
-    await b.do(f"update item set price = 20, name = 'nail' where id = '{key(1)}'")
-    await cross(a, b)
+    await at_odds(a, b)
     for site in (a, b):
         assert await items(site) == [("nail", 20, "a"), ("bolt", 2, "old")]
     told = "select kind, strategy, winner, loser, losing_image ->> 'price', winning_image ->> 'price' from syncagent.conflict"
@@ -66,11 +71,7 @@ async def test_who_takes_a_side_of_a_column_leaves_what_was_written_to_others(
 ) -> None:
     """By the same two at the same time, and since then; a column that was written since is nobody's to take back."""
     a, b = await sites(ITEM, *pair)
-    await stocked(a, b)
-    await a.do(f"update item set price = 10, note = 'a' where id = '{key(1)}'")
-    await b.clock_ahead(1)
-    await b.do(f"update item set price = 20, name = 'nail' where id = '{key(1)}'")
-    await cross(a, b)
+    await at_odds(a, b)
     await quiet(a, b)
     conflict = await a.one("select id from syncagent.conflict where columns = '{price}'")
     assert conflict == await b.one("select id from syncagent.conflict where columns = '{price}'")
