@@ -66,25 +66,19 @@ def _against(names: Iterable[str]) -> Callable[[Lab, str], Iterable[Line]]:
 
 BENCHMARKS: dict[str, Benchmark] = {
     **{
-        f"drain-{name}": Benchmark(
-            f"a backlog gets to the other site: {about}", _of(drain, workload), by_name=name == "hot-rows"
-        )
+        f"drain-{name}": Benchmark(f"a backlog gets to the other site: {about}", _of(drain, workload))
         for name, (workload, about) in DRAINED.items()
     },
     **{
         f"capture-{name}": _one(f"what the origin's server pays for: {about}", _of(capture, workload))
         for name, (workload, about) in CAPTURED.items()
     },
-    "capture-tps": _one(
-        "transactions a second of the application, synchronous commit", transactions, by_name=True
-    ),
+    "capture-tps": _one("transactions a second of the application, synchronous commit", transactions),
     "lag": _one(f"from a commit to its sight at the other site, at {RATE} transactions a second", lag),
-    "lag-2000": _one(
-        "the same at 2,000 transactions a second", lambda lab, name: lag(lab, name, 2000), by_name=True
-    ),
+    "lag-2000": _one("the same at 2,000 transactions a second", lambda lab, name: lag(lab, name, 2000)),
     "rest": _one("an agent's processor while nobody writes", rest),
     "bytes-per-row": _one("network bytes for a row", traffic),
-    "memory": _one("resident memory of an agent with a million rows on their way", memory, by_name=True),
+    "memory": _one("resident memory of an agent with a million rows on their way", memory),
     "drain-conflicts": _one(
         "100,000 rows, each written at both sites, get to the other; against rows written at one",
         strategies.conflicts,
