@@ -10,9 +10,12 @@ create function syncagent._last_cut(out number bigint, out id uuid, out taken pg
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    select c.number, c.id, c.taken into number, id, taken from syncagent.cut c order by c.number desc limit 1;
-    xmax := coalesce(pg_snapshot_xmax(taken), '0'::xid8);
-    xip := array(select pg_snapshot_xip(taken));
+    select c.number, c.id, c.taken, pg_snapshot_xmax(c.taken), array(select pg_snapshot_xip(c.taken)) into number, id, taken, xmax, xip
+    from syncagent.cut c order by c.number desc limit 1;
+    if not found then
+        xmax := '0';
+        xip := '{}';
+    end if;
 end
 $$;
 comment on function syncagent._last_cut is 'the newest cut, and the bounds that tell its unfolded log entries: xid >= xmax or xid in xip';
@@ -81,15 +84,28 @@ end
 $$;
 comment on function syncagent._prepare_session is 'work tables of one session of the agent';
 
+create function syncagent._emptied(p_table regclass) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_size bigint := pg_relation_size(p_table);
+begin
+    -- a truncation makes every plan of the table anew; a small table is cheaper to delete from
+    if v_size > 1048576 then
+        execute format('truncate %s', p_table);
+    end if;
+    return v_size = 0 or v_size > 1048576;
+end
+$$;
+comment on function syncagent._emptied is 'empty a work table that is large; false: it is small, and to be deleted from by who calls, for whose plan is kept';
+
 create function syncagent._empty(p_table regclass) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    -- a truncation makes every plan of the table anew; a small table is cheaper to delete from
-    if pg_relation_size(p_table) > 1048576 then
-        execute format('truncate %s', p_table);
-    elsif pg_relation_size(p_table) > 0 then
+    if not syncagent._emptied(p_table) then
         execute format('delete from %s', p_table);
     end if;
 end
@@ -142,7 +158,7 @@ $$;
 comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables, or for one; null if there are none';
 
 create function syncagent._fold(p_force boolean)
-    returns table (number bigint, id uuid, rows bigint, settle bigint, told boolean)
+    returns table (number bigint, id uuid, rows bigint, settle bigint, told boolean, newest bigint, context jsonb)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -161,7 +177,9 @@ declare
     r        record;
 begin
     select * into strict v_site from syncagent.local_site;
-    perform syncagent._empty('pg_temp.window_entry');
+    if not syncagent._emptied('pg_temp.window_entry') then
+        delete from pg_temp.window_entry;
+    end if;
     insert into pg_temp.window_entry
     select l.relation, l.xid, l.op, l.hlc, max(l.hlc) over (partition by l.xid), l.keys, l.odd, l.columns, l.deltas
     from syncagent.log l
@@ -176,12 +194,15 @@ begin
     end if;
 
     for r in
-        select t.id, t.relation, t.collected from syncagent.replicated t join pg_class c on c.oid = t.relation
-        where t.id in (select w.relation from pg_temp.window_entry w) order by t.id
+        select t.id, t.relation, t.collected, w.keys
+        from (select w.relation, sum(cardinality(w.keys)) as keys from pg_temp.window_entry w group by w.relation) as w
+        join syncagent.replicated t on t.id = w.relation
+        where exists (select from pg_class c where c.oid = t.relation) order by t.id
     loop
-        perform syncagent._empty('pg_temp.folded');
-        perform syncagent._plan_for(r.relation, (
-            select sum(cardinality(w.keys)) from pg_temp.window_entry w where w.relation = r.id));
+        if not syncagent._emptied('pg_temp.folded') then
+            delete from pg_temp.folded;
+        end if;
+        perform syncagent._plan_for(r.relation, r.keys);
         execute format('select syncagent.fold_%s($1, $2, $3, $4)', r.id)
             into v_count using v_number, v_site.node, v_site.tail, r.collected;
         v_rows := v_rows + v_count;
@@ -193,16 +214,17 @@ begin
 
     perform syncagent._plan_for(null, v_rows);
     select coalesce(max(w.hlc), 0) into v_newest from pg_temp.window_entry w;
-    insert into syncagent.frontier as f (node, cut, cut_id, needed) values (v_site.node, v_number, v_id, v_needed)
-        on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, needed = greatest(f.needed, excluded.needed), applied_at = excluded.applied_at;
-    select jsonb_object_agg(f.node, f.cut) into v_context from syncagent.frontier f;
-    update syncagent.frontier f set context = v_context where f.node = v_site.node;
+    select coalesce(jsonb_object_agg(f.node, f.cut), '{}') || jsonb_build_object(v_site.node, v_number)
+    into v_context from syncagent.frontier f where f.node <> v_site.node;
+    insert into syncagent.frontier as f (node, cut, cut_id, context, needed) values (v_site.node, v_number, v_id, v_context, v_needed)
+        on conflict (node) do update
+        set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context, needed = greatest(f.needed, excluded.needed), applied_at = excluded.applied_at;
     insert into syncagent.context (node, cut, context, newest) values (v_site.node, v_number, v_context, v_newest);
     insert into syncagent.cut (number, id, previous, taken, rows)
         values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows);
     update syncagent.alias a set cut = v_number where a.cut is null;   -- the deletes that they go with are in this cut
     update syncagent.conflict_step c set cut = v_number where c.node = v_site.node and c.cut is null;
-    return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling), v_told;
+    return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling), v_told, v_newest, v_context;
 end
 $$;
 comment on function syncagent._fold is 'make a cut in the current snapshot; no row if nothing was written, nothing is to be told of conflicts, and it is not forced';
@@ -245,7 +267,7 @@ begin
         analyze pg_temp.folded;
     end if;
 
-    if v_entries then
+    if v_entries and exists (select from pg_temp.folded f join syncagent.version_{id} v on v.key = f.key and v.deleted) then
         -- An insert that ran while a tombstone of its key was applied: neither had seen the other.
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
             winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
@@ -272,8 +294,10 @@ begin
         join syncagent.version_{id} v on v.key = f.key and v.deleted and v.stamp > syncagent._stamp(f.hlc, p_tail)
         join {table} t on {t_eq_v}
         on conflict do nothing;
+    end if;
 
-        -- An absence that no delete explains is a loss, not a write. (Two statements cost half of ON CONFLICT.)
+    -- An absence that no delete explains is a loss, not a write. (Two statements cost half of ON CONFLICT.)
+    if v_entries then
 $sql$ || case when p_columns then $sql$
         update syncagent.version_{id} v
         set stamp = n.stamp, node = n.node, cut = n.cut, deleted = n.deleted, registers = n.registers
@@ -461,24 +485,30 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
 begin
     return query
     (select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
-           case f.form when 'aliases'
-                then format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
-                else format('select * from syncagent.ship_%s_%s(%s, %s, %s)', case when k.keys > 1000 then f.function else 'few_' || f.function end, r.id, p_after, p_upto, p_node) end
-    from syncagent.replicated r join pg_class t on t.oid = r.relation
-    cross join lateral (
-        select count(*) filter (where c.implicit) > 0 as implicit,
+            format('select * from syncagent.ship_%s_%s(%s, %s, %s)', case when k.keys > 1000 then f.function else 'few_' || f.function end, r.id, p_after, p_upto, p_node)
+    from (
+        select c.relation,
+               count(*) filter (where c.implicit) > 0 as implicit,
                count(*) filter (where not c.implicit or p_node <> (select node from syncagent.local_site)) > 0 as stamped,
                sum(cardinality(c.keys)) as keys,
                (array_agg(c.keys[1] order by c.keys[1]) filter (where c.implicit))[1] as lowest   -- they are in order
-        from syncagent.cut_keys c where c.node = p_node and c.relation = r.id and c.cut > p_after and c.cut <= p_upto
+        from syncagent.cut_keys c where c.node = p_node and c.cut > p_after and c.cut <= p_upto group by c.relation
     ) as k
+    join syncagent.replicated r on r.id = k.relation join pg_class t on t.oid = r.relation
+    -- a few rows of both kinds go together: two streams take longer than what is spared
+    cross join lateral (select p_plain and not (k.implicit and k.stamped and k.keys <= 1000) as plain) as p
     cross join lateral (values
-        ('keys', 'keys', p_plain and k.implicit and syncagent._relays(p_node)),
-        ('plain', 'plain', p_plain and k.implicit), ('exact', 'exact', p_plain and k.stamped),
-        ('exact', 'whole', not p_plain and (k.implicit or k.stamped)),
-        ('aliases', null, exists (select from syncagent.alias a where a.relation = r.id and a.node = p_node and a.cut > p_after and a.cut <= p_upto))) as f (form, function, wanted)
+        ('keys', 'keys', p.plain and k.implicit and syncagent._relays(p_node)),
+        ('plain', 'plain', p.plain and k.implicit), ('exact', 'exact', p.plain and k.stamped),
+        ('exact', 'whole', not p.plain and (k.implicit or k.stamped))) as f (form, function, wanted)
     where f.wanted
     order by r.id, f.form desc)
+    union all
+    (select r.schema_name, r.table_name, 'aliases', r.columns, r.relation::text, a.keys, null,
+            format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
+    from (select a.relation, count(*) as keys from syncagent.alias a where a.node = p_node and a.cut > p_after and a.cut <= p_upto group by a.relation) as a
+    join syncagent.replicated r on r.id = a.relation join pg_class t on t.oid = r.relation
+    order by r.id)
     union all
     select 'syncagent', 'conflict_step', 'conflicts', '{}', 'syncagent.conflict_step', c.steps, null,
            format('select * from syncagent._told_conflicts(%s, %s, %s)', p_node, p_after, p_upto)

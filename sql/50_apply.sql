@@ -50,6 +50,25 @@ end
 $$;
 comment on function syncagent._stage is 'make the staging table of a stream, emptied if fresh; its name, its columns in the order of the stream, the table, and whether no column is lacking';
 
+create function syncagent._stage_all(p_streams jsonb)
+    returns table (relation integer, stage text, stage_columns text[], schema_name name, table_name name, whole boolean)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    r record;
+begin
+    perform syncagent._empty('pg_temp.stage_keys'), syncagent._empty('pg_temp.stage_aliases'), syncagent._empty('pg_temp.stage_conflicts');
+    for r in
+        select s.* from rows from (jsonb_to_recordset(p_streams) as (schema name, name name, form text, columns name[], fresh boolean)) with ordinality
+            as s (schema, name, form, columns, fresh, n) order by s.n
+    loop
+        return query select s.* from syncagent._stage(r.schema, r.name, r.form, r.columns, r.fresh) as s;
+    end loop;
+end
+$$;
+comment on function syncagent._stage_all is 'the same for the streams of a batch, in their order; what comes beside the rows has an empty place, too';
+
 create function syncagent._may_copy(p_relation integer, p_lowest uuid) returns boolean
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -59,7 +78,10 @@ declare
     v_free boolean;
 begin
     execute format('select not exists (select from syncagent.version_%s)', p_relation) into v_free;
-    return v_free and not exists (select from syncagent.stride x where x.relation = p_relation)
+    if not v_free then
+        return false;
+    end if;
+    return not exists (select from syncagent.stride x where x.relation = p_relation)
         and not (select syncagent._deferrable(r.relation) from syncagent.replicated r where r.id = p_relation)
         and not exists (   -- whom one of them refers to may have been merged away
             select from syncagent.replicated r join pg_constraint f on f.conrelid = r.relation and f.contype = 'f'
@@ -101,13 +123,20 @@ end
 $$;
 comment on function syncagent._tie is 'next of a knot comes this part, the state of a site that had seen this';
 
-create function syncagent._apply_begin(p_origin integer, p_contexts jsonb, p_newest bigint, p_after bigint) returns boolean
+create function syncagent._apply_begin(p_origin integer, p_contexts jsonb, p_newest bigint, p_after bigint, p_rows bigint, p_epoch bigint,
+                                       p_relations integer[], p_lowest uuid[])
+    returns table (recorded boolean, copied boolean[])
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_cut bigint;
 begin
+    lock table syncagent.merge_lock in exclusive mode;
+    perform syncagent._plan_for(null, p_rows);
+    if p_epoch <> (select s.schema_epoch from syncagent.local_site s) then
+        raise exception 'the schema was changed while the rows of this batch were staged' using errcode = 'SA101';
+    end if;
     select cut into v_cut from syncagent.frontier where node = p_origin;
     if coalesce(v_cut, 0) <> p_after then
         raise exception 'the frontier of node % is at cut %, the batch starts after cut %', p_origin, coalesce(v_cut, 0), p_after
@@ -115,10 +144,11 @@ begin
     end if;
     perform syncagent._lift(p_newest);
     perform syncagent._foretell(p_origin, p_contexts, p_newest);
-    return syncagent._relays(p_origin);
+    return query select syncagent._relays(p_origin),
+        array(select syncagent._may_copy(u.id, u.lowest) from unnest(p_relations, p_lowest) with ordinality as u (id, lowest, n) order by u.n);
 end
 $$;
-comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known; whether its keys are to be recorded';
+comment on function syncagent._apply_begin is 'first step of a merge: alone, right place, clock lifted, contexts known; whether its keys are to be recorded, and plain rows of which of these tables can go straight into them';
 
 create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint, p_needed bigint, p_recorded boolean) returns void
     language plpgsql volatile
@@ -168,7 +198,9 @@ begin
         perform syncagent._take_conflicts(p_origin);   -- before this site notices them itself
     end if;
     foreach v_id in array p_relations loop
-        perform syncagent._empty('pg_temp.verdict');
+        if not syncagent._emptied('pg_temp.verdict') then
+            delete from pg_temp.verdict;
+        end if;
         if p_locked then
             execute format('select syncagent.lock_%s()', v_id);
         end if;
@@ -236,148 +268,6 @@ end
 $$;
 comment on function syncagent._told is 'per node, the last cut that the origin had applied when it made the first cut of the batch being merged';
 
-create function syncagent._await_refused(p_relations integer[], p_milliseconds integer) returns boolean
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_waited boolean := false;
-    v_id     integer;
-begin
-    foreach v_id in array p_relations loop
-        execute format('select syncagent.await_%s($1)', v_id) into v_waited using p_milliseconds;
-        exit when v_waited;
-    end loop;
-    return v_waited;
-end
-$$;
-comment on function syncagent._await_refused is 'wait for one row that others hold, holding nothing else; the first step of a merge that was refused twice';
-
--- Rows of which some are always in somebody's hands are never to be had all at once, one by one. In front of the table they are: who has
--- begun to write there comes to his end, for he waits for nobody who waits here, and who comes then waits for as long as the merge takes.
--- Whose row does not come free by itself would only keep all others out: such a row is waited for, and its table is not.
-create function syncagent._lock_tables(p_relations integer[], p_milliseconds integer) returns table (relation integer)
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_name text;
-begin
-    perform set_config('lock_timeout', p_milliseconds::text, true);
-    for relation, v_name in
-        select t.id, format('%I.%I', n.nspname, c.relname)
-        from syncagent.replicated t join pg_class c on c.oid = t.relation join pg_namespace n on n.oid = c.relnamespace
-        where t.id = any (p_relations) order by t.id
-    loop
-        execute format('lock table %s in exclusive mode', v_name);
-        -- who wants the first by now may hold the next: all others together are waited for much shorter than until he looks for a deadlock
-        perform set_config('lock_timeout', greatest(10, least(p_milliseconds, 300) / cardinality(p_relations))::text, true);
-        return next;
-    end loop;
-end
-$$;
-comment on function syncagent._lock_tables is 'wait until nobody writes these tables, holding nothing else; the first step of a merge for which that was needed lately';
-
-create function syncagent._not_free(p_relations integer[]) returns setof integer
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_refused uuid;
-    v_id      integer;
-begin
-    foreach v_id in array p_relations loop
-        execute format('select syncagent.refused_%s()', v_id) into v_refused;
-        if v_refused is not null then
-            return next v_id;
-        end if;
-    end loop;
-end
-$$;
-comment on function syncagent._not_free is 'those of these tables of which a row of the batch is held by others';
-
-create function syncagent._in_turn(p_relations integer[], p_milliseconds integer) returns setof integer
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_found boolean;
-    v_id    integer;
-begin
-    foreach v_id in array p_relations loop
-        execute format('select syncagent.in_turn_%s($1)', v_id) into v_found using p_milliseconds;
-        if v_found then
-            return next v_id;
-        end if;
-    end loop;
-end
-$$;
-comment on function syncagent._in_turn is 'those of these tables of which a row of the batch is held, and within so long comes free, or was written: all of them may be had by who waits for the table. Nobody waits for who only looks';
-
--- Rows that do not come with the batch, but must be written because of it (they yield, follow, or go): nobody sees beforehand which
--- they are, so a refusal says it.
-create function syncagent._contend(p_tokens jsonb, p_keys uuid[]) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_here uuid[];
-    v_free uuid[];
-begin
-    execute syncagent._render('select array(select {key} from {table} t where {key} = any ($1))', p_tokens) into v_here using p_keys;
-    execute syncagent._render('select array(select k.key from (select {key} as key from {table} t where {key} = any ($1) for update of t skip locked) as k)', p_tokens)
-        into v_free using p_keys;
-    raise exception 'a row of % that is to be written with the batch is written by others', p_tokens ->> 'title' using errcode = 'SA101', table = p_tokens ->> 'id',
-        detail = coalesce((select k from unnest(v_here) as k order by k = any (v_free), k limit 1)::text, '');
-end
-$$;
-comment on function syncagent._contend is 'say that others are at one of these rows, and which one';
-
-create function syncagent._hold(p_tokens jsonb, p_rows text, p_lock text) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_keys uuid[];
-begin
-    execute syncagent._render(format('select from %s order by {key} for %s of t', p_rows, p_lock), p_tokens);
-exception when lock_not_available then
-    execute syncagent._render(format('select array(select {key} from %s)', p_rows), p_tokens) into v_keys;
-    perform syncagent._contend(p_tokens, v_keys);
-end
-$$;
-comment on function syncagent._hold is 'lock rows that are to be written: from here on they stay where they are';
-
-create function syncagent._change(p_tokens jsonb, p_statement text, p_keys uuid[]) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_count bigint;
-begin
-    execute syncagent._render(p_statement, p_tokens) using p_keys;
-    get diagnostics v_count = row_count;
-    if v_count < cardinality(p_keys) then
-        perform syncagent._contend(p_tokens, p_keys);
-    end if;
-exception when lock_not_available then
-    perform syncagent._contend(p_tokens, p_keys);
-end
-$$;
-comment on function syncagent._change is 'a statement that writes these rows, all of them, as they were found';
-
-create function syncagent._await_row(p_relation integer, p_key uuid, p_milliseconds integer) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-begin
-    perform set_config('lock_timeout', p_milliseconds::text, true);
-    execute (select syncagent._render('select from {table} t where {key} = $1 for update of t', syncagent._tokens(r.id))
-             from syncagent.replicated r where r.id = p_relation) using p_key;
-end
-$$;
-comment on function syncagent._await_row is 'wait for the row that a merge was refused for, holding nothing else';
-
 create function syncagent._apply_template() returns text
     language sql immutable
     as $template$ select $sql$
@@ -389,8 +279,8 @@ create function syncagent.stage_{id}() returns void
 begin
     if to_regclass('pg_temp.stage_{id}') is null then
         create temp table stage_{id} (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {stage_columns});
-    else
-        perform syncagent._empty('pg_temp.stage_{id}');
+    elsif not syncagent._emptied('pg_temp.stage_{id}') then
+        delete from pg_temp.stage_{id};
     end if;
 end
 $$;
@@ -428,6 +318,20 @@ begin
        and not exists (select from syncagent._told(p_origin) t join syncagent.cut_keys k on k.node = t.node and k.cut > t.cut
                        where k.relation = {id} and k.implicit)
        and not exists (select from {stage} s where s._stamp is null or s._stamp <= syncagent._implicit(s._key)) then
+        return 0;
+    end if;
+    -- Whether a few rows meet anything takes a fifth of comparing them.
+    if (select count(*) from (select from {stage} s limit 1001) as few) <= 1000
+       and not exists (
+            select from {stage} s left join syncagent.version_{id} v on v.key = s._key
+            left join {table} t on {t_eq_s} and (s._stamp is null or s._stamp <= syncagent._implicit(s._key))
+            where v.key is not null or t.ctid is not null)
+       and not exists (
+            select from syncagent.log l cross join lateral unnest(l.keys) as k (key) join {stage} s on s._key = k.key
+            where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)))
+       and not exists (
+            select from syncagent._told(p_origin) t join syncagent.cut_keys c on c.node = t.node and c.cut > t.cut
+            cross join lateral unnest(c.keys) as k (key) join {stage} s on s._key = k.key where c.relation = {id} and c.implicit) then
         return 0;
     end if;
     with unfolded as materialized (
@@ -681,6 +585,7 @@ declare
     v_plain   bigint;
     v_rows    bigint := 0;
     v_taken   bigint := 0;
+    v_judged  boolean := exists (select from pg_temp.verdict);   -- most batches meet nothing
     v_horizon uuid := (select syncagent._first_key(f.horizon * syncagent._width(f.bucket, true), true) from syncagent.forest f where f.relation = {id});
 begin
     {lift}
@@ -700,8 +605,8 @@ begin
         {update}
         v_taken := v_taken + v_rows;
     end if;
-    if v_rows < v_staged - v_deleted - (
-            select count(*) from pg_temp.verdict d join {stage} s on s._key = d.key where d.loses and s._deleted is not true) then
+    if v_rows < v_staged - v_deleted - (case when not v_judged then 0 else (
+            select count(*) from pg_temp.verdict d join {stage} s on s._key = d.key where d.loses and s._deleted is not true) end) then
         insert into {table} ({columns}) overriding system value
         select {s_columns} from {stage} s left join {table} t on {t_eq_s}
         where s._deleted is not true and {t_absent}
@@ -738,13 +643,6 @@ begin
         group by m.chunk;
     end if;
 
-    -- The fold must find what was decided: that an unfolded write won by its logged stamp, or lost to an implicit row.
-    insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
-    select d.key, greatest(d.mine, d.incoming), case when d.loses then d.my_node else p_origin end,
-           case when d.loses then null else s._cut end, d.loses and d.absent {s_key_columns}
-    from pg_temp.verdict d join {stage} s on s._key = d.key
-    where d.trace;
-
     -- Forgotten is what was replaced, what was written at last, and what a retry found superseded, and recorded.
     if exists (select from syncagent.parked_row p where p.relation = {id}) then
         delete from syncagent.parked_row p using {stage} s
@@ -752,15 +650,23 @@ begin
           and not exists (
             select from pg_temp.verdict d where d.key = s._key and d.loses and (d.kind <> 'parked' or d.reason is not null));
     end if;
-    insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, registers, shown, sqlstate, reason)
-    select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), {version_node}, coalesce({version_cut}, 0),
-           (select (x.*)::text from (select {stage_as_table}) as x), {parked_registers}, (select to_jsonb(x.*) from (select {stage_as_table}) as x),
-           d.sqlstate, d.reason
-    from pg_temp.verdict d join {stage} s on s._key = d.key
-    where d.reason is not null and d.kind = 'parked'
-    on conflict (relation, key) do update
-        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, registers = excluded.registers, shown = excluded.shown,
-            sqlstate = excluded.sqlstate, reason = excluded.reason;
+    if v_judged then
+        -- The fold must find what was decided: that an unfolded write won by its logged stamp, or lost to an implicit row.
+        insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
+        select d.key, greatest(d.mine, d.incoming), case when d.loses then d.my_node else p_origin end,
+               case when d.loses then null else s._cut end, d.loses and d.absent {s_key_columns}
+        from pg_temp.verdict d join {stage} s on s._key = d.key
+        where d.trace;
+        insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, registers, shown, sqlstate, reason)
+        select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), {version_node}, coalesce({version_cut}, 0),
+               (select (x.*)::text from (select {stage_as_table}) as x), {parked_registers}, (select to_jsonb(x.*) from (select {stage_as_table}) as x),
+               d.sqlstate, d.reason
+        from pg_temp.verdict d join {stage} s on s._key = d.key
+        where d.reason is not null and d.kind = 'parked'
+        on conflict (relation, key) do update
+            set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, registers = excluded.registers, shown = excluded.shown,
+                sqlstate = excluded.sqlstate, reason = excluded.reason;
+    end if;
     return v_taken;
 end
 $$;

@@ -179,6 +179,9 @@ create function syncagent._fits(p_table syncagent.replicated, p_columns name[]) 
     set search_path = pg_catalog, pg_temp
     as $$
 begin
+    if p_columns = p_table.columns then
+        return true;
+    end if;
     return p_columns <@ p_table.columns
         and not exists (select from unnest(p_table.columns) as u (name) where u.name <> all (p_columns) and not p_table.fills ? u.name::text);
 end
@@ -201,8 +204,13 @@ begin
                               where a.attrelid = to_regclass(format('syncagent.row_%s', p_table.id)) and a.attnum > 0)
             or (p_table.strategy <> 'lww') <> exists (select from pg_attribute a where a.attrelid = v_stage and a.attname = '_registers')) then
         execute format('drop table pg_temp.stage_%s', p_table.id);
+        v_stage := null;
     end if;
-    execute format('select syncagent.stage_%s()', p_table.id);
+    if v_stage is null then
+        execute format('select syncagent.stage_%s()', p_table.id);
+    else
+        perform syncagent._empty(v_stage);
+    end if;
     if p_table.fills = '{}' then
         return;
     end if;

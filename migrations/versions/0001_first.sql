@@ -1,4 +1,4 @@
--- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 31_triggers.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 48_shape.sql, 50_apply.sql, 51_references.sql, 52_columns.sql, 52_functions.sql, 52_merge.sql, 53_aliases.sql, 53_constraints.sql, 54_history.sql, 54_resolve.sql, 54_siblings.sql, 55_copy.sql, 56_schema_changes.sql, 56_strategies.sql, 56_versions.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
+-- Made by `python -m tests.support.freeze` of 10_schema.sql, 15_catalog.sql, 20_clock.sql, 30_capture.sql, 31_triggers.sql, 35_numbers.sql, 40_cut.sql, 45_fingerprint.sql, 48_shape.sql, 50_apply.sql, 50_waiting.sql, 51_references.sql, 52_columns.sql, 52_functions.sql, 52_merge.sql, 53_aliases.sql, 53_constraints.sql, 54_history.sql, 54_resolve.sql, 54_siblings.sql, 55_copy.sql, 56_schema_changes.sql, 56_strategies.sql, 56_versions.sql, 57_return.sql, 58_forest.sql, 59_repair.sql, 60_inspect.sql. Frozen once released.
 
 -- syncagent: the SQL side of one site.
 --
@@ -1460,9 +1460,12 @@ create function syncagent._last_cut(out number bigint, out id uuid, out taken pg
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    select c.number, c.id, c.taken into number, id, taken from syncagent.cut c order by c.number desc limit 1;
-    xmax := coalesce(pg_snapshot_xmax(taken), '0'::xid8);
-    xip := array(select pg_snapshot_xip(taken));
+    select c.number, c.id, c.taken, pg_snapshot_xmax(c.taken), array(select pg_snapshot_xip(c.taken)) into number, id, taken, xmax, xip
+    from syncagent.cut c order by c.number desc limit 1;
+    if not found then
+        xmax := '0';
+        xip := '{}';
+    end if;
 end
 $$;
 comment on function syncagent._last_cut is 'the newest cut, and the bounds that tell its unfolded log entries: xid >= xmax or xid in xip';
@@ -1531,15 +1534,28 @@ end
 $$;
 comment on function syncagent._prepare_session is 'work tables of one session of the agent';
 
+create function syncagent._emptied(p_table regclass) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_size bigint := pg_relation_size(p_table);
+begin
+    -- a truncation makes every plan of the table anew; a small table is cheaper to delete from
+    if v_size > 1048576 then
+        execute format('truncate %s', p_table);
+    end if;
+    return v_size = 0 or v_size > 1048576;
+end
+$$;
+comment on function syncagent._emptied is 'empty a work table that is large; false: it is small, and to be deleted from by who calls, for whose plan is kept';
+
 create function syncagent._empty(p_table regclass) returns void
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 begin
-    -- a truncation makes every plan of the table anew; a small table is cheaper to delete from
-    if pg_relation_size(p_table) > 1048576 then
-        execute format('truncate %s', p_table);
-    elsif pg_relation_size(p_table) > 0 then
+    if not syncagent._emptied(p_table) then
         execute format('delete from %s', p_table);
     end if;
 end
@@ -1592,7 +1608,7 @@ $$;
 comment on function syncagent._lock_statement is 'LOCK TABLE for all attached tables, or for one; null if there are none';
 
 create function syncagent._fold(p_force boolean)
-    returns table (number bigint, id uuid, rows bigint, settle bigint, told boolean)
+    returns table (number bigint, id uuid, rows bigint, settle bigint, told boolean, newest bigint, context jsonb)
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
@@ -1611,7 +1627,9 @@ declare
     r        record;
 begin
     select * into strict v_site from syncagent.local_site;
-    perform syncagent._empty('pg_temp.window_entry');
+    if not syncagent._emptied('pg_temp.window_entry') then
+        delete from pg_temp.window_entry;
+    end if;
     insert into pg_temp.window_entry
     select l.relation, l.xid, l.op, l.hlc, max(l.hlc) over (partition by l.xid), l.keys, l.odd, l.columns, l.deltas
     from syncagent.log l
@@ -1626,12 +1644,15 @@ begin
     end if;
 
     for r in
-        select t.id, t.relation, t.collected from syncagent.replicated t join pg_class c on c.oid = t.relation
-        where t.id in (select w.relation from pg_temp.window_entry w) order by t.id
+        select t.id, t.relation, t.collected, w.keys
+        from (select w.relation, sum(cardinality(w.keys)) as keys from pg_temp.window_entry w group by w.relation) as w
+        join syncagent.replicated t on t.id = w.relation
+        where exists (select from pg_class c where c.oid = t.relation) order by t.id
     loop
-        perform syncagent._empty('pg_temp.folded');
-        perform syncagent._plan_for(r.relation, (
-            select sum(cardinality(w.keys)) from pg_temp.window_entry w where w.relation = r.id));
+        if not syncagent._emptied('pg_temp.folded') then
+            delete from pg_temp.folded;
+        end if;
+        perform syncagent._plan_for(r.relation, r.keys);
         execute format('select syncagent.fold_%s($1, $2, $3, $4)', r.id)
             into v_count using v_number, v_site.node, v_site.tail, r.collected;
         v_rows := v_rows + v_count;
@@ -1643,16 +1664,17 @@ begin
 
     perform syncagent._plan_for(null, v_rows);
     select coalesce(max(w.hlc), 0) into v_newest from pg_temp.window_entry w;
-    insert into syncagent.frontier as f (node, cut, cut_id, needed) values (v_site.node, v_number, v_id, v_needed)
-        on conflict (node) do update set cut = excluded.cut, cut_id = excluded.cut_id, needed = greatest(f.needed, excluded.needed), applied_at = excluded.applied_at;
-    select jsonb_object_agg(f.node, f.cut) into v_context from syncagent.frontier f;
-    update syncagent.frontier f set context = v_context where f.node = v_site.node;
+    select coalesce(jsonb_object_agg(f.node, f.cut), '{}') || jsonb_build_object(v_site.node, v_number)
+    into v_context from syncagent.frontier f where f.node <> v_site.node;
+    insert into syncagent.frontier as f (node, cut, cut_id, context, needed) values (v_site.node, v_number, v_id, v_context, v_needed)
+        on conflict (node) do update
+        set cut = excluded.cut, cut_id = excluded.cut_id, context = excluded.context, needed = greatest(f.needed, excluded.needed), applied_at = excluded.applied_at;
     insert into syncagent.context (node, cut, context, newest) values (v_site.node, v_number, v_context, v_newest);
     insert into syncagent.cut (number, id, previous, taken, rows)
         values (v_number, v_id, v_last.id, pg_current_snapshot(), v_rows);
     update syncagent.alias a set cut = v_number where a.cut is null;   -- the deletes that they go with are in this cut
     update syncagent.conflict_step c set cut = v_number where c.node = v_site.node and c.cut is null;
-    return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling), v_told;
+    return query select v_number, v_id, v_rows, (select count(*) from syncagent.settling), v_told, v_newest, v_context;
 end
 $$;
 comment on function syncagent._fold is 'make a cut in the current snapshot; no row if nothing was written, nothing is to be told of conflicts, and it is not forced';
@@ -1695,7 +1717,7 @@ begin
         analyze pg_temp.folded;
     end if;
 
-    if v_entries then
+    if v_entries and exists (select from pg_temp.folded f join syncagent.version_{id} v on v.key = f.key and v.deleted) then
         -- An insert that ran while a tombstone of its key was applied: neither had seen the other.
         insert into syncagent.conflict_record (id, schema_name, table_name, key, key_text, kind, strategy,
             winning_stamp, losing_stamp, winning_node, losing_node, winning_image, losing_image)
@@ -1722,8 +1744,10 @@ begin
         join syncagent.version_{id} v on v.key = f.key and v.deleted and v.stamp > syncagent._stamp(f.hlc, p_tail)
         join {table} t on {t_eq_v}
         on conflict do nothing;
+    end if;
 
-        -- An absence that no delete explains is a loss, not a write. (Two statements cost half of ON CONFLICT.)
+    -- An absence that no delete explains is a loss, not a write. (Two statements cost half of ON CONFLICT.)
+    if v_entries then
 $sql$ || case when p_columns then $sql$
         update syncagent.version_{id} v
         set stamp = n.stamp, node = n.node, cut = n.cut, deleted = n.deleted, registers = n.registers
@@ -1911,24 +1935,30 @@ create function syncagent._shipment(p_node integer, p_after bigint, p_upto bigin
 begin
     return query
     (select r.schema_name, r.table_name, f.form, r.columns, r.relation::text, k.keys, case f.form when 'plain' then k.lowest end,
-           case f.form when 'aliases'
-                then format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
-                else format('select * from syncagent.ship_%s_%s(%s, %s, %s)', case when k.keys > 1000 then f.function else 'few_' || f.function end, r.id, p_after, p_upto, p_node) end
-    from syncagent.replicated r join pg_class t on t.oid = r.relation
-    cross join lateral (
-        select count(*) filter (where c.implicit) > 0 as implicit,
+            format('select * from syncagent.ship_%s_%s(%s, %s, %s)', case when k.keys > 1000 then f.function else 'few_' || f.function end, r.id, p_after, p_upto, p_node)
+    from (
+        select c.relation,
+               count(*) filter (where c.implicit) > 0 as implicit,
                count(*) filter (where not c.implicit or p_node <> (select node from syncagent.local_site)) > 0 as stamped,
                sum(cardinality(c.keys)) as keys,
                (array_agg(c.keys[1] order by c.keys[1]) filter (where c.implicit))[1] as lowest   -- they are in order
-        from syncagent.cut_keys c where c.node = p_node and c.relation = r.id and c.cut > p_after and c.cut <= p_upto
+        from syncagent.cut_keys c where c.node = p_node and c.cut > p_after and c.cut <= p_upto group by c.relation
     ) as k
+    join syncagent.replicated r on r.id = k.relation join pg_class t on t.oid = r.relation
+    -- a few rows of both kinds go together: two streams take longer than what is spared
+    cross join lateral (select p_plain and not (k.implicit and k.stamped and k.keys <= 1000) as plain) as p
     cross join lateral (values
-        ('keys', 'keys', p_plain and k.implicit and syncagent._relays(p_node)),
-        ('plain', 'plain', p_plain and k.implicit), ('exact', 'exact', p_plain and k.stamped),
-        ('exact', 'whole', not p_plain and (k.implicit or k.stamped)),
-        ('aliases', null, exists (select from syncagent.alias a where a.relation = r.id and a.node = p_node and a.cut > p_after and a.cut <= p_upto))) as f (form, function, wanted)
+        ('keys', 'keys', p.plain and k.implicit and syncagent._relays(p_node)),
+        ('plain', 'plain', p.plain and k.implicit), ('exact', 'exact', p.plain and k.stamped),
+        ('exact', 'whole', not p.plain and (k.implicit or k.stamped))) as f (form, function, wanted)
     where f.wanted
     order by r.id, f.form desc)
+    union all
+    (select r.schema_name, r.table_name, 'aliases', r.columns, r.relation::text, a.keys, null,
+            format('select a.cut, a.loser, a.winner from syncagent.alias a where a.relation = %s and a.node = %s and a.cut > %s and a.cut <= %s', r.id, p_node, p_after, p_upto)
+    from (select a.relation, count(*) as keys from syncagent.alias a where a.node = p_node and a.cut > p_after and a.cut <= p_upto group by a.relation) as a
+    join syncagent.replicated r on r.id = a.relation join pg_class t on t.oid = r.relation
+    order by r.id)
     union all
     select 'syncagent', 'conflict_step', 'conflicts', '{}', 'syncagent.conflict_step', c.steps, null,
            format('select * from syncagent._told_conflicts(%s, %s, %s)', p_node, p_after, p_upto)
@@ -2791,6 +2821,25 @@ end
 $$;
 comment on function syncagent._stage is 'make the staging table of a stream, emptied if fresh; its name, its columns in the order of the stream, the table, and whether no column is lacking';
 
+create function syncagent._stage_all(p_streams jsonb)
+    returns table (relation integer, stage text, stage_columns text[], schema_name name, table_name name, whole boolean)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    r record;
+begin
+    perform syncagent._empty('pg_temp.stage_keys'), syncagent._empty('pg_temp.stage_aliases'), syncagent._empty('pg_temp.stage_conflicts');
+    for r in
+        select s.* from rows from (jsonb_to_recordset(p_streams) as (schema name, name name, form text, columns name[], fresh boolean)) with ordinality
+            as s (schema, name, form, columns, fresh, n) order by s.n
+    loop
+        return query select s.* from syncagent._stage(r.schema, r.name, r.form, r.columns, r.fresh) as s;
+    end loop;
+end
+$$;
+comment on function syncagent._stage_all is 'the same for the streams of a batch, in their order; what comes beside the rows has an empty place, too';
+
 create function syncagent._may_copy(p_relation integer, p_lowest uuid) returns boolean
     language plpgsql stable
     set search_path = pg_catalog, pg_temp
@@ -2800,7 +2849,10 @@ declare
     v_free boolean;
 begin
     execute format('select not exists (select from syncagent.version_%s)', p_relation) into v_free;
-    return v_free and not exists (select from syncagent.stride x where x.relation = p_relation)
+    if not v_free then
+        return false;
+    end if;
+    return not exists (select from syncagent.stride x where x.relation = p_relation)
         and not (select syncagent._deferrable(r.relation) from syncagent.replicated r where r.id = p_relation)
         and not exists (   -- whom one of them refers to may have been merged away
             select from syncagent.replicated r join pg_constraint f on f.conrelid = r.relation and f.contype = 'f'
@@ -2842,13 +2894,20 @@ end
 $$;
 comment on function syncagent._tie is 'next of a knot comes this part, the state of a site that had seen this';
 
-create function syncagent._apply_begin(p_origin integer, p_contexts jsonb, p_newest bigint, p_after bigint) returns boolean
+create function syncagent._apply_begin(p_origin integer, p_contexts jsonb, p_newest bigint, p_after bigint, p_rows bigint, p_epoch bigint,
+                                       p_relations integer[], p_lowest uuid[])
+    returns table (recorded boolean, copied boolean[])
     language plpgsql volatile
     set search_path = pg_catalog, pg_temp
     as $$
 declare
     v_cut bigint;
 begin
+    lock table syncagent.merge_lock in exclusive mode;
+    perform syncagent._plan_for(null, p_rows);
+    if p_epoch <> (select s.schema_epoch from syncagent.local_site s) then
+        raise exception 'the schema was changed while the rows of this batch were staged' using errcode = 'SA101';
+    end if;
     select cut into v_cut from syncagent.frontier where node = p_origin;
     if coalesce(v_cut, 0) <> p_after then
         raise exception 'the frontier of node % is at cut %, the batch starts after cut %', p_origin, coalesce(v_cut, 0), p_after
@@ -2856,10 +2915,11 @@ begin
     end if;
     perform syncagent._lift(p_newest);
     perform syncagent._foretell(p_origin, p_contexts, p_newest);
-    return syncagent._relays(p_origin);
+    return query select syncagent._relays(p_origin),
+        array(select syncagent._may_copy(u.id, u.lowest) from unnest(p_relations, p_lowest) with ordinality as u (id, lowest, n) order by u.n);
 end
 $$;
-comment on function syncagent._apply_begin is 'first step of a merge: right place, clock lifted, contexts known; whether its keys are to be recorded';
+comment on function syncagent._apply_begin is 'first step of a merge: alone, right place, clock lifted, contexts known; whether its keys are to be recorded, and plain rows of which of these tables can go straight into them';
 
 create function syncagent._apply_end(p_origin integer, p_after bigint, p_upto bigint, p_upto_id uuid, p_newest bigint, p_needed bigint, p_recorded boolean) returns void
     language plpgsql volatile
@@ -2909,7 +2969,9 @@ begin
         perform syncagent._take_conflicts(p_origin);   -- before this site notices them itself
     end if;
     foreach v_id in array p_relations loop
-        perform syncagent._empty('pg_temp.verdict');
+        if not syncagent._emptied('pg_temp.verdict') then
+            delete from pg_temp.verdict;
+        end if;
         if p_locked then
             execute format('select syncagent.lock_%s()', v_id);
         end if;
@@ -2977,148 +3039,6 @@ end
 $$;
 comment on function syncagent._told is 'per node, the last cut that the origin had applied when it made the first cut of the batch being merged';
 
-create function syncagent._await_refused(p_relations integer[], p_milliseconds integer) returns boolean
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_waited boolean := false;
-    v_id     integer;
-begin
-    foreach v_id in array p_relations loop
-        execute format('select syncagent.await_%s($1)', v_id) into v_waited using p_milliseconds;
-        exit when v_waited;
-    end loop;
-    return v_waited;
-end
-$$;
-comment on function syncagent._await_refused is 'wait for one row that others hold, holding nothing else; the first step of a merge that was refused twice';
-
--- Rows of which some are always in somebody's hands are never to be had all at once, one by one. In front of the table they are: who has
--- begun to write there comes to his end, for he waits for nobody who waits here, and who comes then waits for as long as the merge takes.
--- Whose row does not come free by itself would only keep all others out: such a row is waited for, and its table is not.
-create function syncagent._lock_tables(p_relations integer[], p_milliseconds integer) returns table (relation integer)
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_name text;
-begin
-    perform set_config('lock_timeout', p_milliseconds::text, true);
-    for relation, v_name in
-        select t.id, format('%I.%I', n.nspname, c.relname)
-        from syncagent.replicated t join pg_class c on c.oid = t.relation join pg_namespace n on n.oid = c.relnamespace
-        where t.id = any (p_relations) order by t.id
-    loop
-        execute format('lock table %s in exclusive mode', v_name);
-        -- who wants the first by now may hold the next: all others together are waited for much shorter than until he looks for a deadlock
-        perform set_config('lock_timeout', greatest(10, least(p_milliseconds, 300) / cardinality(p_relations))::text, true);
-        return next;
-    end loop;
-end
-$$;
-comment on function syncagent._lock_tables is 'wait until nobody writes these tables, holding nothing else; the first step of a merge for which that was needed lately';
-
-create function syncagent._not_free(p_relations integer[]) returns setof integer
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_refused uuid;
-    v_id      integer;
-begin
-    foreach v_id in array p_relations loop
-        execute format('select syncagent.refused_%s()', v_id) into v_refused;
-        if v_refused is not null then
-            return next v_id;
-        end if;
-    end loop;
-end
-$$;
-comment on function syncagent._not_free is 'those of these tables of which a row of the batch is held by others';
-
-create function syncagent._in_turn(p_relations integer[], p_milliseconds integer) returns setof integer
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_found boolean;
-    v_id    integer;
-begin
-    foreach v_id in array p_relations loop
-        execute format('select syncagent.in_turn_%s($1)', v_id) into v_found using p_milliseconds;
-        if v_found then
-            return next v_id;
-        end if;
-    end loop;
-end
-$$;
-comment on function syncagent._in_turn is 'those of these tables of which a row of the batch is held, and within so long comes free, or was written: all of them may be had by who waits for the table. Nobody waits for who only looks';
-
--- Rows that do not come with the batch, but must be written because of it (they yield, follow, or go): nobody sees beforehand which
--- they are, so a refusal says it.
-create function syncagent._contend(p_tokens jsonb, p_keys uuid[]) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_here uuid[];
-    v_free uuid[];
-begin
-    execute syncagent._render('select array(select {key} from {table} t where {key} = any ($1))', p_tokens) into v_here using p_keys;
-    execute syncagent._render('select array(select k.key from (select {key} as key from {table} t where {key} = any ($1) for update of t skip locked) as k)', p_tokens)
-        into v_free using p_keys;
-    raise exception 'a row of % that is to be written with the batch is written by others', p_tokens ->> 'title' using errcode = 'SA101', table = p_tokens ->> 'id',
-        detail = coalesce((select k from unnest(v_here) as k order by k = any (v_free), k limit 1)::text, '');
-end
-$$;
-comment on function syncagent._contend is 'say that others are at one of these rows, and which one';
-
-create function syncagent._hold(p_tokens jsonb, p_rows text, p_lock text) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_keys uuid[];
-begin
-    execute syncagent._render(format('select from %s order by {key} for %s of t', p_rows, p_lock), p_tokens);
-exception when lock_not_available then
-    execute syncagent._render(format('select array(select {key} from %s)', p_rows), p_tokens) into v_keys;
-    perform syncagent._contend(p_tokens, v_keys);
-end
-$$;
-comment on function syncagent._hold is 'lock rows that are to be written: from here on they stay where they are';
-
-create function syncagent._change(p_tokens jsonb, p_statement text, p_keys uuid[]) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-declare
-    v_count bigint;
-begin
-    execute syncagent._render(p_statement, p_tokens) using p_keys;
-    get diagnostics v_count = row_count;
-    if v_count < cardinality(p_keys) then
-        perform syncagent._contend(p_tokens, p_keys);
-    end if;
-exception when lock_not_available then
-    perform syncagent._contend(p_tokens, p_keys);
-end
-$$;
-comment on function syncagent._change is 'a statement that writes these rows, all of them, as they were found';
-
-create function syncagent._await_row(p_relation integer, p_key uuid, p_milliseconds integer) returns void
-    language plpgsql volatile
-    set search_path = pg_catalog, pg_temp
-    as $$
-begin
-    perform set_config('lock_timeout', p_milliseconds::text, true);
-    execute (select syncagent._render('select from {table} t where {key} = $1 for update of t', syncagent._tokens(r.id))
-             from syncagent.replicated r where r.id = p_relation) using p_key;
-end
-$$;
-comment on function syncagent._await_row is 'wait for the row that a merge was refused for, holding nothing else';
-
 create function syncagent._apply_template() returns text
     language sql immutable
     as $template$ select $sql$
@@ -3130,8 +3050,8 @@ create function syncagent.stage_{id}() returns void
 begin
     if to_regclass('pg_temp.stage_{id}') is null then
         create temp table stage_{id} (_stamp uuid, _cut bigint, _deleted boolean {more_typed}, {stage_columns});
-    else
-        perform syncagent._empty('pg_temp.stage_{id}');
+    elsif not syncagent._emptied('pg_temp.stage_{id}') then
+        delete from pg_temp.stage_{id};
     end if;
 end
 $$;
@@ -3169,6 +3089,20 @@ begin
        and not exists (select from syncagent._told(p_origin) t join syncagent.cut_keys k on k.node = t.node and k.cut > t.cut
                        where k.relation = {id} and k.implicit)
        and not exists (select from {stage} s where s._stamp is null or s._stamp <= syncagent._implicit(s._key)) then
+        return 0;
+    end if;
+    -- Whether a few rows meet anything takes a fifth of comparing them.
+    if (select count(*) from (select from {stage} s limit 1001) as few) <= 1000
+       and not exists (
+            select from {stage} s left join syncagent.version_{id} v on v.key = s._key
+            left join {table} t on {t_eq_s} and (s._stamp is null or s._stamp <= syncagent._implicit(s._key))
+            where v.key is not null or t.ctid is not null)
+       and not exists (
+            select from syncagent.log l cross join lateral unnest(l.keys) as k (key) join {stage} s on s._key = k.key
+            where l.relation = {id} and (l.xid >= v_last.xmax or l.xid = any (v_last.xip)))
+       and not exists (
+            select from syncagent._told(p_origin) t join syncagent.cut_keys c on c.node = t.node and c.cut > t.cut
+            cross join lateral unnest(c.keys) as k (key) join {stage} s on s._key = k.key where c.relation = {id} and c.implicit) then
         return 0;
     end if;
     with unfolded as materialized (
@@ -3422,6 +3356,7 @@ declare
     v_plain   bigint;
     v_rows    bigint := 0;
     v_taken   bigint := 0;
+    v_judged  boolean := exists (select from pg_temp.verdict);   -- most batches meet nothing
     v_horizon uuid := (select syncagent._first_key(f.horizon * syncagent._width(f.bucket, true), true) from syncagent.forest f where f.relation = {id});
 begin
     {lift}
@@ -3441,8 +3376,8 @@ begin
         {update}
         v_taken := v_taken + v_rows;
     end if;
-    if v_rows < v_staged - v_deleted - (
-            select count(*) from pg_temp.verdict d join {stage} s on s._key = d.key where d.loses and s._deleted is not true) then
+    if v_rows < v_staged - v_deleted - (case when not v_judged then 0 else (
+            select count(*) from pg_temp.verdict d join {stage} s on s._key = d.key where d.loses and s._deleted is not true) end) then
         insert into {table} ({columns}) overriding system value
         select {s_columns} from {stage} s left join {table} t on {t_eq_s}
         where s._deleted is not true and {t_absent}
@@ -3479,13 +3414,6 @@ begin
         group by m.chunk;
     end if;
 
-    -- The fold must find what was decided: that an unfolded write won by its logged stamp, or lost to an implicit row.
-    insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
-    select d.key, greatest(d.mine, d.incoming), case when d.loses then d.my_node else p_origin end,
-           case when d.loses then null else s._cut end, d.loses and d.absent {s_key_columns}
-    from pg_temp.verdict d join {stage} s on s._key = d.key
-    where d.trace;
-
     -- Forgotten is what was replaced, what was written at last, and what a retry found superseded, and recorded.
     if exists (select from syncagent.parked_row p where p.relation = {id}) then
         delete from syncagent.parked_row p using {stage} s
@@ -3493,19 +3421,173 @@ begin
           and not exists (
             select from pg_temp.verdict d where d.key = s._key and d.loses and (d.kind <> 'parked' or d.reason is not null));
     end if;
-    insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, registers, shown, sqlstate, reason)
-    select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), {version_node}, coalesce({version_cut}, 0),
-           (select (x.*)::text from (select {stage_as_table}) as x), {parked_registers}, (select to_jsonb(x.*) from (select {stage_as_table}) as x),
-           d.sqlstate, d.reason
-    from pg_temp.verdict d join {stage} s on s._key = d.key
-    where d.reason is not null and d.kind = 'parked'
-    on conflict (relation, key) do update
-        set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, registers = excluded.registers, shown = excluded.shown,
-            sqlstate = excluded.sqlstate, reason = excluded.reason;
+    if v_judged then
+        -- The fold must find what was decided: that an unfolded write won by its logged stamp, or lost to an implicit row.
+        insert into syncagent.version_{id} (key, stamp, node, cut, deleted {version_key_columns})
+        select d.key, greatest(d.mine, d.incoming), case when d.loses then d.my_node else p_origin end,
+               case when d.loses then null else s._cut end, d.loses and d.absent {s_key_columns}
+        from pg_temp.verdict d join {stage} s on s._key = d.key
+        where d.trace;
+        insert into syncagent.parked_row as p (relation, key, stamp, node, cut, image, registers, shown, sqlstate, reason)
+        select {id}, s._key, coalesce(s._stamp, syncagent._implicit(s._key)), {version_node}, coalesce({version_cut}, 0),
+               (select (x.*)::text from (select {stage_as_table}) as x), {parked_registers}, (select to_jsonb(x.*) from (select {stage_as_table}) as x),
+               d.sqlstate, d.reason
+        from pg_temp.verdict d join {stage} s on s._key = d.key
+        where d.reason is not null and d.kind = 'parked'
+        on conflict (relation, key) do update
+            set stamp = excluded.stamp, node = excluded.node, cut = excluded.cut, image = excluded.image, registers = excluded.registers, shown = excluded.shown,
+                sqlstate = excluded.sqlstate, reason = excluded.reason;
+    end if;
     return v_taken;
 end
 $$;
 $sql$ $template$;
+
+-- How a merge waits for rows and tables that others hold: in front of them, holding nothing, and never for long.
+--
+-- Whoever waits for a row is waited for, so what is only to be known is looked at, and a refusal says which row it was.
+
+create function syncagent._await_refused(p_relations integer[], p_milliseconds integer) returns boolean
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_waited boolean := false;
+    v_id     integer;
+begin
+    foreach v_id in array p_relations loop
+        execute format('select syncagent.await_%s($1)', v_id) into v_waited using p_milliseconds;
+        exit when v_waited;
+    end loop;
+    return v_waited;
+end
+$$;
+comment on function syncagent._await_refused is 'wait for one row that others hold, holding nothing else; the first step of a merge that was refused twice';
+
+-- Rows of which some are always in somebody's hands are never to be had all at once, one by one. In front of the table they are: who has
+-- begun to write there comes to his end, for he waits for nobody who waits here, and who comes then waits for as long as the merge takes.
+-- Whose row does not come free by itself would only keep all others out: such a row is waited for, and its table is not.
+create function syncagent._lock_tables(p_relations integer[], p_milliseconds integer) returns table (relation integer)
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_name text;
+begin
+    perform set_config('lock_timeout', p_milliseconds::text, true);
+    for relation, v_name in
+        select t.id, format('%I.%I', n.nspname, c.relname)
+        from syncagent.replicated t join pg_class c on c.oid = t.relation join pg_namespace n on n.oid = c.relnamespace
+        where t.id = any (p_relations) order by t.id
+    loop
+        execute format('lock table %s in exclusive mode', v_name);
+        -- who wants the first by now may hold the next: all others together are waited for much shorter than until he looks for a deadlock
+        perform set_config('lock_timeout', greatest(10, least(p_milliseconds, 300) / cardinality(p_relations))::text, true);
+        return next;
+    end loop;
+end
+$$;
+comment on function syncagent._lock_tables is 'wait until nobody writes these tables, holding nothing else; the first step of a merge for which that was needed lately';
+
+create function syncagent._not_free(p_relations integer[]) returns setof integer
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_refused uuid;
+    v_id      integer;
+begin
+    foreach v_id in array p_relations loop
+        execute format('select syncagent.refused_%s()', v_id) into v_refused;
+        if v_refused is not null then
+            return next v_id;
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._not_free is 'those of these tables of which a row of the batch is held by others';
+
+create function syncagent._in_turn(p_relations integer[], p_milliseconds integer) returns setof integer
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_found boolean;
+    v_id    integer;
+begin
+    foreach v_id in array p_relations loop
+        execute format('select syncagent.in_turn_%s($1)', v_id) into v_found using p_milliseconds;
+        if v_found then
+            return next v_id;
+        end if;
+    end loop;
+end
+$$;
+comment on function syncagent._in_turn is 'those of these tables of which a row of the batch is held, and within so long comes free, or was written: all of them may be had by who waits for the table. Nobody waits for who only looks';
+
+-- Rows that do not come with the batch, but must be written because of it (they yield, follow, or go): nobody sees beforehand which
+-- they are, so a refusal says it.
+create function syncagent._contend(p_tokens jsonb, p_keys uuid[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_here uuid[];
+    v_free uuid[];
+begin
+    execute syncagent._render('select array(select {key} from {table} t where {key} = any ($1))', p_tokens) into v_here using p_keys;
+    execute syncagent._render('select array(select k.key from (select {key} as key from {table} t where {key} = any ($1) for update of t skip locked) as k)', p_tokens)
+        into v_free using p_keys;
+    raise exception 'a row of % that is to be written with the batch is written by others', p_tokens ->> 'title' using errcode = 'SA101', table = p_tokens ->> 'id',
+        detail = coalesce((select k from unnest(v_here) as k order by k = any (v_free), k limit 1)::text, '');
+end
+$$;
+comment on function syncagent._contend is 'say that others are at one of these rows, and which one';
+
+create function syncagent._hold(p_tokens jsonb, p_rows text, p_lock text) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_keys uuid[];
+begin
+    execute syncagent._render(format('select from %s order by {key} for %s of t', p_rows, p_lock), p_tokens);
+exception when lock_not_available then
+    execute syncagent._render(format('select array(select {key} from %s)', p_rows), p_tokens) into v_keys;
+    perform syncagent._contend(p_tokens, v_keys);
+end
+$$;
+comment on function syncagent._hold is 'lock rows that are to be written: from here on they stay where they are';
+
+create function syncagent._change(p_tokens jsonb, p_statement text, p_keys uuid[]) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+declare
+    v_count bigint;
+begin
+    execute syncagent._render(p_statement, p_tokens) using p_keys;
+    get diagnostics v_count = row_count;
+    if v_count < cardinality(p_keys) then
+        perform syncagent._contend(p_tokens, p_keys);
+    end if;
+exception when lock_not_available then
+    perform syncagent._contend(p_tokens, p_keys);
+end
+$$;
+comment on function syncagent._change is 'a statement that writes these rows, all of them, as they were found';
+
+create function syncagent._await_row(p_relation integer, p_key uuid, p_milliseconds integer) returns void
+    language plpgsql volatile
+    set search_path = pg_catalog, pg_temp
+    as $$
+begin
+    perform set_config('lock_timeout', p_milliseconds::text, true);
+    execute (select syncagent._render('select from {table} t where {key} = $1 for update of t', syncagent._tokens(r.id))
+             from syncagent.replicated r where r.id = p_relation) using p_key;
+end
+$$;
+comment on function syncagent._await_row is 'wait for the row that a merge was refused for, holding nothing else';
 
 -- What applying can run into: rows that refer to a row that another site has deleted.
 --
@@ -7649,6 +7731,9 @@ create function syncagent._fits(p_table syncagent.replicated, p_columns name[]) 
     set search_path = pg_catalog, pg_temp
     as $$
 begin
+    if p_columns = p_table.columns then
+        return true;
+    end if;
     return p_columns <@ p_table.columns
         and not exists (select from unnest(p_table.columns) as u (name) where u.name <> all (p_columns) and not p_table.fills ? u.name::text);
 end
@@ -7671,8 +7756,13 @@ begin
                               where a.attrelid = to_regclass(format('syncagent.row_%s', p_table.id)) and a.attnum > 0)
             or (p_table.strategy <> 'lww') <> exists (select from pg_attribute a where a.attrelid = v_stage and a.attname = '_registers')) then
         execute format('drop table pg_temp.stage_%s', p_table.id);
+        v_stage := null;
     end if;
-    execute format('select syncagent.stage_%s()', p_table.id);
+    if v_stage is null then
+        execute format('select syncagent.stage_%s()', p_table.id);
+    else
+        perform syncagent._empty(v_stage);
+    end if;
     if p_table.fills = '{}' then
         return;
     end if;

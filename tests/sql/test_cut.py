@@ -170,6 +170,44 @@ async def test_table_cannot_be_rewritten_between_fold_and_copy(sites: Sites, pai
     assert len(await same("item", a, b)) == len(await same("other", a, b)) == 1
 
 
+OTHER = (
+    "create table other (id uuid primary key, value int)",
+    "select syncagent._attach('other', true, false)",
+)
+
+
+async def test_nor_can_one_that_was_attached_since_the_last_cut(sites: Sites, pair: Pair) -> None:
+    # Which tables are to be locked is known from that cut.
+    a, b = await sites(ITEM, *pair)
+    await exchange(a, b)
+    for site in (a, b):
+        await site.do(*OTHER, f"insert into item values ('{key(site.node)}', 1)")
+    await a.do(f"insert into other values ('{K}', 1)")
+    altering = await a.session(lock_timeout="20")
+
+    async def alter() -> None:
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await altering.execute("alter table other alter value type int using value + 0")
+
+    cut = await a.cut(b, during=alter)
+    assert cut is not None
+    await b.apply(cut.shipments[0])
+
+    assert await same("other", a, b) == [f"({K},1)"]
+
+
+async def test_table_that_is_gone_since_the_last_cut_holds_up_nothing(sites: Sites, pair: Pair) -> None:
+    a, b = await sites(ITEM, *pair)
+    for site in (a, b):
+        await site.do(*OTHER)
+    await exchange(a, b)
+    await a.do("drop table other", f"insert into item values ('{K}', 1)")
+
+    await exchange(a, b)
+
+    assert await same("item", a, b) == [f"({K},1,)"]
+
+
 REWRITES = {
     "vacuum full": "vacuum full item",
     "freeze": "vacuum freeze item",

@@ -232,6 +232,11 @@ class Outbox:
         return True
 
     @property
+    def waiting(self) -> int:
+        """How many wants and marks wait for a cut."""
+        return len(self._wants) + len(self._marks)
+
+    @property
     def lacked(self) -> dict[int, int]:
         """Cuts of other origins that peers wait for, and ask us for, and that are not here: whoever has them must be told."""
         lacked: dict[int, int] = {}

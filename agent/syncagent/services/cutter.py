@@ -14,6 +14,9 @@ from syncagent.errors import SyncagentError, Unreachable
 from syncagent.services.exchange import Exchange
 from syncagent.services.lifecycle import Desk
 
+_LEAST = 0.0005
+"""Seconds it rests at least: what is due in less is due."""
+
 
 class Cutter:
     """`waiting` says what a cut waits for, `made` counts cuts."""
@@ -31,19 +34,35 @@ class Cutter:
 
     async def run(self) -> None:
         """For ever. Raises Unreachable when the database is gone."""
-        poll, pending = limits.BUSY_POLL, False
+        poll, look_at, pending, waiting = limits.BUSY_POLL, 0.0, False, 0
         async with asyncio.TaskGroup() as sending:
             while True:
-                # What waits to be folded does so until it is: it is looked for once.
-                pending = pending or await self._origin.pending()
+                now = self._clock.now()
+                if self._outbox.waiting > waiting:
+                    poll, look_at = limits.BUSY_POLL, now
+                waiting = self._outbox.waiting
+                # What waits to be folded does so until it is: it is looked for once, and not before something would come of it.
+                if not pending and now >= look_at and not self._lull(now):
+                    pending = await self._origin.pending()
+                    look_at = self._clock.now() + poll
+                    poll = min(poll * limits.POLL_GROWTH, limits.IDLE_POLL)
                 plan = self._outbox.plan(self._clock.now(), pending)
                 if plan is not None:
                     await self._cut(plan, sending)
-                    poll, pending = limits.BUSY_POLL, False
+                    poll, look_at, pending = limits.BUSY_POLL, 0.0, False
                     continue
-                wake = self._outbox.wake_in(self._clock.now(), pending)
-                rung = await self._bells.cuts.wait(_rest(poll, wake, pending))
-                poll = limits.BUSY_POLL if rung else min(poll * limits.POLL_GROWTH, limits.IDLE_POLL)
+                await self._bells.cuts.wait(self._rest(look_at, pending))
+
+    def _lull(self, now: float) -> float:
+        """Seconds for which no cut would be made of what is new."""
+        return self._outbox.wake_in(now, True) or 0.0
+
+    def _rest(self, look_at: float, pending: bool) -> float:
+        """Seconds until something may be due, if nobody rings."""
+        now = self._clock.now()
+        wake = self._outbox.wake_in(now, pending)
+        look = limits.IDLE_POLL if pending else max(look_at - now, self._lull(now))
+        return max(min(limits.IDLE_POLL, look, look if wake is None else wake), _LEAST)
 
     async def _cut(self, plan: Plan, sending: asyncio.TaskGroup) -> None:
         began = self._clock.now()
@@ -86,8 +105,3 @@ class Cutter:
                 await shipment.spool.close()
             raise
         await self._exchange.ship(cut, groups)
-
-
-def _rest(poll: float, wake: float | None, pending: bool) -> float:
-    """Seconds until something may be due; how often the log is looked at counts only while it has nothing new."""
-    return min(limits.IDLE_POLL if pending else poll, poll if wake is None else max(wake, 0.0005))

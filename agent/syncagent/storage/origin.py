@@ -4,8 +4,8 @@ Invariant: bytes are handed out only after the commit of the cut that names them
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 from uuid import UUID
 
 import asyncpg
@@ -17,11 +17,33 @@ from syncagent.core.outbox import Group
 from syncagent.core.ports import Spool, SpoolFactory
 from syncagent.core.store import Cut, Shipment
 from syncagent.errors import Contended, SyncagentError
+from syncagent.storage import staging
 from syncagent.storage.borders import border
 
+_BEGIN = """begin isolation level repeatable read;
+set local plan_cache_mode = force_generic_plan;
+lock table syncagent.merge_lock in exclusive mode"""
+"""Plans that are kept, until the fold knows how much there is: those of a small cut took most of its time."""
+_LOCKS = "coalesce(syncagent._lock_statement(), '')"
 _NOTHING = 21
 """Length of a binary COPY of no rows: signature, flags, extension, trailer."""
 _context = msgspec.json.Decoder(dict[int, int])
+
+
+class _Fold(NamedTuple):
+    """What a cut has folded. `newest`: the largest clock of it; `frontier`: the cut's context; `epoch`: of the schema."""
+
+    number: int
+    id: UUID
+    rows: int
+    newest: int
+    frontier: dict[int, int]
+    epoch: int
+
+    @classmethod
+    def of(cls, made: asyncpg.Record) -> Self:
+        frontier = _context.decode(made["frontier"])
+        return cls(made["number"], made["id"], made["rows"], made["newest"], frontier, made["schema_epoch"])
 
 
 class _Stream:
@@ -63,6 +85,8 @@ class PostgresOrigin:
     ) -> None:
         self._session, self._merging, self._node = session, merging, node
         self._poll, self._polling = poll, asyncio.Lock()
+        self._locks: str | None = None
+        """The statement that locks the attached tables, as the last cut has left it."""
 
     async def pending(self) -> bool:
         return bool(await self._ask("select syncagent._pending()"))
@@ -102,81 +126,69 @@ class PostgresOrigin:
         self, groups: Sequence[Group], force: bool, spools: SpoolFactory, shipments: list[Shipment]
     ) -> tuple[Cut | None, bool]:
         session = self._session
-        transaction = session.transaction(isolation="repeatable_read")
-        await transaction.start()
         try:
-            # Before the snapshot: a table that is rewritten after it would read as empty.
-            # Plans that are kept, until the fold knows how much there is: those of a small cut took most of its time.
-            await session.execute(
-                "set local plan_cache_mode = force_generic_plan; lock table syncagent.merge_lock in exclusive mode"
-            )
-            statement = await self._ask("select syncagent._lock_statement()")
-            if statement is not None:
-                await session.execute(statement)
-            made = await session.fetchrow(
-                "select f.*, s.schema_epoch from syncagent._fold($1) f cross join syncagent.local_site s",
-                force,
-            )
-            here: dict[int, Position] = {}
-            unable: list[Group] = []
-            if made is not None:
-                here = {
-                    row["node"]: Position(row["cut"], row["cut_id"])
-                    for row in await session.fetch("select node, cut, cut_id from syncagent.frontier")
-                }
-                epoch = made["schema_epoch"]
-                unable = [g for g in groups if not await self._read(g, here, epoch, spools, shipments)]
+            made = await self._folded(force)
+            if made is None:
+                await session.execute("rollback")
+                return None, bool(await session.fetchval("select exists (select from syncagent.settling)"))
+            fold = _Fold.of(made)
+            unable = [group for group in groups if not await self._read(group, fold, spools, shipments)]
         except BaseException:
-            await transaction.rollback()
+            await session.execute("rollback")
             raise
-        if made is None:
-            await transaction.rollback()
-            return None, bool(await session.fetchval("select exists (select from syncagent.settling)"))
-        await transaction.commit()
-        frontier = {node: position.cut for node, position in here.items()}
-        rows = made["rows"]
-        cut = Cut(
-            made["number"],
-            made["id"],
-            frontier,
-            rows,
-            rows == 0 and not made["told"],
-            tuple(shipments),
-            tuple(unable),
-        )
+        await session.execute("commit")
+        empty = fold.rows == 0 and not made["told"]
+        cut = Cut(fold.number, fold.id, fold.frontier, fold.rows, empty, tuple(shipments), tuple(unable))
         return cut, bool(made["settle"])
 
-    async def _read(
-        self,
-        group: Group,
-        here: Mapping[int, Position],
-        epoch: int,
-        spools: SpoolFactory,
-        shipments: list[Shipment],
-    ) -> bool:
+    async def _folded(self, force: bool) -> asyncpg.Record | None:
+        """Begin, lock, then fold: a table that is rewritten after the snapshot would read as empty.
+
+        Which tables are to be locked is known from the cut before, and asked again in the snapshot itself.
+        """
+        while True:
+            known = self._locks is not None
+            locks = self._locks if known else await self._ask(f"select {_LOCKS}")
+            self._locks = None
+            try:
+                await self._session.execute(f"{_BEGIN}; {locks}")
+            except (asyncpg.SyntaxOrAccessError, asyncpg.InvalidSchemaNameError):
+                if not known:
+                    raise
+                await self._session.execute("rollback")  # one of them was renamed, or is gone
+                continue
+            made = await self._session.fetchrow(
+                f"select f.*, f.context::text as frontier, s.schema_epoch, {_LOCKS} as locks"
+                " from syncagent._fold($1) f cross join syncagent.local_site s",
+                force,
+            )
+            self._locks = locks if made is None else made["locks"]
+            if self._locks == locks:
+                return made
+            await self._session.execute("rollback")
+
+    async def _read(self, group: Group, fold: _Fold, spools: SpoolFactory, shipments: list[Shipment]) -> bool:
         """Read the range of one group into a spool, table by table, untouched. False: it is not whole here."""
         session = self._session
         origin = self._node if group.origin is None else group.origin
-        upto, upto_id = here.get(origin, START)
+        upto, upto_id = await self._position(origin, fold)
         if upto <= group.after or upto_id is None:
             return True
-        contexts = await session.fetch(
-            "select cut, context::text as context, newest from syncagent._contexts($1, $2, $3)",
-            origin,
-            group.after,
-            upto,
-        )
+        contexts, newest = await self._contexts(origin, group.after, upto, fold)
         if group.origin is not None and len(contexts) < upto - group.after:
             return False
         spool = spools(f"{origin}:{group.after}-{upto}")
         try:
             streams: list[Stream] = []
+            small = fold.rows <= staging.LARGE  # so it has planned for, and few are read as it is
             for part in await session.fetch(
                 "select * from syncagent._shipment($1, $2, $3, $4)", origin, group.after, upto, group.plain
             ):
-                await session.fetchval(
-                    "select syncagent._plan_for($1::text::regclass, $2)", part["relation"], part["keys"]
-                )
+                if not small or part["keys"] > staging.LARGE:
+                    small = False
+                    await session.fetchval(
+                        "select syncagent._plan_for($1::text::regclass, $2)", part["relation"], part["keys"]
+                    )
                 output = _Stream(spool, len(streams))
                 status = await session.copy_from_query(part["query"], output=output.write, format="binary")
                 output.end()
@@ -193,10 +205,34 @@ class PostgresOrigin:
             after=group.after,
             upto=upto,
             upto_id=upto_id,
-            contexts=tuple(CutContext(row["cut"], _context.decode(row["context"])) for row in contexts),
-            newest=max(row["newest"] for row in contexts),
+            contexts=contexts,
+            newest=newest,
             streams=tuple(streams),
-            schema=epoch,
+            schema=fold.epoch,
         )
         shipments.append(Shipment(group, header, spool))
         return True
+
+    async def _position(self, origin: int, fold: _Fold) -> Position:
+        """The last cut of an origin that is here."""
+        if origin == self._node:
+            return Position(fold.number, fold.id)
+        row = await self._session.fetchrow(
+            "select cut, cut_id from syncagent.frontier where node = $1", origin
+        )
+        return START if row is None else Position(row["cut"], row["cut_id"])
+
+    async def _contexts(
+        self, origin: int, after: int, upto: int, fold: _Fold
+    ) -> tuple[tuple[CutContext, ...], int]:
+        """Those of a range of cuts, and the largest clock of what was written up to then."""
+        if origin == self._node and after == fold.number - 1:
+            return (CutContext(fold.number, fold.frontier),), fold.newest
+        rows = await self._session.fetch(
+            "select cut, context::text as context, newest from syncagent._contexts($1, $2, $3)",
+            origin,
+            after,
+            upto,
+        )
+        contexts = tuple(CutContext(row["cut"], _context.decode(row["context"])) for row in rows)
+        return contexts, max((row["newest"] for row in rows), default=0)

@@ -64,7 +64,7 @@ class PostgresReplica:
                 else:
                     alone = await self._take_refused(staged, attempt, turn)
                 if not alone:
-                    await turn.enter_async_context(self._alone())
+                    await turn.enter_async_context(self._merging)
                 return await self._merge(staged, attempt=attempt, careful=careful, settle=True)
 
         return await self._carefully(merge)
@@ -161,35 +161,26 @@ class PostgresReplica:
         session = self._session
         plain: list[_Source] = []
         relations: set[int] = set()
-        epoch = await session.fetchval(
-            "select s.schema_epoch from syncagent._empty('pg_temp.stage_keys') as k, syncagent._empty('pg_temp.stage_aliases') as a,"
-            " syncagent._empty('pg_temp.stage_conflicts') as c, syncagent.local_site s"
+        found = await session.fetch(
+            "select s.schema_epoch, t.* from syncagent.local_site s left join syncagent._stage_all($1::text::jsonb)"
+            " with ordinality as t on true order by t.ordinality",
+            _streams(header),
         )
-        staged = set[Table]()
+        targets = iter(found)
         for index, stream in enumerate(header.streams):
             if stream.form == "conflicts":
                 await staging.fill(session, "stage_conflicts", None, spool.read(index), stream.rows)
                 continue
-            target = await session.fetchrow(
-                "select * from syncagent._stage($1, $2, $3, $4, $5)",
-                stream.table.schema,
-                stream.table.name,
-                stream.form,
-                list(stream.columns),
-                stream.form not in BESIDE and stream.table not in staged,
-            )
-            assert target is not None
-            source = _Source(target, index, stream, spool)
+            source = _Source(next(targets), index, stream, spool)
             if stream.form in BESIDE:
                 await source.stage_beside(session)
                 continue
-            staged.add(stream.table)
             relations.add(source.relation)
             if stream.form == "plain":
                 plain.append(source)
             else:
                 await source.stage(session)
-        return _Staged(header, sorted(relations), plain, epoch)
+        return _Staged(header, sorted(relations), plain, found[0]["schema_epoch"])
 
     async def _take_refused(self, staged: "_Staged", attempt: int, turn: AsyncExitStack | None) -> bool:
         """Wait for a row that others hold, or for its table, in this turn, if this transaction holds nothing yet. Whether it is alone then."""
@@ -245,15 +236,19 @@ class PostgresReplica:
 
     async def _merge(self, staged: "_Staged", *, attempt: int, careful: bool, settle: bool) -> Applied:
         session, header = self._session, staged.header
-        epoch = await session.fetchval(
-            "select s.schema_epoch from syncagent._plan_for(null, $1) cross join syncagent.local_site s",
+        direct = [source for source in staged.plain if source.whole] if attempt == 0 and not careful else []
+        begun = await session.fetchrow(
+            "select recorded, copied from syncagent._apply_begin($1, $2::text::jsonb, $3, $4, $5, $6, $7, $8)",
+            *_contexts(header),
+            header.after,
             header.rows,
+            staged.epoch,
+            [source.relation for source in direct],
+            [source.lowest for source in direct],
         )
-        if epoch != staged.epoch:
-            raise Contended("the schema was changed while the rows of this batch were staged")
-        record = await session.fetchval(
-            "select syncagent._apply_begin($1, $2::text::jsonb, $3, $4)", *_contexts(header), header.after
-        )
+        assert begun is not None
+        record = begun["recorded"]
+        direct = [source for source, may in zip(direct, begun["copied"], strict=True) if may]
         if attempt >= _PUT_OFF:
             await self._put_off()
         if header.contexts[0].cut <= header.after:
@@ -262,12 +257,13 @@ class PostgresReplica:
             raise Inexact("the keys of plain rows, which may have to be handed on, did not come with them")
         copied = 0
         for source in staged.plain:
-            if attempt == 0 and not careful and await source.may_copy(session):
+            if source in direct:
                 copied += await source.copy(session)
             else:
                 await source.stage(session)
         result = await session.fetchrow(
-            "select taken, conflicts, parked, functions from syncagent._merge($1, $2, $3, $4, $5, $6, $7)",
+            "select m.*, syncagent._apply_end($2, $3, $8, $9, $10, $11, $7)"
+            " from syncagent._merge($1, $2, $3, $4, $5, $6, $7) as m",
             staged.relations,
             header.origin,
             header.after,
@@ -275,21 +271,37 @@ class PostgresReplica:
             careful,
             settle,
             record,
-        )
-        await session.fetchval(
-            "select syncagent._apply_end($1, $2, $3, $4, $5, $6, $7)",
-            header.origin,
-            header.after,
             header.upto,
             header.upto_id,
             header.newest,
             header.needed,
-            record,
         )
         assert result is not None
         if result["functions"]:
             await within(session, header.rows, "select syncagent._make_staged($1)", result["functions"])
         return Applied(result["taken"] + copied, result["conflicts"], result["parked"])
+
+
+def _streams(header: BatchHeader) -> str:
+    """What is to be staged, as `_stage_all` wants it: a table's place is made anew by its first stream."""
+    seen = set[Table]()
+    streams = []
+    for stream in header.streams:
+        if stream.form == "conflicts":
+            continue
+        fresh = stream.form not in BESIDE and stream.table not in seen
+        if fresh:
+            seen.add(stream.table)
+        streams.append(
+            {
+                "schema": stream.table.schema,
+                "name": stream.table.name,
+                "form": stream.form,
+                "columns": stream.columns,
+                "fresh": fresh,
+            }
+        )
+    return _encoder.encode(streams).decode()
 
 
 def _contexts(header: BatchHeader) -> tuple[int, str, int]:
@@ -311,6 +323,9 @@ class _Source:
 
     def __init__(self, target: asyncpg.Record, index: int, stream: Stream, spool: Spool) -> None:
         self.relation: int = target["relation"]
+        self.whole: bool = target["whole"]
+        """No column is lacking."""
+        self.lowest = stream.lowest
         self._target, self._index, self._stream, self._spool = target, index, stream, spool
 
     async def stage(self, session: asyncpg.Connection) -> None:
@@ -334,12 +349,6 @@ class _Source:
             f"update pg_temp.{stage} set relation = $1 where relation is null", self.relation
         )
 
-    async def may_copy(self, session: asyncpg.Connection) -> bool:
-        """Whether nothing is unsettled here that the rows could meet, and they are whole."""
-        return bool(self._target["whole"]) and bool(
-            await session.fetchval("select syncagent._may_copy($1, $2)", self.relation, self._stream.lowest)
-        )
-
     async def copy(self, session: asyncpg.Connection) -> int:
         await session.copy_to_table(
             self._target["table_name"],
@@ -348,6 +357,6 @@ class _Source:
             columns=list(self._stream.columns),
             format="binary",
         )
-        if not await self.may_copy(session):
+        if not await session.fetchval("select syncagent._may_copy($1, $2)", self.relation, self.lowest):
             raise Contended("the table was written while rows were copied into it")
         return self._stream.rows

@@ -6,8 +6,8 @@ import asyncpg
 
 from syncagent.core.ports import Spool
 
-_LARGE = 1000
-"""Staged rows from which on the planner is told how many there are."""
+LARGE = 1000
+"""Rows beyond which the planner is told how many there are; as in syncagent._plan_for."""
 
 
 async def fill(
@@ -19,7 +19,7 @@ async def fill(
 ) -> None:
     """Put so many rows, as the bytes of a binary COPY, into a temporary table of this session."""
     await session.copy_to_table(stage, source=source, columns=columns, format="binary")
-    if rows > _LARGE:
+    if rows > LARGE:
         await session.execute(f"analyze pg_temp.{stage}")
 
 
