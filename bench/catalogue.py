@@ -139,6 +139,10 @@ BENCHMARKS: dict[str, Benchmark] = {
             "values": ("bytes of a value, 1 kB to 1 MB", scaling.values),
             "tables": ("tables, 1 to 100", scaling.tables),
             "backlog": ("rows of a backlog, 100,000 to 1,000,000 times --scale", scaling.backlog),
+            "changes": (
+                "changes of a backlog, ten of each row, 100,000 to 10,000,000 times --scale",
+                scaling.changes,
+            ),
         }.items()
     },
     "peers": Benchmark(

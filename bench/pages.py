@@ -74,6 +74,7 @@ def pictures(lines: Sequence[Line]) -> dict[str, str]:
         ("values", "Size of a value", "us a row"),
         ("tables", "Attached tables", "us a row"),
         ("backlog", "Backlog", "us a row"),
+        ("changes", "Changes of the backlog", "us a change"),
     ):
         if points := _points(line for line in lines if line["name"] == f"scaling-{name}"):
             axis = next(line["env"]["axis"] for line in lines if line["name"] == f"scaling-{name}")
@@ -126,7 +127,9 @@ def _by_sites(lines: Sequence[Line]) -> dict[str, list[Point]]:
 _SHOWN = {
     "ratios": ("bench-ratios",),
     "peers": ("bench-peers",),
-    "sizes": tuple(f"scaling-{what}" for what in ("rows", "columns", "values", "tables", "backlog")),
+    "sizes": tuple(
+        f"scaling-{what}" for what in ("rows", "columns", "values", "tables", "backlog", "changes")
+    ),
     "sites": ("scaling-sites",),
     "messages": ("scaling-messages",),
 }

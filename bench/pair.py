@@ -21,7 +21,7 @@ from syncagent.errors import SyncagentError
 
 _TEMPLATE = "seeded"
 _POLL = 0.004
-_LIMIT = 900.0
+_LIMIT = 3600.0
 _MEGABYTE = 1024 * 1024
 _NONE: Mapping[str, Setting] = {}
 

@@ -1,8 +1,8 @@
 """How cost grows: with the rows that are there, with columns, with the size of a value, with tables, with the backlog.
 
 Each size is a line of its own: processor microseconds of both servers and agents for a row that gets to the other site, as a drain is measured;
-beside it what it took on the wall, and how much memory an agent had. The largest size grows with `--scale`: a hundred million rows of backlog are
-`scaling-backlog --scale 100`.
+beside it what it took on the wall, and how much memory an agent had. The largest size grows with `--scale`: a hundred million changes are
+`scaling-changes --scale 10`, as many rows `scaling-backlog --scale 100`.
 """
 
 import random
@@ -27,6 +27,8 @@ _MORE = (
     "insert into orders select seed_key(i), md5('c' || i)::uuid, i, 10.5, 'seed', rpad('note ' || i, 80, 'x'), '2026-01-01'"
     " from generate_series({seeds} + 1, {rows}) i"
 )
+_TIMES = 10
+"""Changes of a row, where changes grow."""
 _WRITTEN = "update orders set n = n + 1 where id in (select seed_key(i) from unnest(%s::bigint[]) i)"
 _TOTAL_BYTES = 32 * 1024 * 1024
 _VALUE = """
@@ -61,13 +63,8 @@ def rows(lab: Lab, name: str) -> Iterator[Line]:
     def write(size: int, stage: Stage, count: int) -> None:
         stage.a.execute(_WRITTEN, (random.Random(size).sample(range(1, size + 1), count),))
 
-    def prepare(size: int, site: psycopg.Connection) -> None:
-        site.execute(_MORE.format(seeds=lab.pair.seeds, rows=size).encode())
-        site.execute("delete from orders where n > %s", (size,))
-        site.execute("vacuum (analyze) orders")
-
     for size in _sizes(10_000, 1_000_000 * lab.scale):
-        shape = Shape(size, min(_CHANGED, size), partial(write, size), partial(prepare, size))
+        shape = Shape(size, min(_CHANGED, size), partial(write, size), partial(_filled, lab, size))
         yield _line(lab, name, "rows of the table", shape)
 
 
@@ -122,6 +119,26 @@ def backlog(lab: Lab, name: str) -> Iterator[Line]:
     """More and more rows written while the other site takes nothing."""
     for size in _sizes(100_000, 1_000_000 * lab.scale):
         yield _line(lab, name, "rows of the backlog", Shape(size, size, insert_bulk))
+
+
+def changes(lab: Lab, name: str) -> Iterator[Line]:
+    """More and more changes, ten of each row, written while the other site takes nothing."""
+
+    def write(stage: Stage, count: int) -> None:
+        for _ in range(_TIMES):
+            stage.a.execute("update orders set n = n + 1")
+            stage.a.execute("vacuum orders")  # else the table grows tenfold
+
+    for size in _sizes(100_000, 10_000_000 * lab.scale):
+        shape = Shape(size, size, write, partial(_filled, lab, size // _TIMES))
+        yield _line(lab, name, "changes of the backlog", shape)
+
+
+def _filled(lab: Lab, size: int, site: psycopg.Connection) -> None:
+    """So many rows are there."""
+    site.execute(_MORE.format(seeds=lab.pair.seeds, rows=size).encode())
+    site.execute("delete from orders where n > %s", (size,))
+    site.execute("vacuum (analyze) orders")
 
 
 def _scaled(lab: Lab, count: int) -> int:

@@ -68,6 +68,26 @@ RULES: dict[str, tuple[Change, Callable[[Sites, Pair], Awaitable[None]]]] = {
         (APPLY, "left join unfolded u on u.key = s._key", "left join unfolded u on false"),
         test_apply.test_locked_row_refuses_the_batch_at_once,
     ),
+    "a few rows that meet an entry are compared": (
+        (APPLY, "where v.key is not null or t.ctid is not null)", "where t.ctid is not null)"),
+        test_apply.test_conflict_keeps_both_images,
+    ),
+    "a few rows that meet the log are compared": (
+        (
+            APPLY,
+            "join {stage} s on s._key = k.key\n            where l.relation",
+            "join {stage} s on false\n            where l.relation",
+        ),
+        test_apply.test_locked_row_refuses_the_batch_at_once,
+    ),
+    "a few rows that meet an insert which their writer had not seen are compared": (
+        (
+            APPLY,
+            "join {stage} s on s._key = k.key where c.relation",
+            "join {stage} s on false where c.relation",
+        ),
+        test_apply.test_insert_that_the_writer_of_a_newer_version_had_not_seen,
+    ),
     "an unfolded write that wins leaves a trace": (
         (APPLY, "c.mine > c.incoming and c.settled is null or", ""),
         test_apply.test_unfolded_insert_that_wins_keeps_its_stamp,

@@ -42,9 +42,10 @@ IDLE_CUT_SHARE = 16
 They keep the unfolded log short, so that little is left to do for whoever comes back; each makes its header longer."""
 BUSY_POLL = 0.002
 IDLE_POLL = 0.25
+ASTIR_POLL = 0.02
 POLL_GROWTH = 1.25
 """How often the log is looked at: from busy to idle, each pause so many times the one before; so what comes after a silence waits a
-quarter of it at most."""
+quarter of it at most. Where others' batches are merged it is not longer than astir: whoever reads them may answer."""
 
 # ---- apply
 LOCK_TIMEOUT = 0.010
@@ -135,6 +136,7 @@ assert WINDOW >= 2, "the next batch travels while one is applied"
 assert CUT_INTERVAL <= CUT_INTERVAL_MOST < KNOWLEDGE_INTERVAL, "a long cut delays the next one, within reason"
 assert CUT_INTERVAL < KNOWLEDGE_INTERVAL <= IDLE_CUT_INTERVAL, "work first, knowledge next, nobody last"
 assert IDLE_CUT_INTERVAL < IDLE_CUT_MOST, "a log that nobody reads is folded seldom, and then for ever"
+assert BUSY_POLL < ASTIR_POLL < IDLE_POLL, "whoever only merges looks seldom, and not as seldom as at rest"
 assert BUSY_POLL <= CUT_INTERVAL, "polling does not delay a cut"
 assert IDLE_POLL < KNOWLEDGE_INTERVAL, "an idle poll is no reason to be late"
 assert LOCK_TIMEOUT * 10 <= DEADLOCK_TIMEOUT, "the agent gives way long before a deadlock is looked for"

@@ -51,7 +51,9 @@ class Cutter:
                     await self._cut(plan, sending)
                     poll, look_at, pending = limits.BUSY_POLL, 0.0, False
                     continue
-                await self._bells.cuts.wait(self._rest(look_at, pending))
+                if await self._bells.cuts.wait(self._rest(look_at, pending)):
+                    poll = min(poll, limits.ASTIR_POLL)
+                    look_at = min(look_at, self._clock.now() + poll)
 
     def _lull(self, now: float) -> float:
         """Seconds for which no cut would be made of what is new."""

@@ -87,6 +87,8 @@ class PostgresOrigin:
         self._poll, self._polling = poll, asyncio.Lock()
         self._locks: str | None = None
         """The statement that locks the attached tables, as the last cut has left it."""
+        self._small = False
+        """Whether the transaction still plans for few keys, as a fold of few has left it."""
 
     async def pending(self) -> bool:
         return bool(await self._ask("select syncagent._pending()"))
@@ -132,6 +134,7 @@ class PostgresOrigin:
                 await session.execute("rollback")
                 return None, bool(await session.fetchval("select exists (select from syncagent.settling)"))
             fold = _Fold.of(made)
+            self._small = fold.rows <= staging.LARGE
             unable = [group for group in groups if not await self._read(group, fold, spools, shipments)]
         except BaseException:
             await session.execute("rollback")
@@ -180,12 +183,11 @@ class PostgresOrigin:
         spool = spools(f"{origin}:{group.after}-{upto}")
         try:
             streams: list[Stream] = []
-            small = fold.rows <= staging.LARGE  # so it has planned for, and few are read as it is
             for part in await session.fetch(
                 "select * from syncagent._shipment($1, $2, $3, $4)", origin, group.after, upto, group.plain
             ):
-                if not small or part["keys"] > staging.LARGE:
-                    small = False
+                self._small = self._small and part["keys"] <= staging.LARGE
+                if not self._small:
                     await session.fetchval(
                         "select syncagent._plan_for($1::text::regclass, $2)", part["relation"], part["keys"]
                     )
