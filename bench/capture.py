@@ -21,7 +21,7 @@ from bench.workloads import Workload, finish, pgbench
 _REAPED = 0.3
 """Seconds for a server to bury the children of the work."""
 _AFTER = 4.0
-_TPS_SECONDS = 15.0
+_TPS_SECONDS = 10.0
 _SYSTEMS = (Nothing, Native, Ours)
 
 

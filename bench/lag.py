@@ -37,7 +37,7 @@ _GRACE = 15.0
 _LIMIT_MS = 25.0
 _CALM = 5.0
 """Seconds after the last row until agents rest."""
-_RESTING = 30.0
+_RESTING = 20.0
 _LIMIT_PERCENT = 1.0
 _PROBE = (
     "insert into orders (id, customer, n, status, note, updated_at)"

@@ -411,3 +411,21 @@ async def test_too_many_buckets_are_left_out_as_a_whole(sites: Sites, pair: Pair
     every = "select distinct timed, number from syncagent._forest_left_out('{}', $1) where timed order by 2"
     assert await a.rows(every, 6) == [*((True, BASE // HOUR + n) for n in range(5)), (True, None)]
     assert await a.rows(every, 5) == [(True, None)]
+
+
+async def test_views_share_a_session_unless_they_are_at_once_or_fail(sites: Sites, pair: Pair) -> None:
+    (a,) = await sites("create table item (id uuid primary key, value int)", pair[0])
+
+    async def pid() -> int:
+        async with a.store.forest.view() as view:
+            return int(view._session.get_server_pid())
+
+    first = await pid()
+    assert await pid() == first
+    async with a.store.forest.view() as view:
+        assert view._session.get_server_pid() == first
+        assert await pid() != first
+    with pytest.raises(RuntimeError, match="given up"):
+        async with a.store.forest.view():
+            raise RuntimeError("given up")
+    assert await pid() != first, "what it was at is not known"

@@ -40,6 +40,12 @@ class PostgresForest:
     def __init__(self, dsn: str, session: asyncpg.Connection, merging: asyncio.Lock) -> None:
         self._dsn, self._session, self._merging = dsn, session, merging
         self._turn = asyncio.Lock()
+        self._viewing: asyncpg.Connection | None = None
+        """The session of the last view: to log in takes more of a processor than most comparisons."""
+
+    def close(self) -> None:
+        if self._viewing is not None:
+            self._viewing.terminate()
 
     async def advance(self, horizon: int) -> None:
         async with self._talking():
@@ -118,22 +124,34 @@ class PostgresForest:
 
     @asynccontextmanager
     async def view(self) -> AsyncIterator["PostgresView"]:
-        try:
-            session = await connect(self._dsn, "verify")
-        except (
-            Unreachable
-        ) as error:  # the server may have no connection to spare; whoever needs it most will tell
-            raise Contended("no connection to compare with", detail=error.line) from error
+        session, self._viewing = self._viewing, None
+        if session is None or session.is_closed():
+            session = await self._viewer()
         try:
             with border():
-                await session.execute("set lock_timeout = 1000")
                 lock = await session.fetchval("select syncagent._lock_statement()")
                 async with session.transaction(isolation="repeatable_read", readonly=True):
                     if lock is not None:
                         await session.execute(lock)
                     yield PostgresView(session)
-        finally:
+        except BaseException:
             session.terminate()
+            raise
+        if self._viewing is None:
+            self._viewing = session
+        else:
+            session.terminate()
+
+    async def _viewer(self) -> asyncpg.Connection:
+        try:
+            session = await connect(self._dsn, "verify")
+            with border():
+                await session.execute("set lock_timeout = 1000")
+        except (
+            Unreachable
+        ) as error:  # the server may have no connection to spare; whoever needs it most will tell
+            raise Contended("no connection to compare with", detail=error.line) from error
+        return session
 
     @asynccontextmanager
     async def _talking(self) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""The site's database as the services see it: six sessions, opened and closed together.
+"""The site's database as the services see it: six sessions, opened and closed together, and one more once sites are compared.
 
 Invariant: a store that was opened belongs to this agent alone until it is closed; when one session is
 lost all are given up, so that nothing half-connected goes on.
@@ -6,7 +6,7 @@ lost all are given up, so that nothing half-connected goes on.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from uuid import UUID
 
 import asyncpg
@@ -67,9 +67,9 @@ async def opened(
         with border():
             await sealing.execute("set lock_timeout = 200; set synchronous_commit = off")
         await _refuse_shared(sessions)
-        forest = PostgresForest(dsn, sealing, merging)
         repairs = PostgresRepairs(dsn, node, merging)
-        yield PostgresStore(origin, replica, keeper, PostgresRegistry(agreeing), forest, repairs)
+        with closing(PostgresForest(dsn, sealing, merging)) as forest:
+            yield PostgresStore(origin, replica, keeper, PostgresRegistry(agreeing), forest, repairs)
     finally:
         with border():
             await asyncio.gather(*(session.close(timeout=2) for session in sessions))
