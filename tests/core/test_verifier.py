@@ -122,6 +122,35 @@ async def test_sites_are_not_equal_as_long_as_something_differs(monkeypatch: pyt
         await looked(monkeypatch, *(found(n) for n in range(9)))
 
 
+async def pauses(monkeypatch: pytest.MonkeyPatch, *lasting: float, equal: bool) -> list[float]:
+    """Seconds between the end of a comparison and the next one, if they take so long."""
+    made, now, found, left = verifier(Forest(Contended("locked"))), [0.0], list[float](), list(lasting)
+    monkeypatch.setattr(made._clock, "now", lambda: now[0], raising=False)
+    made._exchange.links = {2: SimpleNamespace()}
+    made._desk.roster.peers = (SimpleNamespace(node=2, witness=False),)  # type: ignore[assignment]
+
+    async def watched(*_: object) -> bool:
+        if not left:
+            raise Unreachable("the test is over")
+        now[0] += left.pop(0)
+        return equal
+
+    async def wait(seconds: float) -> None:
+        found.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr(made, "_watched", watched)
+    monkeypatch.setattr(made._bell, "wait", wait)
+    with pytest.raises(Unreachable):
+        await made.watch()
+    return found
+
+
+async def test_what_takes_long_is_done_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await pauses(monkeypatch, 0.5, 20, 1000, equal=True) == [10, 9.5, 100, 600]
+    assert await pauses(monkeypatch, 20, 0.5, equal=False) == [10, 9.5], "what differs is looked at soon"
+
+
 async def test_without_a_database_it_ends() -> None:
     with pytest.raises(Unreachable):
         await verifier(Forest(Unreachable("gone"))).tend()

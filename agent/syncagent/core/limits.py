@@ -112,6 +112,9 @@ SEAL_GRACE = 60.0
 """A bucket is sealed so long after its time has ended."""
 VERIFY_INTERVAL = 10.0
 """So often a site compares itself with another one."""
+VERIFY_SHARE = 5.0
+VERIFY_MOST = 600.0
+"""After a comparison it waits so many times as long as that took, if that is more; so long at most."""
 VERIFY_PATIENCE = 30.0
 """Whoever asks nothing more for so long is done; whoever does not answer for so long is given up."""
 VERIFY_PREPARE = 3600.0
@@ -136,6 +139,7 @@ assert WINDOW >= 2, "the next batch travels while one is applied"
 assert CUT_INTERVAL <= CUT_INTERVAL_MOST < KNOWLEDGE_INTERVAL, "a long cut delays the next one, within reason"
 assert CUT_INTERVAL < KNOWLEDGE_INTERVAL <= IDLE_CUT_INTERVAL, "work first, knowledge next, nobody last"
 assert IDLE_CUT_INTERVAL < IDLE_CUT_MOST, "a log that nobody reads is folded seldom, and then for ever"
+assert VERIFY_INTERVAL < VERIFY_MOST, "even where comparisons take long there are some"
 assert BUSY_POLL < ASTIR_POLL < IDLE_POLL, "whoever only merges looks seldom, and not as seldom as at rest"
 assert BUSY_POLL <= CUT_INTERVAL, "polling does not delay a cut"
 assert IDLE_POLL < KNOWLEDGE_INTERVAL, "an idle poll is no reason to be late"

@@ -362,9 +362,10 @@ class Verifier:
 
     async def watch(self) -> None:
         """Compare with one of the peers, whichever, for ever; with those that have asked for it, at once."""
-        turn = self._clock.now()
+        turn, took = self._clock.now(), 0.0
         while True:
-            rest = limits.VERIFY_INTERVAL * (0.75 + self._clock.chance() / 2)
+            long = took + min(limits.VERIFY_SHARE * took, limits.VERIFY_MOST)
+            rest = max(limits.VERIFY_INTERVAL, long) * (0.75 + self._clock.chance() / 2)
             while (left := turn + rest - self._clock.now()) > 0 and not self._soon:
                 await self._bell.wait(left)
             nodes = sorted(node for node in self._exchange.links if self._desk.roster.is_origin(node))
@@ -374,15 +375,19 @@ class Verifier:
                 turn = self._clock.now()
                 if nodes:
                     wanted.setdefault(nodes[int(self._clock.chance() * len(nodes))], _UNASKED)
+            differs = False
             for node, asked in wanted.items():
                 try:
-                    await self._watched(node, asked)
+                    differs |= not await self._watched(node, asked)
                 except Unreachable:
                     raise
                 except SyncagentError:
                     continue  # the link, a lock, or a peer that is busy: another time
+            if left <= 0:  # what differs is to be mended soon, however long it took
+                took = 0.0 if differs else self._clock.now() - turn
 
-    async def _watched(self, node: int, asked: Look) -> None:
+    async def _watched(self, node: int, asked: Look) -> bool:
+        """Whether they are equal."""
         if asked.whole:
             await self._freshen(_nobody)
             outcome = await self.whole(node, None, _nobody)
@@ -391,6 +396,7 @@ class Verifier:
         await self.prove(node, outcome)
         if not outcome.equal and self.on_differing is not None:
             await self.on_differing(node, outcome, asked)
+        return outcome.equal
 
     async def prove(self, node: int, outcome: Outcome) -> None:
         """Keep what a comparison of all tables has found, for `status` and for `syncagent.proof`."""
