@@ -20,7 +20,7 @@ from bench.workloads import Workload, finish, pgbench
 
 _REAPED = 0.3
 """Seconds for a server to bury the children of the work."""
-_AFTER = 4.0
+_AFTER = 3.0
 """Seconds for which is counted what a server does afterwards: agents compact once a second, and nobody says when they are done."""
 _TPS_SECONDS = 10.0
 _SYSTEMS = (Nothing, Native, Ours)

@@ -29,7 +29,7 @@ RATE = 200
 """Transactions a second."""
 _CLIENT_RATE = 100
 """Those of one client at most, so that a slow disk does not keep the rate down."""
-_SECONDS = 20.0
+_SECONDS = 15.0
 _WARM_UP = 1.0
 _EVERY = 0.05
 _LOOK = 0.002

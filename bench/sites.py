@@ -1,7 +1,8 @@
 """Several sites on one machine, everybody linked with everybody, or all with one: what an agent costs as there are more of them.
 
 Their application writes so many transactions a second over all sites, however many there are; half of the sites' databases are on each of the two
-servers. Agents are looked at while it writes; then every site must have everything, and be equal.
+servers. Agents are looked at while it writes, as often as there are runs, for to make the sites takes longer than to look; then every site must
+have everything, and be equal.
 """
 
 import time
@@ -27,7 +28,8 @@ _RATE = 500
 """Transactions a second, over all sites: with eight of them two processors are full."""
 _CALM_RATE = 2
 """Of each site: with eight of them they are not."""
-_SECONDS = 30.0
+_SECONDS = 5.0
+_CALM_SECONDS = 30.0
 _WARM_UP = 3.0
 _POLL = 0.02
 _GRACE = 120.0
@@ -45,7 +47,7 @@ class Fleet(NamedTuple):
 
 class Cost(NamedTuple):
     """Percent of a processor that agents used: the first site's, and the mean of the others'. `reached`: transactions a second;
-    `late`: seconds until all had everything."""
+    `late`: seconds until all had everything; of all looks together."""
 
     first: float
     others: float
@@ -56,25 +58,25 @@ class Cost(NamedTuple):
 
 def sites(lab: Lab, name: str) -> Iterator[Line]:
     """As many transactions over all sites, however many there are."""
-    return _sites(lab, name, lambda size: _RATE / size)
+    return _sites(lab, name, _SECONDS, lambda size: _RATE / size)
 
 
 def calm(lab: Lab, name: str) -> Iterator[Line]:
     """As many transactions at each site, and so few that the machine is not full."""
-    return _sites(lab, name, lambda size: _CALM_RATE)
+    return _sites(lab, name, _CALM_SECONDS, lambda size: _CALM_RATE)
 
 
-def _sites(lab: Lab, name: str, rate: Callable[[int], float]) -> Iterator[Line]:
+def _sites(lab: Lab, name: str, seconds: float, rate: Callable[[int], float]) -> Iterator[Line]:
     """For a mesh and for a hub: what the agent of a site costs for each of its peers, with most of them against with one."""
-    costs: dict[tuple[str, int], list[Cost]] = {}
-    for run, (shape, size) in lab.turns(*((shape, size) for shape in SHAPES for size in _SIZES)):
-        cost = _once(lab, shape, size, rate(size))
-        costs.setdefault((shape, size), []).append(cost)
-        lab.say(
-            f"{name}-{shape} {run + 1}/{lab.runs} {size} sites: agent {cost.first:.1f} % and {cost.others:.1f} %, equal after {cost.late:.1f} s"
-        )
+    looks = max(3.0, seconds * min(lab.scale, 1.0))
     for shape in SHAPES:
-        seen = {size: costs[shape, size] for size in _SIZES}
+        seen: dict[int, list[Cost]] = {}
+        for size in _SIZES:
+            seen[size] = _costs(lab, shape, size, rate(size), looks)
+            for look, cost in enumerate(seen[size]):
+                lab.say(
+                    f"{name}-{shape} {look + 1}/{lab.runs} {size} sites: agent {cost.first:.1f} % and {cost.others:.1f} %, equal after {cost.late:.1f} s"
+                )
         growth = [
             _linked(shape, most) / (_SIZES[-1] - 1) / (_linked(shape, least) / (_SIZES[0] - 1))
             for most, least in zip(seen[_SIZES[-1]], seen[_SIZES[0]], strict=True)
@@ -92,8 +94,8 @@ def _linked(shape: str, cost: Cost) -> float:
     return cost.first if shape == "hub" else mean((cost.first, cost.others))
 
 
-def _once(lab: Lab, shape: str, size: int, rate: float) -> Cost:
-    seconds = max(3.0, _SECONDS * min(lab.scale, 1.0))
+def _costs(lab: Lab, shape: str, size: int, rate: float, seconds: float) -> list[Cost]:
+    """One a run, each of so many seconds."""
     with _fleet(lab, shape, size) as fleet, ExitStack() as stack:
         pids = [member.agent.pid for member in fleet.members if member.agent]
         servers = [server.pid for server in (lab.pair.a, lab.pair.b) if server.pid]
@@ -102,7 +104,7 @@ def _once(lab: Lab, shape: str, size: int, rate: float) -> Cost:
                 pgbench(
                     stage,
                     [orders.INSERT, orders.UPDATE],
-                    *(f"--time={round(seconds + _WARM_UP + 1)}", f"--rate={rate}"),
+                    *(f"--time={round(seconds * lab.runs + _WARM_UP + 1)}", f"--rate={rate}"),
                     commit="on",
                     clients=1,
                     site=site,
@@ -112,16 +114,21 @@ def _once(lab: Lab, shape: str, size: int, rate: float) -> Cost:
             for site in (0, 1)
         ]
         time.sleep(_WARM_UP)
-        began, before = time.monotonic(), [tree_seconds(pid) for pid in (*pids, *servers)]
-        time.sleep(seconds)
-        wall, after = time.monotonic() - began, [tree_seconds(pid) for pid in (*pids, *servers)]
+        looks = [_used((*pids, *servers), seconds) for _ in range(lab.runs)]
         reached = sum(finish(load) for load in loads)
         ended_at = time.monotonic()
         _await_everything(fleet)
         late = time.monotonic() - ended_at
-    used = [100 * (now - then) / wall for now, then in zip(after, before, strict=True)]
-    agents = used[: len(pids)]
-    return Cost(agents[0], mean(agents[1:]), sum(used[len(pids) :]), reached, late)
+    many = len(pids)
+    return [Cost(used[0], mean(used[1:many]), sum(used[many:]), reached, late) for used in looks]
+
+
+def _used(pids: Sequence[int], seconds: float) -> list[float]:
+    """Percent of a processor that each of these used meanwhile."""
+    began, before = time.monotonic(), [tree_seconds(pid) for pid in pids]
+    time.sleep(seconds)
+    wall, after = time.monotonic() - began, [tree_seconds(pid) for pid in pids]
+    return [100 * (now - then) / wall for now, then in zip(after, before, strict=True)]
 
 
 @contextmanager
