@@ -41,9 +41,9 @@ def _of(measure: Callable[[Lab, str, Workload], T], workload: Workload) -> Calla
 
 
 DRAINED = {
-    "insert-txn": (Workload(200_000, workloads.insert_txn), "200,000 inserts, one a transaction"),
+    "insert-txn": (Workload(200_000, workloads.insert_txn, new=True), "200,000 inserts, one a transaction"),
     "update-txn": (Workload(200_000, workloads.update_txn), "200,000 updates, one a transaction"),
-    "insert-bulk": (Workload(400_000, workloads.insert_bulk), "one insert of 400,000 rows"),
+    "insert-bulk": (Workload(400_000, workloads.insert_bulk, new=True), "one insert of 400,000 rows"),
     "update-bulk": (Workload(300_000, workloads.update_bulk), "one update of 300,000 rows"),
     "hot-rows": (Workload(200_000, workloads.update_hot), "200,000 updates of 1,000 rows, one a transaction"),
 }

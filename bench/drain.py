@@ -2,7 +2,7 @@
 
 The receiver is told to apply nothing, the backlog is written at the origin, both servers have a checkpoint, the
 receiver may go on: from then to the moment its last row is visible there. Rows are those the application wrote, so
-coalescing counts. `COPY` of as many new rows is the limit that no replication passes, but by coalescing.
+coalescing counts. `COPY` of as many is the limit that no replication of new rows passes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +18,11 @@ from bench.workloads import Workload, insert_bulk
 
 
 def drain(lab: Lab, name: str, workload: Workload) -> Iterator[Line]:
-    """Against PostgreSQL's own replication, and against the limit."""
-    readings = _measured(lab, name, workload, Native, Ours, Copy)
-    for peer in (Native.name, Copy.name):
-        yield _line(lab, name, workload, readings, peer)
+    """Against PostgreSQL's own replication, and against the limit if there is one."""
+    limits = (Copy,) if workload.new else ()
+    readings = _measured(lab, name, workload, Native, Ours, *limits)
+    for peer in (Native, *limits):
+        yield _line(lab, name, workload, readings, peer.name)
 
 
 def drain_against(peer: Callable[[], System], lab: Lab, name: str, workload: Workload) -> Line:

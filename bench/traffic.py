@@ -18,7 +18,7 @@ from bench.workloads import Workload, insert_txn, update_txn
 from syncagent.embedded import free_port
 
 _PIECE = 256 * 1024
-_ROWS = 100_000
+_ROWS = 50_000
 
 
 class Counter:

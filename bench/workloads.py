@@ -17,10 +17,11 @@ CLIENTS = 4
 
 @dataclass(frozen=True)
 class Workload:
-    """`write(stage, rows)` writes so many rows; `rows` is how many at scale 1."""
+    """`write(stage, rows)` writes so many rows; `rows` is how many at scale 1. `new`: all of them are, so `COPY` is the limit."""
 
     rows: int
     write: Callable[[Stage, int], None]
+    new: bool = False
 
     def scaled(self, scale: float) -> int:
         """As many rows for each client, one at least; an update of all rows takes what there is."""

@@ -187,6 +187,15 @@ def test_without_anybody_who_asks_the_log_is_still_kept_short(box: Outbox) -> No
     assert box.wake_in(now + 1, True) == pytest.approx(limits.IDLE_CUT_INTERVAL)
 
 
+def test_who_comes_back_right_after_a_long_cut_that_nobody_asked_for_does_not_wait(box: Outbox) -> None:
+    for now in (LATER, LATER + 60):
+        made, number = plan(box, now, pending=True), box.last + 1
+        assert made.cause == "idle"
+        box.cut_made(made, number, mine(number), {ME: number}, False, now, 0.1)
+    want(box, A)
+    assert box.wake_in(LATER + 60, False) == pytest.approx(limits.CUT_INTERVAL)
+
+
 def test_who_is_behind_is_served_without_new_writes(box: Outbox) -> None:
     want(box, A, LAST - 1)
     assert plan(box)[:3] == ("behind", (Group(LAST - 1, True, (A,)),), ())

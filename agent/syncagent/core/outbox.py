@@ -208,7 +208,11 @@ class Outbox:
         rest = limits.CUT_REST * min(took, self._took)  # one that had to wait delays those after it no more
         self._interval = min(max(limits.CUT_INTERVAL, rest), limits.CUT_INTERVAL_MOST)
         self._took = took
-        if plan.cause != "idle":
+        if (
+            plan.cause == "idle"
+        ):  # these are seldom anyway: whoever comes back meanwhile does not wait for that
+            self._interval = limits.CUT_INTERVAL
+        else:
             self._asked_at = now
         # It may tell of a merge that is committed, and not heard of here yet: whoever hands this cut on must know by then.
         unheard = any(cut > self._here.get(node, 0) for node, cut in frontier.items() if node != self._me)
