@@ -8,7 +8,6 @@ from uuid import UUID
 import pytest
 
 from syncagent.core.outbox import Outbox
-from syncagent.core.store import Cut
 from syncagent.core.wire import Want
 from syncagent.services.cutter import Cutter
 from syncagent.services.lifecycle import Desk
@@ -75,58 +74,10 @@ async def test_what_happens_here_is_no_reason_to_look() -> None:
     assert 1 < len(log.looks) < RINGS / 4, "each pause is longer than the one before"
 
 
-class Stream:
-    """An origin that is written to for a few cuts, with a peer that asks at once for what comes next."""
-
-    def __init__(self, desk: Desk, cuts: int) -> None:
-        self.looks = self.cuts = 0
-        self.told = asyncio.Event()
-        self._desk, self._left = desk, cuts
-
-    async def pending(self) -> bool:
-        self.looks += 1
-        if self.cuts and not self._left:
-            self.told.set()
-        return not self.cuts
-
-    async def cut(self, *_: object, force: bool, **__: object) -> Cut | None:
-        if not self._left:
-            assert not force
-            return None
-        self._left -= 1
-        self.cuts += 1
-        number = self._desk.outbox.last + 1
-        return Cut(number, UUID(int=number), {ME: number}, 5, False, ())
-
-    async def ship(self, cut: Cut, _: object) -> None:
-        self._desk.outbox.sent(PEER)
-        self._desk.outbox.asked(PEER, Want(cut.number, cut.id, True), cut.id)
-        self._desk.bells.cuts.ring()
-
-    async def answer_marks(self, *_: object) -> None:
-        pass
-
-
-async def test_while_rows_come_cuts_are_made_without_a_look_and_then_it_looks_again() -> None:
-    outbox, clock = Outbox(ME), Clock()
-    outbox.loaded(1, FIRST, {ME: 1}, {ME: 1}, 0, clock.now())
-    outbox.asked(PEER, Want(1, FIRST, True), FIRST)
-    desk = _desk(outbox, clock)
-    stream = Stream(desk, cuts=20)
-    running = asyncio.create_task(_cutter(desk, stream).run())
-
-    async with asyncio.timeout(10):
-        await stream.told.wait()
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-
-    assert (stream.cuts, stream.looks) == (20, 2), "the first one, and one that found nothing"
-
-
 def _desk(outbox: Outbox, clock: Clock) -> Desk:
     return Desk(ME, cast(Any, None), outbox, cast(Any, clock))
 
 
-def _cutter(desk: Desk, log: Log | Stream) -> Cutter:
+def _cutter(desk: Desk, log: Log) -> Cutter:
     anything = cast(Any, None)
-    return Cutter(desk, cast(Any, log), cast(Any, log), anything, anything)
+    return Cutter(desk, cast(Any, log), anything, anything, anything)

@@ -34,7 +34,7 @@ class Cutter:
 
     async def run(self) -> None:
         """For ever. Raises Unreachable when the database is gone."""
-        poll, look_at, pending, likely, waiting = limits.BUSY_POLL, 0.0, False, False, 0
+        poll, look_at, pending, waiting = limits.BUSY_POLL, 0.0, False, 0
         async with asyncio.TaskGroup() as sending:
             while True:
                 now = self._clock.now()
@@ -42,19 +42,16 @@ class Cutter:
                     poll, look_at = limits.BUSY_POLL, now
                 waiting = self._outbox.waiting
                 # What waits to be folded does so until it is: it is looked for once, and not before something would come of it.
-                # After a cut of rows there are more, as a rule, and a cut in vain takes hardly longer than to look.
-                expected = pending or (likely and waiting > 0)
-                if not expected and now >= look_at and not self._lull(now):
-                    expected = pending = await self._origin.pending()
+                if not pending and now >= look_at and not self._lull(now):
+                    pending = await self._origin.pending()
                     look_at = self._clock.now() + poll
                     poll = min(poll * limits.POLL_GROWTH, limits.IDLE_POLL)
-                plan = self._outbox.plan(self._clock.now(), expected)
+                plan = self._outbox.plan(self._clock.now(), pending)
                 if plan is not None:
-                    likely = await self._cut(plan, sending, sure=pending) > 0
-                    poll, pending = limits.BUSY_POLL, False
-                    look_at = self._clock.now() + poll
+                    await self._cut(plan, sending)
+                    poll, look_at, pending = limits.BUSY_POLL, 0.0, False
                     continue
-                if await self._bells.cuts.wait(self._rest(look_at, expected)):
+                if await self._bells.cuts.wait(self._rest(look_at, pending)):
                     poll = min(poll, limits.ASTIR_POLL)
                     look_at = min(look_at, self._clock.now() + poll)
 
@@ -62,15 +59,14 @@ class Cutter:
         """Seconds for which no cut would be made of what is new."""
         return self._outbox.wake_in(now, True) or 0.0
 
-    def _rest(self, look_at: float, expected: bool) -> float:
+    def _rest(self, look_at: float, pending: bool) -> float:
         """Seconds until something may be due, if nobody rings."""
         now = self._clock.now()
-        wake = self._outbox.wake_in(now, expected)
-        look = limits.IDLE_POLL if expected else max(look_at - now, self._lull(now))
+        wake = self._outbox.wake_in(now, pending)
+        look = limits.IDLE_POLL if pending else max(look_at - now, self._lull(now))
         return max(min(limits.IDLE_POLL, look, look if wake is None else wake), _LEAST)
 
-    async def _cut(self, plan: Plan, sending: asyncio.TaskGroup, *, sure: bool) -> int:
-        """How many rows it has folded. `sure`: the log was looked at, and has something."""
+    async def _cut(self, plan: Plan, sending: asyncio.TaskGroup) -> None:
         began = self._clock.now()
         try:
             cut = await self._origin.cut(plan.groups, force=plan.cause != "pending", spools=self._spools)
@@ -85,14 +81,12 @@ class Cutter:
                 self._failures, self._clock.chance(), first=limits.RETRY_FIRST, most=limits.RETRY_MOST
             )
             await asyncio.sleep(pause)
-            return 0
+            return
         self._failures, self.waiting = 0, None
-        if cut is None:
-            if sure:  # rows wait to be settled, and somebody holds them
-                await asyncio.sleep(limits.IDLE_POLL)
-            return 0
-        await self._hand_out(plan, cut, self._clock.now() - began, sending)
-        return cut.rows
+        if cut is None:  # rows wait to be settled, and somebody holds them
+            await asyncio.sleep(limits.IDLE_POLL)
+        else:
+            await self._hand_out(plan, cut, self._clock.now() - began, sending)
 
     async def _hand_out(self, plan: Plan, cut: Cut, took: float, sending: asyncio.TaskGroup) -> None:
         self.made += 1
