@@ -28,9 +28,12 @@ _DROPPED = ("settings", "python", "syncagent")
 
 
 def key(line: Line) -> tuple[object, ...]:
-    env = line["env"]
-    major = str(env.get("postgresql", "")).partition(".")[0]
-    return line["name"], line.get("peer"), env.get("size"), major
+    return line["name"], line.get("peer"), line["env"].get("size"), _major(line)
+
+
+def _major(line: Line) -> str:
+    """The version of PostgreSQL, without what comes after the point."""
+    return str(line["env"].get("postgresql", "")).partition(".")[0]
 
 
 def merged(kept: Iterable[Line], new: Iterable[Line]) -> list[Line]:
@@ -95,7 +98,7 @@ def _bar(line: Line) -> Bar:
     ratio, ours = line["ratio"], line["ours"]
     rates = abs(ratio - ours / line["theirs"]) < abs(ratio - line["theirs"] / ours)
     ends = sorted((value / ours if rates else ours / value) * ratio for value in line["spread"]["ours"])
-    return Bar(f"{line['name']} / {line['peer']}", ratio, ends[0], ends[-1])
+    return Bar(f"{line['name']} / {line['peer']}, {_major(line)}", ratio, ends[0], ends[-1])
 
 
 def _points(lines: Iterable[Line]) -> list[Point]:

@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 
 _COLOURS = ("#3b6fb6", "#c8692b", "#4a8f4a", "#8a5aa8")
 _INK, _LINE, _PAPER = "#333333", "#d0d0d0", "#ffffff"
-_WIDTH, _LEFT, _RIGHT, _TOP = 720, 190, 40, 44
+_WIDTH, _LEFT, _RIGHT, _TOP = 720, 220, 40, 44
 _ROW, _BAR = 24, 13
 _HEIGHT, _CURVE_LEFT, _BOTTOM = 340, 76, 48
 

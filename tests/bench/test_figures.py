@@ -109,20 +109,21 @@ def test_pictures_are_drawn_of_what_there_is() -> None:
     lines = [
         ratio("drain", "native", 200, 100, 2.0),
         ratio("cost", "native", 200, 100, 0.5),
+        ratio("cost", "native", 100, 100, 1.0, "15.18"),
         *(sized("scaling-rows", size, 5 + size / 1000) for size in (100, 10_000)),
     ]
     found = pages.pictures(lines)
     assert set(found) == {"bench-ratios", "scaling-rows"}
     seen = {name: drawn(text) for name, text in found.items()}
     words = [element.text for element in seen["bench-ratios"].iter() if element.tag.endswith("text")]
-    assert {"drain / native", "cost / native"} <= set(words)
+    assert {"drain / native, 18", "cost / native, 18", "cost / native, 15"} <= set(words)
     bars = [element for element in seen["bench-ratios"].iter() if element.tag.endswith("rect")][1:]
     middle = next(
         float(line.get("x1", 0))
         for line in seen["bench-ratios"].iter()
         if line.tag.endswith("line") and line.get("stroke") == "#333333"
     )
-    better, worse = bars
+    better, worse, _ = bars
     assert float(better.get("x", 0)) == pytest.approx(middle, abs=0.1)
     assert float(worse.get("x", 0)) + float(worse.get("width", 0)) == pytest.approx(middle, abs=0.1)
     points = [element for element in seen["scaling-rows"].iter() if element.tag.endswith("circle")]
