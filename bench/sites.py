@@ -68,14 +68,14 @@ def calm(lab: Lab, name: str) -> Iterator[Line]:
 
 def _sites(lab: Lab, name: str, seconds: float, rate: Callable[[int], float]) -> Iterator[Line]:
     """For a mesh and for a hub: what the agent of a site costs for each of its peers, with most of them against with one."""
-    looks = max(3.0, seconds * min(lab.scale, 1.0))
+    look = max(3.0, seconds * min(lab.scale, 1.0))
     for shape in SHAPES:
         seen: dict[int, list[Cost]] = {}
         for size in _SIZES:
-            seen[size] = _costs(lab, shape, size, rate(size), looks)
-            for look, cost in enumerate(seen[size]):
+            seen[size] = _costs(lab, shape, size, rate(size), look)
+            for run, cost in enumerate(seen[size]):
                 lab.say(
-                    f"{name}-{shape} {look + 1}/{lab.runs} {size} sites: agent {cost.first:.1f} % and {cost.others:.1f} %, equal after {cost.late:.1f} s"
+                    f"{name}-{shape} {run + 1}/{lab.runs} {size} sites: agent {cost.first:.1f} % and {cost.others:.1f} %, equal after {cost.late:.1f} s"
                 )
         growth = [
             _linked(shape, most) / (_SIZES[-1] - 1) / (_linked(shape, least) / (_SIZES[0] - 1))

@@ -208,9 +208,8 @@ class Outbox:
         rest = limits.CUT_REST * min(took, self._took)  # one that had to wait delays those after it no more
         self._interval = min(max(limits.CUT_INTERVAL, rest), limits.CUT_INTERVAL_MOST)
         self._took = took
-        if (
-            plan.cause == "idle"
-        ):  # these are seldom anyway: whoever comes back meanwhile does not wait for that
+        # Those that nobody asks for are seldom anyway: whoever comes back meanwhile does not wait for one.
+        if plan.cause == "idle":
             self._interval = limits.CUT_INTERVAL
         else:
             self._asked_at = now

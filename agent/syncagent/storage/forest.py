@@ -147,9 +147,8 @@ class PostgresForest:
             session = await connect(self._dsn, "verify")
             with border():
                 await session.execute("set lock_timeout = 1000")
-        except (
-            Unreachable
-        ) as error:  # the server may have no connection to spare; whoever needs it most will tell
+        except Unreachable as error:
+            # the server may have no connection to spare; whoever needs it most will tell
             raise Contended("no connection to compare with", detail=error.line) from error
         return session
 
